@@ -1,0 +1,1 @@
+"""Find the micro-batch that holds a memory target."""

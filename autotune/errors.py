@@ -1,0 +1,61 @@
+"""Every error that a user can mend.
+
+    ChatlmError
+    ├── UsageError      a setting that cannot be meant (exit 2 at the command line is typer's own)
+    ├── PlanError       an effective batch that cannot be cut as asked
+    ├── ProfileError    a profile that is unknown, malformed or does not suit the run
+    ├── DataError       a training file that cannot be read as prompts and responses
+    ├── ModelError      a model that cannot be loaded
+    ├── DeviceError     a device or driver that is missing or does not answer
+    ├── WorkerError     a worker process that crashed, hung or never started
+    ├── OutOfMemory     training did not fit
+    ├── NothingFits     not even one sequence holds the target
+    └── OutputError     a folder that cannot be written, or holds something else
+
+The message says what happened, with the numbers, then what to try. The command line prints it
+without a traceback and exits 1; any other exception is a bug and keeps its traceback.
+"""
+
+
+class ChatlmError(Exception):
+    """Something that the user can mend; `str()` is the whole message."""
+
+
+class UsageError(ChatlmError):
+    """A setting that cannot be meant."""
+
+
+class PlanError(ChatlmError):
+    """An effective batch that cannot be cut as asked."""
+
+
+class ProfileError(ChatlmError):
+    """A profile that is unknown, malformed, or does not suit the run."""
+
+
+class DataError(ChatlmError):
+    """A training file that cannot be read as prompts and responses."""
+
+
+class ModelError(ChatlmError):
+    """A model that cannot be loaded."""
+
+
+class DeviceError(ChatlmError):
+    """A device or driver that is missing or does not answer."""
+
+
+class WorkerError(ChatlmError):
+    """A worker process that crashed, hung or never started."""
+
+
+class OutOfMemory(ChatlmError):
+    """Training did not fit into the device or the host."""
+
+
+class NothingFits(ChatlmError):
+    """Not even one sequence per device holds the target."""
+
+
+class OutputError(ChatlmError):
+    """A folder that cannot be written, or that holds something else."""

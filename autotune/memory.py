@@ -1,0 +1,126 @@
+"""Memory as a worker sees its own: the counters that a probe reads between its phases.
+
+`HostMemory` counts resident pages, for a CPU. `CudaMemory` counts what torch's caching allocator
+reserves; the supervisor adds the context, which torch cannot see, from NVML.
+"""
+
+import gc
+from typing import Protocol
+
+from autotune import process
+
+OOM_TEXTS = (
+    "CUDA error: out of memory",
+    "CUDA out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",  # NCCL, which allocates outside torch
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+)
+"""What an allocation failure says where it has no type of its own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error, or one that it was raised from, is a failed allocation."""
+    while True:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, RuntimeError | OSError) and any(t in str(error) for t in OOM_TEXTS):
+            return True
+        cause = error.__cause__ or error.__context__
+        if cause is None:
+            return False
+        error = cause
+
+
+class DeviceMemory(Protocol):
+    """Bytes that this process holds on its device."""
+
+    device: str
+    """NVML's UUID of the card, `cpu` for the host."""
+    caches: bool
+    """Whether freed memory stays counted: then only the first step tells its phases apart."""
+
+    def settle(self) -> None:
+        """Gives back what no tensor holds, as a fresh process would not have it."""
+
+    def reset_peak(self) -> None: ...
+    def resident(self) -> int: ...
+    def peak(self) -> int: ...
+    def retries(self) -> int:
+        """How often the allocator had to flush its cache to go on; above 0 it thrashes."""
+
+    def synchronize(self) -> None:
+        """Returns when the device has done all that was asked of it."""
+
+    def limit(self, amount: int) -> None:
+        """Makes an allocation fail that would take this process beyond `amount`."""
+
+
+class HostMemory:
+    """Resident memory of this process."""
+
+    device = "cpu"
+    caches = False
+
+    def settle(self) -> None:
+        process.trim()
+
+    def reset_peak(self) -> None:
+        process.reset_peak()
+
+    def resident(self) -> int:
+        return process.resident("self")
+
+    def peak(self) -> int:
+        return process.peak_resident("self")
+
+    def retries(self) -> int:
+        return 0
+
+    def synchronize(self) -> None:
+        return
+
+    def limit(self, amount: int) -> None:
+        process.limit_data(amount)
+
+
+class CudaMemory:
+    """What torch reserves on the current CUDA device."""
+
+    caches = True
+
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+        self._index = torch.cuda.current_device()
+        uuid = str(torch.cuda.get_device_properties(self._index).uuid)
+        self.device = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+
+    def settle(self) -> None:
+        gc.collect()
+        self._cuda.synchronize()
+        self._cuda.empty_cache()
+
+    def reset_peak(self) -> None:
+        self._cuda.reset_peak_memory_stats()
+
+    def resident(self) -> int:
+        return self._cuda.memory_reserved()
+
+    def peak(self) -> int:
+        return self._cuda.max_memory_reserved()
+
+    def retries(self) -> int:
+        return int(self._cuda.memory_stats().get("num_alloc_retries", 0))
+
+    def synchronize(self) -> None:
+        self._cuda.synchronize()
+
+    def limit(self, amount: int) -> None:
+        total = self._cuda.get_device_properties(self._index).total_memory
+        self._cuda.set_per_process_memory_fraction(min(1.0, amount / total))

@@ -1,0 +1,54 @@
+"""Amounts as people write them: `20GiB`, `0.6`, and back. Inside, bytes and shares are numbers."""
+
+import re
+
+from autotune.errors import UsageError
+
+UNITS = {
+    "": 1, "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+    "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40,
+}  # fmt: skip
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from `20GiB`, `512 MB`, `1.5g` or a bare number.
+
+    Raises:
+        UsageError: not a positive number with a known unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS:
+        raise UsageError(f"{text!r} is not an amount of memory; write it like 20GiB or 512MB")
+    amount = int(float(match[1]) * UNITS[match[2].upper()])
+    if amount <= 0:
+        raise UsageError(f"{text!r} is no memory at all; write it like 20GiB or 512MB")
+    return amount
+
+
+def check_fraction(value: float, name: str) -> float:
+    """The value, when it is a share of a whole: 0 < value <= 1.
+
+    Raises:
+        UsageError: outside that range (nan included).
+    """
+    if not 0 < value <= 1:
+        raise UsageError(
+            f"{name} {value:g} is not a share of the device's memory; "
+            f"give a fraction above 0 and at most 1, like 0.6 for 60 %"
+        )
+    return value
+
+
+def format_bytes(amount: float) -> str:
+    """`11.9 GiB`: three digits at most, binary units."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(amount) < 1000:
+            return (
+                f"{amount:.0f} {unit}"
+                if abs(amount) >= 10 or unit == "B"
+                else f"{amount:.1f} {unit}"
+            )
+        amount /= 1024
+    return f"{amount:.0f} GiB" if abs(amount) >= 100 else f"{amount:.1f} GiB"

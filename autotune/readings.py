@@ -1,0 +1,34 @@
+"""What a meter shows at one moment. Values only: the meters are in `nvml` and `host`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReading:
+    """One device at one moment; a figure that the driver does not give is `None`."""
+
+    device: str
+    """The device's UUID; `cpu` for host memory, `cpu:RANK` for an emulated card."""
+    name: str
+    total: int
+    """Bytes."""
+    used: int
+    """Bytes, everyone's: `total − free`."""
+    utilization: float | None = None
+    """Share of the last second in which a kernel ran, 0..1."""
+    temperature: float | None = None
+    """Degrees Celsius."""
+    power: float | None = None
+    """Watts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReading:
+    """Host memory at one moment, as the tightest cgroup or the machine limits it; bytes."""
+
+    total: int
+    used: int
+
+    @property
+    def free(self) -> int:
+        return self.total - self.used

@@ -1,0 +1,124 @@
+"""A group of worker processes, one a rank: start them, talk to them, see how they ended."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from autotune.channel import SOCKET_VARIABLE, Hub, Message
+from autotune.errors import OutputError
+from autotune.process import resident
+
+PATIENCE = 5.0
+"""Seconds between the request to end and the kill."""
+
+
+class Workers:
+    """Processes that were launched together; use it in a `with`, so that none outlives it."""
+
+    def __init__(
+        self, command: Sequence[str], *, environment: Mapping[str, str], log_path: Path
+    ) -> None:
+        self.log_path = log_path
+        self._log = _open_log(log_path)
+        self._log_start = self._log.tell()
+        self._hub = Hub()
+        self.pids: dict[int, int] = {}
+        """Process id by rank, of the ranks that said hello."""
+        self._launcher = subprocess.Popen(
+            list(command),
+            env={**environment, SOCKET_VARIABLE: self._hub.path},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is the supervisor's to handle
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def receive(self, timeout: float) -> list[Message]:
+        """Messages of any rank within `timeout` seconds; see `Hub.receive`."""
+        messages = self._hub.receive(timeout)
+        for message in messages:
+            if message["type"] == "hello":
+                self.pids[message["rank"]] = message["pid"]
+        return messages
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        self._hub.send(message)
+
+    def resident(self) -> dict[int, int]:
+        """Resident host memory by rank, bytes."""
+        return {rank: resident(pid) for rank, pid in self.pids.items()}
+
+    def ended(self) -> bool:
+        """Whether the launcher has ended; its last messages may still be unread."""
+        return self._launcher.poll() is not None
+
+    def exit_code(self) -> int:
+        """How the first failed worker ended, negative for a signal; waits for the launcher."""
+        try:
+            code = self._launcher.wait(PATIENCE * 2)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            return -signal.SIGKILL
+        found = re.search(r"exitcode\s*:\s*(-?\d+)", self.log_tail())
+        return int(found[1]) if code > 0 and found else code
+
+    def log_tail(self, lines: int = 200) -> str:
+        """The end of what these workers printed."""
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+
+    def close(self) -> None:
+        """Ends every process of the group, gently first; returns when they are gone."""
+        self._hub.close()  # a worker ends itself when its supervisor's socket closes
+        try:
+            self._launcher.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._launcher.terminate()
+        self._kill()
+        self._log.close()
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether that number is still the process that we started: the kernel gives it out again."""
+        try:
+            return self._hub.path.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+
+    def _kill(self) -> None:
+        for pid in self.pids.values():
+            if self._is_ours(pid):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            self._launcher.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._launcher.kill()
+            self._launcher.wait()
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("ab")
+    except OSError as error:
+        raise OutputError(f"cannot write the log {path}: {error.strerror}") from error
+    log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
+    log.flush()
+    return log

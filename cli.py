@@ -1,0 +1,445 @@
+"""The command line: parses, wires the parts, prints the outcome.
+
+Nothing here loads torch: that is the workers' business. What a command does is in `trainer` and
+`autotune`; this file holds only flags, order, and words.
+"""
+
+import functools
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+from autotune.errors import ChatlmError, DataError
+
+if TYPE_CHECKING:
+    from autotune.events import Emit
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    help="Finds the micro-batch that holds a memory target, and trains with it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+profiles_app = typer.Typer(help="The profiles that can be named.", no_args_is_help=True)
+app.add_typer(profiles_app, name="profiles")
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class Precision(StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class Prefer(StrEnum):
+    MEMORY = "memory"
+    THROUGHPUT = "throughput"
+
+
+class Backend(StrEnum):
+    GLOO = "gloo"
+    NCCL = "nccl"
+
+
+Data = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Parquet, JSON or JSON lines; may be given several times."),
+]
+Model = Annotated[
+    str | None, typer.Option(help="chatlm-tiny, chatlm-0.2b, a model folder, or a hub id.")
+]
+Processes = Annotated[
+    int | None, typer.Option(help="One a device; all GPUs by default.", show_default=False)
+]
+VramLimit = Annotated[
+    str | None, typer.Option(help="Pretend that each card is that large, like 20GiB.")
+]
+Lengths = Annotated[int | None, typer.Option(help="Tokens; the base profile's by default.", min=2)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live screen.")]
+BackendFlag = Annotated[
+    Backend | None, typer.Option(help="Between processes; NCCL on GPUs, gloo on CPUs.")
+]
+Events = Annotated[Path | None, typer.Option(help="Record every event there.", hidden=True)]
+
+
+def main() -> None:
+    """The `chatlm` command."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except ChatlmError as error:
+        sys.stderr.write(f"chatlm: {error}\n")
+        sys.exit(1)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _ends_on_interrupt(command: Callable[P, None]) -> Callable[P, None]:
+    """The command, with exit code 130 where Ctrl-C ends it."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.stderr.write("chatlm: interrupted\n")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@app.command()
+@_ends_on_interrupt
+def autotune(
+    target_vram: Annotated[float, typer.Option(help="Share of each device to hold.")] = 0.6,
+    target_ram: Annotated[float, typer.Option(help="Share of host RAM not to exceed.")] = 0.8,
+    model: Model = None,
+    data: Data = None,
+    base: Annotated[str, typer.Option(help="Profile to start from.")] = "fast",
+    effective_batch: Annotated[
+        int | None, typer.Option(help="Samples per optimizer step, kept as given.", min=1)
+    ] = None,
+    num_processes: Processes = None,
+    device: Device = Device.AUTO,
+    vram_limit: VramLimit = None,
+    max_batch: Annotated[int | None, typer.Option(help="Largest size to try.", min=1)] = None,
+    prefer: Annotated[
+        Prefer, typer.Option(help="The largest size, or the smallest that is as fast as any.")
+    ] = Prefer.MEMORY,
+    precision: Precision = Precision.AUTO,
+    max_source_length: Lengths = None,
+    max_target_length: Lengths = None,
+    backend: BackendFlag = None,
+    name: Annotated[str, typer.Option(help="Writes ./profiles/NAME.toml.")] = "tuned",
+    as_json: AsJson = False,
+    plain: Plain = False,
+    workload: Annotated[str, typer.Option(hidden=True)] = "trainer.workload:build",
+    events: Events = None,
+) -> None:
+    """Find the largest micro-batch that holds the memory target, and write it as a profile."""
+    from dataclasses import replace
+
+    import profiles
+    from autotune.events import Notice
+    from autotune.host import HostMeter
+    from autotune.plan import Plan
+    from autotune.prober import Limits, Prober, WorkloadSpec
+    from autotune.quantity import check_fraction, parse_bytes
+    from autotune.tuning import tune
+    from profiles.store import FOLDER, check_name
+    from trainer import tuned
+    from trainer.devices import open_devices
+    from trainer.settings import WorkloadSettings, apply_profile
+
+    limits = Limits(
+        target=check_fraction(target_vram, "--target-vram"),
+        target_ram=check_fraction(target_ram, "--target-ram"),
+    )
+    limit = None if vram_limit is None else parse_bytes(vram_limit)
+    path = FOLDER / f"{check_name(name)}.toml"
+    profile = profiles.load(base)
+    wanted = effective_batch or profile.batch.effective_batch_size
+    host = HostMeter()
+    with ExitStack() as stack:
+        devices = stack.enter_context(
+            open_devices(device, num_processes=num_processes, vram_limit=limit, host=host)
+        )
+        Plan(micro_batch=1, effective_batch=wanted, world_size=devices.world_size)
+        settings = apply_profile(
+            WorkloadSettings(
+                model=model or profile.run.model or "chatlm-tiny",
+                data=_existing(data),
+                device=devices.cards.kind,
+                backend=backend,
+            ),
+            profile,
+        )
+        settings = replace(
+            settings,
+            precision=settings.precision if precision is Precision.AUTO else precision.value,
+            max_source_length=max_source_length or settings.max_source_length,
+            max_target_length=max_target_length or settings.max_target_length,
+        )
+        log_path = _log_path("autotune")
+        emit = stack.enter_context(_listeners(as_json, plain, log_path, events))
+        if devices.notice:
+            emit(Notice(text=devices.notice))
+        extra = {"effective": wanted, "effective_fixed": effective_batch is not None}
+        spec = WorkloadSpec(
+            path=workload,
+            settings={**settings.as_json(), **extra},
+            world_size=devices.world_size,
+        )
+        prober = stack.enter_context(
+            Prober(
+                spec, cards=devices.cards, host=host, limits=limits, emit=emit, log_path=log_path
+            )
+        )
+        outcome = tune(
+            prober,
+            ceiling=lambda facts: tuned.ceiling(
+                facts["rows"],
+                world_size=devices.world_size,
+                effective=effective_batch,
+                max_batch=max_batch,
+            ),
+            prefer=prefer,
+            emit=emit,
+        )
+        prober.close()
+        if outcome.answer is None and outcome.interrupted:
+            raise KeyboardInterrupt
+        if outcome.answer is None:
+            raise tuned.nothing_fits(outcome)
+        found = tuned.make_profile(
+            outcome,
+            limits=limits,
+            settings=settings,
+            devices=devices,
+            wanted_effective=wanted,
+            effective_is_fixed=effective_batch is not None,
+            loader_workers=profile.run.loader_workers,
+            vram_limit=limit,
+        )
+        profiles.save(found, path)
+    if as_json:
+        _print_json(tuned.as_json(outcome, found, str(path), limits))
+    else:
+        sys.stdout.write(_tuned_words(found, outcome.seconds, wanted, path, name))
+    if outcome.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
+@_ends_on_interrupt
+def train(
+    profile: Annotated[str, typer.Option(help="Name or path.")] = "tuned",
+    model: Model = None,
+    data: Data = None,
+    eval_data: Annotated[
+        list[Path] | None, typer.Option("--eval-data", help="Files to measure the loss on.")
+    ] = None,
+    epochs: float = 1.0,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps, instead of epochs.")
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Instead of the profile's; changes memory and speed only.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="model_save/sft_PROFILE by default.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on with an unfinished run, or replace it.")
+    ] = True,
+    seed: int = 0,
+    precision: Precision = Precision.AUTO,
+    dropout: Annotated[
+        float | None, typer.Option(help="The model's own by default.", show_default=False)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The model's default if not given.", show_default=False)
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Optimizer steps; each epoch by default.", min=1)
+    ] = None,
+    device: Device = Device.AUTO,
+    num_processes: Processes = None,
+    backend: BackendFlag = None,
+    as_json: AsJson = False,
+    plain: Plain = False,
+    events: Events = None,
+) -> None:
+    """Train with a profile: its effective batch, cut as it says."""
+    from dataclasses import replace
+
+    import profiles
+    from autotune.events import Notice
+    from autotune.host import HostMeter
+    from trainer.devices import open_devices
+    from trainer.run_folder import RunFolder
+    from trainer.settings import TrainSettings, WorkloadSettings, apply_profile, check_training
+    from trainer.supervise import TrainJob, run_training
+
+    found = profiles.load(profile)
+    was_tuned = found.fingerprint.model is not None
+    host = HostMeter()
+    with ExitStack() as stack:
+        devices = stack.enter_context(
+            open_devices(
+                device,
+                num_processes=num_processes
+                or (found.fingerprint.world_size if was_tuned else None),
+                vram_limit=found.memory.vram_limit_bytes,
+                host=host,
+            )
+        )
+        plan = found.plan(devices.world_size, micro_batch)
+        workload = WorkloadSettings(
+            model=model or found.run.model or "chatlm-tiny",
+            data=_existing(data) or (tuple(found.run.data or ()) if model is None else ()),
+            device=devices.cards.kind,
+            seed=seed,
+            dropout=dropout,
+            backend=backend,
+        )
+        workload = apply_profile(workload, found)
+        if precision is not Precision.AUTO:
+            workload = replace(workload, precision=precision.value)
+        settings = check_training(
+            TrainSettings(
+                workload=workload,
+                profile=profile,
+                micro_batch=plan.micro_batch,
+                effective_batch=plan.effective_batch,
+                world_size=devices.world_size,
+                loader_workers=found.run.loader_workers,
+                eval_data=_existing(eval_data),
+                epochs=epochs,
+                max_steps=max_steps,
+                learning_rate=learning_rate,
+                output_dir=str(output_dir or Path("model_save") / f"sft_{Path(profile).stem}"),
+                fresh=not resume,
+                checkpoint_every=checkpoint_every,
+            )
+        )
+        folder = RunFolder(Path(settings.output_dir))
+        folder.check(settings.identity(), fresh=settings.fresh)
+        log_path = _log_path("chat_trainer")
+        emit = stack.enter_context(_listeners(as_json, plain, log_path, events))
+        if devices.notice:
+            emit(Notice(text=devices.notice.replace("tuning", "training")))
+        job = TrainJob(
+            settings=settings,
+            name=profile,
+            profile=found,
+            devices=devices,
+            host=host,
+            emit=emit,
+            log_path=log_path,
+        )
+        ended = run_training(job)
+    if as_json:
+        _print_json({"schema": 1, **ended.result})
+    else:
+        sys.stdout.write(_trained_words(ended.result, log_path))
+    if ended.interrupted:
+        raise typer.Exit(130)
+
+
+@profiles_app.command("list")
+def list_profiles() -> None:
+    """One line a profile: the user's own first, then the presets."""
+    import profiles
+
+    for name in profiles.names():
+        batch = profiles.load(name).batch
+        sys.stdout.write(
+            f"{name:<16} micro-batch {batch.micro_batch_size:<5} "
+            f"accumulation {batch.gradient_accumulation_steps:<4} "
+            f"effective batch {batch.effective_batch_size}\n"
+        )
+
+
+@profiles_app.command("show")
+def show_profile(name: str) -> None:
+    """The profile of that name or path, checked, as TOML."""
+    import tomli_w
+
+    import profiles
+
+    document = profiles.load(name).model_dump(mode="json", by_alias=True, exclude_none=True)
+    sys.stdout.write(tomli_w.dumps(document))
+
+
+@contextmanager
+def _listeners(as_json: bool, plain: bool, log_path: Path, events: Path | None) -> "Iterator[Emit]":
+    """The screen, the text log, and the record of events where one is asked for."""
+    from autotune.events import Listeners
+    from dashboard import open_screen
+    from dashboard.plain import PlainLines
+    from dashboard.record import EventLog
+
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stream = sys.stderr if as_json else sys.stdout
+        log = stack.enter_context(log_path.open("a", encoding="utf-8", buffering=1))
+        listeners = [stack.enter_context(open_screen(plain=plain, stream=stream)), PlainLines(log)]
+        if events is not None:
+            listeners.append(stack.enter_context(EventLog(events)))
+        yield Listeners(listeners)
+
+
+def _log_path(what: str) -> Path:
+    from autotune.errors import OutputError
+
+    path = Path("logs") / f"{what}_{time.strftime('%Y%m%d-%H%M%S')}.log"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise OutputError(f"cannot write the log {path}: {error.strerror}") from error
+    return path
+
+
+def _existing(paths: list[Path] | None) -> tuple[str, ...]:
+    for path in paths or ():
+        if not path.is_file():
+            raise DataError(f"no data file {path}; give a Parquet, JSON or JSON-lines file")
+    return tuple(str(path) for path in paths or ())
+
+
+def _tuned_words(profile: Any, seconds: float, wanted: int, path: Path, name: str) -> str:
+    from autotune.quantity import format_bytes
+
+    batch, memory = profile.batch, profile.memory
+    grown = f" (was {wanted})" if batch.effective_batch_size != wanted else ""
+    share = memory.peak_bytes / memory.budget_bytes
+    return (
+        f"micro-batch {batch.micro_batch_size} x accumulation "
+        f"{batch.gradient_accumulation_steps}: effective batch "
+        f"{batch.effective_batch_size}{grown}\n"
+        f"peak {format_bytes(memory.peak_bytes)} of a budget of "
+        f"{format_bytes(memory.budget_bytes)} ({share:.0%}), found in {seconds:.0f} s\n"
+        f"wrote {path}; train with it: chatlm train --profile {name}\n"
+    )
+
+
+def _trained_words(result: Any, log_path: Path) -> str:
+    from autotune.quantity import format_bytes
+
+    loss = "" if result["final_loss"] is None else f", loss {result['final_loss']:.3f}"
+    return (
+        f"{result['steps']} steps, {result['samples']:,} samples{loss}, "
+        f"{result['samples_per_second']:.1f} samples/s, "
+        f"peak {format_bytes(result['peak_bytes'])}\n"
+        f"the run is in {result['output_dir']}, the log in {log_path}\n"
+    )
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Chooses between the live screen and plain lines, and puts the terminal back as it was.
+
+The live screen is drawn on the terminal's other page, so that nothing scrolls, and a resize leaves no
+rubbish: terminals differ in how they re-wrap the normal page. The last frame then stays on the
+normal page. SIGTERM and SIGHUP must reach `open_screen` as exceptions, as SIGINT does.
+"""
+
+import io
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
+from typing import TYPE_CHECKING, TextIO
+
+from autotune.events import Emit, ProbeEnded, TuningEnded
+from dashboard.plain import PlainLines
+from dashboard.state import Screen, update
+from trainer.events import TrainingEnded
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+FRAME = 1 / 8
+"""Seconds between two frames at least."""
+ALWAYS_DRAWN = (ProbeEnded, TuningEnded, TrainingEnded)
+USUAL_SIZE = os.terminal_size((80, 24))
+
+
+@contextmanager
+def open_screen(*, plain: bool, stream: TextIO) -> Iterator[Emit]:
+    """An `emit` that shows what happens on `stream`, until the block ends, however it ends."""
+    if plain or not is_drawable(stream):
+        yield PlainLines(stream)
+        return
+    live = LiveScreen(stream)
+    with held_stderr():
+        try:
+            live.open()
+            yield live
+        finally:
+            live.close()
+
+
+@contextmanager
+def held_stderr() -> Iterator[None]:
+    """Keeps warnings and log lines off the screen, where the next frame would wipe them out.
+
+    They follow once the screen is closed. A stderr that is no terminal is left alone.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    held = io.StringIO()
+    try:
+        with redirect_stderr(held):
+            yield
+    finally:
+        with suppress(OSError):
+            sys.stderr.write(held.getvalue())
+            sys.stderr.flush()
+
+
+def is_drawable(stream: TextIO) -> bool:
+    """Whether cursor codes mean anything there; FORCE_COLOR and the like do not make it so."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+
+
+class LiveScreen:
+    """A listener that draws; events may come from several threads."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console  # 100 ms, and only a terminal needs it
+        from rich.live import Live
+
+        self.stream = stream
+        self.ascii = not can_write(stream, "█━▒┃✓…×")
+        self.console = Console(
+            file=stream, force_terminal=True, force_interactive=True, legacy_windows=False,
+            highlight=False, markup=False, emoji=False,
+        )  # fmt: skip
+        self.live = Live(
+            console=self.console, screen=True, auto_refresh=False, vertical_overflow="crop",
+            redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
+        self.lock = threading.RLock()
+        self.screen = Screen()
+        self.began = self.drawn = time.monotonic()
+        self.is_open = False
+
+    def open(self) -> None:
+        self.is_open = True
+        self.live.start()
+        self.draw()
+
+    def __call__(self, event: object) -> None:
+        with self.lock:
+            self.screen = update(self.screen, event)
+            due = time.monotonic() - self.drawn >= FRAME
+            if self.is_open and (due or isinstance(event, ALWAYS_DRAWN)):
+                try:
+                    self.draw()
+                except Exception:
+                    self.close()  # the run goes on without a screen, on a usable terminal
+                    raise
+
+    def draw(self) -> None:
+        size = terminal_size(self.stream)
+        self.console.size = size  # of this stream: rich would ask COLUMNS or stdin first
+        self.live.update(self.frame(size), refresh=True)
+        self.drawn = time.monotonic()
+
+    def frame(self, size: os.terminal_size) -> "Group":
+        from dashboard.view import render
+
+        elapsed = time.monotonic() - self.began
+        return render(self.screen, size.columns, elapsed, height=size.lines, ascii=self.ascii)
+
+    def close(self) -> None:
+        """Back to the normal page with the cursor visible, and the last frame below the command."""
+        with self.lock:
+            if not self.is_open:
+                return
+            self.is_open = False
+            with suppress(OSError):  # after SIGHUP the terminal is gone: nothing to put back
+                self.live.stop()
+                if self.screen != Screen():
+                    self.console.print(self.frame(terminal_size(self.stream)))
+
+
+def terminal_size(stream: TextIO) -> os.terminal_size:
+    """Columns and rows; the usual ones where the terminal does not know, as over a serial line."""
+    try:
+        size = os.get_terminal_size(stream.fileno())
+    except OSError:
+        return USUAL_SIZE
+    return size if size.columns > 0 and size.lines > 0 else USUAL_SIZE
+
+
+def can_write(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

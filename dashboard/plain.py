@@ -1,0 +1,156 @@
+"""One line per event worth a line: for pipes, log files, dumb terminals and `--plain`.
+
+No colour, no cursor codes, no rich. Meter readings print nothing, steps are thinned.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from autotune.events import Notice, ProbeEnded, TuningEnded, TuningStarted
+from autotune.trial import DeviceBudget, Trial
+from dashboard.state import Screen, budget_of, update
+from dashboard.words import (
+    VERDICTS,
+    amount,
+    clean,
+    clock,
+    counted,
+    duration,
+    encodable,
+    figure,
+    percent,
+    share,
+)
+from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
+
+QUIET = 10.0
+"""Seconds after which a step is printed even when little has been done since the last line."""
+
+
+class PlainLines:
+    """A listener that prints; use it as `emit`."""
+
+    def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
+        self.stream = stream
+        self.encoding = stream.encoding or "utf-8"
+        self.now = now
+        self.screen = Screen()
+        self.printed_step = 0
+        self.printed_at = now()
+
+    def __call__(self, event: object) -> None:
+        self.screen = update(self.screen, event)
+        for line in self.lines(event):
+            self.stream.write(encodable(clean_line(line), self.encoding) + "\n")
+        self.stream.flush()
+
+    def lines(self, event: object) -> list[str]:
+        match event:
+            case Notice():
+                return [f"note    {clean(event.text)}"]
+            case TuningStarted():
+                head = f"tune    {event.model}  target {percent(event.target)}  sizes 1 … {event.ceiling}"
+                return [head, *(budget_line(device) for device in event.devices)]
+            case ProbeEnded():
+                return [self.probe_line(event.trial)]
+            case TuningEnded():
+                return [self.answer_line(event)]
+            case TrainingStarted():
+                return [training_line(event)]
+            case StepEnded() if self.step_is_due():
+                self.printed_step, self.printed_at = self.screen.step, self.now()
+                return [self.step_line()]
+            case Evaluated():
+                return [f"eval    step {event.step}  loss {figure(event.loss)}"]
+            case CheckpointSaved():
+                return [f"saved   step {event.step}  {event.path}"]
+            case TrainingEnded():
+                return [self.end_line(event)]
+            case _:
+                return []
+
+    def probe_line(self, trial: Trial) -> str:
+        budget = budget_of(trial, self.screen.budgets)
+        words = [f"probe   {trial.size:<5} {VERDICTS[trial.verdict]:<5}"]
+        if trial.peak is not None and budget is not None:
+            of_budget = f"{amount(budget)} ({share(trial.peak, budget)})"
+            words.append(f"peak {amount(trial.peak, like=budget)} of {of_budget}")
+        if trial.samples_per_second is not None:
+            words.append(f"{figure(trial.samples_per_second)} samples/s")
+        if trial.reason is not None:
+            words.append(trial.reason)
+        return "  ".join([*words, duration(trial.seconds)])
+
+    def answer_line(self, event: TuningEnded) -> str:
+        answer = "no size fits" if event.answer is None else str(event.answer)
+        if event.interrupted:
+            answer = (
+                "interrupted" if event.answer is None else f"{answer}  best so far, interrupted"
+            )
+        probes = counted(len(self.screen.trials), "probe")
+        return f"answer  {answer}  {probes}  {duration(event.seconds)}"
+
+    def step_is_due(self) -> bool:
+        """First, last, every twentieth of the run, and never silent for long."""
+        step, steps = self.screen.step, self.screen.steps
+        return (
+            self.printed_step == 0
+            or step >= steps
+            or (step - self.printed_step) * 20 >= steps
+            or self.now() - self.printed_at >= QUIET
+        )
+
+    def step_line(self) -> str:
+        screen, record = self.screen, self.screen.record
+        width = len(str(screen.steps))
+        words = [f"step    {screen.step:>{width}}/{screen.steps}"]
+        for key, form in (
+            ("loss", "loss {}"),
+            ("learning_rate", "lr {}"),
+            ("grad_norm", "grad norm {}"),
+            ("samples_per_second", "{} samples/s"),
+            ("tokens_per_second", "{} tokens/s"),
+        ):
+            if record.get(key) is not None:
+                words.append(form.format(figure(record[key])))
+        if screen.peak is not None:
+            words.append(f"peak {amount(screen.peak)}")
+        if screen.seconds_left and screen.step < screen.steps:
+            words.append(f"{clock(screen.seconds_left)} left")
+        return "  ".join(words)
+
+    def end_line(self, event: TrainingEnded) -> str:
+        screen = self.screen
+        words = [
+            f"{'stopped' if event.interrupted else 'done   '} step {screen.step}/{screen.steps}"
+        ]
+        loss, seconds = event.result.get("final_loss"), event.result.get("seconds")
+        if isinstance(loss, int | float):
+            words.append(f"loss {figure(loss)}")
+        if isinstance(seconds, int | float):
+            words.append(f"{duration(seconds)}")
+        if screen.training is not None:
+            words.append(screen.training.output_dir)
+        return "  ".join(words)
+
+
+def budget_line(device: DeviceBudget) -> str:
+    return (
+        f"device  {device.name}  budget {amount(device.budget)} of {amount(device.total)}, "
+        f"others hold {amount(device.others)}"
+    )
+
+
+def training_line(event: TrainingStarted) -> str:
+    resumed = f" from step {event.first_step}" if event.first_step > 1 else ""
+    return (
+        f"train   {event.model}  {event.rows:,} rows  {event.steps} steps{resumed}  "
+        f"effective batch {event.effective_batch}  micro-batch {event.micro_batch}  "
+        f"accumulation {event.accumulation}  processes {event.world_size}  {event.precision}"
+    )
+
+
+def clean_line(text: str) -> str:
+    """Printable, with the columns' spaces kept."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,169 @@
+"""Draws a `Screen` with rich, as rows of text: no boxes, nothing that wraps.
+
+Rows, not `Layout`, `Panel` or `Table`: a frame costs a few milliseconds instead of twenty. Too
+narrow a terminal loses columns from the least needed on; a word or glyph carries every meaning.
+"""
+
+from rich.console import Group
+from rich.text import Text
+
+from dashboard import bars
+from dashboard.bars import progress_bar, sparkline
+from dashboard.memory import device_rows, host_rows
+from dashboard.rows import GAP, LABEL, Part, Pen, finished, labelled, pair, spread
+from dashboard.state import Screen
+from dashboard.trials import bracket_row, fit_rows, trial_rows
+from dashboard.words import clean, clock, figure, percent, share
+from trainer.events import TrainingStarted
+
+HEIGHT = 24
+WIDEST = 120
+"""A wider terminal gets no wider rows: the eye would lose the line."""
+MOST_TRIALS = 10
+
+
+def render(
+    screen: Screen, width: int, elapsed: float, *, height: int = HEIGHT, ascii: bool = False
+) -> Group:
+    """One frame, at most `height` rows of at most `width` columns; `elapsed` in seconds."""
+    glyphs = bars.ASCII if ascii else bars.UNICODE
+    pen = Pen(width=max(20, min(width, WIDEST) - 2), glyphs=glyphs)
+    height = min(height, HEIGHT)
+    notices = [Text(clean(text), "italic") for text in screen.notices]
+    room = height - len(notices) - bool(notices)
+    if screen.training is not None:
+        rows = training_rows(pen, screen, elapsed)
+    elif screen.tuning is not None:
+        rows = tuning_rows(pen, screen, elapsed, room)
+    else:
+        rows = [title(pen, "chatlm", elapsed, "starting"), *meters(pen, screen)]
+    if notices:
+        rows = [*rows[:room], Text(), *notices]
+    return Group(*(finished(row, width, ascii=ascii) for row in rows[:height]))
+
+
+def title(pen: Pen, name: str, elapsed: float, *subject: str) -> Text:
+    left = Text(GAP * " ").join([Text(name, "bold"), *(Text(clean(word)) for word in subject)])
+    return spread(pen.width, left, Text(clock(elapsed), "dim"))
+
+
+def meters(pen: Pen, screen: Screen) -> list[Text]:
+    """Devices and host, set off by an empty row; nothing before the first reading."""
+    rows = [*device_rows(pen, screen), *host_rows(pen, screen)]
+    return [Text(), *rows] if rows else []
+
+
+def tuning_rows(pen: Pen, screen: Screen, elapsed: float, height: int) -> list[Text]:
+    tuning = screen.tuning
+    assert tuning is not None
+    took = elapsed if screen.tuned is None else screen.tuned.seconds
+    head = [
+        title(pen, "chatlm autotune", took, tuning.model, f"target {percent(tuning.target)}"),
+        *meters(pen, screen),
+        Text(),
+        bracket_row(pen, screen),
+    ]
+    fit = fit_rows(pen, screen)
+    room = height - len(head) - len(fit) - 2  # an empty row and the heading
+    trials = trial_rows(pen, screen, min(MOST_TRIALS, room))
+    return [*head, *fit, *([Text(), *trials] if trials else [])]
+
+
+def training_rows(pen: Pen, screen: Screen, elapsed: float) -> list[Text]:
+    run = screen.training
+    assert run is not None
+    return [
+        title(pen, "chatlm train", elapsed, run.model, run.precision),
+        *meters(pen, screen),
+        Text(),
+        step_row(pen, screen),
+        *loss_rows(pen, screen),
+        *record_rows(pen, screen),
+        batch_row(pen, run),
+        *saved_rows(pen, screen),
+    ]
+
+
+def step_row(pen: Pen, screen: Screen) -> Text:
+    step, steps = screen.step, screen.steps
+    numbers = Text.assemble((f"{step:,}", "bold"), (" of ", "dim"), f"{steps:,}")
+    right = Text(f"{share(step, steps):>5}")
+    if screen.trained is not None:
+        right.append("   stopped" if screen.trained.interrupted else "   done", "bold")
+    elif screen.seconds_left is not None:
+        right.append(f"   {clock(screen.seconds_left)} left", "dim")
+    width = pen.width - LABEL - numbers.cell_len - right.cell_len - 5
+    bar = progress_bar(pen.glyphs, max(4, width), step / max(1, steps))
+    label = Text(f"{'step':<{LABEL}}", "dim")
+    return Text.assemble(label, numbers, "   ", bar, " ", right)
+
+
+def loss_rows(pen: Pen, screen: Screen) -> list[Text]:
+    rows = []
+    if screen.losses and screen.first_loss is not None:
+        now, first = f"{figure(screen.losses[-1])}", pair("first", figure(screen.first_loss))
+        numbers = Text(f"{now:<6}", "bold")
+        room = pen.width - LABEL - numbers.cell_len - first.cell_len - 6
+        line = sparkline(pen.glyphs, max(4, room), screen.losses)
+        rows.append(labelled(pen, "loss", Part(numbers), Part(line, 2), Part(first, 1)))
+    if screen.evaluations:
+        last = screen.evaluations[-1]
+        best = min(screen.evaluations, key=lambda evaluation: evaluation.loss)
+        rows.append(
+            labelled(
+                pen, "eval loss",
+                Part(Text(f"{figure(last.loss):<6}", "bold")),
+                Part(pair("at step", f"{last.step:,}"), 1),
+                Part(pair("lowest", f"{figure(best.loss)} at {best.step:,}"), 2),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def record_rows(pen: Pen, screen: Screen) -> list[Text]:
+    """The last step's figures; what it does not hold is not drawn."""
+    record = screen.record
+
+    def parts(*keys: tuple[str, str]) -> list[Part]:
+        return [
+            Part(Text.assemble(figure(record[key]), (f" {unit}", "dim")), index)
+            for index, (key, unit) in enumerate(keys)
+            if record.get(key) is not None
+        ]
+
+    rows = []
+    speed = parts(
+        ("samples_per_second", "samples/s"),
+        ("tokens_per_second", "tokens/s"),
+        ("seconds", "s a step"),
+    )
+    if speed:
+        if record.get("padding") is not None:
+            speed.append(Part(pair("padding", share(record["padding"], 1)), 9))
+        rows.append(labelled(pen, "speed", *speed))
+    if record.get("learning_rate") is not None:
+        step = [Part(pair("rate", figure(record["learning_rate"])))]
+        if record.get("grad_norm") is not None:
+            step.append(Part(pair("gradient norm", figure(record["grad_norm"])), 1))
+        rows.append(labelled(pen, "learning", *step))
+    return rows
+
+
+def batch_row(pen: Pen, run: TrainingStarted) -> Text:
+    parts = [
+        Part(pair("effective", f"{run.effective_batch:,}")),
+        Part(pair("micro-batch", f"{run.micro_batch:,}"), 1),
+        Part(pair("accumulation", f"{run.accumulation:,}"), 2),
+        Part(pair("rows", f"{run.rows:,}"), 4),
+    ]
+    if run.world_size > 1:
+        parts.insert(3, Part(pair("devices", f"{run.world_size:,}"), 3))
+    return labelled(pen, "batch", *parts)
+
+
+def saved_rows(pen: Pen, screen: Screen) -> list[Text]:
+    if screen.checkpoint is None:
+        return []
+    saved = screen.checkpoint
+    where = Text(clean(saved.path), "dim")
+    return [labelled(pen, "saved", Part(pair("step", f"{saved.step:,}")), Part(where, 1))]

@@ -1,0 +1,173 @@
+"""The profile: a plan and its evidence, as it stands in a TOML file (`schema = 1`).
+
+Every key that is read here is obeyed by the trainer or refused; an unknown one is an error with the
+nearest known key. Bytes are plain numbers.
+"""
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from autotune.errors import PlanError, ProfileError
+from autotune.plan import Plan
+
+SCHEMA = 1
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Batch(Section):
+    """How an optimizer step is cut."""
+
+    micro_batch_size: Count
+    """Sequences per device per forward pass."""
+    gradient_accumulation_steps: Count
+    """Micro-batches per optimizer step on one device, at the fingerprint's world size."""
+    effective_batch_size: Count
+    """Samples per optimizer step over all devices."""
+
+
+class Memory(Section):
+    """What the plan holds, on the device with the least headroom."""
+
+    target_vram: Share | None = None
+    target_ram: Share | None = None
+    vram_limit_bytes: Bytes | None = None
+    """The size that the card was taken to have, where that is not its real one."""
+    others_bytes: Bytes | None = None
+    budget_bytes: Bytes | None = None
+    peak_bytes: Bytes | None = None
+    host_peak_bytes: Bytes | None = None
+
+
+class Run(Section):
+    """Settings of the run that the memory figures depend on."""
+
+    model: str | None = None
+    """What was tuned, and what `train` trains unless told otherwise."""
+    data: list[str] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    gradient_checkpointing: bool = False
+    max_source_length: Count = 256
+    """Tokens, end-of-sequence included."""
+    max_target_length: Count = 256
+    optimizer: Literal["adamw"] = "adamw"
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    environment: dict[str, str] = {}
+
+
+class TrialRow(Section):
+    """One probe's evidence."""
+
+    size: Count
+    verdict: Literal["fits", "over", "oom"]
+    peak_bytes: Bytes | None = None
+    seconds: float
+    samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    reason: str | None = None
+
+
+class Fingerprint(Section):
+    """What must match before the figures are believed; None where it is not known."""
+
+    model: str | None = None
+    """Name and a hash of its configuration."""
+    devices: list[str] | None = None
+    device_bytes: list[int] | None = None
+    driver: str | None = None
+    torch: str | None = None
+    longest_source: Count | None = None
+    """Tokens of the longest source after truncation."""
+    longest_target: Count | None = None
+    world_size: Count = 1
+
+
+class Profile(Section):
+    """The file as a whole."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    interrupted: bool = False
+    """Whether the search was stopped before its bracket was closed."""
+    batch: Batch
+    memory: Memory = Memory()
+    run: Run = Run()
+    fingerprint: Fingerprint = Fingerprint()
+    trial: list[TrialRow] = []
+
+    @model_validator(mode="after")
+    def _check_arithmetic(self) -> "Profile":
+        accumulation = self.plan(self.fingerprint.world_size).accumulation
+        if accumulation != self.batch.gradient_accumulation_steps:
+            raise PlanError(
+                f"gradient_accumulation_steps is {self.batch.gradient_accumulation_steps}, but an "
+                f"effective batch of {self.batch.effective_batch_size} cut into micro-batches of "
+                f"{self.batch.micro_batch_size} on {self.fingerprint.world_size} process(es) takes "
+                f"{accumulation}; mend one of the three"
+            )
+        return self
+
+    def plan(self, world_size: int, micro_batch: int | None = None) -> Plan:
+        """The same effective batch on that many devices.
+
+        Raises:
+            PlanError: the micro-batch is larger than one device's share.
+        """
+        return Plan(
+            micro_batch=self.batch.micro_batch_size if micro_batch is None else micro_batch,
+            effective_batch=self.batch.effective_batch_size,
+            world_size=world_size,
+        )
+
+
+def parse(document: dict[str, Any], source: str) -> Profile:
+    """A checked profile from a TOML document; `source` is named in what is raised.
+
+    Raises:
+        ProfileError: a future schema, an unknown key, a wrong type, or sums that do not add up.
+    """
+    schema = document.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ProfileError(
+            f"{source} has schema {schema}, this version reads up to {SCHEMA}; "
+            f"update chatlm, or tune again"
+        )
+    try:
+        return Profile.model_validate(document)
+    except PlanError as error:
+        raise ProfileError(f"{source}: {error}") from error
+    except ValidationError as error:
+        raise ProfileError(f"{source}: {_first_fault(error)}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    faults = error.errors()
+    # a misspelt key is also a missing one: name the key that the user wrote
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _keys(Profile, fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {place!r}; {hint}"
+    if fault["type"] == "missing":
+        return f"{place!r} is missing"
+    return f"{place!r} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys that the table at `path` may have."""
+    for part in path:
+        if isinstance(part, str):
+            annotation: Any = model.model_fields[part].annotation
+            model = annotation.__args__[0] if part == "trial" else annotation
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,91 @@
+"""Where profiles are: a path, then `./profiles`, then the presets. Written whole or not at all."""
+
+import difflib
+import os
+import tempfile
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import tomli_w
+
+from autotune.errors import OutputError, ProfileError
+from profiles.schema import Profile, parse
+
+FOLDER = Path("profiles")
+"""Where `autotune` writes and `train` looks, in the user's current folder."""
+
+
+def load(name_or_path: str) -> Profile:
+    """The profile of that path or name.
+
+    Raises:
+        ProfileError: there is none (the nearest names are given), or it is malformed.
+    """
+    text, source = _read(name_or_path)
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ProfileError(f"{source} is not TOML: {error}") from error
+    return parse(document, source)
+
+
+def save(profile: Profile, path: Path) -> None:
+    """Writes the profile atomically: the file is the old one or the whole new one.
+
+    Raises:
+        OutputError: no permission or no space.
+    """
+    document = profile.model_dump(mode="json", by_alias=True, exclude_none=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            file.write(tomli_w.dumps(document).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)  # noqa: PTH101  a name, not a path
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write the profile {path}: {error.strerror}") from error
+
+
+def names() -> list[str]:
+    """Every profile that can be named: the user's own first, then the presets."""
+    own = sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return own + [name for name in _presets() if name not in own]
+
+
+def check_name(name: str) -> str:
+    """The name, when a file can have it.
+
+    Raises:
+        ProfileError: it is empty or would leave the folder of profiles.
+    """
+    if not name or name != Path(name).name or name.startswith("."):
+        raise ProfileError(f"{name!r} cannot name a profile; use a plain word like tuned")
+    return name
+
+
+def _presets() -> list[str]:
+    folder = resources.files("profiles") / "presets"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir())
+
+
+def _read(name_or_path: str) -> tuple[str, str]:
+    """The text, and what to call it."""
+    path = Path(name_or_path)
+    candidates = [path]
+    if path.name == name_or_path:
+        candidates.append(FOLDER / f"{name_or_path}.toml")
+    for candidate in candidates:
+        if candidate.is_file():
+            try:
+                return candidate.read_text(), str(candidate)
+            except (OSError, UnicodeDecodeError) as error:
+                raise ProfileError(f"cannot read the profile {candidate}: {error}") from error
+    if name_or_path in _presets():
+        file = resources.files("profiles") / "presets" / f"{name_or_path}.toml"
+        return file.read_text(), f"preset {name_or_path}"
+    near = difflib.get_close_matches(name_or_path, names(), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names())}"
+    raise ProfileError(f"no profile {name_or_path!r}; {hint}")

@@ -1,0 +1,302 @@
+"""The screen's state, its words, the line through the peaks, and the record of a run."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from autotune.events import (
+    Notice,
+    ProbeEnded,
+    ProbeStarted,
+    ReadingTaken,
+    TuningEnded,
+    TuningStarted,
+)
+from autotune.readings import DeviceReading, HostReading
+from autotune.trial import DeviceBudget, Trial
+from autotune.verdict import Verdict
+from dashboard.fit import fit_line
+from dashboard.plain import PlainLines
+from dashboard.record import EVENTS, EventLog, read_events
+from dashboard.state import RECENT_LOSSES, RECENT_NOTICES, Screen, budget_of, update
+from dashboard.words import amount, clean, clock, duration, encodable, figure, share
+from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
+
+GIB = 2**30
+MIB = 2**20
+
+
+def budget(index: int = 0, gib: int = 4) -> DeviceBudget:
+    return DeviceBudget(
+        device=f"GPU-{index}", name="Card", total=8 * GIB, others=GIB, budget=gib * GIB
+    )
+
+
+def reading(used: int) -> ReadingTaken:
+    device = DeviceReading(device="GPU-0", name="Card", total=8 * GIB, used=used)
+    return ReadingTaken(devices=(device,), host=HostReading(total=GIB, used=MIB), workers=MIB)
+
+
+def trial(size: int, peak: int | None = GIB, verdict: Verdict = Verdict.FITS) -> Trial:
+    return Trial(
+        size=size, verdict=verdict, peak=peak, seconds=4.2, device_peaks=(peak,) if peak else (),
+        samples_per_second=52.1, reason=None if peak else "host memory",
+    )  # fmt: skip
+
+
+def started(first_step: int = 1, steps: int = 100) -> TrainingStarted:
+    return TrainingStarted(
+        model="chatlm-tiny", rows=1000, first_step=first_step, steps=steps, effective_batch=64,
+        micro_batch=16, accumulation=4, world_size=1, precision="fp32", output_dir="runs/a",
+    )  # fmt: skip
+
+
+def step(number: int, loss: float = 2.0, **more: float) -> StepEnded:
+    return StepEnded(record={"step": number, "loss": loss, "seconds": 2.0, **more})
+
+
+def played(*events: object) -> Screen:
+    screen = Screen()
+    for event in events:
+        screen = update(screen, event)
+    return screen
+
+
+TUNING = TuningStarted(model="chatlm-tiny", target=0.625, ceiling=256, devices=(budget(),))
+
+
+def test_an_unknown_event_changes_nothing() -> None:
+    screen = played(TUNING)
+
+    assert update(screen, object()) is screen
+
+
+def test_the_bracket_follows_the_probes() -> None:
+    screen = played(TUNING, ProbeStarted(size=8, low=0, high=257))
+    after = update(screen, ProbeEnded(trial=trial(8), low=8, high=257))
+
+    assert (screen.running, screen.low, screen.high) == (8, 0, 257)
+    assert (after.running, after.low, after.high) == (None, 8, 257)
+    assert after.trials == (trial(8),)
+
+
+def test_the_highest_use_is_of_the_running_probe() -> None:
+    first = played(TUNING, ProbeStarted(size=8, low=0, high=257), reading(5 * GIB), reading(GIB))
+    second = update(update(first, ProbeStarted(size=4, low=0, high=8)), reading(2 * GIB))
+
+    assert first.highest == {"GPU-0": 5 * GIB}
+    assert second.highest == {"GPU-0": 2 * GIB}
+
+
+def test_an_interrupted_search_keeps_its_best_answer() -> None:
+    screen = played(TUNING, TuningEnded(answer=8, interrupted=True, seconds=3.0))
+
+    assert screen.answer == 8
+
+
+def test_budgets_outlive_tuning_when_training_follows() -> None:
+    screen = played(TUNING, started(), step(1))
+
+    assert screen.budgets == (budget(),)
+
+
+def test_losses_are_bounded_and_the_first_is_kept() -> None:
+    screen = played(started(steps=500), *(step(n, loss=float(n)) for n in range(1, 301)))
+
+    assert len(screen.losses) == RECENT_LOSSES
+    assert (screen.losses[-1], screen.first_loss) == (300.0, 1.0)
+
+
+def test_a_resumed_run_starts_where_it_was() -> None:
+    screen = played(started(first_step=41))
+
+    assert (screen.step, screen.steps) == (40, 100)
+
+
+def test_time_left_is_the_mean_step_times_the_steps_left() -> None:
+    screen = played(started(), step(1), step(2))
+
+    assert screen.seconds_left == pytest.approx(2.0 * 98)
+
+
+def test_the_peak_is_the_highest_of_all_steps() -> None:
+    screen = played(started(), step(1, device_peak_bytes=9.0), step(2, device_peak_bytes=7.0))
+
+    assert screen.peak == 9
+
+
+def test_only_the_last_notices_are_kept() -> None:
+    screen = played(*(Notice(text=str(n)) for n in range(9)))
+
+    assert screen.notices == ("6", "7", "8")[-RECENT_NOTICES:]
+
+
+def test_a_peak_is_held_against_the_device_with_the_least_headroom() -> None:
+    budgets = (budget(0, gib=4), budget(1, gib=2))
+    both = Trial(
+        size=1, verdict=Verdict.FITS, peak=GIB, seconds=1.0, device_peaks=(3 * GIB, 2 * GIB - 1)
+    )
+
+    assert budget_of(both, budgets) == 2 * GIB
+    assert budget_of(trial(1), budgets) == 2 * GIB
+    assert budget_of(trial(1), ()) is None
+
+
+def test_the_line_goes_through_straight_trials() -> None:
+    line = fit_line([trial(size, 400 * MIB + 12 * MIB * size) for size in (1, 8, 64)])
+
+    assert line is not None
+    assert line.slope == pytest.approx(12 * MIB)
+    assert line.fixed == pytest.approx(400 * MIB)
+    assert line.reaches(1000 * MIB) == 50
+
+
+def test_the_line_leaves_out_the_floor_of_the_optimizer_step() -> None:
+    peaks = {1: 3580, 2: 3580, 4: 4173, 8: 6167, 16: 10155, 32: 18130}  # MiB, chatlm-0.2b in fp32
+
+    line = fit_line([trial(size, peak * MIB) for size, peak in peaks.items()])
+
+    assert line is not None
+    assert line.trials == 4
+    assert line.slope == pytest.approx(498 * MIB, rel=0.01)
+
+
+@pytest.mark.parametrize("peaks", [{}, {4: 900}, {1: 3580, 2: 3580}, {1: 3580, 2: 3579}])
+def test_no_line_where_the_trials_tell_no_slope(peaks: dict[int, int]) -> None:
+    trials = [trial(size, peak * MIB) for size, peak in peaks.items()]
+
+    assert fit_line([*trials, trial(512, None, Verdict.OOM)]) is None
+
+
+def test_amounts_have_three_digits() -> None:
+    assert amount(1.07 * GIB) == "1.07 GiB"
+    assert amount(44.52 * GIB) == "44.5 GiB"
+    assert amount(257 * MIB) == "257 MiB"
+    assert amount(1023 * MIB) == "1.00 GiB"
+    assert amount(3.5 * GIB, like=44.5 * GIB) == "3.5 GiB"
+    assert amount(0) == "0 B"
+
+
+def test_figures_and_times_read_well() -> None:
+    assert [figure(x) for x in (0.0, 0.0123, 2.999, 52.14, 13300.0)] == [
+        "0.00", "0.0123", "3.00", "52.1", "13,300",
+    ]  # fmt: skip
+    assert figure(math.nan) == "nan"
+    assert figure(2.9e-5) == "2.90e-05"
+    assert [duration(4.21), duration(59.97), duration(72.0)] == ["4.2 s", "1 m 00 s", "1 m 12 s"]
+    assert [clock(4.21), clock(7500.0)] == ["4 s", "2 h 05 m"]
+
+
+def test_a_share_next_to_the_budget_says_on_which_side_it_is() -> None:
+    assert [share(x, 1000) for x in (890, 997, 1000, 1003)] == [
+        "89 %",
+        "99.7 %",
+        "100 %",
+        "100.3 %",
+    ]
+
+
+def test_text_from_outside_is_one_printable_line() -> None:
+    assert clean("a\x1b[31mred\nline\x07") == "a [31mred line"
+
+
+def test_glyphs_become_ascii_where_the_stream_has_no_others() -> None:
+    assert encodable("1 … 4 × 模型", "ascii") == "1 .. 4 x ??"
+    assert encodable("1 … 4", "utf-8") == "1 … 4"
+
+
+def test_plain_lines_say_each_probe_in_one_line() -> None:
+    stream = io.StringIO()
+    lines = PlainLines(stream)
+
+    for event in (
+        TUNING,
+        ProbeStarted(size=48, low=0, high=257),
+        reading(3 * GIB),
+        ProbeEnded(trial=trial(48, int(3.56 * GIB)), low=48, high=257),
+        ProbeEnded(trial=trial(64, None, Verdict.OOM), low=48, high=64),
+        TuningEnded(answer=48, interrupted=False, seconds=12.0),
+    ):
+        lines(event)
+
+    assert stream.getvalue().splitlines() == [
+        "tune    chatlm-tiny  target 62.5 %  sizes 1 … 256",
+        "device  Card  budget 4.00 GiB of 8.00 GiB, others hold 1.00 GiB",
+        "probe   48    fits   peak 3.56 GiB of 4.00 GiB (89 %)  52.1 samples/s  4.2 s",
+        "probe   64    out of memory  52.1 samples/s  host memory  4.2 s",
+        "answer  48  2 probes  12.0 s",
+    ]
+
+
+def test_plain_lines_thin_the_steps() -> None:
+    stream = io.StringIO()
+    lines = PlainLines(stream, now=lambda: 0.0)
+
+    for event in (started(steps=200), *(step(n) for n in range(1, 201))):
+        lines(event)
+
+    printed = [line.split()[1] for line in stream.getvalue().splitlines()[1:]]
+    assert printed[:3] == ["1/200", "11/200", "21/200"]
+    assert printed[-1] == "200/200"
+    assert len(printed) == 21
+
+
+def test_plain_lines_are_never_silent_for_long() -> None:
+    times = iter(range(0, 1000, 6))
+    stream = io.StringIO()
+    lines = PlainLines(stream, now=lambda: float(next(times)))
+
+    for event in (started(steps=100000), *(step(n) for n in range(1, 9))):
+        lines(event)
+
+    assert len(stream.getvalue().splitlines()) > 3
+
+
+def test_plain_lines_survive_an_ascii_stream() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+
+    PlainLines(stream)(Notice(text="模型 …\x1b[2J"))
+
+    stream.seek(0)
+    assert stream.read() == "note    ?? .. [2J\n"
+
+
+ALL_EVENTS = (
+    Notice(text="模型"),
+    TUNING,
+    ProbeStarted(size=8, low=0, high=257),
+    reading(5 * GIB),
+    ProbeEnded(trial=trial(8), low=8, high=257),
+    ProbeEnded(trial=trial(16, None, Verdict.OOM), low=8, high=16),
+    TuningEnded(answer=None, interrupted=True, seconds=3.5),
+    started(),
+    step(1, loss=2.5),
+    Evaluated(step=1, loss=2.25),
+    CheckpointSaved(step=1, path="runs/a/step-1"),
+    TrainingEnded(result={"final_loss": 2.5, "output_dir": "runs/a"}, interrupted=False),
+)
+
+
+def test_a_recorded_run_reads_back_as_the_same_events(tmp_path: Path) -> None:
+    times = iter(range(100))
+
+    with EventLog(tmp_path / "events.jsonl", now=lambda: float(next(times))) as log:
+        for event in (*ALL_EVENTS, object()):
+            log(event)
+
+    expected = list(enumerate(ALL_EVENTS, start=1))
+    assert {type(event) for event in ALL_EVENTS} == set(EVENTS.values())
+    assert list(read_events(tmp_path / "events.jsonl")) == expected
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    whole = json.dumps({"event": "Notice", "at": 1.5, "text": "a"})
+    unknown = json.dumps({"event": "Unheard", "at": 1.6})
+
+    path.write_text(f"{whole}\n{unknown}\n{whole[:-5]}", encoding="utf-8")
+
+    assert list(read_events(path)) == [(1.5, Notice(text="a"))]

@@ -1,0 +1,1 @@
+"""The accelerate SFT trainer: data, cut, step, loop, checkpoints."""

@@ -1,0 +1,140 @@
+"""`python -m trainer`: one training process.
+
+Under `chatlm train` the settings come over the wire. Under a launcher of the user's own
+(`accelerate launch -m trainer --profile tuned`) they are flags, and what happens is printed.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import profiles
+from autotune.channel import Message, Wire
+from autotune.errors import ChatlmError
+from autotune.memory import is_out_of_memory
+from trainer.settings import TrainSettings, WorkloadSettings, apply_profile, check_training
+
+Say = Callable[[Mapping[str, Any]], None]
+
+
+def main() -> None:
+    """Trains; the exit status is 0 done, 1 an error that the user can mend, 130 interrupted."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    wire = Wire.from_environment()
+    if wire is None:
+        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        sys.exit(_alone(stop))
+    settings = TrainSettings.from_json(wire.messages.get()["settings"])
+    go = threading.Event()
+    threading.Thread(target=_listen, args=(wire, go, stop), daemon=True).start()
+    try:
+        _train(settings, wire.send, lambda: _wait(go), stop)
+    except Exception as error:  # noqa: BLE001  told to the supervisor, whatever it is
+        traceback.print_exc()
+        wire.send(_failure(error))
+        sys.stdout.flush()
+        os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
+
+
+def _listen(wire: Wire, go: threading.Event, stop: threading.Event) -> None:
+    events = {"go": go, "stop": stop}
+    while True:
+        events[wire.messages.get()["type"]].set()
+
+
+def _train(
+    settings: TrainSettings, say: Say, confirm: Callable[[], None], stop: threading.Event
+) -> None:
+    from trainer.loop import train  # seconds of imports, after the flags are known to be good
+
+    train(settings, say, confirm=confirm, should_stop=stop.is_set)
+
+
+def _wait(event: threading.Event) -> None:
+    event.wait()
+
+
+def _failure(error: Exception) -> Message:
+    if is_out_of_memory(error):
+        return {"type": "oom", "text": str(error).splitlines()[0]}
+    kind = "refused" if isinstance(error, ChatlmError) else "crash"
+    text = str(error) if kind == "refused" else f"{type(error).__name__}: {error}"
+    return {"type": kind, "text": text}
+
+
+def _alone(stop: threading.Event) -> int:
+    interrupted = False
+
+    def say(message: Mapping[str, Any]) -> None:
+        nonlocal interrupted
+        interrupted = interrupted or bool(message.get("interrupted"))
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+
+    try:
+        _train(_parse(sys.argv[1:]), say, lambda: None, stop)
+    except ChatlmError as error:
+        sys.stderr.write(f"chatlm: {error}\n")
+        return 1
+    return 130 if interrupted else 0
+
+
+def _parse(arguments: list[str]) -> TrainSettings:
+    """The settings from the flags that a run without a supervisor has."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    parser.add_argument("--profile", default="tuned")
+    parser.add_argument("--model", default="chatlm-tiny")
+    parser.add_argument("--data", action="append", default=[])
+    parser.add_argument("--eval-data", action="append", default=[])
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--micro-batch", type=int)
+    parser.add_argument("--output-dir")
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dropout", type=float)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--device", choices=("cuda", "cpu"))
+    flags = parser.parse_args(arguments)
+    profile = profiles.load(flags.profile)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    plan = profile.plan(world_size, flags.micro_batch)
+    workload = WorkloadSettings(
+        model=flags.model,
+        data=tuple(flags.data),
+        device=flags.device or _default_device(),
+        seed=flags.seed,
+        dropout=flags.dropout,
+    )
+    settings = TrainSettings(
+        workload=apply_profile(workload, profile),
+        profile=flags.profile,
+        micro_batch=plan.micro_batch,
+        effective_batch=plan.effective_batch,
+        world_size=world_size,
+        loader_workers=profile.run.loader_workers,
+        eval_data=tuple(flags.eval_data),
+        epochs=flags.epochs,
+        max_steps=flags.max_steps,
+        learning_rate=flags.learning_rate,
+        output_dir=flags.output_dir or f"model_save/sft_{flags.profile}",
+    )
+    return check_training(replace(settings, fresh=flags.fresh))
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    main()

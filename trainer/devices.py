@@ -1,0 +1,88 @@
+"""Which devices a run gets: NVIDIA cards, emulated cards, or the host's memory. Imports no torch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from autotune.cards import Cards, EmulatedCards, GpuCards, HostCard
+from autotune.errors import DeviceError, UsageError
+from autotune.host import HostMeter
+from autotune.nvml import Nvml, NvmlDevice, visible
+from autotune.quantity import format_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    """The devices of a run, one a process, and what to say about them."""
+
+    cards: Cards
+    world_size: int
+    driver: str | None = None
+    notice: str | None = None
+
+
+@contextmanager
+def open_devices(
+    device: str, *, num_processes: int | None, vram_limit: int | None, host: HostMeter
+) -> Iterator[Devices]:
+    """The devices for `auto`, `cuda` or `cpu`; the driver stays open until the block ends.
+
+    Raises:
+        DeviceError: no driver or card where one is asked for, or more processes than cards.
+    """
+    if num_processes is not None and num_processes < 1:
+        raise UsageError(f"--num-processes {num_processes} runs nothing; give 1 or more")
+    try:
+        nvml = None if device == "cpu" else Nvml.open()
+    except DeviceError as error:
+        if device == "cuda":
+            raise
+        nvml, why = None, str(error).split(";")[0]
+    else:
+        why = None
+    if nvml is None:
+        yield _on_cpu(num_processes or 1, vram_limit, host, why)
+        return
+    with nvml:
+        shown = visible(nvml, os.environ)
+        if not shown and device == "auto":
+            why = "CUDA_VISIBLE_DEVICES hides every card"
+            yield _on_cpu(num_processes or 1, vram_limit, host, why)
+            return
+        yield _on_gpus(nvml, shown, num_processes, vram_limit)
+
+
+def _on_gpus(
+    nvml: Nvml, shown: tuple[NvmlDevice, ...], num_processes: int | None, vram_limit: int | None
+) -> Devices:
+    if not shown:
+        raise DeviceError(
+            "the driver shows no card; check CUDA_VISIBLE_DEVICES, or use --device cpu"
+        )
+    world_size = num_processes or len(shown)
+    if world_size > len(shown):
+        raise DeviceError(
+            f"{world_size} processes, but {len(shown)} GPU{'s' if len(shown) > 1 else ''}; use "
+            f"--num-processes {len(shown)} or fewer"
+        )
+    return Devices(
+        cards=GpuCards(shown[:world_size], vram_limit),
+        world_size=world_size,
+        driver=nvml.driver_version,
+    )
+
+
+def _on_cpu(world_size: int, vram_limit: int | None, host: HostMeter, why: str | None) -> Devices:
+    if vram_limit is None:
+        cards: Cards = HostCard(host)
+        notice = "tuning the CPU against host RAM"
+    else:
+        if vram_limit * world_size > host.read().total:
+            raise DeviceError(
+                f"{world_size} emulated card(s) of {format_bytes(vram_limit)} do not fit into "
+                f"{format_bytes(host.read().total)} of host RAM; use a smaller --vram-limit"
+            )
+        cards = EmulatedCards(vram_limit, world_size)
+        notice = f"on the CPU, which plays a card of {format_bytes(vram_limit)}"
+    return Devices(cards=cards, world_size=world_size, notice=f"{why}: {notice}" if why else notice)

@@ -1,0 +1,164 @@
+"""One optimizer step, exactly the same however it is cut; probe and training both run this one.
+
+The loss of a micro-batch is its *sum* over target tokens, times `world size ÷ target tokens of the
+whole step`. DDP averages gradients over ranks, which the world size undoes; what remains is the mean
+over the step's target tokens, whatever the number and sizes of the micro-batches. Gradients are
+exchanged once a step, and stay allocated between steps, so that memory is the same at any
+accumulation.
+"""
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from autotune.errors import DeviceError
+from autotune.memory import CudaMemory, DeviceMemory, HostMemory
+from trainer.batches import IGNORED, Batch
+from trainer.settings import WorkloadSettings
+
+
+def make_accelerator(settings: WorkloadSettings) -> Accelerator:
+    """The accelerator of this process, after checking that its device is there.
+
+    Accumulation is ours (`Engine.accumulate`): accelerate's own divides by micro-batches, not tokens.
+    """
+    on_cpu = settings.device == "cpu"
+    if not on_cpu and not torch.cuda.is_available():
+        raise DeviceError(
+            "torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+        )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    handlers: list[Any] = [
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    ]
+    if world_size > 1 and backend(settings) == "gloo":
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    return Accelerator(
+        cpu=on_cpu, mixed_precision=MIXED[precision(settings)], kwargs_handlers=handlers
+    )
+
+
+MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def precision(settings: WorkloadSettings) -> str:
+    """What `auto` means on this device: bf16 where the card computes in it, fp32 on a CPU."""
+    if settings.precision != "auto":
+        return settings.precision
+    if settings.device == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def backend(settings: WorkloadSettings) -> str:
+    """gloo on a CPU, and where the user or `ACCELERATE_USE_GLOO` asks for it; else NCCL."""
+    if settings.device == "cpu":
+        return "gloo"
+    wants_gloo = os.environ.get("ACCELERATE_USE_GLOO", "0") not in ("", "0")
+    return settings.backend or ("gloo" if wants_gloo else "nccl")
+
+
+class Engine:
+    """A prepared model and its optimizer."""
+
+    def __init__(
+        self, accelerator: Accelerator, model: PreTrainedModel, settings: WorkloadSettings,
+        *, weight_decay: float = 0.01, clip_norm: float = 1.0,
+    ) -> None:  # fmt: skip
+        self.accelerator = accelerator
+        self.clip_norm = clip_norm
+        model.config.use_cache = False
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.to(accelerator.device)
+        model.train()
+        # fused: one pass over the parameters, and no temporary copy of them (foreach makes one)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=0.0, weight_decay=weight_decay, fused=True
+        )
+        self.raw_optimizer = optimizer
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.memory: DeviceMemory = HostMemory() if settings.device == "cpu" else CudaMemory()
+        if settings.memory_limit is not None:
+            self.memory.limit(settings.memory_limit)
+
+    @property
+    def unwrapped(self) -> PreTrainedModel:
+        """The model itself, for saving and generating."""
+        model: PreTrainedModel = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def accumulate(self, batches: Iterable[Batch], *, target_tokens: int) -> Tensor:
+        """Adds the gradient of this rank's micro-batches; returns their summed loss, a scalar.
+
+        `target_tokens` is the whole step's, over all ranks and micro-batches.
+        """
+        scale = self.accelerator.num_processes / target_tokens
+        total = torch.zeros((), device=self.accelerator.device)
+        for batch, is_last in _with_last(batches):
+            with self._sync_only(is_last):
+                loss = self.summed_loss(batch)
+                self.accelerator.backward(loss * scale)
+            total += loss.detach()
+        return total
+
+    def summed_loss(self, batch: Batch) -> Tensor:
+        """Cross entropy summed over the target tokens of a micro-batch."""
+        device = self.accelerator.device
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        logits = self.model(**inputs).logits  # (batch, seq, vocabulary)
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            batch.labels.to(device).flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+
+    def _sync_only(self, is_last: bool) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = (
+            nullcontext() if is_last else self.accelerator.no_sync(self.model)
+        )
+        return context
+
+    def update(self, learning_rate: float) -> float:
+        """Clips, takes the optimizer's step and zeroes the gradients; returns the norm before."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        for group in self.raw_optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        return float(norm)
+
+    def make_resident(self, batch: Batch) -> None:
+        """Allocates gradients and optimizer state without changing the model or the state.
+
+        The first `step()` would do so in mid-run, after a probe or a first batch had fitted.
+        """
+        self.accumulate([batch], target_tokens=1)
+        self.optimizer.zero_grad(set_to_none=False)
+        self.raw_optimizer.step()  # learning rate and gradients are zero: only the counters move
+        for state in self.raw_optimizer.state.values():
+            state["step"].zero_()
+
+    def rehearse(self, batches: Iterable[Batch]) -> None:
+        """Runs forward and backward once and forgets the gradients: what will not fit fails here."""
+        self.accumulate(batches, target_tokens=1)
+        self.optimizer.zero_grad(set_to_none=False)
+
+
+def _with_last(batches: Iterable[Batch]) -> Iterable[tuple[Batch, bool]]:
+    """Each item, and whether it is the last."""
+    iterator = iter(batches)
+    current = next(iterator)
+    for following in iterator:
+        yield current, False
+        current = following
+    yield current, True

@@ -1,0 +1,49 @@
+"""What happens while training; see `autotune.events`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStarted:
+    """The workers are ready; `step` counts from 1, and `first_step` is above 1 after a resume."""
+
+    model: str
+    rows: int
+    first_step: int
+    steps: int
+    effective_batch: int
+    micro_batch: int
+    accumulation: int
+    world_size: int
+    precision: str
+    output_dir: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEnded:
+    """One optimizer step: the object that `metrics.jsonl` holds for it."""
+
+    record: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """Loss over the whole evaluation set, per target token."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSaved:
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEnded:
+    """The result that `chatlm train --json` prints, less its `schema`."""
+
+    result: Mapping[str, object]
+    interrupted: bool

@@ -1,0 +1,373 @@
+"""The training run inside a worker: steps, evaluations, checkpoints, and what is said about them.
+
+It runs under a supervisor, which draws, or alone under `accelerate launch -m trainer`; it cannot tell.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from autotune import process
+from autotune.plan import Plan, cut
+from trainer.batches import Batch, Collator
+from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.engine import Engine, make_accelerator, precision
+from trainer.evaluate import evaluate
+from trainer.models import Loaded, load_model
+from trainer.order import SampleOrder, count_steps
+from trainer.rows import bundled
+from trainer.run_folder import RunFolder
+from trainer.settings import TrainSettings
+from trainer.store import TokenStore, open_store
+from trainer.workload import fingerprint_facts
+
+Say = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rank's part in an optimizer step."""
+
+    batches: list[Batch]
+    target_tokens: int
+    """Of the whole step, over all ranks."""
+
+
+class Steps(Dataset[Step]):
+    """Step by number: its samples, this rank's share of them, cut and padded."""
+
+    def __init__(self, collator: Collator, order: SampleOrder, plan: Plan, rank: int) -> None:
+        self._collator = collator
+        self._order = order
+        self._effective = plan.effective_batch
+        self._pieces = cut(
+            plan.effective_batch, world_size=plan.world_size, micro_batch=plan.micro_batch
+        )[rank]
+
+    def __getitem__(self, step: int) -> Step:
+        rows = self._order.take(step * self._effective, self._effective)
+        batches = [self._collator.batch(rows[piece.start : piece.stop]) for piece in self._pieces]
+        return Step(batches, self._collator.target_tokens(rows))
+
+
+@dataclass(slots=True)
+class Run:
+    """A run in progress: its parts, built once, and the position in it."""
+
+    settings: TrainSettings
+    say: Say
+    should_stop: Callable[[], bool]
+    engine: Engine
+    loaded: Loaded
+    collator: Collator
+    eval_collator: Collator | None
+    folder: RunFolder
+    plan: Plan
+    steps: int
+    learning_rate: float
+    done: int = 0
+    """Optimizer steps done, earlier parts of the run included."""
+    losses: list[float] = field(default_factory=list)
+    peak: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.engine.accelerator.is_main_process)
+
+
+def train(
+    settings: TrainSettings,
+    say: Say,
+    *,
+    confirm: Callable[[], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """The whole run; what happens is said as messages, the last one `done`.
+
+    `confirm` is called once the model and the data are read and the main process has said what it
+    found (`built`): it returns when that may be trained.
+
+    Raises:
+        ChatlmError: a setting, file, model or folder that the user can mend.
+    """
+    run = prepare(settings, say, confirm, should_stop)
+    started = time.monotonic()
+    first = run.done
+    finished = take_steps(run)
+    if finished:
+        save_model(run)
+    seconds = time.monotonic() - started
+    samples = (run.done - first) * run.plan.effective_batch
+    result = {
+        "output_dir": str(run.folder.path),
+        "steps": run.done,
+        "samples": run.done * run.plan.effective_batch,
+        "first_loss": run.losses[0] if run.losses else None,
+        "final_loss": run.losses[-1] if run.losses else None,
+        "seconds": seconds,
+        "samples_per_second": samples / seconds,
+        "peak_bytes": run.peak,
+    }
+    run.engine.accelerator.end_training()
+    if run.is_main:
+        say({"type": "done", "result": result, "interrupted": not finished})
+
+
+def prepare(
+    settings: TrainSettings, say: Say, confirm: Callable[[], None], should_stop: Callable[[], bool]
+) -> Run:
+    """Builds the parts, goes on from a checkpoint if there is one, and rehearses the worst case."""
+    accelerator = make_accelerator(settings.workload)
+    workload = settings.workload
+    loaded = load_model(workload.model, dropout=workload.dropout, seed=workload.seed)
+    with accelerator.main_process_first():
+        store = _store(settings, loaded, workload.data or (bundled("train"),))
+        eval_files = settings.eval_data or (() if workload.data else (bundled("valid"),))
+        eval_store = _store(settings, loaded, eval_files) if eval_files else None
+    folder = RunFolder(Path(settings.output_dir))
+    if accelerator.is_main_process:
+        say({"type": "built", "facts": fingerprint_facts(loaded, store, accelerator.num_processes)})
+        confirm()
+        folder.claim(settings.identity(), fresh=settings.fresh)
+        folder.check_space(_disk_need(loaded, settings))
+    accelerator.wait_for_everyone()
+    start = getattr(loaded.model.config, "decoder_start_token_id", None)
+    collator = Collator(store, loaded.codec, start)
+    engine = Engine(
+        accelerator,
+        loaded.model,
+        workload,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+    )
+    run = Run(
+        settings=settings,
+        say=say,
+        should_stop=should_stop,
+        engine=engine,
+        loaded=loaded,
+        collator=collator,
+        eval_collator=None if eval_store is None else Collator(eval_store, loaded.codec, start),
+        folder=folder,
+        plan=Plan(
+            micro_batch=settings.micro_batch,
+            effective_batch=settings.effective_batch,
+            world_size=accelerator.num_processes,
+        ),
+        steps=count_steps(
+            len(store), settings.effective_batch, settings.epochs, settings.max_steps
+        ),
+        learning_rate=settings.learning_rate or loaded.learning_rate,
+    )
+    engine.make_resident(collator.worst(1))
+    engine.rehearse([collator.worst(run.plan.micro_batch)] * min(2, run.plan.accumulation))
+    if checkpoints := folder.checkpoints():
+        run.done = load_checkpoint(checkpoints[-1], engine)
+    if run.is_main:
+        _forget_later_metrics(run)
+        _say_started(run, store)
+    return run
+
+
+def take_steps(run: Run) -> bool:
+    """Optimizer steps until the run is complete; False when it was asked to stop before."""
+    order = SampleOrder(len(run.collator.store), run.settings.workload.seed)
+    accelerator = run.engine.accelerator
+    steps = Steps(run.collator, order, run.plan, accelerator.process_index)
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=range(run.done, run.steps),
+        num_workers=run.settings.loader_workers,
+        multiprocessing_context="spawn" if run.settings.loader_workers else None,
+    )
+    if run.done == 0:
+        _evaluate(run)
+    ended = time.perf_counter()
+    for step in loader:
+        torch.manual_seed(_step_seed(run))
+        rate = run.learning_rate * schedule(run.done, run.steps, run.settings.warmup)
+        loss = run.engine.accumulate(step.batches, target_tokens=step.target_tokens)
+        norm = run.engine.update(rate)
+        now = time.perf_counter()
+        run.done += 1
+        stop = _record(run, step, loss, norm, rate, now - ended)
+        ended = now
+        at_end = run.done == run.steps
+        if _is_due(run) or (stop and not at_end):
+            _save_checkpoint(run)
+            ended = time.perf_counter()
+        if at_end or _ends_epoch(run):
+            _evaluate(run)
+            ended = time.perf_counter()
+        if stop and not at_end:
+            return False
+    return True
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """The learning rate of step `step` (from 0) as a share of its peak: linear up, cosine down."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def save_model(run: Run) -> None:
+    """Writes the final model and tokenizer, as `from_pretrained` reads them."""
+    if run.is_main:
+        model = run.engine.unwrapped
+        model.config.use_cache = True
+        model.save_pretrained(run.folder.path)
+        run.loaded.codec.tokenizer.save_pretrained(run.folder.path)
+        run.folder.finish()
+    run.engine.accelerator.wait_for_everyone()
+
+
+def _store(settings: TrainSettings, loaded: Loaded, files: tuple[str, ...]) -> TokenStore:
+    return open_store(
+        files,
+        loaded.codec,
+        max_source=settings.workload.max_source_length,
+        max_target=settings.workload.max_target_length,
+    )
+
+
+def _disk_need(loaded: Loaded, settings: TrainSettings) -> int:
+    """Bytes of the final model, the checkpoints that are kept and the one being written."""
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    return 4 * parameters * (1 + 3 * (settings.keep_checkpoints + 1))
+
+
+def _say_started(run: Run, store: TokenStore) -> None:
+    settings = run.settings
+    notice = store.truncation_notice(
+        settings.workload.max_source_length, settings.workload.max_target_length
+    )
+    if notice:
+        run.say({"type": "notice", "text": notice})
+    if run.done:
+        run.say({"type": "notice", "text": f"going on after step {run.done} of {run.steps}"})
+    run.say(
+        {
+            "type": "started",
+            "model": settings.workload.model,
+            "rows": len(store),
+            "first_step": run.done + 1,
+            "steps": run.steps,
+            "effective_batch": run.plan.effective_batch,
+            "micro_batch": run.plan.micro_batch,
+            "accumulation": run.plan.accumulation,
+            "world_size": run.plan.world_size,
+            "precision": precision(settings.workload),
+            "output_dir": str(run.folder.path),
+        }
+    )
+
+
+def _forget_later_metrics(run: Run) -> None:
+    """After a resume: drops the lines of steps that are done again."""
+    if run.folder.metrics.exists():
+        lines = run.folder.metrics.read_text().splitlines()[: run.done]
+        run.folder.metrics.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _step_seed(run: Run) -> int:
+    """Random numbers (dropout) of a step follow from its number: a resume needs no saved state."""
+    rank = run.engine.accelerator.process_index
+    return ((run.settings.workload.seed * 1_000_003 + run.done) * 1009 + rank) % 2**63
+
+
+def _record(
+    run: Run, step: Step, loss: torch.Tensor, norm: float, rate: float, seconds: float
+) -> bool:
+    """Sums up the step over all ranks, says and logs it; returns whether any rank should stop."""
+    accelerator = run.engine.accelerator
+    own = [
+        loss.item(),
+        sum(batch.tokens for batch in step.batches),
+        sum(batch.area for batch in step.batches),
+        _device_peak(run),
+        process.resident("self"),
+        run.should_stop(),
+    ]
+    mine = torch.tensor([own], dtype=torch.float64, device=accelerator.device)
+    ranks = accelerator.gather(mine)  # (world, 6)
+    loss_sum, tokens, area, _, host, _ = ranks.sum(0).tolist()
+    on_shared_device = (
+        run.settings.workload.device == "cpu" and run.settings.workload.memory_limit is None
+    )
+    peaks = ranks[:, 3]
+    peak = int(peaks.sum() if on_shared_device else peaks.max())
+    run.peak = max(run.peak, peak)
+    samples = run.done * run.plan.effective_batch
+    mean = loss_sum / step.target_tokens
+    run.losses.append(mean)
+    record = {
+        "step": run.done,
+        "epoch": samples / len(run.collator.store),
+        "samples": samples,
+        "tokens": int(tokens),
+        "target_tokens": step.target_tokens,
+        "loss": mean,
+        "grad_norm": norm,
+        "learning_rate": rate,
+        "micro_batches": run.plan.accumulation,
+        "seconds": seconds,
+        "samples_per_second": run.plan.effective_batch / seconds,
+        "tokens_per_second": tokens / seconds,
+        "padding": 1 - tokens / area,
+        "device_peak_bytes": peak,
+        "host_bytes": int(host),
+    }
+    if run.is_main:
+        with run.folder.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        run.say({"type": "step", "record": record})
+    return bool(ranks[:, 5].max())
+
+
+def _device_peak(run: Run) -> int:
+    """This rank's peak on its device; on a card with what torch does not count (the context)."""
+    memory = run.engine.memory
+    rank = run.engine.accelerator.process_index
+    context = 0
+    if run.settings.workload.device == "cuda" and run.settings.others:
+        free, total = torch.cuda.mem_get_info()
+        context = max(0, total - free - run.settings.others[rank] - memory.resident())
+    return context + memory.peak()
+
+
+def _ends_epoch(run: Run) -> bool:
+    rows, effective = len(run.collator.store), run.plan.effective_batch
+    return run.done * effective // rows > (run.done - 1) * effective // rows
+
+
+def _is_due(run: Run) -> bool:
+    """Whether a checkpoint is due after this step; the end of the run saves the model instead."""
+    if run.done == run.steps:
+        return False
+    every = run.settings.checkpoint_every
+    return _ends_epoch(run) if every is None else run.done % every == 0
+
+
+def _save_checkpoint(run: Run) -> None:
+    if run.is_main:
+        path = save_checkpoint(run.folder, run.engine, run.done, keep=run.settings.keep_checkpoints)
+        run.say({"type": "checkpoint", "step": run.done, "path": str(path)})
+    run.engine.accelerator.wait_for_everyone()
+
+
+def _evaluate(run: Run) -> None:
+    if run.eval_collator is None:
+        return
+    loss = evaluate(run.engine, run.eval_collator, micro_batch=run.plan.micro_batch)
+    if run.is_main:
+        run.say({"type": "evaluated", "step": run.done, "loss": loss})

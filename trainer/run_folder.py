@@ -1,0 +1,137 @@
+"""The folder of a run: whose it is, whether it can be written, and what stands in it.
+
+run.json          settings that make it this run, and whether it is finished
+metrics.jsonl     one object per optimizer step
+checkpoint-N/     what a resume needs after step N
+config.json, model.safetensors, tokenizer…    the final model
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import OutputError
+from autotune.quantity import format_bytes
+
+OURS = ("run.json", "metrics.jsonl", "config.json", "generation_config.json", "model.safetensors",
+        "tokenizer.json", "tokenizer_config.json")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A place for one run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, the oldest first."""
+        found = [p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()]
+        return sorted(found, key=lambda p: int(p.name[11:]))
+
+    def check(self, identity: dict[str, Any], *, fresh: bool) -> None:
+        """What `claim` would refuse, refused before anything is started; writes nothing.
+
+        Raises:
+            OutputError: it holds another run, or this one, finished; or it cannot be written.
+        """
+        _check_writable(self.path)
+        if fresh or not self.path.exists():
+            return
+        known = self._read()
+        if known is None:
+            if others := [p.name for p in self.path.iterdir() if not p.name.startswith(".")]:
+                raise OutputError(
+                    f"{self.path} holds other things ({', '.join(sorted(others)[:3])}); "
+                    f"choose an empty --output-dir"
+                )
+        elif known["identity"] != identity and (self.checkpoints() or self.metrics.exists()):
+            raise OutputError(
+                f"{self.path} holds another run ({_difference(known['identity'], identity)}); use "
+                f"--fresh to replace it, or another --output-dir"
+            )
+        elif known["identity"] == identity and known["finished"]:
+            raise OutputError(
+                f"{self.path} holds this run, finished; use --fresh to train it again, or another "
+                f"--output-dir"
+            )
+
+    def claim(self, identity: dict[str, Any], *, fresh: bool) -> None:
+        """Makes the folder this run's; an unfinished part of the same run stays, to go on with.
+
+        Raises:
+            OutputError: as `check` does.
+        """
+        self.check(identity, fresh=fresh)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            self._clear()
+        self._write({"identity": identity, "finished": False})
+
+    def check_space(self, need: int) -> None:
+        """Raises OutputError when the disk has less than `need` bytes."""
+        free = shutil.disk_usage(self.path).free
+        if free < need:
+            raise OutputError(
+                f"{self.path} has {format_bytes(free)} free, the run's checkpoints and model need "
+                f"about {format_bytes(need)}; free some, or choose another --output-dir"
+            )
+
+    def finish(self) -> None:
+        known = self._read()
+        assert known is not None
+        self._write({**known, "finished": True})
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            document: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError as error:
+            raise OutputError(
+                f"{self.path / 'run.json'} is damaged ({error}); use --fresh to start anew"
+            ) from error
+        return document
+
+    def _write(self, document: dict[str, Any]) -> None:
+        temporary = self.path / ".run.json"
+        temporary.write_text(json.dumps(document, indent=1))
+        temporary.replace(self.path / "run.json")
+
+    def _clear(self) -> None:
+        """Removes what a run of ours leaves, and nothing else."""
+        for name in OURS:
+            (self.path / name).unlink(missing_ok=True)
+        for folder in [*self.checkpoints(), *self.path.glob(".checkpoint-*")]:
+            shutil.rmtree(folder)
+
+
+def _check_writable(path: Path) -> None:
+    """Tries the folder, or the nearest one above it that exists, with a real file."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {path}: {error.strerror}; choose another --output-dir"
+        ) from error
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first setting that differs, as `name: old, now new`."""
+    for key, value in new.items():
+        if isinstance(value, dict) and old.get(key) != value:
+            return _difference(old.get(key, {}), value)
+        if old.get(key) != value:
+            return f"{key.replace('_', ' ')} {old.get(key)}, now {value}"
+    return "other settings"

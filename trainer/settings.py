@@ -1,0 +1,125 @@
+"""The settings of a run: what the user chose and the profile holds, resolved into plain values.
+
+They travel to the workers as JSON and are saved with the run. Nothing here knows tensors.
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
+
+from autotune.errors import UsageError
+from profiles import Profile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadSettings:
+    """Everything that a step's memory depends on, and that probe and training share."""
+
+    model: str = "chatlm-tiny"
+    """A preset, a local folder, or a hub id."""
+    data: tuple[str, ...] = ()
+    """Files with prompts and responses; the bundled ones when empty."""
+    max_source_length: int = 256
+    max_target_length: int = 256
+    precision: str = "auto"
+    device: str = "cpu"
+    """`cuda` or `cpu`."""
+    gradient_checkpointing: bool = False
+    optimizer: str = "adamw"
+    dropout: float | None = None
+    """None keeps the model's own."""
+    seed: int = 0
+    backend: str | None = None
+    """`gloo` or `nccl` for several processes; None takes what suits the device."""
+    memory_limit: int | None = None
+    """Bytes that one process may hold, on an emulated card."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls(**{**values, "data": tuple(values["data"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """A whole training run."""
+
+    workload: WorkloadSettings
+    profile: str = "fast"
+    """Its name, for the folder and the log."""
+    micro_batch: int
+    effective_batch: int
+    world_size: int = 1
+    loader_workers: int = 0
+    eval_data: tuple[str, ...] = ()
+    epochs: float = 1.0
+    max_steps: int | None = None
+    learning_rate: float | None = None
+    """None takes the model preset's."""
+    warmup: float = 0.05
+    """Share of the steps."""
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    others: tuple[int, ...] = ()
+    """Bytes that others hold on each rank's card, where the supervisor read them."""
+    output_dir: str = "model_save/sft_fast"
+    fresh: bool = False
+    checkpoint_every: int | None = None
+    """Optimizer steps; None saves at the end of each epoch."""
+    keep_checkpoints: int = 2
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        known = {field.name for field in fields(cls)}
+        assert set(values) <= known, set(values) - known
+        workload = WorkloadSettings.from_json(values["workload"])
+        lists = {key: tuple(values[key]) for key in ("eval_data", "others")}
+        return cls(**{**values, **lists, "workload": workload})
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run: a resumed one may change how a step is cut, no more."""
+        cut = ("device", "memory_limit", "backend", "gradient_checkpointing")
+        workload = {k: v for k, v in self.workload.as_json().items() if k not in cut}
+        return {
+            "workload": workload,
+            "effective_batch": self.effective_batch,
+            "epochs": self.epochs,
+            "max_steps": self.max_steps,
+            "learning_rate": self.learning_rate,
+            "warmup": self.warmup,
+            "weight_decay": self.weight_decay,
+            "clip_norm": self.clip_norm,
+        }
+
+
+def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSettings:
+    """The settings with every `[run]` value of the profile that a step's memory depends on."""
+    run = profile.run
+    return replace(
+        settings,
+        max_source_length=run.max_source_length,
+        max_target_length=run.max_target_length,
+        precision=run.precision or settings.precision,
+        gradient_checkpointing=run.gradient_checkpointing,
+        optimizer=run.optimizer,
+    )
+
+
+def check_training(settings: TrainSettings) -> TrainSettings:
+    """The settings, when each can be meant.
+
+    Raises:
+        UsageError: a number outside its range.
+    """
+    if settings.epochs <= 0:
+        raise UsageError(f"--epochs {settings.epochs:g} trains nothing; give a number above 0")
+    if settings.max_steps is not None and settings.max_steps < 1:
+        raise UsageError(f"--max-steps {settings.max_steps} trains nothing; give 1 or more")
+    dropout = settings.workload.dropout
+    if dropout is not None and not 0 <= dropout < 1:
+        raise UsageError(f"--dropout {dropout:g} is not a probability below 1; give 0 to 0.9")
+    return settings

@@ -1,0 +1,232 @@
+"""`chatlm train` seen from outside the workers: start them, relay what they say, end them well.
+
+It imports no torch. The supervisor outlives its workers: whatever ends one becomes a message.
+"""
+
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autotune.channel import Message
+from autotune.errors import ChatlmError, OutOfMemory, WorkerError
+from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, ReadingTaken
+from autotune.host import HostMeter
+from autotune.launch import memory_environment, worker_command, worker_environment
+from autotune.prober import Limits, Prober, WorkloadSpec
+from autotune.workers import Workers
+from profiles import Profile
+from profiles.schema import Fingerprint
+from trainer.devices import Devices
+from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
+from trainer.settings import TrainSettings
+from trainer.tuned import check_still_fits, differences, fingerprint
+
+TICK = 0.25
+"""Seconds between two readings of the meters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """A training run and everything around it."""
+
+    settings: TrainSettings
+    name: str
+    """The profile's, for messages."""
+    profile: Profile
+    devices: Devices
+    host: HostMeter
+    emit: Emit
+    log_path: Path
+
+
+def run_training(job: TrainJob) -> TrainingEnded:
+    """Trains, after one probe of the profile's size where its figures are another machine's.
+
+    Raises:
+        ProfileError: the size does not hold its target here.
+        OutOfMemory, WorkerError, ChatlmError: as `supervise` does.
+    """
+    try:
+        return supervise(job, job.profile.fingerprint)
+    except Stale as stale:
+        size = job.settings.micro_batch
+        job.emit(
+            Notice(
+                text=f"profile {job.name} was measured elsewhere ({'; '.join(stale.differences)}): "
+                f"probing micro-batch {size} once"
+            )
+        )
+        probe_again(job, size)
+        return supervise(job, None)
+
+
+def probe_again(job: TrainJob, size: int) -> None:
+    """Raises ProfileError when the size does not hold the profile's target any more."""
+    memory = job.profile.memory
+    limits = Limits(target=memory.target_vram or 1.0, target_ram=memory.target_ram or 1.0)
+    spec = WorkloadSpec(
+        path="trainer.workload:build",
+        settings={
+            **job.settings.workload.as_json(),
+            "effective": job.settings.effective_batch,
+            "effective_fixed": True,
+        },
+        world_size=job.settings.world_size,
+    )
+    with Prober(
+        spec, cards=job.devices.cards, host=job.host, limits=limits, emit=job.emit,
+        log_path=job.log_path,
+    ) as prober:  # fmt: skip
+        prober.open()
+        job.emit(ProbeStarted(size=size, low=0, high=size + 1))
+        trial = prober.probe(size)
+        job.emit(ProbeEnded(trial=trial, low=0, high=size + 1))
+        check_still_fits(trial, prober.budgets[trial.tightest].budget, job.name)
+
+
+class Stale(Exception):
+    """The profile's fingerprint is not this machine's; carries what differs."""
+
+    def __init__(self, differences: list[str]) -> None:
+        super().__init__("; ".join(differences))
+        self.differences = differences
+
+
+def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
+    """Runs the training in worker processes and returns how it ended.
+
+    Ctrl-C lets the workers finish their step and save a checkpoint; a second one ends them at once.
+
+    Raises:
+        Stale: what the workers found is not what was `expected`.
+        OutOfMemory: the device or the host had too little memory for it.
+        WorkerError: a worker crashed or was killed.
+        ChatlmError: what a worker refused.
+    """
+    cards, host, emit = job.devices.cards, job.host, job.emit
+    survey = cards.survey()
+    settings = replace(
+        job.settings,
+        workload=replace(job.settings.workload, memory_limit=cards.allowance(survey)),
+        others=tuple(reading.used for reading in survey) if cards.kind == "cuda" else (),
+    )
+    kills = host.oom_kills()
+    environment = worker_environment(memory_environment(cards.kind), settings.world_size)
+    command = worker_command("trainer", settings.world_size)
+    with Workers(command, environment=environment, log_path=job.log_path) as workers:
+        relay = Relay(job, settings, workers, expected)
+        while relay.ended is None:
+            try:
+                relay.tick()
+            except KeyboardInterrupt:
+                if relay.stopping:
+                    raise
+                relay.stopping = True
+                workers.send({"type": "stop"})
+                emit(Notice(text="stopping after this step; press Ctrl-C again to stop at once"))
+            if relay.ended is None and relay.is_over():
+                raise _why(workers, host.oom_kills() > kills, job.log_path)
+        return relay.ended
+
+
+class Relay:
+    """Turns the workers' messages into events, and the meters into readings."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        settings: TrainSettings,
+        workers: Workers,
+        expected: Fingerprint | None,
+    ) -> None:
+        self.job = job
+        self.settings = settings
+        self.workers = workers
+        self.expected = expected
+        self.emit = job.emit
+        self.ended: TrainingEnded | None = None
+        self.stopping = False
+        self._gone = False
+        self._read_at = 0.0
+
+    def tick(self) -> None:
+        """Handles what arrives within a moment.
+
+        Raises:
+            ChatlmError: a worker said that it failed.
+        """
+        for message in self.workers.receive(TICK):
+            self._handle(message)
+        if time.monotonic() - self._read_at >= TICK:
+            self._read_at = time.monotonic()
+            resident = self.workers.resident()
+            self.emit(
+                ReadingTaken(
+                    devices=self.job.devices.cards.read(resident),
+                    host=self.job.host.read(),
+                    workers=sum(resident.values()),
+                )
+            )
+
+    def is_over(self) -> bool:
+        """Whether a worker is gone without a word."""
+        return self._gone or self.workers.ended()
+
+    def _handle(self, message: Message) -> None:
+        match message["type"]:
+            case "hello" if len(self.workers.pids) == self.settings.world_size:
+                self.workers.send({"type": "train", "settings": self.settings.as_json()})
+            case "built":
+                found = fingerprint(message["facts"], self.job.devices)
+                if self.expected and (differing := differences(self.expected, found)):
+                    raise Stale(differing)
+                self.workers.send({"type": "go"})
+            case "notice":
+                self.emit(Notice(text=message["text"]))
+            case "started":
+                self.emit(TrainingStarted(**_fields(message)))
+            case "step":
+                self.emit(StepEnded(record=message["record"]))
+            case "evaluated":
+                self.emit(Evaluated(step=message["step"], loss=message["loss"]))
+            case "checkpoint":
+                self.emit(CheckpointSaved(step=message["step"], path=message["path"]))
+            case "done":
+                self.ended = TrainingEnded(
+                    result=message["result"], interrupted=message["interrupted"]
+                )
+                self.emit(self.ended)
+            case "gone":
+                self._gone = True
+            case "oom":
+                raise OutOfMemory(
+                    f"out of memory at micro-batch {self.settings.micro_batch}: {message['text']}; "
+                    f"use a smaller --micro-batch, or `chatlm autotune` to find the largest"
+                )
+            case "refused":
+                raise ChatlmError(message["text"])
+            case "crash":
+                raise WorkerError(
+                    f"training crashed ({message['text']}); its log is {self.workers.log_path}"
+                )
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key not in ("type", "rank")}
+
+
+def _why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
+    """What to say of a worker that is gone without a word."""
+    code = workers.exit_code()
+    if killed_by_kernel:
+        return OutOfMemory(
+            "the kernel killed a worker: host memory ran out; use fewer processes or a smaller "
+            "--micro-batch; `chatlm train` again goes on from the last checkpoint"
+        )
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return WorkerError(
+        f"a training worker died ({how}); its log is {log_path}; `chatlm train` again goes on "
+        f"from the last checkpoint"
+    )
