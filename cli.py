@@ -280,6 +280,7 @@ def train(
     from trainer.run_folder import RunFolder
     from trainer.settings import TrainSettings, WorkloadSettings, apply_profile, check_training
     from trainer.supervise import TrainJob, run_training
+    from trainer.tuned import overhead
 
     found = profiles.load(profile)
     was_tuned = found.fingerprint.model is not None
@@ -313,6 +314,7 @@ def train(
                 micro_batch=plan.micro_batch,
                 effective_batch=plan.effective_batch,
                 world_size=devices.world_size,
+                overhead=overhead(found),
                 loader_workers=found.run.loader_workers,
                 eval_data=_existing(eval_data),
                 epochs=epochs,
@@ -384,7 +386,10 @@ def _listeners(as_json: bool, plain: bool, log_path: Path, events: Path | None) 
     with ExitStack() as stack:
         stream = sys.stderr if as_json else sys.stdout
         log = stack.enter_context(log_path.open("a", encoding="utf-8", buffering=1))
-        listeners = [stack.enter_context(open_screen(plain=plain, stream=stream)), PlainLines(log)]
+        listeners: list[Emit] = [
+            stack.enter_context(open_screen(plain=plain, stream=stream)),
+            PlainLines(log),
+        ]
         if events is not None:
             listeners.append(stack.enter_context(EventLog(events)))
         yield Listeners(listeners)

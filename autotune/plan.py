@@ -4,8 +4,11 @@ The same samples take part in a step however it is cut; only memory and speed ch
 samples are is the trainer's business.
 """
 
+import math
 from dataclasses import dataclass
-from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
 
 from autotune.errors import PlanError
 
@@ -47,26 +50,52 @@ class Plan:
         return -(-self.share // self.micro_batch)
 
 
-def cut(
-    effective_batch: int, *, world_size: int, micro_batch: int
-) -> tuple[tuple[range, ...], ...]:
-    """For each rank its micro-batches, as ranges of positions in the step.
+Counts = npt.NDArray[np.int64]
 
-    Together the ranges are exactly `range(effective_batch)`, in order: shares differ by one
-    sample at most, and only the last micro-batch of a rank may be smaller than `micro_batch`.
+
+def cut(
+    lengths: Counts, *, world_size: int, micro_batch: int, overhead: float | None = None
+) -> tuple[tuple[Counts, ...], ...]:
+    """For each rank its micro-batches, as positions in the step.
+
+    `lengths` has a row for each of the step's samples, (samples, sides): the tokens of each side
+    that is padded apart, source and target. Together the micro-batches hold every position once.
+    They are of like length: sorted samples are dealt out to the ranks like cards, and each rank's
+    hand is cut into runs of at most `micro_batch`, as few as that takes. `overhead` is what one more
+    micro-batch costs, in tokens; where it is known, a hand is cut oftener when that saves more
+    padding than it costs.
 
     Raises:
         PlanError: fewer samples than ranks, or a micro-batch that no rank could fill.
     """
-    plan = Plan(micro_batch=micro_batch, effective_batch=effective_batch, world_size=world_size)
-    bounds = [rank * effective_batch // plan.world_size for rank in range(world_size + 1)]
+    Plan(micro_batch=micro_batch, effective_batch=len(lengths), world_size=world_size)
+    by_length = np.lexsort((np.arange(len(lengths)), lengths.sum(1)))
+    hands = [by_length[rank::world_size] for rank in range(world_size)]
+    price = math.inf if overhead is None else overhead
     return tuple(
-        tuple(
-            range(first, min(first + micro_batch, stop))
-            for first in range(start, stop, micro_batch)
-        )
-        for start, stop in pairwise(bounds)
+        tuple(np.split(hand, _borders(lengths[hand], micro_batch, price))) for hand in hands
     )
+
+
+def _borders(lengths: Counts, most: int, price: float) -> list[int]:
+    """Where to cut sorted samples: the least padded tokens, each micro-batch costing `price` more."""
+    count = len(lengths)
+    if math.isinf(price):
+        return list(range(most, count, most))
+    least = np.full(count + 1, np.inf)  # cost of the first n samples
+    least[0] = 0.0
+    start = np.zeros(count + 1, dtype=np.int64)  # where their last micro-batch begins
+    for stop in range(1, count + 1):
+        first = max(0, stop - most)
+        widest = np.maximum.accumulate(lengths[first:stop][::-1])[::-1].sum(1)  # from i to stop
+        area = widest * np.arange(stop - first, 0, -1)
+        costs = least[first:stop] + area + price
+        best = int(costs.argmin())
+        least[stop], start[stop] = costs[best], first + best
+    borders = []
+    while (count := int(start[count])) > 0:
+        borders.append(count)
+    return borders[::-1]
 
 
 def choose_effective(micro_batch: int, *, world_size: int, wanted: int, fixed: bool) -> int:

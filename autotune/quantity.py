@@ -41,14 +41,14 @@ def check_fraction(value: float, name: str) -> float:
     return value
 
 
-def format_bytes(amount: float) -> str:
-    """`11.9 GiB`: three digits at most, binary units."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(amount) < 1000:
-            return (
-                f"{amount:.0f} {unit}"
-                if abs(amount) >= 10 or unit == "B"
-                else f"{amount:.1f} {unit}"
-            )
-        amount /= 1024
-    return f"{amount:.0f} GiB" if abs(amount) >= 100 else f"{amount:.1f} GiB"
+def format_bytes(value: float, like: float | None = None) -> str:
+    """Bytes as `1.07 GiB` or `412 MiB`; in the unit and with the decimals of `like`, for columns."""
+    measure = abs(value if like is None else like)
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if measure >= 0.9765625 * size:  # 1000 of the next smaller unit
+            measure /= size
+            digits = 2 if measure < 10 else 1 if measure < 100 else 0
+            if unit != "GiB" and measure >= 10:
+                digits = 0
+            return f"{value / size:.{digits}f} {unit}"
+    return f"{value:.0f} B"

@@ -46,6 +46,8 @@ def tune(
     started = time.monotonic()
     facts = prober.open()
     top = ceiling(facts)
+    if facts.get("notice"):
+        emit(Notice(text=facts["notice"]))
     budgets = prober.budgets
     search = Search(top, min(budget.budget for budget in budgets), guess)
     emit(

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from autotune.quantity import format_bytes
 from autotune.readings import DeviceReading
 from autotune.trial import DeviceBudget
 from dashboard.bars import distance_style, memory_bar
 from dashboard.rows import LABEL, Part, Pen, fitted, pair, spread
 from dashboard.state import Screen
-from dashboard.words import amount, clean, share
+from dashboard.words import clean, share
 
 MOST_IN_FULL = 2
 """More devices than this have one row each instead of three."""
@@ -102,7 +103,7 @@ def device_rows(pen: Pen, screen: Screen) -> list[Text]:
 
 
 def in_full(pen: Pen, device: Memory) -> list[Text]:
-    name = Text(f"{device.name}, {amount(device.total)}")
+    name = Text(f"{device.name}, {format_bytes(device.total)}")
     return [
         spread(pen.width, name, Text(meters(device.reading), "dim")),
         bar(pen, pen.width, device),
@@ -145,7 +146,9 @@ def legend(pen: Pen, device: Memory) -> Text:
     def part(drop: int, glyph: str, color: str, word: str, value: int | None) -> list[Part]:
         if value is None:
             return []
-        return [Part(Text.assemble((glyph, color), (f" {word} ", "dim"), amount(value)), drop)]
+        return [
+            Part(Text.assemble((glyph, color), (f" {word} ", "dim"), format_bytes(value)), drop)
+        ]
 
     free = max(0, device.total - device.others - device.ours)
     return fitted(
@@ -162,7 +165,7 @@ def legend(pen: Pen, device: Memory) -> Text:
 
 def in_one_row(pen: Pen, index: int, device: Memory) -> Text:
     limit = device.budget or device.total
-    numbers = f"{amount(device.ours, like=limit)} of {amount(limit)}"
+    numbers = f"{format_bytes(device.ours, like=limit)} of {format_bytes(limit)}"
     right = Text.assemble(f"  {numbers:>20}", (f"{share(device.ours, limit):>7}", device.style))
     label = Text(f"{index:>3}  ", "dim")
     room = max(8, pen.width - label.cell_len - right.cell_len)
@@ -176,8 +179,8 @@ def host_rows(pen: Pen, screen: Screen) -> list[Text]:
     if host is None or over or any(device.device == "cpu" for device in screen.devices):
         return []
     ours = min(screen.workers or 0, host.used)
-    used = Text.assemble(amount(host.used), (" of ", "dim"), amount(host.total))
-    numbers = fitted(pen.width // 2, [Part(pair("ours", amount(ours)), 1), Part(used)])
+    used = Text.assemble(format_bytes(host.used), (" of ", "dim"), format_bytes(host.total))
+    numbers = fitted(pen.width // 2, [Part(pair("ours", format_bytes(ours)), 1), Part(used)])
     bar = memory_bar(
         pen.glyphs,
         max(8, pen.width - LABEL - numbers.cell_len - 3),

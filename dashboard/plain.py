@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import TextIO
 
 from autotune.events import Notice, ProbeEnded, TuningEnded, TuningStarted
+from autotune.quantity import format_bytes
 from autotune.trial import DeviceBudget, Trial
 from dashboard.state import Screen, budget_of, update
 from dashboard.words import (
     VERDICTS,
-    amount,
     clean,
     clock,
     counted,
@@ -74,8 +74,8 @@ class PlainLines:
         budget = budget_of(trial, self.screen.budgets)
         words = [f"probe   {trial.size:<5} {VERDICTS[trial.verdict]:<5}"]
         if trial.peak is not None and budget is not None:
-            of_budget = f"{amount(budget)} ({share(trial.peak, budget)})"
-            words.append(f"peak {amount(trial.peak, like=budget)} of {of_budget}")
+            of_budget = f"{format_bytes(budget)} ({share(trial.peak, budget)})"
+            words.append(f"peak {format_bytes(trial.peak, like=budget)} of {of_budget}")
         if trial.samples_per_second is not None:
             words.append(f"{figure(trial.samples_per_second)} samples/s")
         if trial.reason is not None:
@@ -115,7 +115,7 @@ class PlainLines:
             if record.get(key) is not None:
                 words.append(form.format(figure(record[key])))
         if screen.peak is not None:
-            words.append(f"peak {amount(screen.peak)}")
+            words.append(f"peak {format_bytes(screen.peak)}")
         if screen.seconds_left and screen.step < screen.steps:
             words.append(f"{clock(screen.seconds_left)} left")
         return "  ".join(words)
@@ -137,8 +137,8 @@ class PlainLines:
 
 def budget_line(device: DeviceBudget) -> str:
     return (
-        f"device  {device.name}  budget {amount(device.budget)} of {amount(device.total)}, "
-        f"others hold {amount(device.others)}"
+        f"device  {device.name}  budget {format_bytes(device.budget)} of {format_bytes(device.total)}, "
+        f"others hold {format_bytes(device.others)}"
     )
 
 

@@ -110,7 +110,7 @@ def update(screen: Screen, event: object) -> Screen:
             return replace(screen, tuned=event, running=None)
         case TrainingStarted():
             return replace(
-                screen, training=event, running=None, highest={}, record={}, losses=(),
+                screen, training=event, budgets=event.devices or screen.budgets, running=None, highest={}, record={}, losses=(),
                 first_loss=None, step_seconds=None, peak=None, evaluations=(), checkpoint=None,
                 trained=None,
             )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from rich.text import Text
 
+from autotune.quantity import format_bytes
 from autotune.trial import Trial
 from autotune.verdict import Verdict
 from dashboard.bars import distance_style, peak_bar
@@ -9,7 +10,7 @@ from dashboard.fit import fit_line
 from dashboard.memory import memories
 from dashboard.rows import Part, Pen, in_columns, labelled, pair
 from dashboard.state import Screen, budget_of
-from dashboard.words import VERDICTS, amount, clean, duration, figure, share
+from dashboard.words import VERDICTS, clean, duration, figure, share
 
 BAR = ""
 COLUMNS = {
@@ -49,8 +50,8 @@ def outcome_row(pen: Pen, screen: Screen) -> Text:
     for trial in screen.trials:
         budget = budget_of(trial, screen.budgets)
         if trial.size == screen.answer and trial.peak is not None and budget is not None:
-            parts.append(Part(pair("holds", amount(trial.peak)), 2))
-            parts.append(Part(pair("headroom", amount(budget - trial.peak)), 3))
+            parts.append(Part(pair("holds", format_bytes(trial.peak)), 2))
+            parts.append(Part(pair("headroom", format_bytes(budget - trial.peak)), 3))
     return labelled(pen, "answer", *parts)
 
 
@@ -112,7 +113,7 @@ def cells(pen: Pen, trial: Trial, screen: Screen, running: bool) -> dict[str, Te
     row["size"] = Text(f"{trial.size:,}", "bold" if trial.size == screen.answer else "")
     row["verdict"] = verdict(pen, trial, screen, style)
     if trial.peak is not None:
-        row["peak"] = Text(amount(trial.peak, like=budget), "dim" if running else "")
+        row["peak"] = Text(format_bytes(trial.peak, like=budget), "dim" if running else "")
         if budget is not None:
             row["of budget"] = Text(share(trial.peak, budget), "dim" if running else style)
     speeds = [t.samples_per_second for t in screen.trials if t.samples_per_second is not None]
@@ -159,9 +160,9 @@ def fit_rows(pen: Pen, screen: Screen) -> list[Text]:
     if line is None:
         return []
     sign = "+" if line.fixed >= 0 else "-"
-    words = f"peak ≈ {amount(abs(line.slope))} × size"
+    words = f"peak ≈ {format_bytes(abs(line.slope))} × size"
     if sign == "+":
-        words = f"peak ≈ {amount(line.fixed)} + {amount(line.slope)} × size"
+        words = f"peak ≈ {format_bytes(line.fixed)} + {format_bytes(line.slope)} × size"
     parts = [Part(Text(words))]
     if line.trials > 2:
         within = f"within {100 * line.error:.1f} % of {line.trials} trials"

@@ -12,19 +12,6 @@ ASCII = str.maketrans({
 })  # fmt: skip
 
 
-def amount(value: float, like: float | None = None) -> str:
-    """Bytes as `1.07 GiB` or `412 MiB`; in the unit and with the decimals of `like`, for columns."""
-    measure = abs(value if like is None else like)
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if measure >= 0.9765625 * size:  # 1000 of the next smaller unit
-            measure /= size
-            digits = 2 if measure < 10 else 1 if measure < 100 else 0
-            if unit != "GiB" and measure >= 10:
-                digits = 0
-            return f"{value / size:.{digits}f} {unit}"
-    return f"{value:.0f} B"
-
-
 def figure(value: float, like: float | None = None) -> str:
     """Three digits that matter: `0.0123`, `52.1`, `13,300`; with the decimals of `like`, for columns."""
     if not math.isfinite(value):

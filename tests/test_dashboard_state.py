@@ -15,6 +15,7 @@ from autotune.events import (
     TuningEnded,
     TuningStarted,
 )
+from autotune.quantity import format_bytes
 from autotune.readings import DeviceReading, HostReading
 from autotune.trial import DeviceBudget, Trial
 from autotune.verdict import Verdict
@@ -22,7 +23,7 @@ from dashboard.fit import fit_line
 from dashboard.plain import PlainLines
 from dashboard.record import EVENTS, EventLog, read_events
 from dashboard.state import RECENT_LOSSES, RECENT_NOTICES, Screen, budget_of, update
-from dashboard.words import amount, clean, clock, duration, encodable, figure, share
+from dashboard.words import clean, clock, duration, encodable, figure, share
 from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
 
 GIB = 2**30
@@ -172,12 +173,12 @@ def test_no_line_where_the_trials_tell_no_slope(peaks: dict[int, int]) -> None:
 
 
 def test_amounts_have_three_digits() -> None:
-    assert amount(1.07 * GIB) == "1.07 GiB"
-    assert amount(44.52 * GIB) == "44.5 GiB"
-    assert amount(257 * MIB) == "257 MiB"
-    assert amount(1023 * MIB) == "1.00 GiB"
-    assert amount(3.5 * GIB, like=44.5 * GIB) == "3.5 GiB"
-    assert amount(0) == "0 B"
+    assert format_bytes(1.07 * GIB) == "1.07 GiB"
+    assert format_bytes(44.52 * GIB) == "44.5 GiB"
+    assert format_bytes(257 * MIB) == "257 MiB"
+    assert format_bytes(1023 * MIB) == "1.00 GiB"
+    assert format_bytes(3.5 * GIB, like=44.5 * GIB) == "3.5 GiB"
+    assert format_bytes(0) == "0 B"
 
 
 def test_figures_and_times_read_well() -> None:

@@ -20,6 +20,7 @@ from autotune.channel import Message, Wire
 from autotune.errors import ChatlmError
 from autotune.memory import is_out_of_memory
 from trainer.settings import TrainSettings, WorkloadSettings, apply_profile, check_training
+from trainer.tuned import overhead
 
 Say = Callable[[Mapping[str, Any]], None]
 
@@ -120,6 +121,7 @@ def _parse(arguments: list[str]) -> TrainSettings:
         micro_batch=plan.micro_batch,
         effective_batch=plan.effective_batch,
         world_size=world_size,
+        overhead=overhead(profile),
         loader_workers=profile.run.loader_workers,
         eval_data=tuple(flags.eval_data),
         epochs=flags.epochs,

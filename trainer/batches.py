@@ -49,6 +49,11 @@ class Collator:
             [self.store.source(row) for row in rows], [self.store.target(row) for row in rows]
         )
 
+    def lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Tokens of what is padded apart: (rows, source and target), or (rows, both as one)."""
+        sides = np.stack([self.store.source_lengths(rows), self.store.target_lengths(rows)], axis=1)
+        return sides.sum(1, keepdims=True) if self.codec.is_causal else sides
+
     def target_tokens(self, rows: npt.NDArray[np.int64]) -> int:
         """What the loss of those rows counts, without reading them."""
         return int(self.store.target_lengths(rows).sum())

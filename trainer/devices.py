@@ -33,14 +33,13 @@ def open_devices(
     """
     if num_processes is not None and num_processes < 1:
         raise UsageError(f"--num-processes {num_processes} runs nothing; give 1 or more")
+    why: str | None = None
     try:
         nvml = None if device == "cpu" else Nvml.open()
     except DeviceError as error:
         if device == "cuda":
             raise
         nvml, why = None, str(error).split(";")[0]
-    else:
-        why = None
     if nvml is None:
         yield _on_cpu(num_processes or 1, vram_limit, host, why)
         return

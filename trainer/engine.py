@@ -77,7 +77,7 @@ class Engine:
         self.clip_norm = clip_norm
         model.config.use_cache = False
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
         model.to(accelerator.device)
         model.train()
         # fused: one pass over the parameters, and no temporary copy of them (foreach makes one)

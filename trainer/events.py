@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from autotune.trial import DeviceBudget
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStarted:
@@ -18,6 +20,8 @@ class TrainingStarted:
     world_size: int
     precision: str
     output_dir: str
+    devices: tuple[DeviceBudget, ...] = ()
+    """What the profile allows on each device; empty where it names no target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,17 +43,31 @@ class Step:
 class Steps(Dataset[Step]):
     """Step by number: its samples, this rank's share of them, cut and padded."""
 
-    def __init__(self, collator: Collator, order: SampleOrder, plan: Plan, rank: int) -> None:
+    def __init__(
+        self,
+        collator: Collator,
+        order: SampleOrder,
+        plan: Plan,
+        *,
+        overhead: float | None,
+        rank: int,
+    ) -> None:
         self._collator = collator
         self._order = order
-        self._effective = plan.effective_batch
-        self._pieces = cut(
-            plan.effective_batch, world_size=plan.world_size, micro_batch=plan.micro_batch
-        )[rank]
+        self._plan = plan
+        self._overhead = overhead
+        self._rank = rank
 
     def __getitem__(self, step: int) -> Step:
-        rows = self._order.take(step * self._effective, self._effective)
-        batches = [self._collator.batch(rows[piece.start : piece.stop]) for piece in self._pieces]
+        effective = self._plan.effective_batch
+        rows = self._order.take(step * effective, effective)
+        pieces = cut(
+            self._collator.lengths(rows),
+            world_size=self._plan.world_size,
+            micro_batch=self._plan.micro_batch,
+            overhead=self._overhead,
+        )[self._rank]
+        batches = [self._collator.batch(rows[piece]) for piece in pieces]
         return Step(batches, self._collator.target_tokens(rows))
 
 
@@ -180,7 +194,13 @@ def take_steps(run: Run) -> bool:
     """Optimizer steps until the run is complete; False when it was asked to stop before."""
     order = SampleOrder(len(run.collator.store), run.settings.workload.seed)
     accelerator = run.engine.accelerator
-    steps = Steps(run.collator, order, run.plan, accelerator.process_index)
+    steps = Steps(
+        run.collator,
+        order,
+        run.plan,
+        overhead=run.settings.overhead,
+        rank=accelerator.process_index,
+    )
     loader = DataLoader(
         steps,
         batch_size=None,
@@ -281,7 +301,7 @@ def _forget_later_metrics(run: Run) -> None:
 
 def _step_seed(run: Run) -> int:
     """Random numbers (dropout) of a step follow from its number: a resume needs no saved state."""
-    rank = run.engine.accelerator.process_index
+    rank: int = run.engine.accelerator.process_index
     return ((run.settings.workload.seed * 1_000_003 + run.done) * 1009 + rank) % 2**63
 
 
@@ -297,10 +317,11 @@ def _record(
         _device_peak(run),
         process.resident("self"),
         run.should_stop(),
+        len(step.batches),
     ]
     mine = torch.tensor([own], dtype=torch.float64, device=accelerator.device)
-    ranks = accelerator.gather(mine)  # (world, 6)
-    loss_sum, tokens, area, _, host, _ = ranks.sum(0).tolist()
+    ranks = accelerator.gather(mine)  # (world, 7)
+    loss_sum, tokens, area, _, host, *_ = ranks.sum(0).tolist()
     on_shared_device = (
         run.settings.workload.device == "cpu" and run.settings.workload.memory_limit is None
     )
@@ -319,7 +340,7 @@ def _record(
         "loss": mean,
         "grad_norm": norm,
         "learning_rate": rate,
-        "micro_batches": run.plan.accumulation,
+        "micro_batches": int(ranks[:, 6].max()),
         "seconds": seconds,
         "samples_per_second": run.plan.effective_batch / seconds,
         "tokens_per_second": tokens / seconds,

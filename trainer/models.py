@@ -98,13 +98,13 @@ def load_model(name: str, *, dropout: float | None, seed: int) -> Loaded:
 def _preset(name: str, dropout: float | None, seed: int) -> Loaded:
     preset = PRESETS[name]
     tokenizer = AutoTokenizer.from_pretrained(str(resources.files("trainer") / "assets/tokenizer"))
+    special: dict[str, Any] = {**preset.shape, "decoder_start_token_id": tokenizer.pad_token_id}
     config = T5Config(
         vocab_size=preset.vocabulary or len(tokenizer),
-        decoder_start_token_id=tokenizer.pad_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         feed_forward_proj="relu",
-        **preset.shape,
+        **special,
     )
     _set_dropout(config, dropout)
     with torch.random.fork_rng(devices=[]):

@@ -51,6 +51,8 @@ class TrainSettings:
     micro_batch: int
     effective_batch: int
     world_size: int = 1
+    overhead: float | None = None
+    """What one more micro-batch costs, in tokens; None where no speed was measured."""
     loader_workers: int = 0
     eval_data: tuple[str, ...] = ()
     epochs: float = 1.0

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autotune.cards import budgets
 from autotune.channel import Message
 from autotune.errors import ChatlmError, OutOfMemory, WorkerError
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, ReadingTaken
 from autotune.host import HostMeter
 from autotune.launch import memory_environment, worker_command, worker_environment
 from autotune.prober import Limits, Prober, WorkloadSpec
+from autotune.trial import DeviceBudget
 from autotune.workers import Workers
 from profiles import Profile
 from profiles.schema import Fingerprint
@@ -107,6 +109,8 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     """
     cards, host, emit = job.devices.cards, job.host, job.emit
     survey = cards.survey()
+    target = job.profile.memory.target_vram
+    known = () if target is None else budgets(survey, target)
     settings = replace(
         job.settings,
         workload=replace(job.settings.workload, memory_limit=cards.allowance(survey)),
@@ -116,7 +120,7 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     environment = worker_environment(memory_environment(cards.kind), settings.world_size)
     command = worker_command("trainer", settings.world_size)
     with Workers(command, environment=environment, log_path=job.log_path) as workers:
-        relay = Relay(job, settings, workers, expected)
+        relay = Relay(job, settings, workers, expected, known)
         while relay.ended is None:
             try:
                 relay.tick()
@@ -140,8 +144,10 @@ class Relay:
         settings: TrainSettings,
         workers: Workers,
         expected: Fingerprint | None,
+        budgets: tuple[DeviceBudget, ...],
     ) -> None:
         self.job = job
+        self.budgets = budgets
         self.settings = settings
         self.workers = workers
         self.expected = expected
@@ -186,7 +192,7 @@ class Relay:
             case "notice":
                 self.emit(Notice(text=message["text"]))
             case "started":
-                self.emit(TrainingStarted(**_fields(message)))
+                self.emit(TrainingStarted(**_fields(message), devices=self.budgets))
             case "step":
                 self.emit(StepEnded(record=message["record"]))
             case "evaluated":

@@ -112,6 +112,26 @@ def differences(measured: Fingerprint, found: Fingerprint) -> list[str]:
     return different
 
 
+def overhead(profile: Profile) -> float | None:
+    """What one more micro-batch costs, in tokens, from the speeds of the profile's trials.
+
+    A micro-batch's time is close to `a + b · size`: the overhead is `a ÷ b` sequences of the longest
+    length. None where fewer than two speeds are known. Timing is noisy: half a sequence is the least.
+    """
+    times = sorted(
+        (row.size, row.size / row.samples_per_second)
+        for row in profile.trial
+        if row.samples_per_second
+    )
+    source, target = profile.fingerprint.longest_source, profile.fingerprint.longest_target
+    if len(times) < 2 or source is None or target is None:
+        return None
+    (small, quick), (large, slow) = times[0], times[-1]
+    per_sequence = (slow - quick) / (large - small)
+    sequences = (quick - per_sequence * small) / per_sequence if per_sequence > 0 else 0.0
+    return max(0.5, sequences) * (source + target)
+
+
 def check_still_fits(trial: Trial, budget: int, name: str) -> None:
     """Raises ProfileError when a profile's size, probed again, does not hold its target."""
     if trial.verdict != "fits":

@@ -32,7 +32,7 @@ class SftWorkload:
             )
         self._effective = effective
         self._fixed = fixed
-        self._world_size = accelerator.num_processes
+        self._world_size: int = accelerator.num_processes
         self._collator = Collator(
             store, loaded.codec, getattr(loaded.model.config, "decoder_start_token_id", None)
         )
