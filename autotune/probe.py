@@ -38,6 +38,9 @@ class Workload(Protocol):
     def update(self) -> None:
         """The optimizer's step."""
 
+    def any_rank(self, claim: bool) -> bool:
+        """Whether any rank claims it; all ranks ask at the same time and get the same answer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -85,7 +88,8 @@ def measure(workload: Workload, size: int, beat: Callable[[int], None]) -> Repor
             tokens += load.tokens
         peaks.append(memory.peak())
         beat(step)
-        if step > 0 and peaks[-1] <= SETTLED * max(peaks[:-1]):
+        # ranks that stopped at different steps would wait for each other for ever
+        if not workload.any_rank(step == 0 or peaks[-1] > SETTLED * max(peaks[:-1])):
             break
     return Report(
         device=memory.device,

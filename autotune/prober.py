@@ -51,7 +51,7 @@ class Limits:
 
     target: float
     target_ram: float
-    silence: float = 900.0
+    silence: float = 600.0
     """Seconds without a word from any worker after which it counts as hung."""
 
 

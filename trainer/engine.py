@@ -37,7 +37,7 @@ def make_accelerator(settings: WorkloadSettings) -> Accelerator:
         )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     handlers: list[Any] = [
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     ]
     if world_size > 1 and backend(settings) == "gloo":
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
@@ -147,6 +147,11 @@ class Engine:
         self.raw_optimizer.step()  # learning rate and gradients are zero: only the counters move
         for state in self.raw_optimizer.state.values():
             state["step"].zero_()
+
+    def any_rank(self, claim: bool) -> bool:
+        """Whether any rank claims it: what decides about a collective must be decided by all."""
+        claims = torch.tensor([float(claim)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(claims, reduction="sum").item() > 0)
 
     def rehearse(self, batches: Iterable[Batch]) -> None:
         """Runs forward and backward once and forgets the gradients: what will not fit fails here."""

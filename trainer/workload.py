@@ -57,6 +57,9 @@ class SftWorkload:
     def update(self) -> None:
         self.engine.update(PROBE_LEARNING_RATE)
 
+    def any_rank(self, claim: bool) -> bool:
+        return self.engine.any_rank(claim)
+
     def _batches(self, size: int) -> list[Batch]:
         """One micro-batch, or two where training would accumulate: more change no memory."""
         return [self._collator.worst(size)] * min(2, self._accumulation(size))
