@@ -349,6 +349,30 @@ def train(
         raise typer.Exit(130)
 
 
+@app.command()
+@_ends_on_interrupt
+def monitor(
+    once: Annotated[bool, typer.Option("--once", help="One reading, then end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the devices and the host hold now."""
+    from autotune.host import HostMeter
+    from dashboard import monitor as live
+    from dashboard import open_screen
+
+    host = HostMeter()
+    with ExitStack() as stack:
+        if (nvml := live.open_driver()) is not None:
+            stack.enter_context(nvml)
+        reading = live.take(host, nvml)
+        if as_json:
+            _print_json(live.as_json(reading))
+        elif once or not sys.stdout.isatty():
+            sys.stdout.write(live.as_lines(reading))
+        else:
+            live.watch(host, nvml, stack.enter_context(open_screen(plain=False, stream=sys.stdout)))
+
+
 @profiles_app.command("list")
 def list_profiles() -> None:
     """One line a profile: the user's own first, then the presets."""

@@ -120,8 +120,8 @@ class Search:
         step = max(1, low // FINE)
         if expected <= low:  # nothing more is expected to fit: close the bracket
             return low + step
-        if high <= self.ceiling:
-            return min(expected, high - 1)
+        if high <= self.ceiling:  # a failure that the fit did not foresee refutes it
+            return expected if expected < high else self._halve()
         careful = int(b + (self.budget - height_b) / steepest)
         if careful - low < step:
             careful = min(expected, low * LEAP)

@@ -1,0 +1,47 @@
+# make demo    tune and train the bundled model on the bundled data, with a summary at the end
+# make test    every test; needs nothing but Python 3.11+ and make
+# make check   format, lint, types
+# make bench   what README quotes, measured anew into bench/results/ (DATA=file for real rows)
+
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?=
+
+.PHONY: demo test check bench bench-gpu clean
+
+demo: .venv/main
+	$(BIN)/python -m bench.demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/main
+	$(BIN)/python -m bench.demo --result bench/results/demo-cpu.json --device cpu
+	$(BIN)/python -m bench.contract --result bench/results/contract-cpu.json --device cpu $(if $(DATA),--data $(DATA))
+
+bench-gpu: .venv/main
+	$(BIN)/python -m bench.demo --result bench/results/demo-gpu.json --device cuda
+	$(BIN)/python -m bench.contract --result bench/results/contract-gpu.json --device cuda --model chatlm-0.2b $(if $(DATA),--data $(DATA))
+
+.venv/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "chatlm needs Python 3.11 or newer; this is $$($(PYTHON) -V). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+.venv/main: .venv/pip pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/dev: .venv/main
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

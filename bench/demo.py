@@ -1,0 +1,127 @@
+"""`make demo`: tunes, trains, and says in a few lines what that was good for.
+
+Everything is what a user would type. Without an NVIDIA GPU the CPU plays a card of 2 GiB.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.commands import metrics, run, run_json, speed, write_result
+from profiles import load
+from profiles.store import FOLDER
+
+EPOCHS = 9
+SMALL_STEPS = 6
+"""Optimizer steps that the preset's micro-batch is timed over."""
+QUESTIONS = 150
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--result", type=Path, help="also write the figures there")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    options = parser.parse_args()
+    started = time.monotonic()
+    device = ("--device", options.device)
+    card = () if has_gpu(options.device) else ("--vram-limit", "2GiB")
+    run("autotune", "--target-vram", "0.6", *card, *device)
+    profile = load(str(FOLDER / "tuned.toml"))
+    run("train", "--profile", "tuned", "--epochs", str(EPOCHS), "--fresh", *device)
+    small = run_small(device)
+    steps = metrics("model_save/sft_tuned")
+    document = {
+        "emulated": bool(card),
+        "micro_batch_size": profile.batch.micro_batch_size,
+        "effective_batch_size": profile.batch.effective_batch_size,
+        "peak_bytes": profile.memory.peak_bytes,
+        "budget_bytes": profile.memory.budget_bytes,
+        "training_peak_bytes": max(step["device_peak_bytes"] for step in steps),
+        "probes": len(profile.trial),
+        "samples_per_second": speed(steps),
+        "small_samples_per_second": speed(small),
+        "first_loss": steps[0]["loss"],
+        "final_loss": steps[-1]["loss"],
+        "exact_match": exact_match("model_save/sft_tuned"),
+        "seconds": time.monotonic() - started,
+    }
+    print(summary(document))
+    if options.result:
+        write_result(options.result, document)
+
+
+def has_gpu(device: str) -> bool:
+    """Whether the run will use NVIDIA cards."""
+    from autotune.errors import DeviceError
+    from autotune.nvml import Nvml
+
+    if device == "cpu":
+        return False
+    try:
+        with Nvml.open() as nvml:
+            return bool(nvml.devices)
+    except DeviceError:
+        return False
+
+
+def run_small(device: tuple[str, str]) -> list[dict[str, Any]]:
+    """A few steps at the micro-batch of the preset `small`, and the same effective batch."""
+    size = load("small").batch.micro_batch_size
+    document = run_json(
+        "train", "--profile", "tuned", "--micro-batch", str(size), "--max-steps", str(SMALL_STEPS),
+        "--output-dir", "model_save/demo_small", "--fresh", *device,
+    )  # fmt: skip
+    return metrics(document["output_dir"])
+
+
+def exact_match(folder: str) -> float:
+    """Share of the bundled questions that training never saw, answered to the letter."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from trainer.rows import bundled, read_rows
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    rows = list(read_rows(bundled("valid")))[:QUESTIONS]
+    right = 0
+    for start in range(0, len(rows), 50):
+        part = rows[start : start + 50]
+        asked = tokenizer(
+            [row.prompt + tokenizer.eos_token for row in part], padding=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            answers = model.generate(
+                input_ids=asked["input_ids"],
+                attention_mask=asked["attention_mask"],
+                max_new_tokens=80,
+            )
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        for text, row in zip(texts, part, strict=True):
+            wanted = str(tokenizer.decode(tokenizer(row.response)["input_ids"]))
+            right += text.strip() == wanted.strip()
+    return right / len(rows)
+
+
+def summary(document: dict[str, Any]) -> str:
+    gain = document["samples_per_second"] / document["small_samples_per_second"]
+    card = "an emulated 2 GiB card (CPU)" if document["emulated"] else "the GPU"
+    gib = 2**30
+    return f"""
+  chatlm demo, on {card}
+    micro-batch   {document["micro_batch_size"]}, in {document["probes"]} probes; effective batch \
+{document["effective_batch_size"]}
+    peak          {document["peak_bytes"] / gib:.2f} GiB probed, \
+{document["training_peak_bytes"] / gib:.2f} GiB in training, \
+budget {document["budget_bytes"] / gib:.2f} GiB
+    speed         {document["samples_per_second"]:.0f} samples/s; with preset small's micro-batch \
+{document["small_samples_per_second"]:.0f}, so {gain:.1f} x
+    loss          {document["first_loss"]:.2f} at the start, {document["final_loss"]:.2f} at the end
+    exact match   {document["exact_match"]:.0%} of {QUESTIONS} questions that it never saw
+    took          {document["seconds"]:.0f} s
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""One optimizer step is the same however it is cut; nothing is left behind by a rehearsal."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from autotune.plan import cut  # noqa: E402
+from trainer.batches import Batch, Collator  # noqa: E402
+from trainer.codec import Codec  # noqa: E402
+from trainer.engine import Engine, make_accelerator  # noqa: E402
+from trainer.models import Loaded, load_model  # noqa: E402
+from trainer.rows import bundled  # noqa: E402
+from trainer.settings import WorkloadSettings  # noqa: E402
+from trainer.store import TokenStore, open_store  # noqa: E402
+
+SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
+STEP = 16
+
+
+@pytest.fixture(scope="module")
+def seq2seq() -> Loaded:
+    return load_model("chatlm-tiny", dropout=0.0, seed=3)
+
+
+@pytest.fixture(scope="module")
+def causal(seq2seq: Loaded) -> Loaded:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, pad_token_id=0, bos_token_id=3, eos_token_id=1,
+    )  # fmt: skip
+    return Loaded(
+        model=LlamaForCausalLM(config),
+        codec=Codec(seq2seq.codec.tokenizer, is_causal=True),
+        learning_rate=1e-3,
+        identity="tiny llama",
+    )
+
+
+def parts(loaded: Loaded) -> tuple[Engine, Collator]:
+    store = open_store((bundled("train"),), loaded.codec, max_source=64, max_target=64)
+    start = getattr(loaded.model.config, "decoder_start_token_id", None)
+    engine = Engine(make_accelerator(SETTINGS), copy.deepcopy(loaded.model), SETTINGS)
+    return engine, Collator(store, loaded.codec, start)
+
+
+def step_batches(collator: Collator, micro_batch: int, overhead: float | None) -> list[Batch]:
+    rows = np.arange(100, 100 + STEP)
+    (pieces,) = cut(
+        collator.lengths(rows), world_size=1, micro_batch=micro_batch, overhead=overhead
+    )
+    return [collator.batch(rows[piece]) for piece in pieces]
+
+
+def gradient(loaded: Loaded, micro_batch: int, overhead: float | None = None) -> tuple[Any, float]:
+    """(all gradients as one vector, loss per target token) of the same 16 samples."""
+    engine, collator = parts(loaded)
+    batches = step_batches(collator, micro_batch, overhead)
+    tokens = sum(batch.target_tokens for batch in batches)
+    loss = engine.accumulate(batches, target_tokens=tokens)
+    vector = torch.cat([p.grad.flatten() for p in engine.unwrapped.parameters()])
+    return vector, loss.item() / tokens
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "causal"])
+@pytest.mark.parametrize(("micro_batch", "overhead"), [(1, None), (3, None), (5, 20.0), (16, 40.0)])
+def test_the_gradient_does_not_depend_on_the_cut(
+    kind: str, micro_batch: int, overhead: float | None, request: pytest.FixtureRequest
+) -> None:
+    """16 samples at once, one by one, or in uneven pieces: the same to float32's precision."""
+    loaded: Loaded = request.getfixturevalue(kind)
+
+    whole, whole_loss = gradient(loaded, STEP)
+    pieces, pieces_loss = gradient(loaded, micro_batch, overhead)
+
+    assert pieces_loss == pytest.approx(whole_loss, rel=1e-5)
+    assert torch.linalg.norm(pieces - whole) <= 1e-5 * torch.linalg.norm(whole)
+
+
+def test_the_loss_is_the_mean_over_target_tokens(seq2seq: Loaded) -> None:
+    """What transformers itself computes for one unpadded sample."""
+    engine, collator = parts(seq2seq)
+    batch = collator.batch([7])
+
+    loss = engine.summed_loss(batch).item() / batch.target_tokens
+
+    own = engine.unwrapped(
+        input_ids=batch.inputs["input_ids"],
+        attention_mask=batch.inputs["attention_mask"],
+        labels=batch.labels,
+    )
+    assert loss == pytest.approx(own.loss.item(), rel=1e-5)
+
+
+def test_a_causal_loss_counts_the_response_alone(causal: Loaded) -> None:
+    """Prompt tokens are read, not learnt; every response token and the end is."""
+    _, collator = parts(causal)
+
+    batch = collator.batch([7, 8])
+
+    counted = (batch.labels != -100).sum().item()
+    assert counted == batch.target_tokens
+    assert counted == len(collator.store.target(7)) + len(collator.store.target(8))
+
+
+def test_a_rehearsal_changes_nothing(seq2seq: Loaded) -> None:
+    """The next real step is the one that a run without a rehearsal would take."""
+    rehearsed, collator = parts(seq2seq)
+    plain, _ = parts(seq2seq)
+    batches = step_batches(collator, 4, None)
+    tokens = sum(batch.target_tokens for batch in batches)
+
+    rehearsed.make_resident(collator.worst(1))
+    rehearsed.rehearse([collator.worst(8)] * 2)
+    for engine in (rehearsed, plain):
+        for _ in range(2):
+            engine.accumulate(batches, target_tokens=tokens)
+            engine.update(1e-3)
+
+    pairs = zip(rehearsed.unwrapped.parameters(), plain.unwrapped.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_worst_batch_has_the_longest_source_and_the_longest_target(seq2seq: Loaded) -> None:
+    """No batch of training can be larger."""
+    _, collator = parts(seq2seq)
+    store: TokenStore = collator.store
+
+    worst = collator.worst(3)
+
+    assert worst.inputs["input_ids"].shape == (3, store.longest()[0])
+    assert worst.labels.shape == (3, store.longest()[1])
