@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from autotune.errors import ChatlmError, DataError
+from autotune.errors import ChatlmError
 
 if TYPE_CHECKING:
     from autotune.events import Emit
@@ -146,7 +146,7 @@ def autotune(
     from autotune.prober import Limits, Prober, WorkloadSpec
     from autotune.quantity import check_fraction, parse_bytes
     from autotune.tuning import tune
-    from profiles.store import FOLDER, check_name
+    from profiles.store import FOLDER, check_name, check_place
     from trainer import tuned
     from trainer.devices import open_devices
     from trainer.settings import WorkloadSettings, apply_profile
@@ -157,6 +157,7 @@ def autotune(
     )
     limit = None if vram_limit is None else parse_bytes(vram_limit)
     path = FOLDER / f"{check_name(name)}.toml"
+    check_place(path)
     profile = profiles.load(base)
     wanted = effective_batch or profile.batch.effective_batch_size
     host = HostMeter()
@@ -289,8 +290,11 @@ def train(
         devices = stack.enter_context(
             open_devices(
                 device,
-                num_processes=num_processes
-                or (found.fingerprint.world_size if was_tuned else None),
+                num_processes=(
+                    found.fingerprint.world_size
+                    if num_processes is None and was_tuned
+                    else num_processes
+                ),
                 vram_limit=found.memory.vram_limit_bytes,
                 host=host,
             )
@@ -427,15 +431,16 @@ def _log_path(what: str) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.touch()
     except OSError as error:
-        raise OutputError(f"cannot write the log {path}: {error.strerror}") from error
+        raise OutputError(
+            f"cannot write the log {path}: {error.strerror}; run in a folder that you can write to"
+        ) from error
     return path
 
 
 def _existing(paths: list[Path] | None) -> tuple[str, ...]:
-    for path in paths or ():
-        if not path.is_file():
-            raise DataError(f"no data file {path}; give a Parquet, JSON or JSON-lines file")
-    return tuple(str(path) for path in paths or ())
+    from trainer.rows import check_file
+
+    return tuple(str(check_file(str(path))) for path in paths or ())
 
 
 def _tuned_words(profile: Any, seconds: float, wanted: int, path: Path, name: str) -> str:

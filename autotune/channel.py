@@ -13,6 +13,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ class Wire:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _listen(self) -> None:
-        with self._socket.makefile("rb") as lines:
+        # a supervisor that dies with words of ours unread resets the connection instead of ending it
+        with suppress(ConnectionResetError), self._socket.makefile("rb") as lines:
             for line in lines:
                 self.messages.put(json.loads(line))
         os._exit(1)  # the supervisor is gone: nobody wants the result, others want the device

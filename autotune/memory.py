@@ -12,6 +12,7 @@ from autotune import process
 OOM_TEXTS = (
     "CUDA error: out of memory",
     "CUDA out of memory",
+    "CUDA driver error: out of memory",  # expandable segments call the driver directly
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "Cuda failure 2 'out of memory'",  # NCCL, which allocates outside torch

@@ -25,7 +25,8 @@ class Plan:
         if self.effective_batch < self.world_size:
             raise PlanError(
                 f"effective batch {self.effective_batch} is smaller than {self.world_size} "
-                f"processes; use --effective-batch {self.world_size} or more, or fewer processes"
+                f"processes; tune with --effective-batch {self.world_size} or more, or use fewer "
+                f"processes"
             )
         if self.micro_batch < 1:
             raise PlanError(
@@ -36,7 +37,7 @@ class Plan:
                 f"micro-batch {self.micro_batch} is larger than one device's share of the "
                 f"effective batch: {self.effective_batch} over {self.world_size} "
                 f"process{'es' if self.world_size > 1 else ''} is {self.share}; use --micro-batch "
-                f"{self.share} or less, or a larger --effective-batch"
+                f"{self.share} or less, or tune with a larger --effective-batch"
             )
 
     @property

@@ -34,6 +34,8 @@ SHOW_EVERY = 4
 """Readings a reading is emitted once in."""
 HOST_FLOOR = 0.03
 """Share of host memory that must stay free; below it the workers are stopped."""
+FAILURES = ("oom", "refused", "crash")
+"""What a worker says of its own end, that which explains the other ranks' first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,7 @@ class Prober:
 
         Raises:
             WorkerError: the workers crashed or hung twice.
+            ChatlmError: what the workload refused.
         """
         started = time.monotonic()
         for attempt in (1, 2):
@@ -142,10 +145,13 @@ class Prober:
                 return self._judge(size, ending.reports, time.monotonic() - started)
             out_of_memory = ending.kind == "oom" or (ending.kind == "killed" and attempt == 2)
             self.close()
+            if ending.kind == "refused":
+                raise ChatlmError(ending.text)
             if out_of_memory:
                 return self._failed(size, ending, time.monotonic() - started)
             if attempt == 1:
-                self.emit(Notice(text=f"probe {size}: the worker {ending.text}; trying once more"))
+                what = _as_clause(ending)
+                self.emit(Notice(text=f"probe {size}: the worker {what}; trying once more"))
         raise self._error(ending, f"at micro-batch {size}, twice")
 
     def close(self) -> None:
@@ -171,7 +177,7 @@ class Prober:
         facts: dict[int, dict[str, Any]] = {}
 
         def take(message: Message) -> bool:
-            if message["type"] == "hello" and len(self._pids()) == self.spec.world_size:
+            if message["type"] == "hello" and message["present"] == self.spec.world_size:
                 self._send({"type": "build", "workload": self.spec.path, "settings": settings})
             if message["type"] == "ready":
                 facts[message["rank"]] = message["facts"]
@@ -199,20 +205,31 @@ class Prober:
         assert self._workers is not None
         heard = time.monotonic()
         while True:
-            gone = False
-            for message in self._workers.receive(TICK):
+            ended = self._workers.ended()  # asked first: its last words are read after it
+            messages = self._workers.receive(TICK)
+            if messages:
                 heard = time.monotonic()
-                if message["type"] in ("oom", "refused", "crash"):
-                    return Ending(kind=message["type"], text=message["text"])
-                gone = gone or message["type"] == "gone"
+            failures = [message for message in messages if message["type"] in FAILURES]
+            if failures:
+                return self._failure(min(failures, key=lambda m: FAILURES.index(m["type"])))
+            for message in messages:
                 if take(message):
                     return Ending()
-            if gone or (self._workers.ended() and not self._workers.receive(0)):
+            if any(message["type"] == "gone" for message in messages) or (ended and not messages):
                 return self._how_it_ended()
             if not self._read_meters():
                 return Ending(kind="oom", text="host memory ran out, the workers were stopped")
             if time.monotonic() - heard > self.limits.silence:
                 return Ending(kind="hung", text=f"was silent for {self.limits.silence:.0f} s")
+
+    def _failure(self, message: Message) -> Ending:
+        if message["type"] == "crash" and self.spec.world_size > 1:
+            silent = (
+                self._how_it_ended()
+            )  # when one rank is killed, the others crash waiting for it
+            if silent.kind in ("oom", "killed"):
+                return silent
+        return Ending(kind=message["type"], text=message["text"])
 
     def _how_it_ended(self) -> Ending:
         assert self._workers is not None
@@ -295,14 +312,10 @@ class Prober:
     def _error(self, ending: Ending, when: str) -> WorkerError:
         return WorkerError(f"the worker {_as_clause(ending)} {when}; its log is {self.log_path}")
 
-    def _pids(self) -> dict[int, int]:
-        assert self._workers is not None
-        return self._workers.pids
-
     def _send(self, message: Mapping[str, Any]) -> None:
         assert self._workers is not None
         self._workers.send(message)
 
 
 def _as_clause(ending: Ending) -> str:
-    return f"crashed ({ending.text})" if ending.kind == "crash" else ending.text
+    return f"crashed ({ending.text.splitlines()[0]})" if ending.kind == "crash" else ending.text

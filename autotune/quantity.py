@@ -1,6 +1,7 @@
 """Amounts as people write them: `20GiB`, `0.6`, and back. Inside, bytes and shares are numbers."""
 
 import re
+from decimal import Decimal
 
 from autotune.errors import UsageError
 
@@ -21,9 +22,10 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in UNITS:
         raise UsageError(f"{text!r} is not an amount of memory; write it like 20GiB or 512MB")
-    amount = int(float(match[1]) * UNITS[match[2].upper()])
-    if amount <= 0:
-        raise UsageError(f"{text!r} is no memory at all; write it like 20GiB or 512MB")
+    amount = int(Decimal(match[1]) * UNITS[match[2].upper()])
+    if not 0 < amount < 2**63:
+        size = "more memory than there is" if amount else "no memory at all"
+        raise UsageError(f"{text!r} is {size}; write it like 20GiB or 512MB")
     return amount
 
 

@@ -52,7 +52,8 @@ def failure(error: Exception, doing: str) -> dict[str, Any]:
         kind = "oom"
     else:
         kind = "refused" if isinstance(error, ChatlmError) else "crash"
-    text = str(error) if kind == "refused" else f"{type(error).__name__}: {error}"
+    named = f"{type(error).__name__}: {error}".removesuffix(": ")  # a MemoryError says no more
+    text = str(error) if kind == "refused" else named
     return {"type": kind, "while": doing, "text": text}
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -51,11 +52,15 @@ class Workers:
         self.close()
 
     def receive(self, timeout: float) -> list[Message]:
-        """Messages of any rank within `timeout` seconds; see `Hub.receive`."""
+        """Messages of any rank within `timeout` seconds; see `Hub.receive`.
+
+        A hello's `present` is how many ranks there are with it: several may arrive together.
+        """
         messages = self._hub.receive(timeout)
         for message in messages:
             if message["type"] == "hello":
                 self.pids[message["rank"]] = message["pid"]
+                message["present"] = len(self.pids)
         return messages
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -70,14 +75,19 @@ class Workers:
         return self._launcher.poll() is not None
 
     def exit_code(self) -> int:
-        """How the first failed worker ended, negative for a signal; waits for the launcher."""
+        """How the worker that failed ended, negative for a signal; waits for the launcher.
+
+        Of several the one that was killed: without it, the others fail in the next collective.
+        """
         try:
             code = self._launcher.wait(PATIENCE * 2)
         except subprocess.TimeoutExpired:
             self._kill()
             return -signal.SIGKILL
-        found = re.search(r"exitcode\s*:\s*(-?\d+)", self.log_tail())
-        return int(found[1]) if code > 0 and found else code
+        found = [int(n) for n in re.findall(r"exitcode\s*:\s*(-?\d+)", self.log_tail())]
+        if code <= 0 or not found:
+            return code
+        return -signal.SIGKILL if -signal.SIGKILL in found else found[0]
 
     def log_tail(self, lines: int = 200) -> str:
         """The end of what these workers printed."""
@@ -88,12 +98,15 @@ class Workers:
     def close(self) -> None:
         """Ends every process of the group, gently first; returns when they are gone."""
         self._hub.close()  # a worker ends itself when its supervisor's socket closes
+        if not self.pids:  # still importing: nobody listens yet
+            self._launcher.terminate()
         try:
             self._launcher.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._launcher.terminate()
-        self._kill()
-        self._log.close()
+        finally:
+            self._kill()
+            self._log.close()
 
     def _is_ours(self, pid: int) -> bool:
         """Whether that number is still the process that we started: the kernel gives it out again."""
@@ -105,12 +118,17 @@ class Workers:
     def _kill(self) -> None:
         for pid in self.pids.values():
             if self._is_ours(pid):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has ended since
+                    os.kill(pid, signal.SIGKILL)
         try:
             self._launcher.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._launcher.kill()
             self._launcher.wait()
+        # torchrun's processes are not our children: what they hold is free once they are gone
+        deadline = time.monotonic() + PATIENCE
+        while any(map(self._is_ours, self.pids.values())) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def _open_log(path: Path) -> IO[bytes]:

@@ -12,7 +12,7 @@ from bench.commands import metrics, run, run_json, speed, write_result
 from profiles import load
 from profiles.store import FOLDER
 
-EPOCHS = 9
+EPOCHS = 10
 SMALL_STEPS = 6
 """Optimizer steps that the preset's micro-batch is timed over."""
 QUESTIONS = 150

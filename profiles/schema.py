@@ -22,7 +22,7 @@ Bytes = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """A table of the file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Batch(Section):
@@ -160,7 +160,9 @@ def _first_fault(error: ValidationError) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key {place!r}; {hint}"
     if fault["type"] == "missing":
-        return f"{place!r} is missing"
+        return f"{place!r} is missing; `chatlm profiles show fast` prints a whole profile"
+    if fault["type"] == "model_type":
+        return f"{place!r} is {fault['input']!r}: it should be a table, [{place}]"
     return f"{place!r} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import tomli_w
 
 from autotune.errors import OutputError, ProfileError
+from autotune.folders import check_writable
 from profiles.schema import Profile, parse
 
 FOLDER = Path("profiles")
@@ -26,7 +27,7 @@ def load(name_or_path: str) -> Profile:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ProfileError(f"{source} is not TOML: {error}") from error
+        raise ProfileError(f"{source} is not TOML: {error}; mend it, or tune again") from error
     return parse(document, source)
 
 
@@ -37,16 +38,36 @@ def save(profile: Profile, path: Path) -> None:
         OutputError: no permission or no space.
     """
     document = profile.model_dump(mode="json", by_alias=True, exclude_none=True)
+    text = tomli_w.dumps(document)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(tomli_w.dumps(document).encode())
+        _replace(path, text.encode())
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the profile {path}: {error.strerror}; free some space, or run in a "
+            f"folder that you can write to"
+        ) from error
+
+
+def check_place(path: Path) -> None:
+    """Raises OutputError when `save` could not write there: before the search, not after it."""
+    check_writable(path.parent, "run in a folder that you can write to")
+    if path.is_dir():
+        raise OutputError(f"cannot write the profile {path}: a folder is there; use another --name")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)  # noqa: PTH101  a name, not a path
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write the profile {path}: {error.strerror}") from error
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink()
+            raise
 
 
 def names() -> list[str]:
@@ -78,14 +99,22 @@ def _read(name_or_path: str) -> tuple[str, str]:
     if path.name == name_or_path:
         candidates.append(FOLDER / f"{name_or_path}.toml")
     for candidate in candidates:
-        if candidate.is_file():
-            try:
-                return candidate.read_text(), str(candidate)
-            except (OSError, UnicodeDecodeError) as error:
-                raise ProfileError(f"cannot read the profile {candidate}: {error}") from error
+        try:
+            if candidate.is_file():
+                return candidate.read_text(encoding="utf-8"), str(candidate)
+        except OSError as error:
+            raise ProfileError(f"cannot read the profile {candidate}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ProfileError(
+                f"{candidate} is not TOML: {error}; mend it, or tune again"
+            ) from error
     if name_or_path in _presets():
         file = resources.files("profiles") / "presets" / f"{name_or_path}.toml"
-        return file.read_text(), f"preset {name_or_path}"
-    near = difflib.get_close_matches(name_or_path, names(), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names())}"
+        return file.read_text(encoding="utf-8"), f"preset {name_or_path}"
+    near = difflib.get_close_matches(path.stem, names(), n=3)
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"there are {', '.join(names())}, and `chatlm autotune` makes one"
+    )
     raise ProfileError(f"no profile {name_or_path!r}; {hint}")

@@ -46,7 +46,7 @@ def open_devices(
     with nvml:
         shown = visible(nvml, os.environ)
         if not shown and device == "auto":
-            why = "CUDA_VISIBLE_DEVICES hides every card"
+            why = "CUDA_VISIBLE_DEVICES hides every card" if nvml.devices else "there is no card"
             yield _on_cpu(num_processes or 1, vram_limit, host, why)
             return
         yield _on_gpus(nvml, shown, num_processes, vram_limit)

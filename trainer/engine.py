@@ -36,15 +36,18 @@ def make_accelerator(settings: WorkloadSettings) -> Accelerator:
             "torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
         )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    handlers: list[Any] = [
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    ]
+    handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if world_size > 1 and backend(settings) == "gloo":
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     return Accelerator(
         cpu=on_cpu, mixed_precision=MIXED[precision(settings)], kwargs_handlers=handlers
     )
 
+
+EPSILON = 1e-6
+"""AdamW divides by a gradient's size plus this. At 1e-8 a gradient that is rounding noise still moves
+its weight by the whole learning rate, so that two cuts of one step drift apart: gradient norms differ
+by 2e-3 after 20 steps, and by 8e-7 with 1e-6 and ten steps of warm-up (chatlm-tiny, fp32)."""
 
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -82,7 +85,7 @@ class Engine:
         model.train()
         # fused: one pass over the parameters, and no temporary copy of them (foreach makes one)
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=0.0, weight_decay=weight_decay, fused=True
+            model.parameters(), lr=0.0, eps=EPSILON, weight_decay=weight_decay, fused=True
         )
         self.raw_optimizer = optimizer
         self.model, self.optimizer = accelerator.prepare(model, optimizer)

@@ -28,6 +28,9 @@ from trainer.settings import TrainSettings
 from trainer.store import TokenStore, open_store
 from trainer.workload import fingerprint_facts
 
+LEAST_WARMUP = 10
+"""Steps. Adam's first ones divide by what a single gradient happens to be; see `engine.EPSILON`."""
+
 Say = Callable[[Mapping[str, Any]], None]
 
 
@@ -149,8 +152,8 @@ def prepare(
     if accelerator.is_main_process:
         say({"type": "built", "facts": fingerprint_facts(loaded, store, accelerator.num_processes)})
         confirm()
-        folder.claim(settings.identity(), fresh=settings.fresh)
         folder.check_space(_disk_need(loaded, settings))
+        folder.claim(settings.identity(), fresh=settings.fresh)
     accelerator.wait_for_everyone()
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
     collator = Collator(store, loaded.codec, start)
@@ -234,7 +237,7 @@ def take_steps(run: Run) -> bool:
 
 def schedule(step: int, steps: int, warmup: float) -> float:
     """The learning rate of step `step` (from 0) as a share of its peak: linear up, cosine down."""
-    rising = max(1, round(warmup * steps))
+    rising = max(1, round(warmup * steps), min(LEAST_WARMUP, steps // 2))
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

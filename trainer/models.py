@@ -6,6 +6,8 @@ Master weights are float32 whatever the checkpoint holds; precision is the accel
 import difflib
 import hashlib
 import json
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,6 +25,7 @@ from transformers import (
 )
 
 from autotune.errors import ModelError
+from autotune.memory import is_out_of_memory
 from trainer.codec import Codec
 
 
@@ -34,6 +37,7 @@ class Preset:
     learning_rate: float
     vocabulary: int | None = None
     """None takes the bundled tokenizer's."""
+    dropout: float = 0.1
 
 
 PRESETS = {
@@ -51,6 +55,7 @@ PRESETS = {
             "num_layers": 2, "num_decoder_layers": 2,
         },
         learning_rate=3e-3,
+        dropout=0.0,  # a model that small never overfits what it can learn in minutes
     ),
 }  # fmt: skip
 PRETRAINED_LEARNING_RATE = 1e-4
@@ -78,14 +83,25 @@ def load_model(name: str, *, dropout: float | None, seed: int) -> Loaded:
         return _preset(name, dropout, seed)
     if Path(name).is_dir():
         _check_folder(Path(name))
+    else:
+        _check_hub_id(name)
     try:
         config = AutoConfig.from_pretrained(name)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         _set_dropout(config, dropout)
-        model = kind.from_pretrained(name, config=config, dtype=torch.float32)
+        model, report = kind.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # told by `report`, where we can name them
+            output_loading_info=True,
+        )
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file fails as whatever the library that reads it raises
+        if is_out_of_memory(error):
+            raise
         raise ModelError(_why_not(name, error)) from error
+    _check_weights(name, report)
     codec = Codec(tokenizer, is_causal=not config.is_encoder_decoder)
     return Loaded(
         model=model,
@@ -106,7 +122,7 @@ def _preset(name: str, dropout: float | None, seed: int) -> Loaded:
         feed_forward_proj="relu",
         **special,
     )
-    _set_dropout(config, dropout)
+    _set_dropout(config, preset.dropout if dropout is None else dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = T5ForConditionalGeneration(config)
@@ -144,16 +160,56 @@ def _identity(name: str, config: Any) -> str:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is no model folder: it has no config.json")
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if not weights:
-        raise ModelError(f"{folder} has a config.json but no weights (*.safetensors)")
+        raise ModelError(
+            f"{folder} is no model folder: it has no config.json; give --model a folder that "
+            f"save_pretrained wrote, or a preset: {', '.join(PRESETS)}"
+        )
+    for what, patterns in (
+        ("weights", ("*.safetensors", "pytorch_model*.bin")),
+        # without one transformers makes up an empty tokenizer: every text is the unknown token
+        ("tokenizer", ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")),
+    ):
+        if not any(file for pattern in patterns for file in folder.glob(pattern)):
+            raise ModelError(
+                f"{folder} has a config.json but no {what} ({patterns[0]}); save the model and "
+                f"its tokenizer there, both with save_pretrained"
+            )
+
+
+def _check_hub_id(name: str) -> None:
+    """Raises ModelError for what no hub has, without half a minute of asking it."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
+        raise ModelError(f"there is no model folder {name}; {_presets_near(name)}")
+    if difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.8):
+        raise ModelError(f"there is no model {name!r}; {_presets_near(name)}")
+
+
+def _check_weights(name: str, report: Mapping[str, Any]) -> None:
+    """Raises ModelError where the file's weights are not the configuration's: they would be random."""
+    missing = sorted(report["missing_keys"])
+    other = sorted(entry[0] for entry in report["mismatched_keys"])
+    if wrong := missing + other:
+        raise ModelError(
+            f"the weights of {name} do not belong to its config.json: {len(missing)} are missing "
+            f"and {len(other)} have another shape (first {wrong[0]}); copy both from one model"
+        )
 
 
 def _why_not(name: str, error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …").rstrip(
+        ".:"
+    )
     if Path(name).is_dir():
-        return f"cannot load the model in {name}: {reason}"
+        return (
+            f"cannot load the model in {name}: {reason}; copy the folder again, or save it anew "
+            f"with save_pretrained"
+        )
+    return (
+        f"{name!r} is no preset, no folder, and not to be had from the hub ({reason}); "
+        f"{_presets_near(name)}"
+    )
+
+
+def _presets_near(name: str) -> str:
     near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"presets: {', '.join(PRESETS)}"
-    return f"{name!r} is no preset, no folder, and not to be had from the hub ({reason}); {hint}"
+    return f"did you mean {near[0]}?" if near else f"presets: {', '.join(PRESETS)}"

@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 from autotune.errors import DataError
 
 BATCH_ROWS = 1024
+ADVICE = "give --data a Parquet, JSON or JSON-lines file with the columns prompt and response"
+BOM = b"\xef\xbb\xbf"
+"""What Windows puts before UTF-8 text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +41,40 @@ def bundled(name: str) -> str:
     return str(resources.files("trainer") / "assets" / "data" / f"{name}.jsonl")
 
 
+def check_file(path: str) -> Path:
+    """The file, when there is something in it; what, `read_rows` finds out.
+
+    Raises:
+        DataError: it is missing, empty, or cannot be looked at.
+    """
+    file = Path(path)
+    try:
+        if not file.is_file():
+            what = "is a folder, not a file" if file.is_dir() else "is not there"
+            raise DataError(f"data file {path} {what}; {ADVICE}")
+        if file.stat().st_size == 0:
+            raise DataError(f"data file {path} is empty (0 bytes); {ADVICE}")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; {ADVICE}") from error
+    return file
+
+
 def read_rows(path: str) -> Iterator[Row]:
-    """Every row of the file, in order.
+    """Every row of the file, in order; messages count them from 1, as lines are.
 
     Raises:
         DataError: it is missing, empty, damaged, of another kind, or a row is not text.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"no data file {path}; give --data a Parquet, JSON or JSON-lines file")
-    if file.stat().st_size == 0:
-        raise DataError(f"{path} is empty")
+    file = check_file(path)
     empty = True
-    for number, record in enumerate(_records(file)):
-        empty = False
-        yield _row(record, path, number)
+    try:
+        for number, record in enumerate(_records(file), start=1):
+            empty = False
+            yield _row(record, path, number)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; {ADVICE}") from error
     if empty:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"data file {path} has no rows; {ADVICE}")
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
@@ -63,14 +83,16 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     if head == b"PAR1":
         return _parquet(file)
     if file.suffix in (".parquet", ".pq"):
-        raise DataError(f"{file} is not a Parquet file: it does not begin with PAR1")
+        raise DataError(
+            f"{file} is not a Parquet file: it begins with {head!r}, not with b'PAR1'; {ADVICE}"
+        )
     with file.open("rb") as stream:
-        start = stream.read(4096).lstrip()[:1]
+        start = stream.read(4096).removeprefix(BOM).lstrip()[:1]
     if start == b"[":
         return _json(file)
     if start == b"{":
         return _json_lines(file)
-    raise DataError(f"{file} is neither Parquet nor JSON nor JSON lines")
+    raise DataError(f"{file} is neither Parquet nor JSON nor JSON lines; {ADVICE}")
 
 
 def _parquet(file: Path) -> Iterator[dict[str, Any]]:
@@ -80,37 +102,51 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
             _check_columns(table.schema_arrow.names, file)
             for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=columns):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} is damaged or cut off: {_first_line(error)}") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file} is damaged or cut off: {_first_line(error)}; copy the file again"
+        ) from error
 
 
 def _json(file: Path) -> Iterator[dict[str, Any]]:
     try:
         records = json.loads(file.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is damaged or cut off: {_first_line(error)}") from error
-    if not all(isinstance(record, dict) for record in records):
-        raise DataError(f"{file} is a JSON list of other things than objects")
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{file} is damaged or cut off: {_first_line(error)}; copy the file again"
+        ) from error
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            raise DataError(
+                f"{file}, row {number} is {_kind(record)}, not an object; write each row as "
+                f'{{"prompt": "...", "response": "..."}}'
+            )
     if records:
         _check_columns(records[0], file)
     yield from records
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    checked = False
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{file}, line {number} is damaged or cut off: {_first_line(error)}"
+                    f"{file}, line {number} is damaged or cut off: {_first_line(error)}; mend the "
+                    f"line or copy the file again (JSON lines hold one object a line, JSON a list)"
                 ) from error
             if not isinstance(record, dict):
-                raise DataError(f"{file}, line {number} is not an object")
-            if number == 1:
+                raise DataError(
+                    f"{file}, line {number} is {_kind(record)}, not an object; write each line as "
+                    f'{{"prompt": "...", "response": "..."}}'
+                )
+            if not checked:
                 _check_columns(record, file)
+                checked = True
             yield record
 
 
@@ -123,8 +159,8 @@ def _check_columns(names: Any, file: Path) -> None:
         return
     missing = " and ".join(sorted({"prompt", "response"} - present))
     raise DataError(
-        f"{file} has no column {missing}; it needs prompt and response, or messages "
-        f"(found: {', '.join(sorted(map(str, present))) or 'none'})"
+        f"{file} has no column {missing} (found: {', '.join(sorted(map(str, present))) or 'none'}); "
+        f"rename its columns to prompt and response, or give messages"
     )
 
 
@@ -132,27 +168,47 @@ def _row(record: dict[str, Any], path: str, number: int) -> Row:
     if "prompt" not in record and "messages" in record:
         return _conversation(record["messages"], path, number)
     for column in ("prompt", "response"):
-        value = record.get(column)
-        if not isinstance(value, str):
-            kind = "missing" if value is None else f"{type(value).__name__}, not text"
-            raise DataError(f"{path}, row {number}, column {column}: {kind}")
+        _check_text(record.get(column), f"{path}, row {number}, column {column}")
     return Row((("user", record["prompt"]),), record["response"])
 
 
 def _conversation(messages: Any, path: str, number: int) -> Row:
     where = f"{path}, row {number}, column messages"
     if not isinstance(messages, list) or len(messages) < 2:
-        raise DataError(f"{where}: not a list of at least two turns")
+        raise DataError(f"{where}: not a list of at least two turns; mend the row or drop it")
     turns: list[tuple[str, str]] = []
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
         content = message.get("content") if isinstance(message, dict) else None
         if not isinstance(role, str) or not isinstance(content, str):
-            raise DataError(f"{where}: a turn without a text `role` and `content`")
+            raise DataError(
+                f"{where}: a turn without a text `role` and `content`; mend the row or drop it"
+            )
+        _check_text(content, where)
         turns.append((role, content))
     if turns[-1][0] != "assistant":
-        raise DataError(f"{where}: the last turn is {turns[-1][0]!r}, not 'assistant'")
+        raise DataError(
+            f"{where}: the last turn is {turns[-1][0]!r}, not 'assistant'; end each row with the "
+            f"answer to learn"
+        )
     return Row(tuple(turns[:-1]), turns[-1][1])
+
+
+def _check_text(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        kind = "is missing or null" if value is None else f"is {_kind(value)}, not text"
+        raise DataError(f"{where}: it {kind}; make it a string or drop the row")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: half a character, {value[error.start]!r}, at place {error.start}; mend the "
+            f"text or drop the row"
+        ) from error
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
 def _first_line(error: BaseException) -> str:

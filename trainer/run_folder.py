@@ -7,14 +7,13 @@ config.json, model.safetensors, tokenizer…    the final model
 """
 
 import json
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autotune.errors import OutputError
+from autotune.folders import check_writable, nearest
 from autotune.quantity import format_bytes
 
 OURS = ("run.json", "metrics.jsonl", "config.json", "generation_config.json", "model.safetensors",
@@ -42,22 +41,22 @@ class RunFolder:
         Raises:
             OutputError: it holds another run, or this one, finished; or it cannot be written.
         """
-        _check_writable(self.path)
-        if fresh or not self.path.exists():
+        check_writable(self.path, "choose another --output-dir")
+        if not self.path.exists():
+            return
+        self._check_ours()
+        if fresh:
             return
         known = self._read()
         if known is None:
-            if others := [p.name for p in self.path.iterdir() if not p.name.startswith(".")]:
-                raise OutputError(
-                    f"{self.path} holds other things ({', '.join(sorted(others)[:3])}); "
-                    f"choose an empty --output-dir"
-                )
-        elif known["identity"] != identity and (self.checkpoints() or self.metrics.exists()):
+            return
+        identity = json.loads(json.dumps(identity))  # as it is read back: a tuple is a list there
+        if known["identity"] != identity and (self.checkpoints() or self.metrics.exists()):
             raise OutputError(
                 f"{self.path} holds another run ({_difference(known['identity'], identity)}); use "
                 f"--fresh to replace it, or another --output-dir"
             )
-        elif known["identity"] == identity and known["finished"]:
+        if known["identity"] == identity and known["finished"]:
             raise OutputError(
                 f"{self.path} holds this run, finished; use --fresh to train it again, or another "
                 f"--output-dir"
@@ -70,14 +69,19 @@ class RunFolder:
             OutputError: as `check` does.
         """
         self.check(identity, fresh=fresh)
-        self.path.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            self._clear()
-        self._write({"identity": identity, "finished": False})
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if fresh:
+                self._clear()
+            self._write({"identity": identity, "finished": False})
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {self.path}: {error.strerror}; choose another --output-dir"
+            ) from error
 
     def check_space(self, need: int) -> None:
-        """Raises OutputError when the disk has less than `need` bytes."""
-        free = shutil.disk_usage(self.path).free
+        """Raises OutputError when the disk has less than `need` bytes; the folder need not exist."""
+        free = shutil.disk_usage(nearest(self.path)).free
         if free < need:
             raise OutputError(
                 f"{self.path} has {format_bytes(free)} free, the run's checkpoints and model need "
@@ -89,15 +93,28 @@ class RunFolder:
         assert known is not None
         self._write({**known, "finished": True})
 
+    def _check_ours(self) -> None:
+        """Raises OutputError for what no run of ours left: `--fresh` must not remove it either."""
+        if (self.path / "run.json").is_file():
+            return
+        if others := [p.name for p in self.path.iterdir() if not p.name.startswith(".")]:
+            raise OutputError(
+                f"{self.path} holds other things ({', '.join(sorted(others)[:3])}); "
+                f"choose an empty --output-dir"
+            )
+
     def _read(self) -> dict[str, Any] | None:
+        file = self.path / "run.json"
         try:
-            document: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+            document = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or not text at all
             raise OutputError(
-                f"{self.path / 'run.json'} is damaged ({error}); use --fresh to start anew"
+                f"{file} is damaged ({error}); use --fresh to start anew, or another --output-dir"
             ) from error
+        if not isinstance(document, dict) or not {"identity", "finished"} <= set(document):
+            raise OutputError(f"{file} is not a run of chatlm's; choose another --output-dir")
         return document
 
     def _write(self, document: dict[str, Any]) -> None:
@@ -111,20 +128,6 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         for folder in [*self.checkpoints(), *self.path.glob(".checkpoint-*")]:
             shutil.rmtree(folder)
-
-
-def _check_writable(path: Path) -> None:
-    """Tries the folder, or the nearest one above it that exists, with a real file."""
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest) as file:
-            file.write(b"\0" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to {path}: {error.strerror}; choose another --output-dir"
-        ) from error
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

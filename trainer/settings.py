@@ -3,6 +3,7 @@
 They travel to the workers as JSON and are saved with the run. Nothing here knows tensors.
 """
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
@@ -117,11 +118,20 @@ def check_training(settings: TrainSettings) -> TrainSettings:
     Raises:
         UsageError: a number outside its range.
     """
-    if settings.epochs <= 0:
-        raise UsageError(f"--epochs {settings.epochs:g} trains nothing; give a number above 0")
+    if not 0 < settings.epochs < math.inf:
+        raise UsageError(
+            f"--epochs {settings.epochs:g} is no length of a run; give a number above 0"
+        )
     if settings.max_steps is not None and settings.max_steps < 1:
         raise UsageError(f"--max-steps {settings.max_steps} trains nothing; give 1 or more")
     dropout = settings.workload.dropout
     if dropout is not None and not 0 <= dropout < 1:
         raise UsageError(f"--dropout {dropout:g} is not a probability below 1; give 0 to 0.9")
+    rate = settings.learning_rate
+    if rate is not None and not 0 < rate < math.inf:
+        raise UsageError(
+            f"--learning-rate {rate:g} learns nothing; give a number above 0, like 1e-4"
+        )
+    if not 0 <= settings.workload.seed < 2**63:
+        raise UsageError(f"--seed {settings.workload.seed} is no seed; give 0 to 2^63 - 1")
     return settings

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from autotune.errors import DataError, OutputError
 from trainer.codec import Codec
-from trainer.rows import BATCH_ROWS, Row, read_rows
+from trainer.rows import BATCH_ROWS, Row, check_file, read_rows
 
 VERSION = 1
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
@@ -105,10 +105,12 @@ def cache_folder() -> Path:
 def _name(paths: Sequence[str], codec: Codec, max_source: int, max_target: int) -> str:
     digest = hashlib.sha256(f"{VERSION} {codec.identity} {max_source} {max_target}".encode())
     for path in paths:
-        if not Path(path).is_file():
-            raise DataError(f"no data file {path}; give --data a Parquet, JSON or JSON-lines file")
-        with Path(path).open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        check_file(path)
+        try:
+            with Path(path).open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()[:24]
 
 

@@ -182,7 +182,7 @@ class Relay:
 
     def _handle(self, message: Message) -> None:
         match message["type"]:
-            case "hello" if len(self.workers.pids) == self.settings.world_size:
+            case "hello" if message["present"] == self.settings.world_size:
                 self.workers.send({"type": "train", "settings": self.settings.as_json()})
             case "built":
                 found = fingerprint(message["facts"], self.job.devices)

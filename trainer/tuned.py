@@ -124,7 +124,7 @@ def overhead(profile: Profile) -> float | None:
         if row.samples_per_second
     )
     source, target = profile.fingerprint.longest_source, profile.fingerprint.longest_target
-    if len(times) < 2 or source is None or target is None:
+    if len({size for size, _ in times}) < 2 or source is None or target is None:
         return None
     (small, quick), (large, slow) = times[0], times[-1]
     per_sequence = (slow - quick) / (large - small)

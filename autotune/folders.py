@@ -1,0 +1,31 @@
+"""Whether a place can be written, found out before the work that ends there."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from autotune.errors import OutputError
+
+
+def nearest(path: Path) -> Path:
+    """The path, or the nearest one above it that exists.
+
+    Raises:
+        OSError: a name that no folder can have, or a folder that may not be looked into.
+    """
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+def check_writable(folder: Path, advice: str) -> None:
+    """Tries the folder, or the nearest one above it that exists, with a real file.
+
+    Raises:
+        OutputError: no permission, no space, or no folder can be there; it ends with the advice.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=nearest(folder)) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}; {advice}") from error

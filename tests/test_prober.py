@@ -1,0 +1,409 @@
+"""Every way in which a probe can end, with real worker processes that hold real memory."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from autotune.cards import EmulatedCards
+from autotune.errors import ChatlmError, DeviceError, ModelError, WorkerError
+from autotune.events import Emit, Notice, ProbeStarted
+from autotune.host import HostMeter
+from autotune.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning import tune
+from autotune.verdict import Verdict
+from tests.processes import deadline, still_running, workers_of
+from tests.toy_workload import MIB, PATH, ROOT, toy
+
+GIB = 2**30
+CARD = 256 * MIB
+TARGET = 0.5
+
+
+@pytest.fixture(autouse=True)
+def workers_find_the_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs() -> Iterator[None]:
+    with deadline(90):
+        yield
+
+
+class Host:
+    """A made-up machine of 64 GiB, so that what else runs on this one changes nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.proc = root / "proc"
+        self.cgroups = root / "cgroup"
+        self.cgroups.mkdir()
+        (self.proc / "self").mkdir(parents=True)
+        self.counter = self.proc / "vmstat"
+        self.counter.write_text("oom_kill 0\n")
+        self.set_free(60 * GIB)
+
+    def set_free(self, free: int) -> None:
+        text = f"MemTotal: {64 * GIB // 1024} kB\nMemAvailable: {free // 1024} kB\n"
+        (self.proc / "meminfo").write_text(text)
+
+    def meter(self) -> HostMeter:
+        return HostMeter(self.proc, self.cgroups)
+
+
+@contextmanager
+def prober_of(
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    world_size: int = 1,
+    silence: float = 60.0,
+    emit: Emit = lambda event: None,
+    host: Host | None = None,
+) -> Iterator[Prober]:
+    """A prober of the toy on an emulated card; a test can have one."""
+    with Prober(
+        WorkloadSpec(path=PATH, settings=settings, world_size=world_size),
+        cards=EmulatedCards(CARD, world_size),
+        host=(host or Host(folder)).meter(),
+        limits=Limits(target=TARGET, target_ram=0.8, silence=silence),
+        emit=emit,
+        log_path=folder / "log",
+    ) as prober:
+        yield prober
+
+
+def notices(events: list[object]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Notice)]
+
+
+def test_a_peak_within_the_budget_fits_and_above_it_is_over(tmp_path: Path) -> None:
+    """Both ran; the peaks are as far apart as what the two sizes hold."""
+    with prober_of(tmp_path, toy()) as prober:
+        small, large = prober.probe(10), prober.probe(200)
+
+    budget = prober.budgets[0].budget
+    assert small.peak is not None
+    assert large.peak is not None
+    assert budget == CARD * TARGET
+    assert (small.verdict, large.verdict) == (Verdict.FITS, Verdict.OVER)
+    assert small.peak <= budget < large.peak
+    assert large.peak - small.peak == pytest.approx(190 * MIB, abs=4 * MIB)
+
+
+def test_what_is_resident_is_told_apart_from_what_grows(tmp_path: Path) -> None:
+    """The search's first slope rests on it."""
+    with prober_of(tmp_path, toy(fixed=40 * MIB)) as prober:
+        trial = prober.probe(30)
+
+    assert trial.fixed is not None
+    assert trial.growing is not None
+    assert trial.growing - trial.fixed == pytest.approx(30 * MIB, abs=2 * MIB)
+    assert 40 * MIB < trial.fixed < 90 * MIB
+
+
+def test_one_group_of_workers_serves_many_sizes(tmp_path: Path) -> None:
+    """A peak of an earlier and larger size is not the next one's."""
+    with prober_of(tmp_path, toy()) as prober:
+        first = prober.probe(10)
+        (worker,) = workers_of(os.getpid())
+        prober.probe(200)
+        again = prober.probe(10)
+        workers = workers_of(os.getpid())
+
+    assert first.peak is not None
+    assert again.peak == pytest.approx(first.peak, abs=2 * MIB)
+    assert workers == [worker]
+
+
+def test_a_refused_allocation_is_out_of_memory_and_the_next_size_gets_a_fresh_worker(
+    tmp_path: Path,
+) -> None:
+    """The emulated card refuses what is beyond it; the worker that met this is not used again."""
+    with prober_of(tmp_path, toy()) as prober:
+        refused = prober.probe(400)
+        after = workers_of(os.getpid())
+        fits = prober.probe(10)
+
+    assert (refused.verdict, refused.peak) == (Verdict.OOM, None)
+    assert refused.reason is not None
+    assert "Cannot allocate memory" in refused.reason
+    assert after == []
+    assert fits.verdict is Verdict.FITS
+
+
+def test_a_memory_error_is_out_of_memory(tmp_path: Path) -> None:
+    """Python's own, which says nothing but its name."""
+    with prober_of(tmp_path, toy(how="memory error")) as prober:
+        trial = prober.probe(5)
+
+    assert (trial.verdict, trial.reason) == (Verdict.OOM, "MemoryError")
+
+
+def test_a_worker_that_is_killed_once_is_tried_once_more(tmp_path: Path) -> None:
+    """Someone else may have sent the signal: it says nothing about memory yet."""
+    events: list[object] = []
+    settings = toy(how="kill", once=tmp_path / "once")
+    with prober_of(tmp_path, settings, emit=events.append) as prober:
+        trial = prober.probe(5)
+
+    assert trial.verdict is Verdict.FITS
+    assert notices(events) == ["probe 5: the worker was killed (SIGKILL); trying once more"]
+
+
+def test_where_the_kernel_kills_large_sizes_the_search_ends_in_one_that_fitted(
+    tmp_path: Path,
+) -> None:
+    """Killed twice is out of memory, even where no counter tells of the kernel's killer."""
+    with prober_of(tmp_path, toy(how="kill", at=7)) as prober:
+        outcome = tune(prober, ceiling=lambda facts: 64, emit=lambda event: None)
+
+    assert outcome.answer is not None
+    assert outcome.answer.size == 6
+    failed = [trial for trial in outcome.trials if trial.size >= 7]
+    assert {(trial.verdict, trial.reason) for trial in failed} == {
+        (Verdict.OOM, "was killed (SIGKILL)")
+    }
+
+
+def test_a_kill_that_the_kernel_counts_is_out_of_memory_at_once(tmp_path: Path) -> None:
+    """No second try: it would be killed again, and something else of the user's might be."""
+    events: list[object] = []
+    host = Host(tmp_path)
+    settings = toy(how="kill", oom_counter=host.counter)
+    with prober_of(tmp_path, settings, host=host, emit=events.append) as prober:
+        trial = prober.probe(5)
+
+    assert trial.verdict is Verdict.OOM
+    assert trial.reason == "host memory: the kernel killed the worker"
+    assert notices(events) == []
+
+
+def test_workers_are_stopped_before_the_host_runs_out(tmp_path: Path) -> None:
+    """The kernel would choose a victim itself, and not always ours."""
+    host = Host(tmp_path)
+    with prober_of(tmp_path, toy(how="hang"), host=host) as prober:
+        prober.open()
+        host.set_free(GIB)
+
+        trial = prober.probe(5)
+
+        left = workers_of(os.getpid())
+
+    assert trial.verdict is Verdict.OOM
+    assert trial.reason == "host memory ran out, the workers were stopped"
+    assert left == []
+
+
+def test_above_the_share_of_host_memory_a_size_is_over(tmp_path: Path) -> None:
+    """--target-ram holds whatever the device has free."""
+    host = Host(tmp_path)
+    with prober_of(tmp_path, toy(), host=host) as prober:
+        prober.open()
+        host.set_free(10 * GIB)
+
+        trial = prober.probe(5)
+
+    assert (trial.verdict, trial.reason) == (Verdict.OVER, "host memory")
+
+
+def test_a_crash_is_tried_once_more(tmp_path: Path) -> None:
+    """The notice is one line, however many the error has."""
+    events: list[object] = []
+    settings = toy(how="crash", once=tmp_path / "once")
+    with prober_of(tmp_path, settings, emit=events.append) as prober:
+        trial = prober.probe(5)
+
+    assert trial.verdict is Verdict.FITS
+    assert notices(events) == [
+        "probe 5: the worker crashed (ValueError: the toy broke); trying once more"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ("crash", "crashed (ValueError: the toy broke)"),
+        ("quit", "died (exit code 0)"),
+    ],
+)
+def test_an_ending_twice_that_says_nothing_of_memory_is_an_error(
+    how: str, what: str, tmp_path: Path
+) -> None:
+    """A bug in the step must not look like a size that is too large."""
+    with prober_of(tmp_path, toy(how=how)) as prober, pytest.raises(WorkerError) as caught:
+        prober.probe(5)
+
+    log = tmp_path / "log"
+    assert str(caught.value) == f"the worker {what} at micro-batch 5, twice; its log is {log}"
+    assert ("ValueError: the toy broke" in log.read_text()) == (how == "crash")
+
+
+def test_silence_twice_is_an_error(tmp_path: Path) -> None:
+    """A hang never ends by itself."""
+    with (
+        prober_of(tmp_path, toy(how="hang"), silence=2.0) as prober,
+        pytest.raises(WorkerError) as caught,
+    ):
+        prober.probe(5)
+
+    assert str(caught.value) == (
+        f"the worker was silent for 2 s at micro-batch 5, twice; its log is {tmp_path / 'log'}"
+    )
+    assert workers_of(os.getpid()) == []
+
+
+@pytest.mark.parametrize("building", [True, False], ids=["building", "probing"])
+def test_what_a_worker_refuses_is_told_in_its_own_words(building: bool, tmp_path: Path) -> None:
+    """It is the user's to mend, whenever it is found: no second try, no log to read."""
+    settings = toy(how="refuse", building=building)
+    with prober_of(tmp_path, settings) as prober, pytest.raises(ChatlmError) as caught:
+        prober.probe(5)
+
+    assert str(caught.value) == str(ModelError("no such toy; use another"))
+    assert workers_of(os.getpid()) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("crash", "the worker crashed (ValueError: the toy broke) while it built the workload; "),
+        ("kill", "the worker was killed (SIGKILL) while it built the workload; "),
+        ("memory error", "the model and its optimizer alone do not fit: MemoryError; "),
+    ],
+)
+def test_a_workload_that_cannot_be_built_is_an_error(
+    how: str, message: str, tmp_path: Path
+) -> None:
+    """There is no size to try."""
+    with (
+        prober_of(tmp_path, toy(how=how, building=True)) as prober,
+        pytest.raises(WorkerError) as caught,
+    ):
+        prober.open()
+
+    assert str(caught.value).startswith(message)
+
+
+def test_where_others_hold_the_target_no_worker_starts(tmp_path: Path) -> None:
+    """There is nothing to measure."""
+    cards = EmulatedCards(0, 1)
+    with (
+        Prober(
+            WorkloadSpec(path=PATH, settings=toy()),
+            cards=cards,
+            host=Host(tmp_path).meter(),
+            limits=Limits(target=TARGET, target_ram=0.8),
+            emit=lambda event: None,
+            log_path=tmp_path / "log",
+        ) as prober,
+        pytest.raises(DeviceError, match="the whole target of 50% already"),
+    ):
+        prober.open()
+
+    assert not (tmp_path / "log").exists()
+
+
+def test_the_largest_size_that_fits_is_found(tmp_path: Path) -> None:
+    """By the peaks that were measured: the next larger size was tried and is over."""
+    with prober_of(tmp_path, toy()) as prober:
+        outcome = tune(prober, ceiling=lambda facts: 1000, emit=lambda event: None)
+
+    assert outcome.answer is not None
+    above = {t.size - outcome.answer.size for t in outcome.trials if t.verdict is not Verdict.FITS}
+    assert outcome.answer.verdict is Verdict.FITS
+    assert min(above) in (1, 2)  # the bracket is closed at 1/64
+    assert not outcome.interrupted
+
+
+@pytest.mark.parametrize(("probes", "found"), [(2, True), (0, False)])
+def test_an_interrupted_search_keeps_the_best_so_far(
+    probes: int, found: bool, tmp_path: Path
+) -> None:
+    """Ctrl-C in the middle of a probe, which is then no trial."""
+    left = probes
+
+    def interrupt(event: object) -> None:
+        nonlocal left
+        if isinstance(event, ProbeStarted):
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+            left -= 1
+
+    with prober_of(tmp_path, toy()) as prober:
+        outcome = tune(prober, ceiling=lambda facts: 1000, emit=interrupt)
+
+    assert outcome.interrupted
+    assert len(outcome.trials) == probes
+    assert outcome.answer == max(
+        (t for t in outcome.trials if t.verdict is Verdict.FITS),
+        key=lambda t: t.size,
+        default=None,
+    )
+    assert (outcome.answer is not None) == found
+    assert workers_of(os.getpid()) == []
+
+
+def test_a_closed_prober_leaves_no_worker(tmp_path: Path) -> None:
+    """Nor one that is in the middle of a step."""
+    with prober_of(tmp_path, toy()) as prober:
+        prober.probe(3)
+        workers = workers_of(os.getpid())
+
+    assert len(workers) == 1
+    assert [worker for worker in workers if worker.is_running()] == []
+
+
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from tests.test_prober import prober_of
+from tests.toy_workload import toy
+folder = Path(sys.argv[1])
+with prober_of(folder, toy(how="hang", at=int(sys.argv[2]))) as prober:
+    prober.probe(1)
+    print("probed", flush=True)
+    sys.stdin.read() if sys.argv[2] == "9" else prober.probe(2)
+"""
+
+
+@pytest.mark.parametrize("at", [9, 2], ids=["idle", "in a step"])
+def test_workers_end_with_their_supervisor(at: int, tmp_path: Path) -> None:
+    """However it dies: no orphan holds a device."""
+
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, str(tmp_path), str(at)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with supervisor:
+        assert supervisor.stdout is not None
+        assert supervisor.stdout.readline() == b"probed\n"
+        workers = workers_of(supervisor.pid)
+
+        supervisor.kill()
+
+    assert len(workers) == 1
+    assert still_running(workers) == []
+
+
+def test_of_several_ranks_the_killed_one_explains_the_crash_of_the_others(tmp_path: Path) -> None:
+    """A rank that is left alone crashes in its next collective: that is not the cause."""
+    events: list[object] = []
+    settings = toy(how="kill", victim=1, once=tmp_path / "once")
+    with prober_of(tmp_path, settings, world_size=2, emit=events.append) as prober:
+        trial = prober.probe(5)
+        workers = workers_of(os.getpid())
+
+    assert trial.verdict is Verdict.FITS
+    assert notices(events) == ["probe 5: the worker was killed (SIGKILL); trying once more"]
+    assert len(workers) == len(trial.device_peaks) == 2
+    assert [worker for worker in workers if psutil.pid_exists(worker.pid)] == []

@@ -1,0 +1,384 @@
+"""Profiles: what a file may say, and how files are found and written."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import profiles
+from autotune.errors import OutputError, PlanError, ProfileError
+from profiles.schema import Batch, Fingerprint, Memory, Profile, Run, TrialRow, parse
+from profiles.store import FOLDER, check_name, check_place
+
+BATCH = """\
+schema = 1
+[batch]
+micro_batch_size = 8
+gradient_accumulation_steps = 2
+effective_batch_size = 16
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's current folder, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def error_of(text: str, tmp_path: Path) -> str:
+    path = tmp_path / "p.toml"
+    path.write_text(text)
+    with pytest.raises(ProfileError) as caught:
+        profiles.load(str(path))
+    return str(caught.value).removeprefix(f"{path}")
+
+
+def small(micro_batch: int = 8) -> Profile:
+    return Profile(
+        schema=1,
+        batch=Batch(
+            micro_batch_size=micro_batch,
+            gradient_accumulation_steps=16 // micro_batch,
+            effective_batch_size=16,
+        ),
+    )
+
+
+# --- the schema
+
+
+def every_profile() -> st.SearchStrategy[Profile]:
+    """Any profile whose sums add up."""
+    amounts = st.none() | st.integers(0, 2**62)
+    shares = st.none() | st.floats(0, 1, exclude_min=True)
+    texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    memory = st.builds(
+        Memory, target_vram=shares, target_ram=shares, budget_bytes=amounts, peak_bytes=amounts
+    )
+    run = st.builds(
+        Run,
+        model=st.none() | texts,
+        data=st.none() | st.lists(texts, max_size=3),
+        precision=st.sampled_from([None, "fp32", "bf16", "fp16"]),
+        gradient_checkpointing=st.booleans(),
+        environment=st.dictionaries(texts, texts, max_size=3),
+    )
+    trials = st.lists(
+        st.builds(
+            TrialRow,
+            size=st.integers(1, 4096),
+            verdict=st.sampled_from(["fits", "over", "oom"]),
+            peak_bytes=amounts,
+            seconds=st.floats(0, 1e6),
+            reason=st.none() | texts,
+        ),
+        max_size=4,
+    )
+
+    @st.composite
+    def drawn(draw: st.DrawFn) -> Profile:
+        micro, pieces, world = draw(st.tuples(*[st.integers(1, 64)] * 3))
+        return Profile(
+            schema=1,
+            interrupted=draw(st.booleans()),
+            batch=Batch(
+                micro_batch_size=micro,
+                gradient_accumulation_steps=pieces,
+                effective_batch_size=micro * pieces * world,
+            ),
+            memory=draw(memory),
+            run=draw(run),
+            fingerprint=Fingerprint(world_size=world, model=draw(st.none() | texts)),
+            trial=draw(trials),
+        )
+
+    return drawn()
+
+
+@given(every_profile())
+def test_what_is_saved_is_loaded(
+    tmp_path_factory: pytest.TempPathFactory, profile: Profile
+) -> None:
+    """Every value, whatever the texts hold."""
+    path = tmp_path_factory.mktemp("profiles") / "p.toml"
+
+    profiles.save(profile, path)
+
+    assert profiles.load(str(path)) == profile
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+    """At the top, in a table, and in a trial; ahead of the key that it leaves missing."""
+    misspelt = BATCH.replace("micro_batch_size", "micro_batch_sise")
+    trial = f"{BATCH}[[trial]]\nsize = 1\nverdict = 'fits'\nsecond = 1.0\n"
+
+    assert error_of(f"{BATCH}[memroy]\n", tmp_path) == (
+        ": unknown key 'memroy'; did you mean 'memory'?"
+    )
+    assert error_of(misspelt, tmp_path) == (
+        ": unknown key 'batch.micro_batch_sise'; did you mean 'micro_batch_size'?"
+    )
+    assert error_of(trial, tmp_path) == (": unknown key 'trial.0.second'; did you mean 'seconds'?")
+
+
+def test_a_key_like_no_other_is_answered_with_all_of_its_table(tmp_path: Path) -> None:
+    """There is no nearest one to name."""
+    assert error_of(f"{BATCH}zzz = 1\n", tmp_path) == (
+        ": unknown key 'batch.zzz'; known here: "
+        "micro_batch_size, gradient_accumulation_steps, effective_batch_size"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[run]\nprecision = 'bf17'", "'run.precision' is 'bf17': input should be 'fp32', 'bf16' or 'fp16'"),
+        ("[run]\ngradient_checkpointing = 1", "'run.gradient_checkpointing' is 1: input should be a valid boolean"),
+        ("[memory]\ntarget_vram = 1.5", "'memory.target_vram' is 1.5: input should be less than or equal to 1"),
+        ("[memory]\ntarget_vram = nan", "'memory.target_vram' is nan: input should be a finite number"),
+        ("[memory]\npeak_bytes = '2GiB'", "'memory.peak_bytes' is '2GiB': input should be a valid integer"),
+        ("[[trial]]\nsize = 1\nverdict = 'fits'\nseconds = inf", "'trial.0.seconds' is inf: input should be a finite number"),
+        ("[fingerprint]\nworld_size = 0", "'fingerprint.world_size' is 0: input should be greater than or equal to 1"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_what_it_should_be(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    """A number in quotes is not a number, 1 is not true, and nothing is infinite."""
+    assert error_of(f"{BATCH}{line}\n", tmp_path) == f": {message}"
+
+
+def test_a_value_in_the_place_of_a_table_is_named(tmp_path: Path) -> None:
+    """In TOML's words, not pydantic's."""
+    assert error_of("schema = 1\nbatch = 3\n", tmp_path) == (
+        ": 'batch' is 3: it should be a table, [batch]"
+    )
+
+
+def test_what_is_missing_is_named_with_where_to_see_it(tmp_path: Path) -> None:
+    """An empty file lacks its schema first."""
+    assert error_of("", tmp_path) == (
+        ": 'schema' is missing; `chatlm profiles show fast` prints a whole profile"
+    )
+
+
+def test_a_future_schema_is_refused_before_its_keys(tmp_path: Path) -> None:
+    """What it means is not known here."""
+    assert error_of("schema = 2\nnew = 1\n", tmp_path) == (
+        " has schema 2, this version reads up to 1; update chatlm, or tune again"
+    )
+
+
+def test_sums_that_do_not_add_up_are_shown(tmp_path: Path) -> None:
+    """With all four numbers."""
+    text = BATCH.replace("steps = 2", "steps = 3")
+
+    assert error_of(text, tmp_path) == (
+        ": gradient_accumulation_steps is 3, but an effective batch of 16 cut into micro-batches "
+        "of 8 on 1 process(es) takes 2; mend one of the three"
+    )
+
+
+def test_a_micro_batch_above_the_share_is_refused(tmp_path: Path) -> None:
+    """A step has no such samples."""
+    message = error_of(BATCH.replace("size = 8", "size = 17"), tmp_path)
+
+    assert message.startswith(
+        ": micro-batch 17 is larger than one device's share of the effective batch: "
+        "16 over 1 process is 16; "
+    )
+
+
+def test_a_file_that_is_not_toml_is_refused_with_the_place(tmp_path: Path) -> None:
+    """Neither is one that is not text."""
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+
+    message = error_of("schema = \n", tmp_path)
+    with pytest.raises(ProfileError) as caught:
+        profiles.load(str(binary))
+
+    assert message == " is not TOML: Invalid value (at line 1, column 10); mend it, or tune again"
+    assert str(caught.value).startswith(f"{binary} is not TOML: 'utf-8' codec can't decode")
+
+
+def test_the_same_effective_batch_is_cut_for_any_number_of_devices() -> None:
+    """Until there are more devices than samples."""
+    profile = small(8)
+
+    assert profile.plan(1).accumulation == 2
+    assert profile.plan(2).accumulation == 1
+    assert profile.plan(2, micro_batch=3).accumulation == 3
+    with pytest.raises(PlanError, match=r"16 over 4 processes is 4; use --micro-batch 4 or less"):
+        profile.plan(4)
+    with pytest.raises(PlanError, match=r"effective batch 16 is smaller than 17 processes"):
+        profile.plan(17, micro_batch=1)
+
+
+def test_unknown_tables_of_a_document_are_named_by_its_source() -> None:
+    """`parse` is told what to call it."""
+    document: dict[str, Any] = {"schema": 1, "bach": {}}
+
+    with pytest.raises(ProfileError, match=r"preset x: unknown key 'bach'; did you mean 'batch'\?"):
+        parse(document, "preset x")
+
+
+# --- the store
+
+
+def test_presets_are_known_in_any_folder(folder: Path) -> None:
+    """They are part of the package, and each is whole."""
+    assert profiles.names() == ["fast", "small", "standard"]
+    assert [profiles.load(name).batch.effective_batch_size for name in profiles.names()] == [
+        32, 16, 240,
+    ]  # fmt: skip
+    assert list(folder.iterdir()) == []
+
+
+def test_the_users_own_profiles_come_first(folder: Path) -> None:
+    """By name as well: one that is called as a preset stands for it."""
+    profiles.save(small(), FOLDER / "tuned.toml")
+    profiles.save(small(2), FOLDER / "small.toml")
+
+    names = profiles.names()
+
+    assert names == ["small", "tuned", "fast", "standard"]
+    assert profiles.load("small").batch.micro_batch_size == 2
+
+
+def test_a_path_comes_before_a_name(folder: Path) -> None:
+    """Wherever it points."""
+    profiles.save(small(4), folder / "fast")
+    profiles.save(small(2), folder / "far" / "away.toml")
+
+    assert profiles.load("fast").batch.micro_batch_size == 4
+    assert profiles.load("far/away.toml").batch.micro_batch_size == 2
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(folder: Path) -> None:
+    """Also where it was written as a path."""
+    profiles.save(small(), FOLDER / "tuned.toml")
+
+    with pytest.raises(ProfileError) as name:
+        profiles.load("tunde")
+    with pytest.raises(ProfileError) as path:
+        profiles.load("profiles/tunde.toml")
+
+    assert str(name.value) == "no profile 'tunde'; did you mean tuned?"
+    assert str(path.value) == "no profile 'profiles/tunde.toml'; did you mean tuned?"
+
+
+def test_a_name_like_no_other_is_answered_with_all(folder: Path) -> None:
+    """And with how to make one: `train` asks for `tuned` unless told otherwise."""
+    with pytest.raises(ProfileError) as caught:
+        profiles.load("tuned")
+
+    assert str(caught.value) == (
+        "no profile 'tuned'; there are fast, small, standard, and `chatlm autotune` makes one"
+    )
+
+
+def test_a_name_that_no_file_can_have_is_refused(folder: Path) -> None:
+    """With the system's reason."""
+    with pytest.raises(ProfileError, match=r"cannot read the profile x+: File name too long"):
+        profiles.load("x" * 300)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../a", "/a"])
+def test_a_profile_is_named_by_a_plain_word(name: str) -> None:
+    """It stays in the folder of profiles and is seen there."""
+    with pytest.raises(ProfileError) as caught:
+        check_name(name)
+
+    assert str(caught.value) == f"{name!r} cannot name a profile; use a plain word like tuned"
+    assert check_name("tuned-2.b") == "tuned-2.b"
+
+
+def test_a_profile_is_replaced_whole(folder: Path) -> None:
+    """Nothing else is left in the folder, and others may read it."""
+    path = FOLDER / "tuned.toml"
+
+    profiles.save(small(2), path)
+    profiles.save(small(4), path)
+
+    assert profiles.load("tuned").batch.micro_batch_size == 4
+    assert [file.name for file in FOLDER.iterdir()] == ["tuned.toml"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_profile_that_cannot_be_written_leaves_the_old_one(folder: Path) -> None:
+    """A disk that is full in the middle of the file: here a limit on the size of files."""
+    profiles.save(small(2), FOLDER / "tuned.toml")
+    script = (
+        "import resource, signal\n"
+        "from pathlib import Path\n"
+        "import profiles\n"
+        "from autotune.errors import OutputError\n"
+        "profile = profiles.load('fast')\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))\n"
+        "try:\n"
+        "    profiles.save(profile, Path('profiles/tuned.toml'))\n"
+        "except OutputError as error:\n"
+        "    print(error)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert done.stdout == (
+        "cannot write the profile profiles/tuned.toml: File too large; free some space, or run in "
+        "a folder that you can write to\n"
+    )
+    assert profiles.load("tuned").batch.micro_batch_size == 2
+    assert [file.name for file in FOLDER.iterdir()] == ["tuned.toml"]
+
+
+@pytest.fixture
+def unwritable(folder: Path) -> Iterator[Path]:
+    """A place below a regular file: permission bits do not bind the superuser."""
+    (folder / "file").touch()
+    yield folder / "file" / "profiles" / "tuned.toml"
+    assert (folder / "file").read_bytes() == b""
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_search(unwritable: Path) -> None:
+    """`save` would say the like, minutes later."""
+    with pytest.raises(OutputError) as before:
+        check_place(unwritable)
+    with pytest.raises(OutputError) as after:
+        profiles.save(small(), unwritable)
+
+    assert str(before.value) == (
+        f"cannot write to {unwritable.parent}: Not a directory; "
+        f"run in a folder that you can write to"
+    )
+    assert str(after.value).startswith(f"cannot write the profile {unwritable}: Not a directory; ")
+
+
+def test_a_folder_in_the_place_of_the_profile_is_found_before_the_search(folder: Path) -> None:
+    """It could not be replaced."""
+    path = FOLDER / "tuned.toml"
+    path.mkdir(parents=True)
+
+    with pytest.raises(OutputError) as caught:
+        check_place(path)
+
+    assert str(caught.value) == (
+        "cannot write the profile profiles/tuned.toml: a folder is there; use another --name"
+    )
+
+
+def test_a_place_that_can_be_written_is_not_written(folder: Path) -> None:
+    """A search that finds nothing leaves no folder behind."""
+    check_place(FOLDER / "tuned.toml")
+
+    assert os.listdir(folder) == []

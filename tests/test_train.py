@@ -1,0 +1,138 @@
+"""`chatlm train` end to end: a tiny model, real worker processes, from a user's folder."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands import chatlm, start, steps
+
+FEW = ("--device", "cpu", "--plain", "--dropout", "0", "--seed", "5", "--profile", "small")
+"""The preset small: effective batch 16."""
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a user who trained 12 steps, undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = chatlm(folder, "train", *FEW, "--max-steps", "12", "--micro-batch", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    (folder / "out.json").write_text(done.stdout)
+    return folder
+
+
+def test_the_json_document_is_all_of_stdout(whole_run: Path) -> None:
+    """A script reads it without looking."""
+    document = json.loads((whole_run / "out.json").read_text())
+
+    assert document["schema"] == 1
+    assert document["steps"] == 12
+    assert document["samples"] == 12 * 16
+    assert document["peak_bytes"] > 100 * 2**20
+    assert Path(document["output_dir"]) == Path("model_save/sft_small")
+
+
+def test_every_step_is_in_the_metrics(whole_run: Path) -> None:
+    """One object a step, and the loss falls."""
+    records = steps(whole_run / "model_save/sft_small")
+
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert records[-1]["samples"] == 192
+    assert records[-1]["loss"] < records[0]["loss"] - 0.5
+    assert {"grad_norm", "padding", "device_peak_bytes", "host_bytes"} <= set(records[0])
+
+
+def test_the_final_model_loads_by_transformers_alone(whole_run: Path) -> None:
+    """safetensors, configuration and tokenizer, in the run's folder."""
+    transformers = pytest.importorskip("transformers")
+    folder = whole_run / "model_save/sft_small"
+
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    answer = model.generate(**tokenizer("你好[EOS]", return_tensors="pt"), max_new_tokens=3)
+    assert (folder / "model.safetensors").is_file()
+    assert answer.shape[0] == 1
+
+
+def test_a_text_log_lies_where_users_look(whole_run: Path) -> None:
+    """`tail -f logs/chat_trainer_*.log`."""
+    (log,) = (whole_run / "logs").glob("chat_trainer_*.log")
+
+    assert "step" in log.read_text()
+
+
+@pytest.mark.parametrize(("micro_batch", "processes"), [("3", "1"), ("1", "2"), ("8", "2")])
+def test_every_cut_gives_the_same_losses(
+    whole_run: Path, tmp_path: Path, micro_batch: str, processes: str
+) -> None:
+    """To 1e-4 at each step, with another micro-batch and on two gloo processes."""
+    reference = steps(whole_run / "model_save/sft_small")
+
+    done = chatlm(
+        tmp_path, "train", *FEW, "--max-steps", "12", "--micro-batch", micro_batch,
+        "--num-processes", processes,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    for own, other in zip(steps(tmp_path / "model_save/sft_small"), reference, strict=True):
+        assert own["loss"] == pytest.approx(other["loss"], abs=1e-4)
+        assert own["grad_norm"] == pytest.approx(other["grad_norm"], abs=1e-4)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(whole_run: Path, tmp_path: Path) -> None:
+    """Ctrl-C saves after the step and exits 130; the same command then ends as if undisturbed."""
+    arguments = ("train", *FEW, "--max-steps", "12", "--micro-batch", "2")
+    run = tmp_path / "model_save/sft_small"
+
+    process = start(tmp_path, *arguments)
+    while not (run / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    interrupted_after = len(steps(run))
+    resumed = chatlm(tmp_path, *arguments)
+
+    assert process.returncode == 130, err
+    assert 1 <= interrupted_after < 12
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on after step {interrupted_after} of 12" in resumed.stdout
+    for own, other in zip(steps(run), steps(whole_run / "model_save/sft_small"), strict=True):
+        assert own["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+def test_the_users_own_folders_are_not_imported(tmp_path: Path) -> None:
+    """A trainer/, profiles/, autotune.py and cli.py that would raise, in the current folder."""
+    bomb = "raise SystemExit('the wrong module was imported')\n"
+    for name in ("trainer", "profiles"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(bomb)
+    for name in ("autotune.py", "cli.py", "dashboard.py"):
+        (tmp_path / name).write_text(bomb)
+
+    done = chatlm(
+        tmp_path, "train", *FEW, "--max-steps", "1", "--num-processes", "2", "--json"
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 1
+
+
+def test_a_launcher_of_the_users_own_works_too(tmp_path: Path) -> None:
+    """`accelerate launch -m trainer`: no supervisor, a line of JSON for each thing that happens."""
+    import subprocess
+    import sys
+
+    launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--cpu"]
+    flags = ["-m", "trainer", "--profile", "small", "--max-steps", "2", "--device", "cpu"]
+
+    done = subprocess.run(
+        [*launch, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+
+    assert done.returncode == 0, done.stderr
+    kinds = [json.loads(line)["type"] for line in done.stdout.splitlines() if line[:1] == "{"]
+    assert kinds.count("step") == 2
+    assert kinds[-1] == "done"

@@ -1,0 +1,111 @@
+"""Trials as the search is told them, and the one that is chosen."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.search import Search
+from autotune.trial import DeviceBudget, Trial
+from autotune.tuning import choose, tell
+from autotune.verdict import Verdict
+
+MIB = 2**20
+
+
+def device(name: str, budget: int) -> DeviceBudget:
+    return DeviceBudget(device=name, name=name, total=8192 * MIB, others=0, budget=budget)
+
+
+def trial(size: int, verdict: Verdict = Verdict.FITS, speed: float | None = None) -> Trial:
+    return Trial(size=size, verdict=verdict, peak=size, seconds=1.0, samples_per_second=speed)
+
+
+def run(size: int, cards: list[tuple[DeviceBudget, int, int]]) -> Trial:
+    """The trial of a size on cards that hold `fixed + size × per_size`, as a prober would say it."""
+    peaks = [fixed + size * per_size for _, fixed, per_size in cards]
+    over = [peak - budget.budget for (budget, _, _), peak in zip(cards, peaks, strict=True)]
+    tightest = over.index(max(over))
+    return Trial(
+        size=size,
+        verdict=Verdict.OVER if max(over) > 0 else Verdict.FITS,
+        peak=peaks[tightest],
+        seconds=1.0,
+        device_peaks=tuple(peaks),
+        tightest=tightest,
+        fixed=cards[tightest][1],
+        growing=peaks[tightest],
+    )
+
+
+CARDS = st.tuples(
+    st.integers(500 * MIB, 4000 * MIB), st.integers(0, 600 * MIB), st.integers(MIB, 100 * MIB)
+)
+
+
+@given(st.lists(CARDS, min_size=1, max_size=4), st.integers(1, 500))
+def test_the_tightest_device_decides(shapes: list[tuple[int, int, int]], ceiling: int) -> None:
+    """Whichever it is at which size, the answer is the largest that fits on all."""
+    cards = [(device(str(i), b), fixed, per_size) for i, (b, fixed, per_size) in enumerate(shapes)]
+    budgets = tuple(budget for budget, _, _ in cards)
+    search = Search(ceiling, min(budget.budget for budget in budgets))
+
+    while (size := search.ask()) is not None:
+        search = tell(search, run(size, cards), budgets)
+
+    largest = min(
+        ceiling, *((budget.budget - fixed) // per_size for budget, fixed, per_size in cards)
+    )
+    assert search.low <= max(0, largest) < search.low + max(1, search.low // 64)
+
+
+def test_a_device_is_told_by_its_headroom() -> None:
+    """A larger card with as much left over is as far from its end as a smaller one."""
+    budgets = (device("small", 1000), device("large", 5000))
+    on_large = replace(trial(4), peak=4700, fixed=4100, growing=4600, tightest=1)
+
+    told = tell(Search(64, 1000), on_large, budgets).told[-1]
+
+    assert (told.peak, told.fixed, told.growing) == (700, 100, 600)
+
+
+def test_a_trial_without_a_peak_is_told_without_one() -> None:
+    """Out of memory has no figure."""
+    failed = replace(trial(4, Verdict.OOM), peak=None)
+
+    search = tell(Search(64, 1000), failed, (device("card", 1000),))
+
+    assert (search.told[-1].peak, search.high) == (None, 4)
+
+
+def test_the_largest_size_that_fits_is_chosen() -> None:
+    """In whatever order they were tried, and whatever their speed."""
+    trials = [
+        trial(8, speed=9.0), trial(1), trial(12, Verdict.OVER), trial(11, speed=2.0), trial(10),
+    ]  # fmt: skip
+
+    chosen = choose(trials, "memory")
+
+    assert chosen is not None
+    assert chosen.size == 11
+
+
+def test_for_throughput_the_smallest_size_that_is_as_fast_as_any_is_chosen() -> None:
+    """3 % slower is as fast; a size that does not fit is no yardstick."""
+    trials = [
+        trial(4, speed=90.0), trial(8, speed=98.0), trial(16, speed=100.0),
+        trial(32, Verdict.OVER, speed=200.0),
+    ]  # fmt: skip
+
+    chosen = choose(trials, "throughput")
+
+    assert chosen is not None
+    assert chosen.size == 8
+
+
+@pytest.mark.parametrize("prefer", ["memory", "throughput"])
+def test_where_nothing_fits_nothing_is_chosen(prefer: str) -> None:
+    """Neither of what ran over, nor of nothing."""
+    assert choose([trial(1, Verdict.OVER, speed=1.0)], prefer) is None
+    assert choose([], prefer) is None
