@@ -8,12 +8,13 @@ from autotune.errors import OutputError
 
 
 def nearest(path: Path) -> Path:
-    """The path, or the nearest one above it that exists.
+    """The path, or the nearest one above it that exists; a link to nowhere does.
 
     Raises:
         OSError: a name that no folder can have, or a folder that may not be looked into.
     """
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    folders = (path, *path.absolute().parents)
+    return next(folder for folder in folders if folder.exists() or folder.is_symlink())
 
 
 def check_writable(folder: Path, advice: str) -> None:

@@ -58,12 +58,24 @@ def wait_until(claim: Callable[[], bool]) -> bool:
     return True
 
 
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment that a process was started with; empty once it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return {}
+    return dict(entry.partition("=")[::2] for entry in text.split("\0") if entry)
+
+
 def _is_worker(process: psutil.Process) -> bool:
     """Whether it is a worker: torchrun's command line names the worker's module too."""
     try:
         command = process.cmdline()
-        environment = Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
-    except (psutil.Error, OSError):
+    except psutil.Error:
         return False
     is_launcher = "torch.distributed.run" in command
-    return "autotune.worker" in command and not is_launcher and "CHATLM_SOCKET=" in environment
+    return (
+        "autotune.worker" in command
+        and not is_launcher
+        and "CHATLM_SOCKET" in environment_of(process.pid)
+    )

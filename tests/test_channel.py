@@ -45,8 +45,10 @@ def worker_of(hub: Hub, beats: int = 0) -> Iterator[subprocess.Popen[bytes]]:
         stdout=subprocess.PIPE,
     )
     with worker:
-        yield worker
-        worker.kill()
+        try:
+            yield worker
+        finally:
+            worker.kill()
 
 
 def connect(hub: Hub, rank: int) -> socket.socket:

@@ -109,14 +109,14 @@ def test_without_a_driver_auto_takes_the_cpu_and_says_why() -> None:
     assert isinstance(devices.cards, HostCard)
     assert devices.world_size == 1
     assert devices.notice == (
-        "no NVIDIA driver answers (fake error 9): tuning the CPU against host RAM"
+        "no NVIDIA driver answers (Driver Not Loaded): tuning the CPU against host RAM"
     )
 
 
 def test_without_a_driver_cuda_is_refused() -> None:
     """With the driver's own word for it."""
     assert error_of("cuda", None) == (
-        "no NVIDIA driver answers (fake error 9); use --device cpu, or check nvidia-smi"
+        "no NVIDIA driver answers (Driver Not Loaded); use --device cpu, or check nvidia-smi"
     )
 
 

@@ -64,7 +64,8 @@ def gradient(loaded: Loaded, micro_batch: int, overhead: float | None = None) ->
     batches = step_batches(collator, micro_batch, overhead)
     tokens = sum(batch.target_tokens for batch in batches)
     loss = engine.accumulate(batches, target_tokens=tokens)
-    vector = torch.cat([p.grad.flatten() for p in engine.unwrapped.parameters()])
+    gradients = [p.grad for p in engine.unwrapped.parameters() if p.grad is not None]
+    vector = torch.cat([g.flatten() for g in gradients])
     return vector, loss.item() / tokens
 
 

@@ -77,7 +77,7 @@ def test_a_finer_cut_never_costs_more_than_the_coarse_one(
     coarse = cut(lengths, world_size=world_size, micro_batch=micro_batch)
 
     def cost(pieces: tuple[Counts, ...]) -> float:
-        return sum(overhead + len(p) * lengths[p].max(0).sum() for p in pieces)
+        return float(sum(overhead + len(p) * lengths[p].max(0).sum() for p in pieces))
 
     for fine_pieces, coarse_pieces in zip(fine, coarse, strict=True):
         assert cost(fine_pieces) <= cost(coarse_pieces) + 1e-6

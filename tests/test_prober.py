@@ -28,11 +28,6 @@ TARGET = 0.5
 
 
 @pytest.fixture(autouse=True)
-def workers_find_the_toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
-@pytest.fixture(autouse=True)
 def nothing_hangs() -> Iterator[None]:
     with deadline(90):
         yield
@@ -386,12 +381,12 @@ def test_workers_end_with_their_supervisor(at: int, tmp_path: Path) -> None:
     )
     with supervisor:
         assert supervisor.stdout is not None
-        assert supervisor.stdout.readline() == b"probed\n"
+        said = supervisor.stdout.readline()
         workers = workers_of(supervisor.pid)
 
         supervisor.kill()
 
-    assert len(workers) == 1
+    assert (said, len(workers)) == (b"probed\n", 1)
     assert still_running(workers) == []
 
 

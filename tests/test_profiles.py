@@ -1,6 +1,5 @@
 """Profiles: what a file may say, and how files are found and written."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -381,4 +380,4 @@ def test_a_place_that_can_be_written_is_not_written(folder: Path) -> None:
     """A search that finds nothing leaves no folder behind."""
     check_place(FOLDER / "tuned.toml")
 
-    assert os.listdir(folder) == []
+    assert list(folder.iterdir()) == []

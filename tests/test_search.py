@@ -57,7 +57,7 @@ def devices(draw: st.DrawFn) -> Device:
 
     def curve(size: int) -> float:
         wobble = math.sin(seed + 7919 * size)  # in -1..1, the same at every call
-        return (fixed + slope * (size / optimum) ** power) * (1 + noise * wobble)
+        return float((fixed + slope * (size / optimum) ** power) * (1 + noise * wobble))
 
     return Device(curve, fixed, floor)
 

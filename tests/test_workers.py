@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,12 +98,18 @@ def test_a_launchers_report_tells_how_its_worker_ended(
 
 def test_a_process_of_the_same_number_is_not_killed(tmp_path: Path) -> None:
     """The kernel gives numbers out again; a stranger has not our socket in its environment."""
-    with workers_that(f"a = connect(); hello(a, 0, {os.getpid()}); a.recv(1)", tmp_path) as workers:
-        receive(workers, 1)
-        resident = workers.resident()
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        run = f"a = connect(); hello(a, 0, {stranger.pid}); a.recv(1)"
+        try:
+            with workers_that(run, tmp_path) as workers:
+                receive(workers, 1)
+                resident = workers.resident()
+            is_alive = stranger.poll() is None
+        finally:
+            stranger.kill()
 
     assert resident[0] > 0
-    assert workers.ended()
+    assert is_alive
 
 
 def test_a_worker_below_the_launcher_is_gone_when_the_group_is_closed(tmp_path: Path) -> None:

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from autotune import process
-from autotune.plan import Plan, cut
-from trainer.batches import Batch, Collator
+from autotune.plan import Plan
+from trainer.batches import Collator
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.engine import Engine, make_accelerator, precision
 from trainer.evaluate import evaluate
+from trainer.metrics import as_record, sum_up
 from trainer.models import Loaded, load_model
 from trainer.order import SampleOrder, count_steps
 from trainer.rows import bundled
 from trainer.run_folder import RunFolder
 from trainer.settings import TrainSettings
+from trainer.steps import Steps
 from trainer.store import TokenStore, open_store
 from trainer.workload import fingerprint_facts
 
@@ -32,46 +33,6 @@ LEAST_WARMUP = 10
 """Steps. Adam's first ones divide by what a single gradient happens to be; see `engine.EPSILON`."""
 
 Say = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One rank's part in an optimizer step."""
-
-    batches: list[Batch]
-    target_tokens: int
-    """Of the whole step, over all ranks."""
-
-
-class Steps(Dataset[Step]):
-    """Step by number: its samples, this rank's share of them, cut and padded."""
-
-    def __init__(
-        self,
-        collator: Collator,
-        order: SampleOrder,
-        plan: Plan,
-        *,
-        overhead: float | None,
-        rank: int,
-    ) -> None:
-        self._collator = collator
-        self._order = order
-        self._plan = plan
-        self._overhead = overhead
-        self._rank = rank
-
-    def __getitem__(self, step: int) -> Step:
-        effective = self._plan.effective_batch
-        rows = self._order.take(step * effective, effective)
-        pieces = cut(
-            self._collator.lengths(rows),
-            world_size=self._plan.world_size,
-            micro_batch=self._plan.micro_batch,
-            overhead=self._overhead,
-        )[self._rank]
-        batches = [self._collator.batch(rows[piece]) for piece in pieces]
-        return Step(batches, self._collator.target_tokens(rows))
 
 
 @dataclass(slots=True)
@@ -219,10 +180,21 @@ def take_steps(run: Run) -> bool:
         rate = run.learning_rate * schedule(run.done, run.steps, run.settings.warmup)
         loss = run.engine.accumulate(step.batches, target_tokens=step.target_tokens)
         norm = run.engine.update(rate)
-        now = time.perf_counter()
         run.done += 1
-        stop = _record(run, step, loss, norm, rate, now - ended)
-        ended = now
+        summed = sum_up(run.engine, run.settings, step, loss, stop=run.should_stop())
+        now = time.perf_counter()
+        record = as_record(
+            summed,
+            step,
+            number=run.done,
+            effective_batch=run.plan.effective_batch,
+            rows=len(run.collator.store),
+            grad_norm=norm,
+            learning_rate=rate,
+            seconds=now - ended,
+        )
+        _log(run, record)
+        ended, stop = now, summed.stop
         at_end = run.done == run.steps
         if _is_due(run) or (stop and not at_end):
             _save_checkpoint(run)
@@ -308,65 +280,13 @@ def _step_seed(run: Run) -> int:
     return ((run.settings.workload.seed * 1_000_003 + run.done) * 1009 + rank) % 2**63
 
 
-def _record(
-    run: Run, step: Step, loss: torch.Tensor, norm: float, rate: float, seconds: float
-) -> bool:
-    """Sums up the step over all ranks, says and logs it; returns whether any rank should stop."""
-    accelerator = run.engine.accelerator
-    own = [
-        loss.item(),
-        sum(batch.tokens for batch in step.batches),
-        sum(batch.area for batch in step.batches),
-        _device_peak(run),
-        process.resident("self"),
-        run.should_stop(),
-        len(step.batches),
-    ]
-    mine = torch.tensor([own], dtype=torch.float64, device=accelerator.device)
-    ranks = accelerator.gather(mine)  # (world, 7)
-    loss_sum, tokens, area, _, host, *_ = ranks.sum(0).tolist()
-    on_shared_device = (
-        run.settings.workload.device == "cpu" and run.settings.workload.memory_limit is None
-    )
-    peaks = ranks[:, 3]
-    peak = int(peaks.sum() if on_shared_device else peaks.max())
-    run.peak = max(run.peak, peak)
-    samples = run.done * run.plan.effective_batch
-    mean = loss_sum / step.target_tokens
-    run.losses.append(mean)
-    record = {
-        "step": run.done,
-        "epoch": samples / len(run.collator.store),
-        "samples": samples,
-        "tokens": int(tokens),
-        "target_tokens": step.target_tokens,
-        "loss": mean,
-        "grad_norm": norm,
-        "learning_rate": rate,
-        "micro_batches": int(ranks[:, 6].max()),
-        "seconds": seconds,
-        "samples_per_second": run.plan.effective_batch / seconds,
-        "tokens_per_second": tokens / seconds,
-        "padding": 1 - tokens / area,
-        "device_peak_bytes": peak,
-        "host_bytes": int(host),
-    }
+def _log(run: Run, record: Mapping[str, Any]) -> None:
+    run.peak = max(run.peak, record["device_peak_bytes"])
+    run.losses.append(record["loss"])
     if run.is_main:
         with run.folder.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
         run.say({"type": "step", "record": record})
-    return bool(ranks[:, 5].max())
-
-
-def _device_peak(run: Run) -> int:
-    """This rank's peak on its device; on a card with what torch does not count (the context)."""
-    memory = run.engine.memory
-    rank = run.engine.accelerator.process_index
-    context = 0
-    if run.settings.workload.device == "cuda" and run.settings.others:
-        free, total = torch.cuda.mem_get_info()
-        context = max(0, total - free - run.settings.others[rank] - memory.resident())
-    return context + memory.peak()
 
 
 def _ends_epoch(run: Run) -> bool:

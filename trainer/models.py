@@ -89,13 +89,14 @@ def load_model(name: str, *, dropout: float | None, seed: int) -> Loaded:
         config = AutoConfig.from_pretrained(name)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         _set_dropout(config, dropout)
-        model, report = kind.from_pretrained(
+        with_report: Any = kind.from_pretrained(
             name,
             config=config,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # told by `report`, where we can name them
             output_loading_info=True,
         )
+        model, report = with_report
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # a damaged file fails as whatever the library that reads it raises
         if is_out_of_memory(error):

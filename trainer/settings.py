@@ -5,6 +5,7 @@ They travel to the workers as JSON and are saved with the run. Nothing here know
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 from autotune.errors import UsageError
@@ -116,7 +117,7 @@ def check_training(settings: TrainSettings) -> TrainSettings:
     """The settings, when each can be meant.
 
     Raises:
-        UsageError: a number outside its range.
+        UsageError: a number outside its range, or a run that would replace what it trains.
     """
     if not 0 < settings.epochs < math.inf:
         raise UsageError(
@@ -131,6 +132,11 @@ def check_training(settings: TrainSettings) -> TrainSettings:
     if rate is not None and not 0 < rate < math.inf:
         raise UsageError(
             f"--learning-rate {rate:g} learns nothing; give a number above 0, like 1e-4"
+        )
+    if Path(settings.workload.model).resolve() == Path(settings.output_dir).resolve():
+        raise UsageError(
+            f"--output-dir {settings.output_dir} is the --model itself, which the run would replace; "
+            f"choose another --output-dir"
         )
     if not 0 <= settings.workload.seed < 2**63:
         raise UsageError(f"--seed {settings.workload.seed} is no seed; give 0 to 2^63 - 1")

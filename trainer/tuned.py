@@ -84,7 +84,7 @@ def make_profile(
 
 def fingerprint(facts: dict[str, Any], devices: Devices) -> Fingerprint:
     """What a worker found, and what the supervisor knows of the devices."""
-    survey = devices.cards.survey()
+    survey = devices.cards.read({})
     return Fingerprint(
         **facts,
         devices=[reading.name for reading in survey],

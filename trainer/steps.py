@@ -1,0 +1,49 @@
+"""Optimizer steps as data: which samples, this rank's share of them, cut and padded."""
+
+from dataclasses import dataclass
+
+from torch.utils.data import Dataset
+
+from autotune.plan import Plan, cut
+from trainer.batches import Batch, Collator
+from trainer.order import SampleOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rank's part in an optimizer step."""
+
+    batches: list[Batch]
+    target_tokens: int
+    """Of the whole step, over all ranks."""
+
+
+class Steps(Dataset[Step]):
+    """Step by number: its samples, this rank's share of them, cut and padded."""
+
+    def __init__(
+        self,
+        collator: Collator,
+        order: SampleOrder,
+        plan: Plan,
+        *,
+        overhead: float | None,
+        rank: int,
+    ) -> None:
+        self._collator = collator
+        self._order = order
+        self._plan = plan
+        self._overhead = overhead
+        self._rank = rank
+
+    def __getitem__(self, step: int) -> Step:
+        effective = self._plan.effective_batch
+        rows = self._order.take(step * effective, effective)
+        pieces = cut(
+            self._collator.lengths(rows),
+            world_size=self._plan.world_size,
+            micro_batch=self._plan.micro_batch,
+            overhead=self._overhead,
+        )[self._rank]
+        batches = [self._collator.batch(rows[piece]) for piece in pieces]
+        return Step(batches, self._collator.target_tokens(rows))
