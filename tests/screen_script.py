@@ -134,6 +134,8 @@ def main(play: str, *options: str) -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
+    except KeyboardInterrupt:  # as the command line does: a traceback would push the frame away
+        sys.exit(130)
     except BaseException as end:
         if "SCREEN_SCRIPT_END" in os.environ:
             Path(os.environ["SCREEN_SCRIPT_END"]).write_text(repr(end), encoding="utf-8")

@@ -127,7 +127,7 @@ def test_a_terminal_that_went_away_ends_the_run_quietly(tmp_path: Path) -> None:
     with run("waiting", SCREEN_SCRIPT_END=str(tmp_path / "end")) as terminal:
         terminal.process.expect("ready")
 
-        os.close(terminal.process.fileno())  # the kernel sends SIGHUP
+        terminal.process.ptyproc.fileobj.close()  # the kernel sends SIGHUP
         terminal.process.ptyproc.closed = True
         terminal.process.wait()
 

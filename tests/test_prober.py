@@ -14,12 +14,12 @@ import pytest
 
 from autotune.cards import EmulatedCards
 from autotune.errors import ChatlmError, DeviceError, ModelError, WorkerError
-from autotune.events import Emit, Notice, ProbeStarted
+from autotune.events import Emit, Notice, ProbeStarted, ReadingTaken
 from autotune.host import HostMeter
 from autotune.prober import Limits, Prober, WorkloadSpec
 from autotune.tuning import tune
 from autotune.verdict import Verdict
-from tests.processes import deadline, still_running, workers_of
+from tests.processes import deadline, still_running, wait_until, workers_of
 from tests.toy_workload import MIB, PATH, ROOT, toy
 
 GIB = 2**30
@@ -391,11 +391,27 @@ def test_workers_end_with_their_supervisor(at: int, tmp_path: Path) -> None:
 
 
 def test_of_several_ranks_the_killed_one_explains_the_crash_of_the_others(tmp_path: Path) -> None:
-    """A rank that is left alone crashes in its next collective: that is not the cause."""
+    """A rank that is left alone crashes in its next collective: that is not the cause.
+
+    Here the supervisor hears of both at once.
+    """
     events: list[object] = []
-    settings = toy(how="kill", victim=1, once=tmp_path / "once")
-    with prober_of(tmp_path, settings, world_size=2, emit=events.append) as prober:
+    after = tmp_path / "after"
+    settings = toy(how="kill", victim=1, once=tmp_path / "once", after=after)
+
+    def look_away(event: object) -> None:
+        events.append(event)
+        if isinstance(event, ReadingTaken) and is_probing and not after.exists():
+            after.touch()
+            assert wait_until(lambda: not workers_of(os.getpid()))
+
+    is_probing = False
+    with prober_of(tmp_path, settings, world_size=2, emit=look_away) as prober:
+        prober.open()
+        is_probing = True
+
         trial = prober.probe(5)
+
         workers = workers_of(os.getpid())
 
     assert trial.verdict is Verdict.FITS

@@ -31,6 +31,7 @@ def toy(
     building: bool = False,
     oom_counter: Path | None = None,
     victim: int | None = None,
+    after: Path | None = None,
 ) -> dict[str, Any]:
     """Settings of a workload that misbehaves, where `how` says so, from size `at` on.
 
@@ -38,6 +39,7 @@ def toy(
     once: only where this file does not exist yet
     building: instead of a probe, when it is built
     oom_counter: a made-up file of the kernel's that counts the kill
+    after: it waits until this file exists
     victim: only on this rank; the others then crash, as in a collective that one has left
     """
     return {
@@ -49,6 +51,7 @@ def toy(
         "building": building,
         "oom_counter": None if oom_counter is None else str(oom_counter),
         "victim": victim,
+        "after": None if after is None else str(after),
     }
 
 
@@ -82,9 +85,10 @@ class ToyWorkload:
         once = self.settings["once"]
         if self.settings["how"] is None or (once and Path(once).exists()):
             return
+        if self.settings["after"]:
+            wait_for(self.settings["after"])
         if self.settings["victim"] not in (None, int(os.environ.get("RANK", "0"))):
-            while not Path(once).exists():
-                time.sleep(0.01)
+            wait_for(once)
             raise ConnectionError("connection closed by peer")
         if once:
             Path(once).touch()
@@ -111,6 +115,11 @@ def allocate(amount: int) -> mmap.mmap:
     for start in range(0, amount, mmap.PAGESIZE):
         block[start] = 1
     return block
+
+
+def wait_for(file: str) -> None:
+    while not Path(file).exists():
+        time.sleep(0.01)
 
 
 def build(settings: dict[str, Any]) -> ToyWorkload:
