@@ -6,6 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
+ROWS = $(if $(DATA),--data $(DATA))
 
 .PHONY: demo test check bench bench-gpu clean
 
@@ -21,12 +22,14 @@ check: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/main
-	$(BIN)/python -m bench.demo --result bench/results/demo-cpu.json --device cpu
-	$(BIN)/python -m bench.contract --result bench/results/contract-cpu.json --device cpu $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m bench.demo --result bench/results/demo-cpu.json --pictures docs --device cpu
+	$(BIN)/python -m bench.contract --result bench/results/contract-cpu.json --device cpu $(ROWS)
+	$(BIN)/python -m bench.tune --result bench/results/tune-0.2b-cpu.json --device cpu $(ROWS)
+	$(BIN)/python -m bench.table
 
 bench-gpu: .venv/main
 	$(BIN)/python -m bench.demo --result bench/results/demo-gpu.json --device cuda
-	$(BIN)/python -m bench.contract --result bench/results/contract-gpu.json --device cuda --model chatlm-0.2b $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m bench.contract --result bench/results/contract-gpu.json --device cuda --model chatlm-0.2b --vram-limit 20GiB --processes 1 $(ROWS)
 
 .venv/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -269,6 +269,7 @@ class Prober:
     # --- verdicts ------------------------------------------------------------------------------
 
     def _judge(self, size: int, reports: Sequence[Report], seconds: float) -> Trial:
+        self._read_meters()  # a quick probe has ended before the first reading
         measured = self.cards.measure(reports, self.budgets, self._sampled)
         tightest = max(
             range(len(measured)), key=lambda i: measured[i].peak - self.budgets[i].budget

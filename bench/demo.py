@@ -21,14 +21,18 @@ QUESTIONS = 150
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--result", type=Path, help="also write the figures there")
+    parser.add_argument("--pictures", type=Path, help="also draw the two screens there")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     options = parser.parse_args()
     started = time.monotonic()
     device = ("--device", options.device)
     card = () if has_gpu(options.device) else ("--vram-limit", "2GiB")
-    run("autotune", "--target-vram", "0.6", *card, *device)
+    tuning, training = Path("logs/demo_autotune.jsonl"), Path("logs/demo_train.jsonl")
+    Path("logs").mkdir(exist_ok=True)
+    run("autotune", "--target-vram", "0.6", *card, *device, "--events", str(tuning))
     profile = load(str(FOLDER / "tuned.toml"))
-    run("train", "--profile", "tuned", "--epochs", str(EPOCHS), "--fresh", *device)
+    epochs = ("--epochs", str(EPOCHS))
+    run("train", "--profile", "tuned", *epochs, "--fresh", *device, "--events", str(training))
     small = run_small(device)
     steps = metrics("model_save/sft_tuned")
     document = {
@@ -47,6 +51,9 @@ def main() -> None:
         "seconds": time.monotonic() - started,
     }
     print(summary(document))
+    if options.pictures:
+        draw(tuning, options.pictures / "autotune.svg", "chatlm autotune")
+        draw(training, options.pictures / "train.svg", "chatlm train")
     if options.result:
         write_result(options.result, document)
 
@@ -102,6 +109,13 @@ def exact_match(folder: str) -> float:
             wanted = str(tokenizer.decode(tokenizer(row.response)["input_ids"]))
             right += text.strip() == wanted.strip()
     return right / len(rows)
+
+
+def draw(events: Path, out: Path, title: str) -> None:
+    """The last frame of a recorded run."""
+    from bench.picture import main as picture
+
+    picture([str(events), str(out), "--title", title])
 
 
 def summary(document: dict[str, Any]) -> str:

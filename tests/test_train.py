@@ -82,6 +82,25 @@ def test_every_cut_gives_the_same_losses(
         assert own["grad_norm"] == pytest.approx(other["grad_norm"], abs=1e-4)
 
 
+def test_loader_workers_change_nothing(whole_run: Path, tmp_path: Path) -> None:
+    """A profile's `loader_workers` is obeyed: another process cuts and pads the same batches."""
+    profile = tmp_path / "two.toml"
+    profile.write_text(
+        "schema = 1\n[batch]\nmicro_batch_size = 8\ngradient_accumulation_steps = 2\n"
+        "effective_batch_size = 16\n[run]\nloader_workers = 1\n"
+    )
+
+    done = chatlm(
+        tmp_path, "train", *FEW, "--profile", str(profile), "--max-steps", "12", "--output-dir", "x"
+    )
+
+    assert done.returncode == 0, done.stderr
+    for own, other in zip(
+        steps(tmp_path / "x"), steps(whole_run / "model_save/sft_small"), strict=True
+    ):
+        assert own["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
 def test_an_interrupted_run_goes_on_where_it_was(whole_run: Path, tmp_path: Path) -> None:
     """Ctrl-C saves after the step and exits 130; the same command then ends as if undisturbed."""
     arguments = ("train", *FEW, "--max-steps", "12", "--micro-batch", "2")

@@ -18,20 +18,21 @@ class SampleOrder:
 
     def __init__(self, rows: int, seed: int) -> None:
         self.rows = rows
-        self._epoch = lru_cache(maxsize=2)(lambda epoch: _permutation(rows, seed, epoch))
+        self.seed = seed
 
     def take(self, start: int, count: int) -> Rows:
         """The `count` row numbers from position `start` of the stream on."""
         parts: list[Rows] = []
         while count > 0:
             epoch, offset = divmod(start, self.rows)
-            part = self._epoch(epoch)[offset : offset + count]
+            part = _permutation(self.rows, self.seed, epoch)[offset : offset + count]
             parts.append(part)
             start += len(part)
             count -= len(part)
         return np.concatenate(parts)
 
 
+@lru_cache(maxsize=2)
 def _permutation(rows: int, seed: int, epoch: int) -> Rows:
     return np.random.default_rng([seed, epoch]).permutation(rows)
 

@@ -30,6 +30,7 @@ VERSION = 1
 class TokenStore:
     """Sources and targets by row number."""
 
+    folder: Path
     tokens: npt.NDArray[Any]
     """(tokens,) uint16 or uint32, memory-mapped."""
     offsets: npt.NDArray[np.int64]
@@ -37,6 +38,10 @@ class TokenStore:
     cut_sources: int
     """Rows whose source was longer than allowed."""
     cut_targets: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A loader worker maps the same pages; an array that is pickled would be copied."""
+        return read_store, (self.folder, self.tokens.dtype)
 
     def __len__(self) -> int:
         return (len(self.offsets) - 1) // 2
@@ -86,9 +91,15 @@ def open_store(
                 f"cannot write the token cache {folder.parent}: {error.strerror}; set "
                 f"CHATLM_CACHE to a folder with space"
             ) from error
+    return read_store(folder, np.dtype(codec.dtype))
+
+
+def read_store(folder: Path, dtype: np.dtype[Any]) -> TokenStore:
+    """The store in that folder."""
     facts = json.loads((folder / "facts.json").read_text())
     return TokenStore(
-        np.memmap(folder / "tokens.bin", dtype=codec.dtype, mode="r"),
+        folder,
+        np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"),
         np.load(folder / "offsets.npy", mmap_mode="r"),
         facts["cut_sources"],
         facts["cut_targets"],

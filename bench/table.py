@@ -1,0 +1,84 @@
+"""The README's table of measured figures, from the files in `bench/results/`.
+
+`python -m bench.table` prints it; a test holds the README to it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+GIB = 2**30
+
+
+def table() -> str:
+    """Markdown, one row a claim."""
+    demo, contract, large = (read(name) for name in ("demo-cpu", "contract-cpu", "tune-0.2b-cpu"))
+    rows = [*demo_rows(demo), *contract_rows(contract), *large_rows(large)]
+    lines = ["| what | figure | file |", "| --- | --- | --- |"]
+    lines += [f"| {what} | {figure} | `{file}.json` |" for what, figure, file in rows]
+    return "\n".join(lines)
+
+
+def read(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return document
+
+
+Row = tuple[str, str, str]
+
+
+def demo_rows(demo: dict[str, Any]) -> list[Row]:
+    gain = demo["samples_per_second"] / demo["small_samples_per_second"]
+    return [
+        (
+            "`make demo`, after the install",
+            f"{demo['seconds']:.0f} s, of which {demo['probes']} probes; micro-batch "
+            f"{demo['micro_batch_size']}, {demo['exact_match']:.0%} of unseen questions answered "
+            f"to the letter",
+            "demo-cpu",
+        ),
+        (
+            "samples/s against the preset `small`'s micro-batch, same effective batch",
+            f"{demo['samples_per_second']:.0f} against {demo['small_samples_per_second']:.0f}: "
+            f"{gain:.1f} ×",
+            "demo-cpu",
+        ),
+    ]
+
+
+def contract_rows(contract: dict[str, Any]) -> list[Row]:
+    training, cuts = contract["training"], contract["cuts"]
+    largest = max(cut["largest_loss_difference"] for cut in cuts)
+    norm = max(cut["largest_grad_norm_difference"] for cut in cuts)
+    peak, budget = training["probe_peak_bytes"] / GIB, training["budget_bytes"] / GIB
+    return [
+        (
+            "peak of 100 training steps on 3,000 real rows",
+            f"{training['peak_bytes'] / GIB:.3f} GiB; probed {peak:.3f}, budget {budget:.3f} GiB",
+            "contract-cpu",
+        ),
+        (
+            "loss / gradient norm of 20 steps cut 6 ways (micro-batch 1, 3, 16; 1 and 2 processes)",
+            f"differ by {largest:.0e} / {norm:.0e} at most (fp32, dropout 0)",
+            "contract-cpu",
+        ),
+    ]
+
+
+def large_rows(large: dict[str, Any]) -> list[Row]:
+    (device,) = large["tuning"]["devices"]
+    return [
+        (
+            "188 M parameters tuned on the CPU, card of 12 GiB",
+            f"micro-batch {large['tuning']['micro_batch_size']}, {len(large['tuning']['trials'])} "
+            f"probes in {large['tuning']['seconds']:.0f} s, peak "
+            f"{device['peak_bytes'] / device['budget_bytes']:.0%} of the budget",
+            "tune-0.2b-cpu",
+        )
+    ]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")
