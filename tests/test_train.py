@@ -101,6 +101,23 @@ def test_loader_workers_change_nothing(whole_run: Path, tmp_path: Path) -> None:
         assert own["loss"] == pytest.approx(other["loss"], abs=1e-4)
 
 
+def test_what_does_not_fit_fails_before_the_first_step(tmp_path: Path) -> None:
+    """The rehearsal of the worst batch is refused by the emulated card: exit 1, and what to do."""
+    profile = tmp_path / "large.toml"
+    profile.write_text(
+        "schema = 1\n[batch]\nmicro_batch_size = 512\ngradient_accumulation_steps = 1\n"
+        f"effective_batch_size = 512\n[memory]\nvram_limit_bytes = {800 * 2**20}\n"
+    )
+
+    done = chatlm(tmp_path, "train", "--device", "cpu", "--profile", str(profile), "--plain")
+
+    assert done.returncode == 1
+    assert "out of memory at micro-batch 512" in done.stderr
+    assert "use a smaller --micro-batch" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "model_save/sft_large/metrics.jsonl").exists()
+
+
 def test_an_interrupted_run_goes_on_where_it_was(whole_run: Path, tmp_path: Path) -> None:
     """Ctrl-C saves after the step and exits 130; the same command then ends as if undisturbed."""
     arguments = ("train", *FEW, "--max-steps", "12", "--micro-batch", "2")

@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 import profiles
-from autotune.channel import Message, Wire
+from autotune.channel import Wire
 from autotune.errors import ChatlmError
-from autotune.memory import is_out_of_memory
+from autotune.worker import failure
 from trainer.settings import TrainSettings, WorkloadSettings, apply_profile, check_training
 from trainer.tuned import overhead
 
@@ -40,7 +40,7 @@ def main() -> None:
         _train(settings, wire.send, lambda: _wait(go), stop)
     except Exception as error:  # noqa: BLE001  told to the supervisor, whatever it is
         traceback.print_exc()
-        wire.send(_failure(error))
+        wire.send(failure(error, "train"))
         sys.stdout.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
 
@@ -61,14 +61,6 @@ def _train(
 
 def _wait(event: threading.Event) -> None:
     event.wait()
-
-
-def _failure(error: Exception) -> Message:
-    if is_out_of_memory(error):
-        return {"type": "oom", "text": str(error).splitlines()[0]}
-    kind = "refused" if isinstance(error, ChatlmError) else "crash"
-    text = str(error) if kind == "refused" else f"{type(error).__name__}: {error}"
-    return {"type": kind, "text": text}
 
 
 def _alone(stop: threading.Event) -> int:

@@ -207,8 +207,9 @@ class Relay:
             case "gone":
                 self._gone = True
             case "oom":
+                said = message["text"].splitlines()[0]
                 raise OutOfMemory(
-                    f"out of memory at micro-batch {self.settings.micro_batch}: {message['text']}; "
+                    f"out of memory at micro-batch {self.settings.micro_batch}: {said}; "
                     f"use a smaller --micro-batch, or `chatlm autotune` to find the largest"
                 )
             case "refused":
