@@ -20,7 +20,10 @@ import typer
 from autotune.errors import ChatlmError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from autotune.events import Emit
+    from profiles import Profile
 
 P = ParamSpec("P")
 
@@ -165,11 +168,12 @@ def autotune(
         devices = stack.enter_context(
             open_devices(device, num_processes=num_processes, vram_limit=limit, host=host)
         )
-        Plan(micro_batch=1, effective_batch=wanted, world_size=devices.world_size)
+        if effective_batch is not None:  # built for its check; a base profile's may grow instead
+            Plan(micro_batch=1, effective_batch=effective_batch, world_size=devices.world_size)
         settings = apply_profile(
             WorkloadSettings(
                 model=model or profile.run.model or "chatlm-tiny",
-                data=_existing(data),
+                data=_existing(data) or tuple(profile.run.data or ()),
                 device=devices.cards.kind,
                 backend=backend,
             ),
@@ -272,16 +276,13 @@ def train(
     events: Events = None,
 ) -> None:
     """Train with a profile: its effective batch, cut as it says."""
-    from dataclasses import replace
-
     import profiles
     from autotune.events import Notice
     from autotune.host import HostMeter
     from trainer.devices import open_devices
     from trainer.run_folder import RunFolder
-    from trainer.settings import TrainSettings, WorkloadSettings, apply_profile, check_training
+    from trainer.settings import Choices, resolve
     from trainer.supervise import TrainJob, run_training
-    from trainer.tuned import overhead
 
     found = profiles.load(profile)
     was_tuned = found.fingerprint.model is not None
@@ -299,42 +300,31 @@ def train(
                 host=host,
             )
         )
-        plan = found.plan(devices.world_size, micro_batch)
-        workload = WorkloadSettings(
-            model=model or found.run.model or "chatlm-tiny",
-            data=_existing(data) or (tuple(found.run.data or ()) if model is None else ()),
-            device=devices.cards.kind,
+        choices = Choices(
+            model=model,
+            data=_existing(data),
+            eval_data=_existing(eval_data),
+            micro_batch=micro_batch,
+            epochs=epochs,
+            max_steps=max_steps,
+            output_dir=None if output_dir is None else str(output_dir),
+            fresh=not resume,
             seed=seed,
+            precision=precision,
             dropout=dropout,
+            learning_rate=learning_rate,
+            checkpoint_every=checkpoint_every,
             backend=backend,
         )
-        workload = apply_profile(workload, found)
-        if precision is not Precision.AUTO:
-            workload = replace(workload, precision=precision.value)
-        settings = check_training(
-            TrainSettings(
-                workload=workload,
-                profile=profile,
-                micro_batch=plan.micro_batch,
-                effective_batch=plan.effective_batch,
-                world_size=devices.world_size,
-                overhead=overhead(found),
-                loader_workers=found.run.loader_workers,
-                eval_data=_existing(eval_data),
-                epochs=epochs,
-                max_steps=max_steps,
-                learning_rate=learning_rate,
-                output_dir=str(output_dir or Path("model_save") / f"sft_{Path(profile).stem}"),
-                fresh=not resume,
-                checkpoint_every=checkpoint_every,
-            )
+        settings = resolve(
+            found, profile, choices, device=devices.cards.kind, world_size=devices.world_size
         )
         folder = RunFolder(Path(settings.output_dir))
         folder.check(settings.identity(), fresh=settings.fresh)
         log_path = _log_path("chat_trainer")
         emit = stack.enter_context(_listeners(as_json, plain, log_path, events))
         if devices.notice:
-            emit(Notice(text=devices.notice.replace("tuning", "training")))
+            emit(Notice(text=devices.notice))
         job = TrainJob(
             settings=settings,
             name=profile,
@@ -443,11 +433,13 @@ def _existing(paths: list[Path] | None) -> tuple[str, ...]:
     return tuple(str(check_file(str(path))) for path in paths or ())
 
 
-def _tuned_words(profile: Any, seconds: float, wanted: int, path: Path, name: str) -> str:
+def _tuned_words(profile: "Profile", seconds: float, wanted: int, path: Path, name: str) -> str:
     from autotune.quantity import format_bytes
 
     batch, memory = profile.batch, profile.memory
     grown = f" (was {wanted})" if batch.effective_batch_size != wanted else ""
+    assert memory.peak_bytes is not None
+    assert memory.budget_bytes is not None
     share = memory.peak_bytes / memory.budget_bytes
     return (
         f"micro-batch {batch.micro_batch_size} x accumulation "
@@ -459,7 +451,7 @@ def _tuned_words(profile: Any, seconds: float, wanted: int, path: Path, name: st
     )
 
 
-def _trained_words(result: Any, log_path: Path) -> str:
+def _trained_words(result: "Mapping[str, Any]", log_path: Path) -> str:
     from autotune.quantity import format_bytes
 
     loss = "" if result["final_loss"] is None else f", loss {result['final_loss']:.3f}"
@@ -472,7 +464,9 @@ def _trained_words(result: Any, log_path: Path) -> str:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    from autotune.quantity import finite
+
+    sys.stdout.write(json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

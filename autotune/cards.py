@@ -16,6 +16,7 @@ from autotune.errors import DeviceError
 from autotune.host import HostMeter
 from autotune.nvml import NvmlDevice
 from autotune.probe import Report
+from autotune.quantity import format_bytes
 from autotune.readings import DeviceReading
 from autotune.trial import DeviceBudget
 
@@ -51,7 +52,7 @@ class Cards(Protocol):
 
 
 def budgets(survey: Sequence[DeviceReading], target: float) -> tuple[DeviceBudget, ...]:
-    """Each device's share of the plan.
+    """What may be held of each device.
 
     Raises:
         DeviceError: others hold the target already.
@@ -59,9 +60,9 @@ def budgets(survey: Sequence[DeviceReading], target: float) -> tuple[DeviceBudge
     for reading in survey:
         if int(target * reading.total) <= reading.used:
             raise DeviceError(
-                f"{reading.name}: others hold {reading.used / 2**30:.1f} of "
-                f"{reading.total / 2**30:.1f} GiB, which is the whole target of {target:.0%} already; "
-                f"raise --target-vram, or wait until they are done"
+                f"{reading.name}: others hold {format_bytes(reading.used)} of "
+                f"{format_bytes(reading.total)}, which is the whole target of {100 * target:.3g} % already; "
+                f"tune for a higher --target-vram, or wait until they are done"
             )
     return tuple(
         DeviceBudget(
@@ -95,7 +96,7 @@ class GpuCards:
             return reading
         return DeviceReading(
             device=reading.device,
-            name=f"{reading.name} as {self._limit / 2**30:.0f} GiB",
+            name=f"{reading.name} as {format_bytes(self._limit)}",
             total=self._limit,
             used=reading.used,
             utilization=reading.utilization,

@@ -54,7 +54,9 @@ class Limits:
     target: float
     target_ram: float
     silence: float = 600.0
-    """Seconds without a word from any worker after which it counts as hung."""
+    """Seconds without a word from any worker in a probe after which it counts as hung."""
+    building: float = 7200.0
+    """The same while it reads the model and tokenises the data, which says nothing."""
 
 
 @dataclass(slots=True)
@@ -160,8 +162,6 @@ class Prober:
             self._workers.close()
             self._workers = None
 
-    # --- one attempt ---------------------------------------------------------------------------
-
     def _start(self) -> dict[str, Any] | Ending:
         survey = self.cards.survey()
         self.budgets = budgets(survey, self.limits.target)
@@ -183,7 +183,7 @@ class Prober:
                 facts[message["rank"]] = message["facts"]
             return len(facts) == self.spec.world_size
 
-        ending = self._wait(take)
+        ending = self._wait(take, self.limits.building)
         return ending if ending.kind != "report" else facts[0]
 
     def _attempt(self, size: int) -> Ending:
@@ -196,11 +196,11 @@ class Prober:
             return len(reports) == self.spec.world_size
 
         self._send({"type": "probe", "size": size})
-        ending = self._wait(take)
+        ending = self._wait(take, self.limits.silence)
         ending.reports = [reports[rank] for rank in sorted(reports)]
         return ending
 
-    def _wait(self, take: Callable[[Message], bool]) -> Ending:
+    def _wait(self, take: Callable[[Message], bool], silence: float) -> Ending:
         """Reads messages and meters until `take` says that all is there, or something ended it."""
         assert self._workers is not None
         heard = time.monotonic()
@@ -219,8 +219,8 @@ class Prober:
                 return self._how_it_ended()
             if not self._read_meters():
                 return Ending(kind="oom", text="host memory ran out, the workers were stopped")
-            if time.monotonic() - heard > self.limits.silence:
-                return Ending(kind="hung", text=f"was silent for {self.limits.silence:.0f} s")
+            if time.monotonic() - heard > silence:
+                return Ending(kind="hung", text=f"was silent for {silence:.0f} s")
 
     def _failure(self, message: Message) -> Ending:
         if message["type"] == "crash" and self.spec.world_size > 1:
@@ -240,8 +240,6 @@ class Prober:
             return Ending(kind="killed", text="was killed (SIGKILL)")
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return Ending(kind="died", text=f"died ({how})")
-
-    # --- meters --------------------------------------------------------------------------------
 
     def _reset_readings(self) -> None:
         self._sampled = [0] * len(self.budgets)
@@ -266,8 +264,6 @@ class Prober:
         self._ticks += 1
         return host.free > HOST_FLOOR * host.total
 
-    # --- verdicts ------------------------------------------------------------------------------
-
     def _judge(self, size: int, reports: Sequence[Report], seconds: float) -> Trial:
         self._read_meters()  # a quick probe has ended before the first reading
         measured = self.cards.measure(reports, self.budgets, self._sampled)
@@ -290,6 +286,7 @@ class Prober:
             verdict=verdict,
             peak=worst.peak,
             seconds=seconds,
+            budgets=self.budgets,
             device_peaks=tuple(device.peak for device in measured),
             tightest=tightest,
             fixed=worst.fixed,
@@ -306,6 +303,7 @@ class Prober:
             verdict=Verdict.OOM,
             peak=None,
             seconds=seconds,
+            budgets=self.budgets,
             host_peak=self._host_peak,
             reason=ending.text.splitlines()[0] if ending.text else None,
         )

@@ -7,7 +7,7 @@ from autotune.verdict import Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceBudget:
-    """One device's share of the plan: `budget = target × total − others`, in bytes."""
+    """What may be held of one device: `budget = target × total − others`, in bytes."""
 
     device: str
     name: str
@@ -27,6 +27,8 @@ class Trial:
     """Our own peak, others' memory subtracted; None when the probe died before it could tell."""
     seconds: float
     """Wall time of the whole probe, a worker's start included."""
+    budgets: tuple[DeviceBudget, ...] = ()
+    """What the devices allowed when it ran: others may have come or gone since."""
     device_peaks: tuple[int, ...] = ()
     """Our peak on each device, in the order of the budgets."""
     tightest: int = 0

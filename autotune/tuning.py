@@ -8,7 +8,7 @@ from typing import Any
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.prober import Prober
 from autotune.search import Search
-from autotune.trial import DeviceBudget, Trial
+from autotune.trial import Trial
 from autotune.verdict import Verdict
 
 WORTH = 0.97
@@ -21,7 +21,6 @@ class Outcome:
 
     answer: Trial | None
     trials: tuple[Trial, ...]
-    budgets: tuple[DeviceBudget, ...]
     facts: dict[str, Any]
     ceiling: int
     interrupted: bool
@@ -32,7 +31,6 @@ def tune(
     prober: Prober,
     *,
     ceiling: Callable[[dict[str, Any]], int],
-    guess: int | None = None,
     prefer: str = "memory",
     emit: Emit,
 ) -> Outcome:
@@ -49,7 +47,7 @@ def tune(
     if facts.get("notice"):
         emit(Notice(text=facts["notice"]))
     budgets = prober.budgets
-    search = Search(top, min(budget.budget for budget in budgets), guess)
+    search = Search(top, min(budget.budget for budget in budgets))
     emit(
         TuningStarted(
             model=facts["model"], target=prober.limits.target, ceiling=top, devices=budgets
@@ -62,7 +60,7 @@ def tune(
             emit(ProbeStarted(size=size, low=search.low, high=search.high))
             trial = prober.probe(size)
             trials.append(trial)
-            search = tell(search, trial, prober.budgets)
+            search = tell(search, trial)
             emit(ProbeEnded(trial=trial, low=search.low, high=search.high))
     except KeyboardInterrupt:
         interrupted = True
@@ -77,7 +75,6 @@ def tune(
     return Outcome(
         answer=answer,
         trials=tuple(trials),
-        budgets=prober.budgets,
         facts=facts,
         ceiling=top,
         interrupted=interrupted,
@@ -85,12 +82,12 @@ def tune(
     )
 
 
-def tell(search: Search, trial: Trial, budgets: tuple[DeviceBudget, ...]) -> Search:
+def tell(search: Search, trial: Trial) -> Search:
     """The search that knows the trial, as if all devices had the search's one budget.
 
     Only headroom matters; a device with a larger budget is shifted down to the smallest one.
     """
-    shift = search.budget - budgets[trial.tightest].budget
+    shift = search.budget - trial.budgets[trial.tightest].budget
 
     def shifted(amount: int | None) -> int | None:
         return None if amount is None else amount + shift

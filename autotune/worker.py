@@ -19,21 +19,19 @@ def main() -> None:
     """Serves probes until told to stop; the wire ends the process with its supervisor."""
     wire = Wire.from_environment()
     assert wire is not None, "started by hand: use `chatlm autotune`"
-    doing = "build"
     try:
         workload = build(wire.messages.get())
         wire.send(
             {"type": "ready", "facts": dict(workload.facts), "device": workload.memory.device}
         )
         while (message := wire.messages.get())["type"] == "probe":
-            doing = "probe"
             report = measure(
                 workload, message["size"], lambda step: wire.send({"type": "beat", "step": step})
             )
             wire.send({"type": "report", "report": report.as_message()})
     except Exception as error:  # noqa: BLE001  told to the supervisor, whatever it is
         traceback.print_exc()
-        wire.send(failure(error, doing))
+        wire.send(failure(error))
         sys.stdout.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
     os._exit(0)
@@ -46,7 +44,7 @@ def build(message: Message) -> Workload:
     return workload
 
 
-def failure(error: Exception, doing: str) -> dict[str, Any]:
+def failure(error: Exception) -> dict[str, Any]:
     """What went wrong, as a message: out of memory, the user's to mend, or a crash."""
     if is_out_of_memory(error):
         kind = "oom"
@@ -54,7 +52,7 @@ def failure(error: Exception, doing: str) -> dict[str, Any]:
         kind = "refused" if isinstance(error, ChatlmError) else "crash"
     named = f"{type(error).__name__}: {error}".removesuffix(": ")  # a MemoryError says no more
     text = str(error) if kind == "refused" else named
-    return {"type": kind, "while": doing, "text": text}
+    return {"type": kind, "text": text}
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Workers:
             code = self._launcher.wait(PATIENCE * 2)
         except subprocess.TimeoutExpired:
             self._kill()
-            return -signal.SIGKILL
+            code = 1  # ours, not the worker's: what torchrun wrote of it counts
         found = [int(n) for n in re.findall(r"exitcode\s*:\s*(-?\d+)", self.log_tail())]
         if code <= 0 or not found:
             return code

@@ -1,6 +1,7 @@
 """Runs `chatlm` commands for the benchmarks and reads what they leave; measures nothing itself."""
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -40,14 +41,15 @@ def speed(steps: list[dict[str, Any]]) -> float:
 
 def machine() -> dict[str, Any]:
     """What the figures of a result file depend on."""
-    import psutil
     import torch
+
+    from autotune.host import HostMeter
 
     has_gpu = torch.cuda.is_available()
     return {
         "processor": platform.processor() or platform.machine(),
-        "cores": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "cores": os.cpu_count(),
+        "memory_bytes": HostMeter().read().total,
         "gpu": torch.cuda.get_device_name() if has_gpu else None,
         "python": platform.python_version(),
         "torch": torch.__version__,

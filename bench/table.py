@@ -55,7 +55,7 @@ def contract_rows(contract: dict[str, Any]) -> list[Row]:
     peak, budget = training["probe_peak_bytes"] / GIB, training["budget_bytes"] / GIB
     return [
         (
-            "peak of 100 training steps on 3,000 real rows",
+            f"peak of {training['steps']} training steps on {rows_of(contract)}",
             f"{training['peak_bytes'] / GIB:.3f} GiB; probed {peak:.3f}, budget {budget:.3f} GiB",
             "contract-cpu",
         ),
@@ -67,11 +67,16 @@ def contract_rows(contract: dict[str, Any]) -> list[Row]:
     ]
 
 
+def rows_of(document: dict[str, Any]) -> str:
+    """The data file that was used, by name."""
+    return f"`{document['rows']}`" if document["rows"] != "bundled" else "the bundled rows"
+
+
 def large_rows(large: dict[str, Any]) -> list[Row]:
     (device,) = large["tuning"]["devices"]
     return [
         (
-            "188 M parameters tuned on the CPU, card of 12 GiB",
+            f"`{large['model']}` tuned on the CPU, card of {device['total_bytes'] / GIB:.0f} GiB",
             f"micro-batch {large['tuning']['micro_batch_size']}, {len(large['tuning']['trials'])} "
             f"probes in {large['tuning']['seconds']:.0f} s, peak "
             f"{device['peak_bytes'] / device['budget_bytes']:.0%} of the budget",

@@ -49,7 +49,11 @@ def memories(screen: Screen) -> list[Memory]:
             screen,
             index,
             DeviceBudget(
-                device=reading.device, name=reading.name, total=reading.total, others=0, budget=0
+                device=reading.device,
+                name=reading.name,
+                total=reading.total,
+                others=0 if screen.workers else reading.used,
+                budget=0,
             ),
             reading,
         )

@@ -37,9 +37,14 @@ def as_json(reading: ReadingTaken) -> dict[str, Any]:
     """The document that `chatlm monitor --json` prints; bytes."""
     return {
         "schema": 1,
-        "devices": [asdict(device) for device in reading.devices],
-        "host": asdict(reading.host),
+        "devices": [_with_units(device) for device in reading.devices],
+        "host": _with_units(reading.host),
     }
+
+
+def _with_units(reading: DeviceReading | HostReading) -> dict[str, Any]:
+    values = asdict(reading)
+    return {f"{k}_bytes" if k in ("total", "used") else k: v for k, v in values.items()}
 
 
 def as_lines(reading: ReadingTaken) -> str:

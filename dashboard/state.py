@@ -62,7 +62,7 @@ class Screen:
 
     @property
     def answer(self) -> int | None:
-        """The largest size that ran and fits, once the search is over."""
+        """The size to train with, once the search is over."""
         return None if self.tuned is None else self.tuned.answer
 
     @property

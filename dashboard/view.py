@@ -36,7 +36,7 @@ def render(
     elif screen.tuning is not None:
         rows = tuning_rows(pen, screen, elapsed, room)
     else:
-        rows = [title(pen, "chatlm", elapsed, "starting"), *meters(pen, screen)]
+        rows = [title(pen, "chatlm", elapsed), *meters(pen, screen)]
     if notices:
         rows = [*rows[:room], Text(), *notices]
     return Group(*(finished(row, width, ascii=ascii) for row in rows[:height]))

@@ -128,6 +128,25 @@ class Profile(Section):
             world_size=world_size,
         )
 
+    def overhead(self) -> float | None:
+        """What one more micro-batch costs, in tokens, from the speeds of the trials.
+
+        A micro-batch's time is close to `a + b · size`: the overhead is `a ÷ b` sequences of the longest
+        length. None where fewer than two speeds are known. Timing is noisy: half a sequence is the least.
+        """
+        times = sorted(
+            (row.size, row.size / row.samples_per_second)
+            for row in self.trial
+            if row.samples_per_second
+        )
+        source, target = self.fingerprint.longest_source, self.fingerprint.longest_target
+        if len({size for size, _ in times}) < 2 or source is None or target is None:
+            return None
+        (small, quick), (large, slow) = times[0], times[-1]
+        per_sequence = (slow - quick) / (large - small)
+        sequences = (quick - per_sequence * small) / per_sequence if per_sequence > 0 else 0.0
+        return max(0.5, sequences) * (source + target)
+
 
 def parse(document: dict[str, Any], source: str) -> Profile:
     """A checked profile from a TOML document; `source` is named in what is raised.

@@ -105,7 +105,7 @@ def test_the_host_is_a_device_of_its_own(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     (card,) = document["devices"]
-    assert "tuning the CPU against host RAM" in done.stderr
+    assert "on the CPU, against host RAM" in done.stderr
     assert card["name"] == "CPU"
     assert card["others_bytes"] > 0
     assert card["budget_bytes"] == card["total_bytes"] - card["others_bytes"]

@@ -92,7 +92,7 @@ def test_a_peak_has_the_context_that_torch_cannot_see(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     (card,) = document["devices"]
     last = trials(events)[-1]
-    assert card["name"] == "Fake GPU 1 as 6 GiB"
+    assert card["name"] == "Fake GPU 1 as 6.00 GiB"
     assert (card["total_bytes"], card["others_bytes"]) == (6 * 2**30, 10**9)
     assert card["budget_bytes"] == int(0.8 * 6 * 2**30) - 10**9
     assert last.peak is not None
@@ -110,7 +110,8 @@ def test_a_card_that_others_have_filled_is_said(processes: str, tmp_path: Path) 
 
     assert done.returncode == 1
     assert done.stderr == (
-        f"chatlm: Fake GPU {int(processes) - 1}: others hold 4.7 of 8.0 GiB, which is the whole "
-        f"target of 50% already; raise --target-vram, or wait until they are done\n"
+        f"chatlm: Fake GPU {int(processes) - 1}: others hold 4.66 GiB of 8.00 GiB, which is the "
+        f"whole target of 50 % already; tune for a higher --target-vram, or wait until they are "
+        f"done\n"
     )
     assert not (tmp_path / "profiles").exists()

@@ -40,7 +40,7 @@ def test_a_card_whose_target_others_hold_is_said() -> None:
         budgets([reading(20 * GIB, 0), reading(20 * GIB, 12 * GIB)], 0.6)
 
     assert str(caught.value) == (
-        "Card: others hold 12.0 of 20.0 GiB, which is the whole target of 60% already; raise "
+        "Card: others hold 12.0 GiB of 20.0 GiB, which is the whole target of 60 % already; tune for a higher "
         "--target-vram, or wait until they are done"
     )
 
@@ -101,7 +101,7 @@ def test_a_limit_makes_a_card_smaller_and_never_larger() -> None:
         allowance = small.allowance([as_small])
 
     assert (as_small.name, as_small.total, as_small.used) == (
-        "Fake GPU as 20 GiB", 20 * GIB, 2 * GIB,
+        "Fake GPU as 20.0 GiB", 20 * GIB, 2 * GIB,
     )  # fmt: skip
     assert (as_is.name, as_is.total) == ("Fake GPU", 24 * GIB)
     assert allowance == 18 * GIB

@@ -91,15 +91,13 @@ def test_with_every_card_hidden_auto_takes_the_cpu_and_says_why(
     message = error_of("cuda", gpus(2))
 
     assert isinstance(devices.cards, HostCard)
-    assert devices.notice == (
-        "CUDA_VISIBLE_DEVICES hides every card: tuning the CPU against host RAM"
-    )
+    assert devices.notice == ("CUDA_VISIBLE_DEVICES hides every card: on the CPU, against host RAM")
     assert message == "the driver shows no card; check CUDA_VISIBLE_DEVICES, or use --device cpu"
 
 
 def test_a_driver_without_cards_is_not_blamed_on_the_environment() -> None:
     """A driver may be installed where no card is."""
-    assert opened("auto", []).notice == "there is no card: tuning the CPU against host RAM"
+    assert opened("auto", []).notice == "there is no card: on the CPU, against host RAM"
 
 
 def test_without_a_driver_auto_takes_the_cpu_and_says_why() -> None:
@@ -109,7 +107,7 @@ def test_without_a_driver_auto_takes_the_cpu_and_says_why() -> None:
     assert isinstance(devices.cards, HostCard)
     assert devices.world_size == 1
     assert devices.notice == (
-        "no NVIDIA driver answers (Driver Not Loaded): tuning the CPU against host RAM"
+        "no NVIDIA driver answers (Driver Not Loaded): on the CPU, against host RAM"
     )
 
 
@@ -129,7 +127,7 @@ def test_the_cpu_never_asks_for_a_driver() -> None:
 
     assert opened_driver == 0
     assert devices.world_size == 3
-    assert devices.notice == "tuning the CPU against host RAM"
+    assert devices.notice == "on the CPU, against host RAM"
 
 
 def test_the_driver_is_closed_when_the_block_ends() -> None:

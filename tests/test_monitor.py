@@ -26,4 +26,4 @@ def test_without_a_driver_the_host_is_still_shown() -> None:
 
     assert "no NVIDIA card answers" in as_lines(reading)
     assert as_json(reading)["devices"] == []
-    assert as_json(reading)["host"]["total"] > 0
+    assert as_json(reading)["host"]["total_bytes"] > 0

@@ -299,7 +299,7 @@ def test_where_others_hold_the_target_no_worker_starts(tmp_path: Path) -> None:
             emit=lambda event: None,
             log_path=tmp_path / "log",
         ) as prober,
-        pytest.raises(DeviceError, match="the whole target of 50% already"),
+        pytest.raises(DeviceError, match="the whole target of 50 % already"),
     ):
         prober.open()
 

@@ -32,6 +32,7 @@ def run(size: int, cards: list[tuple[DeviceBudget, int, int]]) -> Trial:
         verdict=Verdict.OVER if max(over) > 0 else Verdict.FITS,
         peak=peaks[tightest],
         seconds=1.0,
+        budgets=tuple(budget for budget, _, _ in cards),
         device_peaks=tuple(peaks),
         tightest=tightest,
         fixed=cards[tightest][1],
@@ -52,7 +53,7 @@ def test_the_tightest_device_decides(shapes: list[tuple[int, int, int]], ceiling
     search = Search(ceiling, min(budget.budget for budget in budgets))
 
     while (size := search.ask()) is not None:
-        search = tell(search, run(size, cards), budgets)
+        search = tell(search, run(size, cards))
 
     largest = min(
         ceiling, *((budget.budget - fixed) // per_size for budget, fixed, per_size in cards)
@@ -63,18 +64,18 @@ def test_the_tightest_device_decides(shapes: list[tuple[int, int, int]], ceiling
 def test_a_device_is_told_by_its_headroom() -> None:
     """A larger card with as much left over is as far from its end as a smaller one."""
     budgets = (device("small", 1000), device("large", 5000))
-    on_large = replace(trial(4), peak=4700, fixed=4100, growing=4600, tightest=1)
+    on_large = replace(trial(4), peak=4700, fixed=4100, growing=4600, budgets=budgets, tightest=1)
 
-    told = tell(Search(64, 1000), on_large, budgets).told[-1]
+    told = tell(Search(64, 1000), on_large).told[-1]
 
     assert (told.peak, told.fixed, told.growing) == (700, 100, 600)
 
 
 def test_a_trial_without_a_peak_is_told_without_one() -> None:
     """Out of memory has no figure."""
-    failed = replace(trial(4, Verdict.OOM), peak=None)
+    failed = replace(trial(4, Verdict.OOM), peak=None, budgets=(device("card", 1000),))
 
-    search = tell(Search(64, 1000), failed, (device("card", 1000),))
+    search = tell(Search(64, 1000), failed)
 
     assert (search.told[-1].peak, search.high) == (None, 4)
 

@@ -12,17 +12,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import profiles
 from autotune.channel import Wire
 from autotune.errors import ChatlmError
+from autotune.memory import is_out_of_memory
 from autotune.worker import failure
-from trainer.settings import TrainSettings, WorkloadSettings, apply_profile, check_training
-from trainer.tuned import overhead
-
-Say = Callable[[Mapping[str, Any]], None]
+from trainer.messages import Say
+from trainer.settings import Choices, TrainSettings, resolve
 
 
 def main() -> None:
@@ -33,14 +31,15 @@ def main() -> None:
     if wire is None:
         signal.signal(signal.SIGINT, lambda *_: stop.set())
         sys.exit(_alone(stop))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     settings = TrainSettings.from_json(wire.messages.get()["settings"])
     go = threading.Event()
     threading.Thread(target=_listen, args=(wire, go, stop), daemon=True).start()
     try:
-        _train(settings, wire.send, lambda: _wait(go), stop)
+        _train(settings, wire.send, go.wait, stop)
     except Exception as error:  # noqa: BLE001  told to the supervisor, whatever it is
         traceback.print_exc()
-        wire.send(failure(error, "train"))
+        wire.send(failure(error))
         sys.stdout.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
 
@@ -52,15 +51,11 @@ def _listen(wire: Wire, go: threading.Event, stop: threading.Event) -> None:
 
 
 def _train(
-    settings: TrainSettings, say: Say, confirm: Callable[[], None], stop: threading.Event
+    settings: TrainSettings, say: Say, confirm: Callable[[], object], stop: threading.Event
 ) -> None:
     from trainer.loop import train  # seconds of imports, after the flags are known to be good
 
     train(settings, say, confirm=confirm, should_stop=stop.is_set)
-
-
-def _wait(event: threading.Event) -> None:
-    event.wait()
 
 
 def _alone(stop: threading.Event) -> int:
@@ -77,6 +72,10 @@ def _alone(stop: threading.Event) -> int:
     except ChatlmError as error:
         sys.stderr.write(f"chatlm: {error}\n")
         return 1
+    except Exception as error:
+        if is_out_of_memory(error):
+            sys.stderr.write("chatlm: out of memory; use a smaller --micro-batch\n")
+        raise
     return 130 if interrupted else 0
 
 
@@ -84,7 +83,7 @@ def _parse(arguments: list[str]) -> TrainSettings:
     """The settings from the flags that a run without a supervisor has."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     parser.add_argument("--profile", default="tuned")
-    parser.add_argument("--model", default="chatlm-tiny")
+    parser.add_argument("--model")
     parser.add_argument("--data", action="append", default=[])
     parser.add_argument("--eval-data", action="append", default=[])
     parser.add_argument("--epochs", type=float, default=1.0)
@@ -93,35 +92,22 @@ def _parse(arguments: list[str]) -> TrainSettings:
     parser.add_argument("--output-dir")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     parser.add_argument("--dropout", type=float)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--checkpoint-every", type=int)
+    parser.add_argument("--backend", choices=("gloo", "nccl"))
     parser.add_argument("--device", choices=("cuda", "cpu"))
-    flags = parser.parse_args(arguments)
-    profile = profiles.load(flags.profile)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = profile.plan(world_size, flags.micro_batch)
-    workload = WorkloadSettings(
-        model=flags.model,
-        data=tuple(flags.data),
-        device=flags.device or _default_device(),
-        seed=flags.seed,
-        dropout=flags.dropout,
+    flags = vars(parser.parse_args(arguments))
+    name, device = flags.pop("profile"), flags.pop("device") or _default_device()
+    data, eval_data = tuple(flags.pop("data")), tuple(flags.pop("eval_data"))
+    return resolve(
+        profiles.load(name),
+        name,
+        Choices(data=data, eval_data=eval_data, **flags),
+        device=device,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
     )
-    settings = TrainSettings(
-        workload=apply_profile(workload, profile),
-        profile=flags.profile,
-        micro_batch=plan.micro_batch,
-        effective_batch=plan.effective_batch,
-        world_size=world_size,
-        overhead=overhead(profile),
-        loader_workers=profile.run.loader_workers,
-        eval_data=tuple(flags.eval_data),
-        epochs=flags.epochs,
-        max_steps=flags.max_steps,
-        learning_rate=flags.learning_rate,
-        output_dir=flags.output_dir or f"model_save/sft_{flags.profile}",
-    )
-    return check_training(replace(settings, fresh=flags.fresh))
 
 
 def _default_device() -> str:

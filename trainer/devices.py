@@ -75,7 +75,7 @@ def _on_gpus(
 def _on_cpu(world_size: int, vram_limit: int | None, host: HostMeter, why: str | None) -> Devices:
     if vram_limit is None:
         cards: Cards = HostCard(host)
-        notice = "tuning the CPU against host RAM"
+        notice = "on the CPU, against host RAM"
     else:
         if vram_limit * world_size > host.read().total:
             raise DeviceError(

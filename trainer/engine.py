@@ -10,6 +10,7 @@ accumulation.
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ def make_accelerator(settings: WorkloadSettings) -> Accelerator:
         )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    if world_size > 1 and backend(settings) == "gloo":
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if world_size > 1:  # the others wait while one tokenises
+        handlers.append(InitProcessGroupKwargs(backend=backend(settings), timeout=PATIENCE))
     return Accelerator(
         cpu=on_cpu, mixed_precision=MIXED[precision(settings)], kwargs_handlers=handlers
     )
@@ -48,6 +49,8 @@ EPSILON = 1e-6
 """AdamW divides by a gradient's size plus this. At 1e-8 a gradient that is rounding noise still moves
 its weight by the whole learning rate, so that two cuts of one step drift apart: gradient norms differ
 by 2e-3 after 20 steps, and by 8e-7 with 1e-6 and ten steps of warm-up (chatlm-tiny, fp32)."""
+
+PATIENCE = timedelta(hours=2)
 
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from autotune.plan import Plan
+from autotune.quantity import finite
 from trainer.batches import Collator
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.engine import Engine, make_accelerator, precision
 from trainer.evaluate import evaluate
+from trainer.messages import Say
 from trainer.metrics import as_record, sum_up
 from trainer.models import Loaded, load_model
 from trainer.order import SampleOrder, count_steps
@@ -31,8 +33,6 @@ from trainer.workload import fingerprint_facts
 
 LEAST_WARMUP = 10
 """Steps. Adam's first ones divide by what a single gradient happens to be; see `engine.EPSILON`."""
-
-Say = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(slots=True)
@@ -52,7 +52,8 @@ class Run:
     learning_rate: float
     done: int = 0
     """Optimizer steps done, earlier parts of the run included."""
-    losses: list[float] = field(default_factory=list)
+    loss: float | None = None
+    """Of the last step."""
     peak: int = 0
 
     @property
@@ -64,7 +65,7 @@ def train(
     settings: TrainSettings,
     say: Say,
     *,
-    confirm: Callable[[], None],
+    confirm: Callable[[], object],
     should_stop: Callable[[], bool],
 ) -> None:
     """The whole run; what happens is said as messages, the last one `done`.
@@ -87,19 +88,22 @@ def train(
         "output_dir": str(run.folder.path),
         "steps": run.done,
         "samples": run.done * run.plan.effective_batch,
-        "first_loss": run.losses[0] if run.losses else None,
-        "final_loss": run.losses[-1] if run.losses else None,
+        "final_loss": run.loss,
         "seconds": seconds,
         "samples_per_second": samples / seconds,
         "peak_bytes": run.peak,
     }
-    run.engine.accelerator.end_training()
     if run.is_main:
         say({"type": "done", "result": result, "interrupted": not finished})
+    run.engine.accelerator.wait_for_everyone()  # a rank that is gone before would look like a fault
+    run.engine.accelerator.end_training()
 
 
 def prepare(
-    settings: TrainSettings, say: Say, confirm: Callable[[], None], should_stop: Callable[[], bool]
+    settings: TrainSettings,
+    say: Say,
+    confirm: Callable[[], object],
+    should_stop: Callable[[], bool],
 ) -> Run:
     """Builds the parts, goes on from a checkpoint if there is one, and rehearses the worst case."""
     accelerator = make_accelerator(settings.workload)
@@ -271,7 +275,9 @@ def _forget_later_metrics(run: Run) -> None:
     """After a resume: drops the lines of steps that are done again."""
     if run.folder.metrics.exists():
         lines = run.folder.metrics.read_text().splitlines()[: run.done]
-        run.folder.metrics.write_text("".join(f"{line}\n" for line in lines))
+        kept = run.folder.path / ".metrics.jsonl"
+        kept.write_text("".join(f"{line}\n" for line in lines))
+        kept.replace(run.folder.metrics)
 
 
 def _step_seed(run: Run) -> int:
@@ -282,10 +288,10 @@ def _step_seed(run: Run) -> int:
 
 def _log(run: Run, record: Mapping[str, Any]) -> None:
     run.peak = max(run.peak, record["device_peak_bytes"])
-    run.losses.append(record["loss"])
+    run.loss = record["loss"]
     if run.is_main:
         with run.folder.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         run.say({"type": "step", "record": record})
 
 

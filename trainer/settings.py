@@ -26,7 +26,6 @@ class WorkloadSettings:
     device: str = "cpu"
     """`cuda` or `cpu`."""
     gradient_checkpointing: bool = False
-    optimizer: str = "adamw"
     dropout: float | None = None
     """None keeps the model's own."""
     seed: int = 0
@@ -48,8 +47,6 @@ class TrainSettings:
     """A whole training run."""
 
     workload: WorkloadSettings
-    profile: str = "fast"
-    """Its name, for the folder and the log."""
     micro_batch: int
     effective_batch: int
     world_size: int = 1
@@ -100,6 +97,66 @@ class TrainSettings:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What the user says of a run; None and empty leave it to the profile or the model."""
+
+    model: str | None = None
+    data: tuple[str, ...] = ()
+    eval_data: tuple[str, ...] = ()
+    micro_batch: int | None = None
+    epochs: float = 1.0
+    max_steps: int | None = None
+    output_dir: str | None = None
+    fresh: bool = False
+    seed: int = 0
+    precision: str = "auto"
+    dropout: float | None = None
+    learning_rate: float | None = None
+    checkpoint_every: int | None = None
+    backend: str | None = None
+
+
+def resolve(
+    profile: Profile, name: str, choices: Choices, *, device: str, world_size: int
+) -> TrainSettings:
+    """The run that a profile and the user's choices make.
+
+    Raises:
+        PlanError: the micro-batch is larger than a device's share of the effective batch.
+        UsageError: a number outside its range.
+    """
+    plan = profile.plan(world_size, choices.micro_batch)
+    workload = WorkloadSettings(
+        model=choices.model or profile.run.model or WorkloadSettings().model,
+        data=choices.data or tuple(profile.run.data or ()),
+        device=device,
+        seed=choices.seed,
+        dropout=choices.dropout,
+        backend=choices.backend,
+    )
+    workload = apply_profile(workload, profile)
+    if choices.precision != "auto":
+        workload = replace(workload, precision=choices.precision)
+    return check_training(
+        TrainSettings(
+            workload=workload,
+            micro_batch=plan.micro_batch,
+            effective_batch=plan.effective_batch,
+            world_size=world_size,
+            overhead=profile.overhead(),
+            loader_workers=profile.run.loader_workers,
+            eval_data=choices.eval_data,
+            epochs=choices.epochs,
+            max_steps=choices.max_steps,
+            learning_rate=choices.learning_rate,
+            output_dir=choices.output_dir or str(Path("model_save") / f"sft_{Path(name).stem}"),
+            fresh=choices.fresh,
+            checkpoint_every=choices.checkpoint_every,
+        )
+    )
+
+
 def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSettings:
     """The settings with every `[run]` value of the profile that a step's memory depends on."""
     run = profile.run
@@ -109,7 +166,6 @@ def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSetti
         max_target_length=run.max_target_length,
         precision=run.precision or settings.precision,
         gradient_checkpointing=run.gradient_checkpointing,
-        optimizer=run.optimizer,
     )
 
 

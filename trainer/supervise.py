@@ -107,10 +107,9 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         WorkerError: a worker crashed or was killed.
         ChatlmError: what a worker refused.
     """
-    cards, host, emit = job.devices.cards, job.host, job.emit
+    cards, host = job.devices.cards, job.host
     survey = cards.survey()
-    target = job.profile.memory.target_vram
-    known = () if target is None else budgets(survey, target)
+    known = budgets(survey, job.profile.memory.target_vram or 1.0)
     settings = replace(
         job.settings,
         workload=replace(job.settings.workload, memory_limit=cards.allowance(survey)),
@@ -119,20 +118,39 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     kills = host.oom_kills()
     environment = worker_environment(memory_environment(cards.kind), settings.world_size)
     command = worker_command("trainer", settings.world_size)
-    with Workers(command, environment=environment, log_path=job.log_path) as workers:
+    with (
+        Interrupts() as interrupts,
+        Workers(command, environment=environment, log_path=job.log_path) as workers,
+    ):
         relay = Relay(job, settings, workers, expected, known)
         while relay.ended is None:
-            try:
-                relay.tick()
-            except KeyboardInterrupt:
-                if relay.stopping:
-                    raise
-                relay.stopping = True
-                workers.send({"type": "stop"})
-                emit(Notice(text="stopping after this step; press Ctrl-C again to stop at once"))
-            if relay.ended is None and relay.is_over():
+            ended = workers.ended()  # asked first: its last words are read after it
+            heard = relay.tick()
+            if interrupts.count > relay.stops:
+                relay.stop()
+            if relay.ended is None and not heard and (ended or relay.gone):
                 raise _why(workers, host.oom_kills() > kills, job.log_path)
         return relay.ended
+
+
+class Interrupts:
+    """Counts Ctrl-C, SIGTERM and SIGHUP instead of raising in the middle of a message."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> "Interrupts":
+        self._before = [signal.signal(number, self._note) for number in self.SIGNALS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in zip(self.SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
+
+    def _note(self, *_: object) -> None:
+        self.count += 1
 
 
 class Relay:
@@ -153,17 +171,20 @@ class Relay:
         self.expected = expected
         self.emit = job.emit
         self.ended: TrainingEnded | None = None
-        self.stopping = False
-        self._gone = False
+        self.gone = False
+        """Whether a worker has closed its wire; the others may still have something to say."""
+        self.stops = 0
+        self._started = False
         self._read_at = 0.0
 
-    def tick(self) -> None:
-        """Handles what arrives within a moment.
+    def tick(self) -> bool:
+        """Handles what arrives within a moment; whether anything did.
 
         Raises:
             ChatlmError: a worker said that it failed.
         """
-        for message in self.workers.receive(TICK):
+        messages = self.workers.receive(TICK)
+        for message in messages:
             self._handle(message)
         if time.monotonic() - self._read_at >= TICK:
             self._read_at = time.monotonic()
@@ -175,10 +196,18 @@ class Relay:
                     workers=sum(resident.values()),
                 )
             )
+        return bool(messages)
 
-    def is_over(self) -> bool:
-        """Whether a worker is gone without a word."""
-        return self._gone or self.workers.ended()
+    def stop(self) -> None:
+        """Asks the workers to save and end; raises KeyboardInterrupt the second time.
+
+        Before the first step there is nothing to save: then at once.
+        """
+        self.stops += 1
+        if self.stops > 1 or not self._started:
+            raise KeyboardInterrupt
+        self.workers.send({"type": "stop"})
+        self.emit(Notice(text="stopping after this step; press Ctrl-C again to stop at once"))
 
     def _handle(self, message: Message) -> None:
         match message["type"]:
@@ -186,12 +215,15 @@ class Relay:
                 self.workers.send({"type": "train", "settings": self.settings.as_json()})
             case "built":
                 found = fingerprint(message["facts"], self.job.devices)
-                if self.expected and (differing := differences(self.expected, found)):
-                    raise Stale(differing)
+                if self.expected is not None:
+                    differing = differences(self.job.profile, found, self.settings, self.budgets)
+                    if differing:
+                        raise Stale(differing)
                 self.workers.send({"type": "go"})
             case "notice":
                 self.emit(Notice(text=message["text"]))
             case "started":
+                self._started = True
                 self.emit(TrainingStarted(**_fields(message), devices=self.budgets))
             case "step":
                 self.emit(StepEnded(record=message["record"]))
@@ -205,7 +237,7 @@ class Relay:
                 )
                 self.emit(self.ended)
             case "gone":
-                self._gone = True
+                self.gone = True
             case "oom":
                 said = message["text"].splitlines()[0]
                 raise OutOfMemory(

@@ -7,12 +7,13 @@ from autotune.launch import memory_environment
 from autotune.plan import Plan, choose_effective
 from autotune.prober import Limits
 from autotune.quantity import format_bytes
-from autotune.trial import Trial
+from autotune.trial import DeviceBudget, Trial
 from autotune.tuning import Outcome
+from autotune.verdict import Verdict
 from profiles import Profile
 from profiles.schema import Batch, Fingerprint, Memory, Run, TrialRow
 from trainer.devices import Devices
-from trainer.settings import WorkloadSettings
+from trainer.settings import TrainSettings, WorkloadSettings
 
 MOST = 4096
 """The largest micro-batch that is tried unless --max-batch says otherwise."""
@@ -48,7 +49,7 @@ def make_profile(
         ),
         world_size=devices.world_size,
     )
-    tightest = outcome.budgets[trial.tightest]
+    tightest = trial.budgets[trial.tightest]
     return Profile(
         schema=1,
         interrupted=outcome.interrupted,
@@ -93,11 +94,17 @@ def fingerprint(facts: dict[str, Any], devices: Devices) -> Fingerprint:
     )
 
 
-def differences(measured: Fingerprint, found: Fingerprint) -> list[str]:
-    """What has changed since the profile was measured, in words; empty when it still holds.
+def differences(
+    profile: Profile,
+    found: Fingerprint,
+    settings: TrainSettings,
+    budgets: tuple[DeviceBudget, ...],
+) -> list[str]:
+    """Why the profile's figures may not hold for this run, in words; empty when they do.
 
     Presets measured nothing, so nothing differs; shorter sequences need no more memory.
     """
+    measured, workload = profile.fingerprint, settings.workload
     if measured.model is None:
         return []
     different = []
@@ -109,43 +116,37 @@ def differences(measured: Fingerprint, found: Fingerprint) -> list[str]:
         old, new = getattr(measured, name), getattr(found, name)
         if old is None or new is None or new > old:
             different.append(f"{name.replace('_', ' ')} {old} tokens, now {new}")
+    if workload.precision not in ("auto", profile.run.precision):
+        different.append(f"precision {profile.run.precision}, now {workload.precision}")
+    if settings.micro_batch > profile.batch.micro_batch_size:
+        tuned_size = profile.batch.micro_batch_size
+        different.append(f"micro-batch {tuned_size}, now {settings.micro_batch}")
+    if profile.run.environment != memory_environment(workload.device):
+        different.append("other allocator settings")
+    peak = profile.memory.peak_bytes or 0
+    different += [
+        f"peak {format_bytes(peak)}, now a budget of {format_bytes(budget.budget)}"
+        for budget in budgets
+        if peak > budget.budget
+    ]
     return different
-
-
-def overhead(profile: Profile) -> float | None:
-    """What one more micro-batch costs, in tokens, from the speeds of the profile's trials.
-
-    A micro-batch's time is close to `a + b · size`: the overhead is `a ÷ b` sequences of the longest
-    length. None where fewer than two speeds are known. Timing is noisy: half a sequence is the least.
-    """
-    times = sorted(
-        (row.size, row.size / row.samples_per_second)
-        for row in profile.trial
-        if row.samples_per_second
-    )
-    source, target = profile.fingerprint.longest_source, profile.fingerprint.longest_target
-    if len({size for size, _ in times}) < 2 or source is None or target is None:
-        return None
-    (small, quick), (large, slow) = times[0], times[-1]
-    per_sequence = (slow - quick) / (large - small)
-    sequences = (quick - per_sequence * small) / per_sequence if per_sequence > 0 else 0.0
-    return max(0.5, sequences) * (source + target)
 
 
 def check_still_fits(trial: Trial, budget: int, name: str) -> None:
     """Raises ProfileError when a profile's size, probed again, does not hold its target."""
-    if trial.verdict != "fits":
+    if trial.verdict is not Verdict.FITS:
         peak = "out of memory" if trial.peak is None else f"peak {format_bytes(trial.peak)}"
         raise ProfileError(
-            f"profile {name} no longer fits: micro-batch {trial.size} is {trial.verdict} ({peak}, "
-            f"budget {format_bytes(budget)}); run `chatlm autotune` again"
+            f"profile {name} does not hold its target here: micro-batch {trial.size} is "
+            f"{trial.verdict} ({peak}, budget {format_bytes(budget)}); use a smaller --micro-batch, "
+            f"or run `chatlm autotune` again"
         )
 
 
 def nothing_fits(outcome: Outcome) -> NothingFits:
     """What to say when not even one sequence per device holds the target."""
     trial = min(outcome.trials, key=lambda t: t.size)
-    budget = outcome.budgets[trial.tightest]
+    budget = trial.budgets[trial.tightest]
     peak = "ran out of memory" if trial.peak is None else f"peaks at {format_bytes(trial.peak)}"
     reason = f" ({trial.reason})" if trial.reason else ""
     return NothingFits(
@@ -176,7 +177,7 @@ def as_json(outcome: Outcome, profile: Profile, path: str, limits: Limits) -> di
                 "budget_bytes": budget.budget,
                 "peak_bytes": peak,
             }
-            for budget, peak in zip(outcome.budgets, trial.device_peaks, strict=True)
+            for budget, peak in zip(trial.budgets, trial.device_peaks, strict=True)
         ],
         "trials": [_row(t).model_dump(exclude_none=False) for t in outcome.trials],
         "seconds": outcome.seconds,

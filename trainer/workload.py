@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from autotune.plan import choose_effective
+from autotune.plan import Plan, choose_effective
 from autotune.probe import Load
 from trainer.batches import Batch, Collator
 from trainer.engine import Engine, make_accelerator, precision
@@ -68,7 +68,8 @@ class SftWorkload:
         effective = choose_effective(
             size, world_size=self._world_size, wanted=self._effective, fixed=self._fixed
         )
-        return -(-effective // (size * self._world_size))
+        plan = Plan(micro_batch=size, effective_batch=effective, world_size=self._world_size)
+        return plan.accumulation
 
 
 def fingerprint_facts(loaded: Loaded, store: TokenStore, world_size: int) -> dict[str, Any]:
