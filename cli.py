@@ -1,29 +1,22 @@
 """The command line: parses, wires the parts, prints the outcome.
 
 Nothing here loads torch: that is the workers' business. What a command does is in `trainer` and
-`autotune`; this file holds only flags, order, and words.
+`autotune`; this file holds only flags and their order.
 """
 
 import functools
 import json
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
 from autotune.errors import ChatlmError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from autotune.events import Emit
-    from profiles import Profile
 
 P = ParamSpec("P")
 
@@ -149,6 +142,8 @@ def autotune(
     from autotune.prober import Limits, Prober, WorkloadSpec
     from autotune.quantity import check_fraction, parse_bytes
     from autotune.tuning import tune
+    from dashboard.listeners import log_path, open_listeners
+    from dashboard.outcome import tuned_words
     from profiles.store import FOLDER, check_name, check_place
     from trainer import tuned
     from trainer.devices import open_devices
@@ -185,8 +180,8 @@ def autotune(
             max_source_length=max_source_length or settings.max_source_length,
             max_target_length=max_target_length or settings.max_target_length,
         )
-        log_path = _log_path("autotune")
-        emit = stack.enter_context(_listeners(as_json, plain, log_path, events))
+        log = log_path("autotune")
+        emit = stack.enter_context(open_listeners(as_json, plain, log, events))
         if devices.notice:
             emit(Notice(text=devices.notice))
         extra = {"effective": wanted, "effective_fixed": effective_batch is not None}
@@ -196,9 +191,7 @@ def autotune(
             world_size=devices.world_size,
         )
         prober = stack.enter_context(
-            Prober(
-                spec, cards=devices.cards, host=host, limits=limits, emit=emit, log_path=log_path
-            )
+            Prober(spec, cards=devices.cards, host=host, limits=limits, emit=emit, log_path=log)
         )
         outcome = tune(
             prober,
@@ -230,7 +223,7 @@ def autotune(
     if as_json:
         _print_json(tuned.as_json(outcome, found, str(path), limits))
     else:
-        sys.stdout.write(_tuned_words(found, outcome.seconds, wanted, path, name))
+        sys.stdout.write(tuned_words(found, outcome.seconds, wanted, path, name))
     if outcome.interrupted:
         raise typer.Exit(130)
 
@@ -279,6 +272,8 @@ def train(
     import profiles
     from autotune.events import Notice
     from autotune.host import HostMeter
+    from dashboard.listeners import log_path, open_listeners
+    from dashboard.outcome import trained_words
     from trainer.devices import open_devices
     from trainer.run_folder import RunFolder
     from trainer.settings import Choices, resolve
@@ -321,8 +316,8 @@ def train(
         )
         folder = RunFolder(Path(settings.output_dir))
         folder.check(settings.identity(), fresh=settings.fresh)
-        log_path = _log_path("chat_trainer")
-        emit = stack.enter_context(_listeners(as_json, plain, log_path, events))
+        log = log_path("chat_trainer")
+        emit = stack.enter_context(open_listeners(as_json, plain, log, events))
         if devices.notice:
             emit(Notice(text=devices.notice))
         job = TrainJob(
@@ -332,13 +327,13 @@ def train(
             devices=devices,
             host=host,
             emit=emit,
-            log_path=log_path,
+            log_path=log,
         )
         ended = run_training(job)
     if as_json:
         _print_json({"schema": 1, **ended.result})
     else:
-        sys.stdout.write(_trained_words(ended.result, log_path))
+        sys.stdout.write(trained_words(ended.result, log))
     if ended.interrupted:
         raise typer.Exit(130)
 
@@ -392,75 +387,10 @@ def show_profile(name: str) -> None:
     sys.stdout.write(tomli_w.dumps(document))
 
 
-@contextmanager
-def _listeners(as_json: bool, plain: bool, log_path: Path, events: Path | None) -> "Iterator[Emit]":
-    """The screen, the text log, and the record of events where one is asked for."""
-    from autotune.events import Listeners
-    from dashboard import open_screen
-    from dashboard.plain import PlainLines
-    from dashboard.record import EventLog
-
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        stream = sys.stderr if as_json else sys.stdout
-        log = stack.enter_context(log_path.open("a", encoding="utf-8", buffering=1))
-        listeners: list[Emit] = [
-            stack.enter_context(open_screen(plain=plain, stream=stream)),
-            PlainLines(log),
-        ]
-        if events is not None:
-            listeners.append(stack.enter_context(EventLog(events)))
-        yield Listeners(listeners)
-
-
-def _log_path(what: str) -> Path:
-    from autotune.errors import OutputError
-
-    path = Path("logs") / f"{what}_{time.strftime('%Y%m%d-%H%M%S')}.log"
-    try:
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the log {path}: {error.strerror}; run in a folder that you can write to"
-        ) from error
-    return path
-
-
 def _existing(paths: list[Path] | None) -> tuple[str, ...]:
     from trainer.rows import check_file
 
     return tuple(str(check_file(str(path))) for path in paths or ())
-
-
-def _tuned_words(profile: "Profile", seconds: float, wanted: int, path: Path, name: str) -> str:
-    from autotune.quantity import format_bytes
-
-    batch, memory = profile.batch, profile.memory
-    grown = f" (was {wanted})" if batch.effective_batch_size != wanted else ""
-    assert memory.peak_bytes is not None
-    assert memory.budget_bytes is not None
-    share = memory.peak_bytes / memory.budget_bytes
-    return (
-        f"micro-batch {batch.micro_batch_size} x accumulation "
-        f"{batch.gradient_accumulation_steps}: effective batch "
-        f"{batch.effective_batch_size}{grown}\n"
-        f"peak {format_bytes(memory.peak_bytes)} of a budget of "
-        f"{format_bytes(memory.budget_bytes)} ({share:.0%}), found in {seconds:.0f} s\n"
-        f"wrote {path}; train with it: chatlm train --profile {name}\n"
-    )
-
-
-def _trained_words(result: "Mapping[str, Any]", log_path: Path) -> str:
-    from autotune.quantity import format_bytes
-
-    loss = "" if result["final_loss"] is None else f", loss {result['final_loss']:.3f}"
-    return (
-        f"{result['steps']} steps, {result['samples']:,} samples{loss}, "
-        f"{result['samples_per_second']:.1f} samples/s, "
-        f"peak {format_bytes(result['peak_bytes'])}\n"
-        f"the run is in {result['output_dir']}, the log in {log_path}\n"
-    )
 
 
 def _print_json(document: dict[str, Any]) -> None:
