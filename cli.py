@@ -144,7 +144,7 @@ def autotune(
     from autotune.tuning import tune
     from dashboard.listeners import log_path, open_listeners
     from dashboard.outcome import tuned_words
-    from profiles.store import FOLDER, check_name, check_place
+    from profiles.store import FOLDER, check_name, check_place, free_path
     from trainer import tuned
     from trainer.devices import open_devices
     from trainer.settings import WorkloadSettings, apply_profile
@@ -219,11 +219,12 @@ def autotune(
             loader_workers=profile.run.loader_workers,
             vram_limit=limit,
         )
+        path = free_path(path) if outcome.interrupted else path
         profiles.save(found, path)
     if as_json:
         _print_json(tuned.as_json(outcome, found, str(path), limits))
     else:
-        sys.stdout.write(tuned_words(found, outcome.seconds, wanted, path, name))
+        sys.stdout.write(tuned_words(found, outcome.seconds, wanted, path))
     if outcome.interrupted:
         raise typer.Exit(130)
 
@@ -320,6 +321,8 @@ def train(
         emit = stack.enter_context(open_listeners(as_json, plain, log, events))
         if devices.notice:
             emit(Notice(text=devices.notice))
+        if found.interrupted:
+            emit(Notice(text=f"profile {profile} is of an interrupted tuning: more may fit"))
         job = TrainJob(
             settings=settings,
             name=profile,
@@ -368,11 +371,18 @@ def list_profiles() -> None:
     import profiles
 
     for name in profiles.names():
-        batch = profiles.load(name).batch
+        try:
+            profile = profiles.load(name)
+        except ChatlmError as error:
+            sys.stdout.write(f"{name:<16} {error}\n")
+            continue
+        batch = profile.batch
         sys.stdout.write(
             f"{name:<16} micro-batch {batch.micro_batch_size:<5} "
             f"accumulation {batch.gradient_accumulation_steps:<4} "
-            f"effective batch {batch.effective_batch_size}\n"
+            f"processes {profile.fingerprint.world_size:<3} "
+            f"effective batch {batch.effective_batch_size}"
+            f"{'  (interrupted)' if profile.interrupted else ''}\n"
         )
 
 

@@ -7,6 +7,9 @@ safe path on, so that a `trainer/` or `profiles/` in the user's folder is never 
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from autotune.channel import SOCKET_VARIABLE
 
 CPU_ENVIRONMENT = {
     # glibc keeps freed blocks in ever larger free lists, so that peaks depend on what ran before.
@@ -39,6 +42,22 @@ def worker_environment(variables: Mapping[str, str], world_size: int) -> dict[st
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
     return {**os.environ, **common, **variables}
+
+
+def settle(module: str, arguments: Sequence[str]) -> None:
+    """Starts this process anew, under the same id, unless it has the safe path and its variables.
+
+    Under a launcher of the user's own nobody has set them: peaks would not be the profile's, and a
+    `profiles/` in the current folder could be imported for ours.
+    """
+    on_gpu = Path("/proc/driver/nvidia").exists() and "cpu" not in arguments
+    wanted = memory_environment("cuda" if on_gpu else "cpu")
+    if SOCKET_VARIABLE in os.environ or (
+        sys.flags.safe_path and all(os.environ.get(k) == v for k, v in wanted.items())
+    ):
+        return
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    os.execve(sys.executable, command, {**os.environ, **wanted, "PYTHONSAFEPATH": "1"})
 
 
 def worker_command(module: str, world_size: int, arguments: Sequence[str] = ()) -> list[str]:

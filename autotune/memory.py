@@ -86,7 +86,9 @@ class HostMemory:
         return
 
     def limit(self, amount: int) -> None:
-        process.limit_data(amount)
+        """As `DeviceMemory.limit`: what was reserved and never touched, as by Arrow, fills no card."""
+        left = amount - process.resident("self")
+        process.limit_data(process.private() + max(0, left))
 
 
 class CudaMemory:

@@ -23,6 +23,11 @@ def resident(pid: int | str, proc: Path = PROC) -> int:
     return int(pages) * resource.getpagesize()
 
 
+def private(pid: int | str = "self", proc: Path = PROC) -> int:
+    """Private writable bytes of a process, whether touched or only reserved: what `limit_data` counts."""
+    return int((proc / str(pid) / "statm").read_text().split()[5]) * resource.getpagesize()
+
+
 def peak_resident(pid: int | str = "self", proc: Path = PROC) -> int:
     """Highest resident bytes of a process since it started, or since its `reset_peak`.
 

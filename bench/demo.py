@@ -87,10 +87,12 @@ def run_small(device: tuple[str, str]) -> list[dict[str, Any]]:
 def exact_match(folder: str) -> float:
     """Share of the bundled questions that training never saw, answered to the letter."""
     import torch
+    import transformers
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     from trainer.rows import bundled, read_rows
 
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     rows = list(read_rows(bundled("valid")))[:QUESTIONS]

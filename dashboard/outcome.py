@@ -9,7 +9,7 @@ from dashboard.words import share
 from profiles import Profile
 
 
-def tuned_words(profile: Profile, seconds: float, wanted: int, path: Path, name: str) -> str:
+def tuned_words(profile: Profile, seconds: float, wanted: int, path: Path) -> str:
     """How the effective batch is cut, what it peaks at, and where that stands."""
     batch, memory = profile.batch, profile.memory
     grown = f" (was {wanted})" if batch.effective_batch_size != wanted else ""
@@ -21,7 +21,7 @@ def tuned_words(profile: Profile, seconds: float, wanted: int, path: Path, name:
         f"{batch.effective_batch_size}{grown}\n"
         f"peak {format_bytes(memory.peak_bytes)} of a budget of "
         f"{format_bytes(memory.budget_bytes)} ({share(memory.peak_bytes, memory.budget_bytes)}), found in {seconds:.0f} s\n"
-        f"wrote {path}; train with it: chatlm train --profile {name}\n"
+        f"wrote {path}; train with it: chatlm train --profile {path.stem}\n"
     )
 
 
@@ -30,7 +30,8 @@ def trained_words(result: Mapping[str, Any], log_path: Path) -> str:
     loss = "" if result["final_loss"] is None else f", loss {result['final_loss']:.3f}"
     return (
         f"{result['steps']} steps, {result['samples']:,} samples{loss}, "
-        f"{result['samples_per_second']:.1f} samples/s, "
+        f"{result['samples_per_second']:.1f} samples/s with evaluations "
+        f"and checkpoints, "
         f"peak {format_bytes(result['peak_bytes'])}\n"
         f"the run is in {result['output_dir']}, the log in {log_path}\n"
     )

@@ -4,6 +4,8 @@ Rows, not `Layout`, `Panel` or `Table`: a frame costs a few milliseconds instead
 narrow a terminal loses columns from the least needed on; a word or glyph carries every meaning.
 """
 
+import textwrap
+
 from rich.console import Group
 from rich.text import Text
 
@@ -29,7 +31,11 @@ def render(
     glyphs = bars.ASCII if ascii else bars.UNICODE
     pen = Pen(width=max(20, min(width, WIDEST) - 2), glyphs=glyphs)
     height = min(height, HEIGHT)
-    notices = [Text(clean(text), "italic") for text in screen.notices]
+    notices = [
+        Text(line, "italic")
+        for text in screen.notices
+        for line in textwrap.wrap(clean(text), pen.width, max_lines=3, placeholder=" …")
+    ]
     room = height - len(notices) - bool(notices)
     if screen.training is not None:
         rows = training_rows(pen, screen, elapsed)

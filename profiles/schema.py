@@ -112,7 +112,7 @@ class Profile(Section):
                 f"gradient_accumulation_steps is {self.batch.gradient_accumulation_steps}, but an "
                 f"effective batch of {self.batch.effective_batch_size} cut into micro-batches of "
                 f"{self.batch.micro_batch_size} on {self.fingerprint.world_size} process(es) takes "
-                f"{accumulation}; mend one of the three"
+                f"{accumulation}; mend one of the three, or leave the file and train with --micro-batch"
             )
         return self
 

@@ -70,6 +70,15 @@ def _replace(path: Path, content: bytes) -> None:
             raise
 
 
+def free_path(path: Path) -> Path:
+    """Where an interrupted tuning may be written: beside a finished profile, not over it."""
+    try:
+        is_finished = not load(str(path)).interrupted
+    except ProfileError:
+        is_finished = False
+    return path.with_name(f"{path.stem}-interrupted.toml") if is_finished else path
+
+
 def names() -> list[str]:
     """Every profile that can be named: the user's own first, then the presets."""
     own = sorted(path.stem for path in FOLDER.glob("*.toml"))

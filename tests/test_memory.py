@@ -102,3 +102,27 @@ def test_a_peak_of_the_host_is_since_its_reset() -> None:
     assert memory.peak() - before == pytest.approx(64 * MIB, abs=4 * MIB)
     assert memory.resident() - before < 4 * MIB
     assert (memory.device, memory.caches, memory.retries()) == ("cpu", False, 0)
+
+
+def test_what_was_reserved_and_never_touched_fills_no_card() -> None:
+    """Arrow keeps address space after reading Parquet; a card of 100 MiB more still has 100 MiB."""
+    script = (
+        "import mmap\n"
+        "from autotune import process\n"
+        "from autotune.memory import HostMemory\n"
+        "MIB = 2**20\n"
+        "reserved = mmap.mmap(-1, 1024 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "HostMemory().limit(process.resident('self') + 100 * MIB)\n"
+        "fits = bytearray(50 * MIB)\n"
+        "try:\n"
+        "    bytearray(300 * MIB)\n"
+        "except MemoryError:\n"
+        "    print('refused')\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "refused\n"

@@ -176,8 +176,6 @@ def take_steps(run: Run) -> bool:
         num_workers=run.settings.loader_workers,
         multiprocessing_context="spawn" if run.settings.loader_workers else None,
     )
-    if run.done == 0:
-        _evaluate(run)
     ended = time.perf_counter()
     for step in loader:
         torch.manual_seed(_step_seed(run))
@@ -318,6 +316,8 @@ def _save_checkpoint(run: Run) -> None:
 def _evaluate(run: Run) -> None:
     if run.eval_collator is None:
         return
+    if run.is_main:
+        run.say({"type": "notice", "text": f"evaluating {len(run.eval_collator.store):,} rows"})
     loss = evaluate(run.engine, run.eval_collator, micro_batch=run.plan.micro_batch)
     if run.is_main:
         run.say({"type": "evaluated", "step": run.done, "loss": loss})

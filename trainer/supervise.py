@@ -262,10 +262,10 @@ def _why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmErro
     if killed_by_kernel:
         return OutOfMemory(
             "the kernel killed a worker: host memory ran out; use fewer processes or a smaller "
-            "--micro-batch; `chatlm train` again goes on from the last checkpoint"
+            "--micro-batch; the same command goes on from the last checkpoint, if there is one"
         )
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return WorkerError(
-        f"a training worker died ({how}); its log is {log_path}; `chatlm train` again goes on "
-        f"from the last checkpoint"
+        f"a training worker died ({how}); its log is {log_path}; the same command goes on "
+        f"from the last checkpoint, if there is one"
     )
