@@ -121,7 +121,8 @@ def update(screen: Screen, event: object) -> Screen:
         case TrainingEnded():
             return replace(screen, trained=event)
         case Notice():
-            return replace(screen, notices=(*screen.notices, event.text)[-RECENT_NOTICES:])
+            others = tuple(text for text in screen.notices if text != event.text)
+            return replace(screen, notices=(*others, event.text)[-RECENT_NOTICES:])
         case _:
             return screen
 

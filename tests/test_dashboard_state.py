@@ -301,3 +301,13 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     path.write_text(f"{whole}\n{unknown}\n{whole[:-5]}", encoding="utf-8")
 
     assert list(read_events(path)) == [(1.5, Notice(text="a"))]
+
+
+def test_a_notice_that_comes_again_stands_once() -> None:
+    """The newest place counts."""
+    screen = Screen()
+
+    for text in ("a", "b", "a"):
+        screen = update(screen, Notice(text=text))
+
+    assert screen.notices == ("b", "a")
