@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import profiles
 from autotune.errors import OutputError, PlanError, ProfileError
 from profiles.schema import Batch, Fingerprint, Memory, Profile, Run, TrialRow, parse
-from profiles.store import FOLDER, check_name, check_place
+from profiles.store import FOLDER, check_name, check_place, free_path
 
 BATCH = """\
 schema = 1
@@ -181,7 +181,8 @@ def test_sums_that_do_not_add_up_are_shown(tmp_path: Path) -> None:
 
     assert error_of(text, tmp_path) == (
         ": gradient_accumulation_steps is 3, but an effective batch of 16 cut into micro-batches "
-        "of 8 on 1 process(es) takes 2; mend one of the three"
+        "of 8 on 1 process(es) takes 2; mend one of the three, or leave the file "
+        "and train with --micro-batch"
     )
 
 
@@ -381,3 +382,17 @@ def test_a_place_that_can_be_written_is_not_written(folder: Path) -> None:
     check_place(FOLDER / "tuned.toml")
 
     assert list(folder.iterdir()) == []
+
+
+def test_an_interrupted_tuning_is_written_beside_a_finished_profile(tmp_path: Path) -> None:
+    """It replaces only what was interrupted itself, or is not there."""
+    path = tmp_path / "tuned.toml"
+    absent = free_path(path)
+    path.write_text(BATCH.replace("schema = 1", "schema = 1\ninterrupted = true"))
+    interrupted = free_path(path)
+    path.write_text(BATCH)
+    finished = free_path(path)
+
+    assert absent == path
+    assert interrupted == path
+    assert finished == tmp_path / "tuned-interrupted.toml"
