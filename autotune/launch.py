@@ -14,7 +14,7 @@ from autotune.channel import SOCKET_VARIABLE
 CPU_ENVIRONMENT = {
     # glibc keeps freed blocks in ever larger free lists, so that peaks depend on what ran before.
     # Blocks from 1 MiB up get pages of their own, in huge pages where the kernel grants them:
-    # peaks then repeat to 0.2 % in any order of sizes and are 14 % lower, at 7 % of the speed
+    # peaks then repeat to 0.2 % in any order of sizes and are 13 % lower, at 7 % of the speed
     # (T5 of d_model 128 on 2 cores, 16 to 48 sequences of 256, glibc 2.36).
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1048576",
     # Threads that spin while they wait starve each other on a shared machine: a step took 17.6 s
