@@ -4,13 +4,16 @@ psutil and /proc/meminfo know nothing of cgroups, so a container on a large mach
 into its own OOM kill. Leaves one process's share to `process`, and the target to the caller.
 """
 
-import shutil
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.errors import DeviceError
+from autotune.kernel import contents, field
 from autotune.readings import HostReading
+
+OOM_KILLS = b"oom_kill "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,19 +23,22 @@ class Level:
     limits: tuple[Path, ...]
     current: Path
     stat: Path
-    inactive: str
+    inactive: bytes
     """The key in `stat` of file pages that the kernel drops first: counted, yet free to take."""
 
     def read(self, machine: int) -> HostReading | None:
         """`None` without a limit below the machine's memory, or when the cgroup is gone.
 
-        No limit is written `max` in version 2 and 9223372036854771712 in version 1.
+        No limit is written `max` in version 2 and 9223372036854771712 in version 1. Without one
+        nothing more is read: the kernel adds up every group below for `memory.stat`.
         """
         limits = [limit for file in self.limits if (limit := _number(file)) is not None]
-        current = _number(self.current)
-        if current is None or not limits or min(limits) >= machine:
+        if not limits or min(limits) >= machine:
             return None
-        inactive = _fields(self.stat).get(self.inactive, 0)
+        current = _number(self.current)
+        if current is None:
+            return None
+        inactive = field(_text(self.stat), self.inactive) or 0
         return HostReading(total=min(limits), used=max(current - inactive, 0))
 
 
@@ -66,30 +72,22 @@ class HostMeter:
         One kill may count in several files, and those above our cgroup count others' kills too, so
         it says that host memory ran out, not how many processes it cost.
         """
-        return sum(_fields(file).get("oom_kill", 0) for file in self._oom_counters)
+        return sum(field(_text(file), OOM_KILLS) or 0 for file in self._oom_counters)
 
     def _machine(self) -> HostReading:
-        fields = _fields(self._meminfo)  # kB
-        if "MemTotal" not in fields or "MemAvailable" not in fields:
+        text = _text(self._meminfo)
+        total, available = field(text, b"MemTotal:"), field(text, b"MemAvailable:")  # kB
+        if total is None or available is None:
             raise DeviceError(
                 f"{self._meminfo} does not tell how much host memory there is (MemTotal, "
                 f"MemAvailable); run on Linux with /proc mounted"
             )
-        total = fields["MemTotal"] * 1024
-        return HostReading(total=total, used=total - fields["MemAvailable"] * 1024)
-
-
-def shared_memory_bytes(path: Path = Path("/dev/shm")) -> int | None:
-    """Free bytes of shared memory, which loader workers and NCCL live on; `None` without any."""
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None
+        return HostReading(total=total * 1024, used=(total - available) * 1024)
 
 
 def _cgroups(proc: Path, root: Path) -> Iterator[tuple[int, list[Path]]]:
     """Of each hierarchy that may count memory: its version, and our folder with all above it."""
-    for line in _text(proc / "self" / "cgroup").splitlines():
+    for line in os.fsdecode(_text(proc / "self" / "cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # version 2, at `unified` where both are mounted
             unified = root / "unified"
@@ -115,13 +113,13 @@ def _level(version: int, folder: Path) -> Level:
             limits=(folder / "memory.max", folder / "memory.high"),
             current=folder / "memory.current",
             stat=folder / "memory.stat",
-            inactive="inactive_file",
+            inactive=b"inactive_file ",
         )
     return Level(
         limits=(folder / "memory.limit_in_bytes",),
         current=folder / "memory.usage_in_bytes",
         stat=folder / "memory.stat",
-        inactive="total_inactive_file",
+        inactive=b"total_inactive_file ",
     )
 
 
@@ -129,23 +127,17 @@ def _oom_counters(version: int, folders: list[Path]) -> list[Path]:
     if version == 1:  # counts the kills of this very cgroup
         return [folders[0] / "memory.oom_control"]
     counters = [folder / "memory.events" for folder in folders]  # count those below them too
-    return [counter for counter in counters if _fields(counter)][-1:]
+    return [file for file in counters if field(_text(file), OOM_KILLS) is not None][-1:]
 
 
-def _text(file: Path) -> str:
+def _text(file: Path) -> bytes:
     # A cgroup can be removed, or its files be closed to us, at any moment: then it says nothing.
     try:
-        return file.read_text()
+        return contents(file)
     except OSError:
-        return ""
+        return b""
 
 
 def _number(file: Path) -> int | None:
     text = _text(file).strip()
-    return int(text) if text.isdecimal() else None
-
-
-def _fields(file: Path) -> dict[str, int]:
-    """`key 12`, or `Key:  12 kB`, one a line."""
-    lines = (line.split() for line in _text(file).splitlines())
-    return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1}
+    return int(text) if text.isdigit() else None

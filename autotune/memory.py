@@ -37,11 +37,27 @@ def is_out_of_memory(error: BaseException) -> bool:
         error = cause
 
 
+def same_device(one: str, other: str) -> bool:
+    """Whether two identifiers name one device: torch's of a card or a MIG slice, NVML's, a user's.
+
+    Torch's has no prefix, neither `GPU-` nor `MIG-`. A slice of a driver before 470 is
+    `MIG-GPU-<its card>/3/0`, of which torch knows the card alone: one that names no slice means any.
+    """
+    (card, _, part), (other_card, _, other_part) = (_bare(one), _bare(other))
+    return card == other_card and (part == other_part or not part or not other_part)
+
+
+def _bare(identifier: str) -> tuple[str, str, str]:
+    bare = identifier.lower().removeprefix("mig-").removeprefix("gpu-")
+    return bare.partition("/")
+
+
 class DeviceMemory(Protocol):
     """Bytes that this process holds on its device."""
 
     device: str
-    """NVML's UUID of the card, `cpu` for the host."""
+    """The card's UUID, `cpu` for the host; compare by `same_device`: torch does not tell a MIG
+    slice from a card, so here it begins with `GPU-` where NVML says `MIG-`."""
     caches: bool
     """Whether freed memory stays counted: then only the first step tells its phases apart."""
 
@@ -49,8 +65,18 @@ class DeviceMemory(Protocol):
         """Gives back what no tensor holds, as a fresh process would not have it."""
 
     def reset_peak(self) -> None: ...
-    def resident(self) -> int: ...
-    def peak(self) -> int: ...
+    def resident(self) -> int:
+        """What the device cannot give to others now: on a card, tensors and torch's cache."""
+
+    def peak(self) -> int:
+        """The highest `resident` since `reset_peak`."""
+
+    def allocated(self) -> int:
+        """What tensors hold now; on the host, where nothing tells, `resident`."""
+
+    def peak_allocated(self) -> int:
+        """The highest `allocated` since `reset_peak`."""
+
     def retries(self) -> int:
         """How often the allocator had to flush its cache to go on; above 0 it thrashes."""
 
@@ -60,12 +86,16 @@ class DeviceMemory(Protocol):
     def limit(self, amount: int) -> None:
         """Makes an allocation fail that would take this process beyond `amount`."""
 
+    def unlimit(self) -> None:
+        """Puts back what was in force before the first `limit`."""
+
 
 class HostMemory:
     """Resident memory of this process."""
 
     device = "cpu"
     caches = False
+    _before_limit: int | None = None
 
     def settle(self) -> None:
         process.trim()
@@ -79,6 +109,12 @@ class HostMemory:
     def peak(self) -> int:
         return process.peak_resident("self")
 
+    def allocated(self) -> int:
+        return self.resident()
+
+    def peak_allocated(self) -> int:
+        return self.peak()
+
     def retries(self) -> int:
         return 0
 
@@ -88,7 +124,14 @@ class HostMemory:
     def limit(self, amount: int) -> None:
         """As `DeviceMemory.limit`: what was reserved and never touched, as by Arrow, fills no card."""
         left = amount - process.resident("self")
-        process.limit_data(process.private() + max(0, left))
+        before = process.limit_data(process.private() + max(0, left))
+        if self._before_limit is None:
+            self._before_limit = before
+
+    def unlimit(self) -> None:
+        if self._before_limit is not None:
+            process.restore_data_limit(self._before_limit)
+            self._before_limit = None
 
 
 class CudaMemory:
@@ -118,6 +161,12 @@ class CudaMemory:
     def peak(self) -> int:
         return self._cuda.max_memory_reserved()
 
+    def allocated(self) -> int:
+        return self._cuda.memory_allocated()
+
+    def peak_allocated(self) -> int:
+        return self._cuda.max_memory_allocated()
+
     def retries(self) -> int:
         return int(self._cuda.memory_stats().get("num_alloc_retries", 0))
 
@@ -127,3 +176,6 @@ class CudaMemory:
     def limit(self, amount: int) -> None:
         total = self._cuda.get_device_properties(self._index).total_memory
         self._cuda.set_per_process_memory_fraction(min(1.0, amount / total))
+
+    def unlimit(self) -> None:
+        self._cuda.set_per_process_memory_fraction(1.0)

@@ -39,13 +39,21 @@ class NvmlDevice:
     """
 
     def __init__(
-        self, *, index: int, uuid: str, name: str, handle: object, error: str | None, clock: Clock
+        self,
+        *,
+        index: int,
+        uuid: str,
+        name: str,
+        handle: object,
+        failure: Exception | None,
+        clock: Clock,
     ) -> None:
         self.index = index
         """The driver's; a slice has its GPU's."""
         self.uuid = uuid
         self.name = name
-        self.error = error
+        self.error = None if failure is None else str(failure)
+        self._failure = failure
         self._handle = handle
         self._clock = clock
         self._memory_version: int | None = pynvml.nvmlMemory_v2
@@ -58,22 +66,15 @@ class NvmlDevice:
         """Memory now, the rest at most a second old.
 
         Raises:
-            DeviceError: the GPU is lost or reports no memory of its own, or the driver is closed.
+            DeviceError: the GPU is lost, closed to this user or without memory of its own, or the
+                driver is closed.
         """
-        if self.error is not None:
-            raise DeviceError(f"{self.name} does not answer ({self.error}); check nvidia-smi")
+        if self._failure is not None:
+            raise DeviceError(_refusal(self.name, self._failure)) from self._failure
         try:
             total, free = self._memory()
-        except pynvml.NVMLError_NotSupported as error:
-            raise DeviceError(
-                f"GPU {self.index} ({self.name}) reports no memory of its own: it shares the "
-                f"host's (unified memory), so no VRAM target can be held on it; use --device cpu"
-            ) from error
         except pynvml.NVMLError as error:
-            raise DeviceError(
-                f"GPU {self.index} ({self.name}) does not report its memory ({error}); "
-                f"check nvidia-smi"
-            ) from error
+            raise DeviceError(_refusal(f"GPU {self.index} ({self.name})", error)) from error
         vitals = self._fresh_vitals()
         return DeviceReading(
             device=self.uuid,
@@ -85,9 +86,26 @@ class NvmlDevice:
             power=vitals.power,
         )
 
+    def processes(self) -> dict[int, int] | None:
+        """Bytes that each computing process holds, by process id; None where the driver does not say.
+
+        To show and to diagnose, never for a budget: WSL2 gives no amounts, a container the host's
+        ids, and each question takes milliseconds under a lock that the whole driver shares.
+        """
+        try:
+            running = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(self._handle)
+        except pynvml.NVMLError:
+            return None
+        held: dict[int, int] = {}
+        for process in running:
+            if process.usedGpuMemory is None:  # 2⁶⁴ − 1 in the driver's words
+                return None
+            held[process.pid] = held.get(process.pid, 0) + process.usedGpuMemory
+        return held
+
     def slices(self) -> "tuple[NvmlDevice, ...]":
         """The MIG devices that this GPU is cut into; none where MIG is off or unknown."""
-        if self.error is not None:
+        if self._failure is not None:
             return ()
         try:
             slots = pynvml.nvmlDeviceGetMaxMigDeviceCount(self._handle)
@@ -220,7 +238,7 @@ def _open(index: int, clock: Clock) -> NvmlDevice:
     except pynvml.NVMLError as error:
         name = f"GPU {index}"
         return NvmlDevice(
-            index=index, uuid=name, name=name, handle=None, error=str(error), clock=clock
+            index=index, uuid=name, name=name, handle=None, failure=error, clock=clock
         )
 
 
@@ -230,7 +248,7 @@ def _identify(index: int, handle: object, clock: Clock) -> NvmlDevice:
         uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
         name=str(pynvml.nvmlDeviceGetName(handle)),
         handle=handle,
-        error=None,
+        failure=None,
         clock=clock,
     )
 
@@ -253,6 +271,29 @@ def _given(ask: Callable[[], float]) -> float | None:
         return float(ask())
     except pynvml.NVMLError:
         return None
+
+
+def _refusal(device: str, error: Exception) -> str:
+    """What happened to a device, and what to do."""
+    match error:
+        case pynvml.NVMLError_NotSupported():
+            return (
+                f"{device} reports no memory of its own: it shares the host's (unified memory), so "
+                f"no VRAM target can be held on it; use --device cpu"
+            )
+        case pynvml.NVMLError_GpuIsLost():
+            return (
+                f"{device} is lost: it fell off the bus or stopped answering, and most often only "
+                f"a restart of the machine brings it back (dmesg shows why, as an Xid); until "
+                f"then, hide it with CUDA_VISIBLE_DEVICES"
+            )
+        case pynvml.NVMLError_NoPermission():
+            return (
+                f"{device} may not be read by this user ({error}); ask for access to "
+                f"/dev/nvidia*, or hide it with CUDA_VISIBLE_DEVICES"
+            )
+        case _:
+            return f"{device} does not report its memory ({error}); check nvidia-smi"
 
 
 def _no_driver(error: Exception) -> DeviceError:

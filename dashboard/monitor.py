@@ -1,28 +1,57 @@
 """`chatlm monitor`: the devices and the host as they are now, with no run of ours."""
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from autotune.errors import DeviceError
-from autotune.events import Emit, ReadingTaken
+from autotune.events import Emit, Notice, ReadingTaken
 from autotune.host import HostMeter
-from autotune.nvml import Nvml
+from autotune.nvml import Nvml, NvmlDevice
 from autotune.quantity import format_bytes
 from autotune.readings import DeviceReading, HostReading
 
 INTERVAL = 1.0
 
 
-def take(host: HostMeter, nvml: Nvml | None) -> ReadingTaken:
-    """One reading of everything that answers; a card that does not is left out."""
-    devices: list[DeviceReading] = []
-    for device in () if nvml is None else nvml.devices:
-        try:
-            devices.append(device.read())
-        except DeviceError:
-            continue
-    return ReadingTaken(devices=tuple(devices), host=host.read(), workers=0)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A card that answers."""
+
+    reading: DeviceReading
+    processes: Mapping[int, int] | None
+    """Bytes by process id; None where they were not asked for, or the driver does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilentCard:
+    """A card that does not answer, and why."""
+
+    device: str
+    name: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything at one moment: one bad card never blanks the others."""
+
+    cards: tuple[Card | SilentCard, ...]
+    host: HostReading
+
+
+def take(host: HostMeter, nvml: Nvml | None, *, with_processes: bool = True) -> Snapshot:
+    """One reading of everything; processes cost milliseconds a card."""
+    devices = () if nvml is None else nvml.devices
+    return Snapshot(cards=tuple(_look(d, with_processes) for d in devices), host=host.read())
+
+
+def _look(device: NvmlDevice, with_processes: bool) -> Card | SilentCard:
+    try:
+        return Card(reading=device.read(), processes=device.processes() if with_processes else None)
+    except DeviceError as error:
+        return SilentCard(device=device.uuid, name=device.name, error=str(error))
 
 
 def open_driver() -> Nvml | None:
@@ -33,13 +62,21 @@ def open_driver() -> Nvml | None:
         return None
 
 
-def as_json(reading: ReadingTaken) -> dict[str, Any]:
+def as_json(snapshot: Snapshot) -> dict[str, Any]:
     """The document that `chatlm monitor --json` prints; bytes."""
     return {
         "schema": 1,
-        "devices": [_with_units(device) for device in reading.devices],
-        "host": _with_units(reading.host),
+        "devices": [_as_object(card) for card in snapshot.cards],
+        "host": _with_units(snapshot.host),
     }
+
+
+def _as_object(card: Card | SilentCard) -> dict[str, Any]:
+    if isinstance(card, SilentCard):
+        return asdict(card)
+    held = None if card.processes is None else sorted(card.processes.items())
+    processes = None if held is None else [{"pid": pid, "used_bytes": used} for pid, used in held]
+    return {**_with_units(card.reading), "processes": processes}
 
 
 def _with_units(reading: DeviceReading | HostReading) -> dict[str, Any]:
@@ -47,12 +84,15 @@ def _with_units(reading: DeviceReading | HostReading) -> dict[str, Any]:
     return {f"{k}_bytes" if k in ("total", "used") else k: v for k, v in values.items()}
 
 
-def as_lines(reading: ReadingTaken) -> str:
-    """A line a device, and one for the host."""
-    lines = [_line(device.name, device) for device in reading.devices]
-    if not reading.devices:
+def as_lines(snapshot: Snapshot) -> str:
+    """A line a card, and one for the host."""
+    lines = [
+        card.error if isinstance(card, SilentCard) else _line(card.reading.name, card.reading)
+        for card in snapshot.cards
+    ]
+    if not lines:
         lines.append("no NVIDIA card answers")
-    return "\n".join([*lines, _line("host RAM", reading.host)]) + "\n"
+    return "\n".join([*lines, _line("host RAM", snapshot.host)]) + "\n"
 
 
 def _line(name: str, reading: DeviceReading | HostReading) -> str:
@@ -61,7 +101,14 @@ def _line(name: str, reading: DeviceReading | HostReading) -> str:
 
 
 def watch(host: HostMeter, nvml: Nvml | None, emit: Emit) -> None:
-    """Emits a reading every second until it is interrupted."""
+    """Emits a reading every second until it is interrupted, and why a card does not answer, once."""
+    said: set[str] = set()
     while True:
-        emit(take(host, nvml))
+        snapshot = take(host, nvml, with_processes=False)
+        errors = {card.error for card in snapshot.cards if isinstance(card, SilentCard)}
+        for error in sorted(errors - said):
+            emit(Notice(text=error))
+        said = errors
+        readings = tuple(card.reading for card in snapshot.cards if isinstance(card, Card))
+        emit(ReadingTaken(devices=readings, host=snapshot.host, workers=0))
         time.sleep(INTERVAL)

@@ -38,8 +38,10 @@ class FakeGpu:
     """Milliwatts."""
     slices: tuple["FakeGpu | None", ...] = ()
     """MIG devices by slot; `None` is an empty slot."""
+    processes: Mapping[int, int | None] = field(default_factory=dict)
+    """Bytes by process id; `None` where the driver says "not available"."""
     broken: bool = False
-    """Listed, but it cannot be opened."""
+    """Lost: still listed, but neither opened nor answering."""
     no_memory: bool = False
     no_v2: bool = False
     no_utilization: bool = False
@@ -50,6 +52,8 @@ class FakeGpu:
 
     def failure(self, function: str) -> Return:
         self.asked.append(function)
+        if self.broken:
+            return int(pynvml.NVML_ERROR_GPU_IS_LOST)
         memory = function.startswith("nvmlDeviceGetMemoryInfo")
         if (memory and self.no_memory) or (
             function == "nvmlDeviceGetUtilizationRates" and self.no_utilization
@@ -119,6 +123,7 @@ class FakeDriver:
             "nvmlDeviceGetUtilizationRates": (_utilization, POINTER),
             "nvmlDeviceGetTemperature": (_temperature, UINT, POINTER),
             "nvmlDeviceGetPowerUsage": (_power, POINTER),
+            "nvmlDeviceGetComputeRunningProcesses_v3": (_processes, POINTER, POINTER),
             "nvmlDeviceGetMaxMigDeviceCount": (_slots, POINTER),
             "nvmlDeviceGetMigDeviceHandleByIndex": (self._slice, UINT, POINTER),
         }
@@ -235,6 +240,19 @@ def _temperature(gpu: FakeGpu, sensor: int, out: int) -> None:
 
 def _power(gpu: FakeGpu, out: int) -> None:
     UINT.from_address(out).value = gpu.power
+
+
+def _processes(gpu: FakeGpu, count: int, out: int | None) -> Return | None:
+    room = UINT.from_address(count)
+    space, room.value = room.value, len(gpu.processes)
+    if space < len(gpu.processes):
+        return int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
+    if out is None:
+        return None
+    entries = (pynvml.c_nvmlProcessInfo_v3_t * space).from_address(out)
+    for entry, (pid, held) in zip(entries, gpu.processes.items(), strict=False):
+        entry.pid, entry.usedGpuMemory = pid, 2**64 - 1 if held is None else held
+    return None
 
 
 def _slots(gpu: FakeGpu, out: int) -> None:

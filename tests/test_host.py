@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import DeviceError
-from autotune.host import HostMeter, shared_memory_bytes
+from autotune.host import HostMeter
 from autotune.readings import HostReading
 
 GIB = 2**30
@@ -247,10 +247,20 @@ def test_this_machine_can_be_read() -> None:
     assert meter.oom_kills() >= 0
 
 
-def test_shared_memory_is_what_is_free_there(tmp_path: Path) -> None:
-    """Without such a folder there is none to speak of, rather than none left."""
-    free = shared_memory_bytes(tmp_path)
+def test_a_cgroup_without_a_limit_is_not_added_up(tmp_path: Path) -> None:
+    """Its figures mean nothing then, so that broken ones do no harm either."""
+    machine = Machine(tmp_path, "0::/job\n")
+    folder = machine.v2("job", current=GIB)
+    write(folder / "memory.stat", "inactive_file nonsense\n")
 
-    assert free is not None
-    assert free > 0
-    assert shared_memory_bytes(tmp_path / "absent") is None
+    assert machine.meter().read() == HostReading(total=64 * GIB, used=24 * GIB)
+
+
+def test_a_long_memory_stat_is_read_to_its_end(tmp_path: Path) -> None:
+    """With many NUMA nodes and a page a read, the line that counts may be in the last piece."""
+    machine = Machine(tmp_path, "0::/job\n")
+    folder = machine.v2("job", current=9 * GIB, limit=16 * GIB)
+    others = "".join(f"total_inactive_file_{i} 7\n" for i in range(4000))
+    write(folder / "memory.stat", f"{others}total_inactive_file 7\ninactive_file {GIB}")
+
+    assert machine.meter().read() == HostReading(total=16 * GIB, used=8 * GIB)

@@ -14,6 +14,13 @@ GIB = 2**30
 UUIDS = ("GPU-aa11", "GPU-aa22", "GPU-bb33")
 MEMORY_V1, MEMORY_V2 = "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2"
 
+PROCESSES = "nvmlDeviceGetComputeRunningProcesses_v3"
+LOST = (
+    "is lost: it fell off the bus or stopped answering, and most often only a restart of the "
+    "machine brings it back (dmesg shows why, as an Xid); until then, hide it with "
+    "CUDA_VISIBLE_DEVICES"
+)
+
 
 def three() -> list[FakeGpu]:
     return [FakeGpu(uuid=uuid, name=f"Card {i}") for i, uuid in enumerate(UUIDS)]
@@ -208,16 +215,103 @@ def test_one_bad_gpu_never_blanks_the_others() -> None:
     assert used == [0, 0]
     assert (bad.index, bad.uuid, bad.name, bad.error) == (1, "GPU 1", "GPU 1", "GPU is lost")
     assert bad.slices() == ()
-    assert str(caught.value) == "GPU 1 does not answer (GPU is lost); check nvidia-smi"
+    assert str(caught.value) == f"GPU 1 {LOST}"
 
 
 def test_a_gpu_lost_in_mid_run_is_an_error_with_the_reason() -> None:
-    """A lost GPU must not read as an empty one."""
-    lost = pynvml.NVML_ERROR_GPU_IS_LOST
+    """A lost GPU must not read as an empty one, nor take the others with it."""
+    gpus = three()
 
-    message = error_of(FakeGpu(name="Card", fails={MEMORY_V1: lost, MEMORY_V2: lost}))
+    with FakeDriver(gpus), Nvml.open() as nvml:
+        before = nvml.devices[0].read()
+        gpus[0].broken = True
+        with pytest.raises(DeviceError) as caught:
+            nvml.devices[0].read()
+        other = nvml.devices[1].read()
 
-    assert message == "GPU 0 (Card) does not report its memory (GPU is lost); check nvidia-smi"
+    assert (before.device, other.device) == UUIDS[:2]
+    assert str(caught.value) == f"GPU 0 (Card 0) {LOST}"
+
+
+def test_a_gpu_that_comes_back_is_read_again() -> None:
+    """What failed once is asked anew."""
+    gpu = FakeGpu(used=GIB)
+
+    with FakeDriver([gpu]), Nvml.open() as nvml:
+        gpu.broken = True
+        with pytest.raises(DeviceError, match="is lost"):
+            nvml.devices[0].read()
+        gpu.broken = False
+        reading = nvml.devices[0].read()
+
+    assert reading.used == GIB
+
+
+def test_memory_that_this_user_may_not_read_is_an_error_that_says_so() -> None:
+    """It is not tried by version 1: who may not read it, may not read it so either."""
+    gpu = FakeGpu(name="Card", fails={MEMORY_V2: pynvml.NVML_ERROR_NO_PERMISSION})
+
+    message = error_of(gpu)
+
+    assert message == (
+        "GPU 0 (Card) may not be read by this user (Insufficient Permissions); ask for access to "
+        "/dev/nvidia*, or hide it with CUDA_VISIBLE_DEVICES"
+    )
+    assert MEMORY_V1 not in gpu.asked
+
+
+@pytest.mark.parametrize(
+    ("function", "figure"),
+    [
+        ("nvmlDeviceGetUtilizationRates", "utilization"),
+        ("nvmlDeviceGetTemperature", "temperature"),
+        ("nvmlDeviceGetPowerUsage", "power"),
+    ],
+)
+def test_one_figure_that_may_not_be_read_hides_no_other(function: str, figure: str) -> None:
+    """Memory least of all."""
+    gpu = FakeGpu(used=GIB, fails={function: pynvml.NVML_ERROR_NO_PERMISSION})
+
+    reading = read_one(gpu)
+
+    figures = {name: getattr(reading, name) for name in ("utilization", "temperature", "power")}
+    assert [name for name, value in figures.items() if value is None] == [figure]
+    assert reading.used == GIB
+
+
+def processes_of(gpu: FakeGpu, missing: tuple[str, ...] = ()) -> dict[int, int] | None:
+    with FakeDriver([gpu], missing=missing), Nvml.open() as nvml:
+        return nvml.devices[0].processes()
+
+
+def test_processes_are_told_with_what_they_hold() -> None:
+    """None at all is an answer too, and not the same as no answer."""
+    assert processes_of(FakeGpu(processes={71: 3 * GIB, 72: GIB})) == {71: 3 * GIB, 72: GIB}
+    assert processes_of(FakeGpu()) == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pynvml.NVML_ERROR_NOT_SUPPORTED,
+        pynvml.NVML_ERROR_NO_PERMISSION,
+        pynvml.NVML_ERROR_GPU_IS_LOST,
+    ],
+)
+def test_processes_that_the_driver_does_not_tell_are_none(code: int) -> None:
+    """They are for diagnosis alone, so that nothing fails for them."""
+    assert processes_of(FakeGpu(fails={PROCESSES: code})) is None
+
+
+def test_processes_without_amounts_are_none() -> None:
+    """WSL2 says "not available" for each, which is 2⁶⁴ - 1; an old library has no such function."""
+    assert processes_of(FakeGpu(processes={71: GIB, 72: None})) is None
+    assert processes_of(FakeGpu(), missing=(PROCESSES,)) is None
+
+
+def test_a_gpu_that_cannot_be_opened_tells_no_processes() -> None:
+    """It has no handle to ask by."""
+    assert processes_of(FakeGpu(broken=True)) is None
 
 
 def test_an_unknown_error_from_both_versions_is_an_error() -> None:

@@ -1,8 +1,9 @@
-"""One process's memory: this one's, a child's, and made-up ones."""
+"""Processes through /proc: this one, its children, and made-up ones."""
 
 import ctypes
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from autotune.errors import DeviceError
-from autotune.process import peak_resident, reset_peak, resident, trim
+from autotune.process import (
+    cpu_seconds,
+    descendants,
+    peak_resident,
+    proportional,
+    reset_peak,
+    resident,
+    trim,
+)
+from tests.processes import deadline
 
 MIB = 2**20
 ROOT = Path(__file__).parents[1]
@@ -157,3 +167,142 @@ def test_a_limit_can_be_moved_and_never_passes_the_hard_one() -> None:
     )
 
     assert printed == f"{300 * MIB} {350 * MIB} {400 * MIB}"
+
+
+def test_a_limit_that_is_restored_lets_the_process_grow_again() -> None:
+    """No limit is a limit like any other."""
+    printed = run(
+        "from autotune.process import limit_data, restore_data_limit\n"
+        f"before = limit_data({256 * MIB})\n"
+        "restore_data_limit(before)\n"
+        f"print(len(b'x' * {512 * MIB}))\n"
+    )
+
+    assert printed == str(512 * MIB)
+
+
+def made_up(proc: Path, pid: int, parent: int, name: str = "python", ticks: str = "0 0") -> Path:
+    """A process in a made-up /proc."""
+    folder = proc / str(pid)
+    folder.mkdir()
+    (folder / "stat").write_text(f"{pid} ({name}) S {parent} 1 1 0 -1 4 1 2 3 4 {ticks} 99 98 20\n")
+    return folder
+
+
+def test_proportional_bytes_are_the_kernels(tmp_path: Path) -> None:
+    """Pss itself, in kB, and not one of its parts."""
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "smaps_rollup").write_text(
+        "55c0-7ffd ---p 00000000 00:00 0   [rollup]\n"
+        "Rss:      3000 kB\nPss_Dirty:    9 kB\nPss:      1200 kB\nPss_Anon:    5 kB\n"
+    )
+
+    assert proportional(7, proc=tmp_path) == 1200 * 1024
+
+
+@pytest.mark.parametrize("rollup", [None, ""])
+def test_where_proportional_bytes_are_not_told_resident_ones_are(
+    tmp_path: Path, rollup: str | None
+) -> None:
+    """An old kernel has no such file; 0 would read as a process that takes nothing."""
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "statm").write_text("900 250 30 1 0 80 0\n")
+    if rollup is not None:
+        (tmp_path / "7" / "smaps_rollup").write_text(rollup)
+
+    assert proportional(7, proc=tmp_path) == 250 * resource.getpagesize()
+    assert proportional(8, proc=tmp_path) == 0
+
+
+def test_pages_that_two_processes_share_count_once_between_them() -> None:
+    """Resident bytes count them in each, so that a loader's workers would seem to fill the host."""
+    counted_twice = run(
+        "import mmap, os, time\n"
+        "from autotune.process import proportional, resident\n"
+        f"block = mmap.mmap(-1, {64 * MIB}); block.write(b'x' * {64 * MIB})\n"
+        "touched, touch = os.pipe()\n"
+        "if not (child := os.fork()):\n"
+        "    sum(block[::4096]); os.write(touch, b'.'); time.sleep(60); os._exit(0)\n"
+        "os.read(touched, 1)\n"
+        "pids = (os.getpid(), child)\n"
+        "print(sum(map(resident, pids)) - sum(map(proportional, pids)))\n"
+        "os.kill(child, 9); os.wait()\n"
+    )
+
+    assert int(counted_twice) > 60 * MIB
+
+
+def test_descendants_are_those_that_the_kernel_lists(tmp_path: Path) -> None:
+    """Children are listed by the thread that started them, nearest generation first here."""
+    lists = {(1, 1): "2 3 ", (1, 9): "4", (2, 2): "5", (5, 5): "", (3, 3): "", (4, 4): "6 7"}
+    for (pid, thread), children in lists.items():
+        folder = tmp_path / str(pid) / "task" / str(thread)
+        folder.mkdir(parents=True)
+        (folder / "children").write_text(children)
+
+    found = descendants(1, proc=tmp_path)
+
+    assert sorted(found) == [2, 3, 4, 5, 6, 7]
+    assert set(found[:3]) == {2, 3, 4}
+
+
+def test_descendants_are_found_by_their_parents_where_nothing_lists_them(tmp_path: Path) -> None:
+    """Kernels may be built without those lists; what is no process is passed over."""
+    for pid, parent in {1: 0, 2: 1, 3: 1, 4: 3, 5: 4, 8: 0, 9: 8}.items():
+        made_up(tmp_path, pid, parent, name="a) b (c")
+    (tmp_path / "meminfo").write_text("MemTotal: 1 kB\n")
+    (tmp_path / "6").mkdir()  # ended since it was listed
+
+    assert sorted(descendants(1, proc=tmp_path)) == [2, 3, 4, 5]
+    assert descendants(9, proc=tmp_path) == ()
+    assert descendants(77, proc=tmp_path) == ()
+
+
+def test_a_number_that_is_given_again_does_not_hang_the_search(tmp_path: Path) -> None:
+    """Between two looks a parent may end, and its number become its own grandchild's."""
+    made_up(tmp_path, 1, parent=2)
+    made_up(tmp_path, 2, parent=1)
+
+    assert descendants(1, proc=tmp_path) == (2,)
+
+
+def test_children_and_theirs_are_found_on_this_machine() -> None:
+    """A launcher's workers are the supervisor's grandchildren."""
+    script = (
+        "import subprocess as s; p = s.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert child.stdout is not None
+    grandchild = int(child.stdout.readline())
+
+    found = descendants(os.getpid())
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+
+    assert {child.pid, grandchild} <= set(found)
+    assert found.index(child.pid) < found.index(grandchild)
+
+
+def test_cpu_seconds_are_those_of_user_and_system(tmp_path: Path) -> None:
+    """Whatever the name holds; those of ended children, beside them, are not its own."""
+    second = os.sysconf("SC_CLK_TCK")
+    made_up(tmp_path, 7, parent=1, name="pt) main (0 S 9", ticks=f"{3 * second} {second // 2}")
+
+    assert cpu_seconds(7, proc=tmp_path) == 3.5
+    assert cpu_seconds(8, proc=tmp_path) is None
+
+
+def test_cpu_seconds_grow_while_a_process_computes() -> None:
+    """And there are none of a process that is gone."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+
+    before = cpu_seconds("self")
+    assert before is not None
+    with deadline(30):
+        while (cpu_seconds("self") or 0) < before + 0.05:
+            sum(range(10_000))
+
+    assert cpu_seconds(child.pid) is None
