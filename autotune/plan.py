@@ -5,6 +5,7 @@ samples are is the trainer's business.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,70 +13,141 @@ import numpy.typing as npt
 
 from autotune.errors import PlanError
 
+Sizes = int | Sequence[int]
+"""Micro-batches: one size for all ranks, or one for each."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, init=False)
 class Plan:
     """An effective batch, and how it is cut on every device."""
 
-    micro_batch: int
+    sizes: tuple[int, ...]
+    """The micro-batch of each rank: sequences per forward pass."""
     effective_batch: int
-    world_size: int
 
-    def __post_init__(self) -> None:
+    def __init__(self, *, micro_batch: Sizes, effective_batch: int, world_size: int) -> None:
+        object.__setattr__(self, "sizes", _each_rank(micro_batch, world_size))
+        object.__setattr__(self, "effective_batch", effective_batch)
+        self._check()
+
+    def _check(self) -> None:
         if self.effective_batch < self.world_size:
             raise PlanError(
                 f"effective batch {self.effective_batch} is smaller than {self.world_size} "
                 f"processes; tune with --effective-batch {self.world_size} or more, or use fewer "
                 f"processes"
             )
-        if self.micro_batch < 1:
+        if min(self.sizes) < 1:
             raise PlanError(
-                f"micro-batch {self.micro_batch} is not a number of sequences; use 1 or more"
+                f"micro-batch {min(self.sizes)} is not a number of sequences; use 1 or more"
             )
-        if self.micro_batch > self.share:
+        most = max(self.shares)
+        if self.micro_batch <= most:
+            return
+        if self.is_even:
             raise PlanError(
                 f"micro-batch {self.micro_batch} is larger than one device's share of the "
                 f"effective batch: {self.effective_batch} over {self.world_size} "
-                f"process{'es' if self.world_size > 1 else ''} is {self.share}; use --micro-batch "
-                f"{self.share} or less, or tune with a larger --effective-batch"
+                f"process{'es' if self.world_size > 1 else ''} is {most}; use --micro-batch "
+                f"{most} or less, or tune with a larger --effective-batch"
             )
+        raise PlanError(
+            f"micro-batches {self} are larger than the devices' shares of the effective batch: of "
+            f"{self.effective_batch}, the device with {self.micro_batch} takes {most}; use "
+            f"--micro-batch {-(-self.effective_batch // self.world_size)} or less for all of them, "
+            f"or tune with --effective-batch {sum(self.sizes)} or more"
+        )
+
+    def __str__(self) -> str:
+        """The sizes as people read them: `8`, or `12 + 6`."""
+        return str(self.micro_batch) if self.is_even else " + ".join(map(str, self.sizes))
 
     @property
-    def share(self) -> int:
-        """The most samples that one device takes part with in a step."""
-        return -(-self.effective_batch // self.world_size)
+    def world_size(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def micro_batch(self) -> int:
+        """The largest of the sizes."""
+        return max(self.sizes)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all ranks have the same size."""
+        return len(set(self.sizes)) == 1
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Samples of a step that each rank takes, in proportion to its size.
+
+        Whole numbers by largest remainder, the lower rank first: equal sizes differ by one at most.
+        """
+        total = sum(self.sizes)
+        shares = [self.effective_batch * size // total for size in self.sizes]
+        lacks = [self.effective_batch * size % total for size in self.sizes]
+        by_lack = sorted(range(self.world_size), key=lambda rank: -lacks[rank])
+        for rank in by_lack[: self.effective_batch - sum(shares)]:
+            shares[rank] += 1
+        return tuple(shares)
 
     @property
     def accumulation(self) -> int:
         """Micro-batches per optimizer step on the device that has the most."""
-        return -(-self.share // self.micro_batch)
+        return max(-(-share // size) for share, size in zip(self.shares, self.sizes, strict=True))
+
+
+def _each_rank(micro_batch: Sizes, world_size: int) -> tuple[int, ...]:
+    """A size for each rank; raises PlanError when there are not as many as ranks."""
+    if isinstance(micro_batch, int):
+        return (micro_batch,) * world_size
+    if len(micro_batch) != world_size:
+        raise PlanError(
+            f"micro-batches {' + '.join(map(str, micro_batch))} are for {len(micro_batch)} "
+            f"process{'es' if len(micro_batch) > 1 else ''}, not {world_size}; give each its own, "
+            f"or all of them one"
+        )
+    return tuple(micro_batch)
 
 
 Counts = npt.NDArray[np.int64]
 
 
 def cut(
-    lengths: Counts, *, world_size: int, micro_batch: int, overhead: float | None = None
+    lengths: Counts, *, world_size: int, micro_batch: Sizes, overhead: float | None = None
 ) -> tuple[tuple[Counts, ...], ...]:
     """For each rank its micro-batches, as positions in the step.
 
     `lengths` has a row for each of the step's samples, (samples, sides): the tokens of each side
-    that is padded apart, source and target. Together the micro-batches hold every position once.
-    They are of like length: sorted samples are dealt out to the ranks like cards, and each rank's
-    hand is cut into runs of at most `micro_batch`, as few as that takes. `overhead` is what one more
-    micro-batch costs, in tokens; where it is known, a hand is cut oftener when that saves more
-    padding than it costs.
+    that is padded apart, source and target. `micro_batch` is the largest one, of all ranks or of
+    each. Together the micro-batches hold every position once. They are of like length: sorted
+    samples are dealt out to the ranks like cards, a rank with twice the share twice as often, and
+    each rank's hand is cut into runs of at most `micro_batch`, as few as that takes. `overhead` is
+    what one more micro-batch costs, in tokens; where it is known, a hand is cut oftener when that
+    saves more padding than it costs.
 
     Raises:
         PlanError: fewer samples than ranks, or a micro-batch that no rank could fill.
     """
-    Plan(micro_batch=micro_batch, effective_batch=len(lengths), world_size=world_size)
+    plan = Plan(micro_batch=micro_batch, effective_batch=len(lengths), world_size=world_size)
     by_length = np.lexsort((np.arange(len(lengths)), lengths.sum(1)))
-    hands = [by_length[rank::world_size] for rank in range(world_size)]
+    owners = _deal(plan.shares)
     price = math.inf if overhead is None else overhead
+    hands = [by_length[owners == rank] for rank in range(world_size)]
     return tuple(
-        tuple(np.split(hand, _borders(lengths[hand], micro_batch, price))) for hand in hands
+        tuple(np.split(hand, _borders(lengths[hand], size, price)))
+        for hand, size in zip(hands, plan.sizes, strict=True)
     )
+
+
+def _deal(shares: tuple[int, ...]) -> Counts:
+    """Whose each card of the pack is: a rank's cards lie evenly over the whole of it.
+
+    Card k of a rank that takes n belongs at (k + 1/2) / n of the pack; at the same place the lower
+    rank comes first. Equal shares are dealt round and round.
+    """
+    ranks = np.repeat(np.arange(len(shares)), shares)
+    places = np.concatenate([(np.arange(share) + 0.5) / share for share in shares])
+    return ranks[np.argsort(places, kind="stable")]
 
 
 def _borders(lengths: Counts, most: int, price: float) -> list[int]:
@@ -99,10 +171,10 @@ def _borders(lengths: Counts, most: int, price: float) -> list[int]:
     return borders[::-1]
 
 
-def choose_effective(micro_batch: int, *, world_size: int, wanted: int, fixed: bool) -> int:
+def choose_effective(micro_batch: Sizes, *, world_size: int, wanted: int, fixed: bool) -> int:
     """The effective batch that a tuned size trains with.
 
     The user's own choice (`fixed`) stands. A base profile's is kept while it fills every device
     with a whole micro-batch, else it grows to what does.
     """
-    return wanted if fixed else max(wanted, micro_batch * world_size)
+    return wanted if fixed else max(wanted, sum(_each_rank(micro_batch, world_size)))

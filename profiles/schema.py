@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autotune.errors import PlanError, ProfileError
-from autotune.plan import Plan
+from autotune.knee import knee
+from autotune.plan import Plan, Sizes
 
 SCHEMA = 1
 
@@ -29,11 +30,18 @@ class Batch(Section):
     """How an optimizer step is cut."""
 
     micro_batch_size: Count
-    """Sequences per device per forward pass."""
+    """Sequences per device per forward pass; the largest where the devices' sizes differ."""
+    micro_batch_sizes: list[Count] | None = None
+    """One a device, in the order of ranks; None when all are equal."""
     gradient_accumulation_steps: Count
-    """Micro-batches per optimizer step on one device, at the fingerprint's world size."""
+    """Micro-batches per optimizer step on the device that has the most, at the fingerprint's world
+    size."""
     effective_batch_size: Count
     """Samples per optimizer step over all devices."""
+    base_effective_batch_size: Count | None = None
+    """What it was before a tuned size let it grow; a learning rate may be scaled by the two."""
+    eval_batch_size: Count | None = None
+    """Sequences per device per forward pass in evaluation, where that was tuned apart."""
 
 
 class Memory(Section):
@@ -45,6 +53,8 @@ class Memory(Section):
     """The size that the card was taken to have, where that is not its real one."""
     others_bytes: Bytes | None = None
     budget_bytes: Bytes | None = None
+    hard_limit_bytes: Bytes | None = None
+    """What a probe was stopped at: the budget and a small margin."""
     peak_bytes: Bytes | None = None
     host_peak_bytes: Bytes | None = None
 
@@ -69,11 +79,16 @@ class TrialRow(Section):
     """One probe's evidence."""
 
     size: Count
+    """The micro-batch; the largest of them where the devices' sizes differ."""
+    sizes: list[Count] | None = None
+    """One a device; None when all are equal."""
     verdict: Literal["fits", "over", "oom"]
     peak_bytes: Bytes | None = None
     seconds: float
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
+    speed_spread: Annotated[float, Field(ge=0)] | None = None
+    """How far the timed steps' samples per second lie apart, as a share of their mean."""
     reason: str | None = None
 
 
@@ -106,27 +121,58 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _check_arithmetic(self) -> "Profile":
-        accumulation = self.plan(self.fingerprint.world_size).accumulation
-        if accumulation != self.batch.gradient_accumulation_steps:
+        batch, world_size = self.batch, self.fingerprint.world_size
+        sizes = batch.micro_batch_sizes
+        if sizes is not None and len(sizes) != world_size:
             raise PlanError(
-                f"gradient_accumulation_steps is {self.batch.gradient_accumulation_steps}, but an "
-                f"effective batch of {self.batch.effective_batch_size} cut into micro-batches of "
-                f"{self.batch.micro_batch_size} on {self.fingerprint.world_size} process(es) takes "
-                f"{accumulation}; mend one of the three, or leave the file and train with --micro-batch"
+                f"micro_batch_sizes has {len(sizes)} sizes, but the fingerprint's world_size is "
+                f"{world_size}; give one for each process, or leave the list out"
+            )
+        if sizes is not None and max(sizes) != batch.micro_batch_size:
+            raise PlanError(
+                f"micro_batch_size is {batch.micro_batch_size}, but the largest of "
+                f"micro_batch_sizes is {max(sizes)}; make them agree, or leave the list out"
+            )
+        plan = self.plan(world_size)
+        if plan.accumulation != batch.gradient_accumulation_steps:
+            raise PlanError(
+                f"gradient_accumulation_steps is {batch.gradient_accumulation_steps}, but an "
+                f"effective batch of {plan.effective_batch} cut into micro-batches of "
+                f"{plan} on {world_size} process(es) takes {plan.accumulation}; "
+                f"mend one of the three, or leave the file and train with --micro-batch"
             )
         return self
 
     def plan(self, world_size: int, micro_batch: int | None = None) -> Plan:
         """The same effective batch on that many devices.
 
+        Sizes that differ are those devices': on another number of them the smallest is for all.
+
         Raises:
             PlanError: the micro-batch is larger than one device's share.
         """
+        size: Sizes = self.batch.micro_batch_size if micro_batch is None else micro_batch
+        if micro_batch is None and (sizes := self.batch.micro_batch_sizes) is not None:
+            size = sizes if len(sizes) == world_size else min(sizes)
         return Plan(
-            micro_batch=self.batch.micro_batch_size if micro_batch is None else micro_batch,
+            micro_batch=size,
             effective_batch=self.batch.effective_batch_size,
             world_size=world_size,
         )
+
+    def knee(self) -> int | None:
+        """The smallest size that fits and is as fast as any; None where fewer than two speeds are known.
+
+        Beyond it a larger micro-batch takes memory and gives no speed.
+        """
+        speeds = {
+            row.size: row.samples_per_second
+            for row in self.trial
+            if row.verdict == "fits" and row.samples_per_second
+        }
+        if len(speeds) < 2:
+            return None
+        return knee(speeds)
 
     def overhead(self) -> float | None:
         """What one more micro-batch costs, in tokens, from the speeds of the trials.
@@ -135,7 +181,7 @@ class Profile(Section):
         length. None where fewer than two speeds are known. Timing is noisy: half a sequence is the least.
         """
         times = sorted(
-            (row.size, row.size / row.samples_per_second)
+            (row.size, self._samples(row) / row.samples_per_second)
             for row in self.trial
             if row.samples_per_second
         )
@@ -146,6 +192,10 @@ class Profile(Section):
         per_sequence = (slow - quick) / (large - small)
         sequences = (quick - per_sequence * small) / per_sequence if per_sequence > 0 else 0.0
         return max(0.5, sequences) * (source + target)
+
+    def _samples(self, row: TrialRow) -> int:
+        """Of one micro-batch on every device: what its speed counts."""
+        return sum(row.sizes or [row.size] * self.fingerprint.world_size)
 
 
 def parse(document: dict[str, Any], source: str) -> Profile:

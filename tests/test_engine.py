@@ -1,6 +1,7 @@
 """One optimizer step is the same however it is cut; nothing is left behind by a rehearsal."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from autotune.plan import cut  # noqa: E402
 from trainer.batches import Batch, Collator  # noqa: E402
 from trainer.codec import Codec  # noqa: E402
 from trainer.engine import Engine, make_accelerator  # noqa: E402
+from trainer.evaluate import evaluate, rehearse_evaluation  # noqa: E402
 from trainer.models import Loaded, load_model  # noqa: E402
 from trainer.rows import bundled  # noqa: E402
 from trainer.settings import WorkloadSettings  # noqa: E402
@@ -43,8 +45,8 @@ def causal(seq2seq: Loaded) -> Loaded:
     )
 
 
-def parts(loaded: Loaded) -> tuple[Engine, Collator]:
-    store = open_store((bundled("train"),), loaded.codec, max_source=64, max_target=64)
+def parts(loaded: Loaded, data: str = "train") -> tuple[Engine, Collator]:
+    store = open_store((bundled(data),), loaded.codec, max_source=64, max_target=64)
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
     engine = Engine(make_accelerator(SETTINGS), copy.deepcopy(loaded.model), SETTINGS)
     return engine, Collator(store, loaded.codec, start)
@@ -64,9 +66,14 @@ def gradient(loaded: Loaded, micro_batch: int, overhead: float | None = None) ->
     batches = step_batches(collator, micro_batch, overhead)
     tokens = sum(batch.target_tokens for batch in batches)
     loss = engine.accumulate(batches, target_tokens=tokens)
-    gradients = [p.grad for p in engine.unwrapped.parameters() if p.grad is not None]
-    vector = torch.cat([g.flatten() for g in gradients])
-    return vector, loss.item() / tokens
+    return gradients(engine), loss.item() / tokens
+
+
+def gradients(engine: Engine) -> Any:
+    """All of them as one vector."""
+    return torch.cat(
+        [p.grad.flatten() for p in engine.unwrapped.parameters() if p.grad is not None]
+    )
 
 
 @pytest.mark.parametrize("kind", ["seq2seq", "causal"])
@@ -82,6 +89,54 @@ def test_the_gradient_does_not_depend_on_the_cut(
 
     assert pieces_loss == pytest.approx(whole_loss, rel=1e-5)
     assert torch.linalg.norm(pieces - whole) <= 1e-5 * torch.linalg.norm(whole)
+
+
+@pytest.mark.parametrize("overhead", [None, 20.0])
+def test_ranks_of_unequal_sizes_add_up_to_the_same_gradient(
+    seq2seq: Loaded, overhead: float | None
+) -> None:
+    """What two devices with room for 5 and for 2 sequences compute, added up on one.
+
+    In double precision: in these samples a ReLU's input is 3e-7, and float32 rounds it to either side
+    of the kink.
+    """
+    double = replace(seq2seq, model=copy.deepcopy(seq2seq.model).double())
+    engine, collator = parts(double)
+    rows = np.arange(100, 100 + STEP)
+    ranks = cut(collator.lengths(rows), world_size=2, micro_batch=(5, 2), overhead=overhead)
+    tokens = collator.target_tokens(rows)
+
+    whole, whole_loss = gradient(double, STEP)
+    losses = [
+        engine.accumulate([collator.batch(rows[p]) for p in pieces], target_tokens=tokens).item()
+        for pieces in ranks
+    ]
+    added = gradients(engine)
+
+    assert sum(losses) / tokens == pytest.approx(whole_loss, rel=1e-5)
+    assert torch.linalg.norm(added - whole) <= 1e-12 * torch.linalg.norm(whole)
+
+
+def test_an_evaluation_does_not_depend_on_its_size(seq2seq: Loaded) -> None:
+    """A larger batch of evaluation is a matter of memory and speed alone."""
+    engine, collator = parts(seq2seq, "valid")
+
+    small, large = (evaluate(engine, collator, size=size) for size in (7, 64))
+
+    assert small == pytest.approx(large, rel=1e-5)
+
+
+def test_a_rehearsed_evaluation_changes_nothing(seq2seq: Loaded) -> None:
+    """Neither the weights nor the gradients, and the model trains on."""
+    engine, collator = parts(seq2seq, "valid")
+    before = copy.deepcopy(engine.unwrapped.state_dict())
+
+    rehearse_evaluation(engine, collator, size=8)
+
+    after = engine.unwrapped.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(parameter.grad is None for parameter in engine.unwrapped.parameters())
+    assert engine.model.training
 
 
 def test_the_loss_is_the_mean_over_target_tokens(seq2seq: Loaded) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from autotune.errors import PlanError
@@ -21,6 +21,24 @@ def steps(draw: st.DrawFn) -> tuple[Counts, int, int]:
     )
     micro_batch = draw(st.integers(1, -(-count // world_size)))
     return np.array(lengths, dtype=np.int64), world_size, micro_batch
+
+
+def can_be_filled(sizes: tuple[int, ...], count: int) -> bool:
+    try:
+        Plan(micro_batch=sizes, effective_batch=count, world_size=len(sizes))
+    except PlanError:
+        return False
+    return True
+
+
+@st.composite
+def uneven_steps(draw: st.DrawFn) -> tuple[Counts, tuple[int, ...]]:
+    """(lengths of both sides, a size for each rank) that can be cut."""
+    sizes = tuple(draw(st.lists(st.integers(1, 24), min_size=1, max_size=4)))
+    count = draw(st.integers(max(len(sizes), sum(sizes) - 3), 3 * sum(sizes)))
+    assume(count >= sum(sizes) or can_be_filled(sizes, count))  # from the sum on all can
+    seed = draw(st.integers(0, 2**32 - 1))
+    return np.random.default_rng(seed).integers(1, 257, (count, 2)), sizes
 
 
 OVERHEADS = st.none() | st.floats(0, 2000)
@@ -83,6 +101,87 @@ def test_a_finer_cut_never_costs_more_than_the_coarse_one(
         assert cost(fine_pieces) <= cost(coarse_pieces) + 1e-6
 
 
+@given(uneven_steps(), OVERHEADS)
+def test_uneven_ranks_take_every_sample_once_and_no_more_than_their_size(
+    step: tuple[Counts, tuple[int, ...]], overhead: float | None
+) -> None:
+    """Each its planned share, which is at least one sample."""
+    lengths, sizes = step
+    plan = Plan(micro_batch=sizes, effective_batch=len(lengths), world_size=len(sizes))
+
+    ranks = cut(lengths, world_size=len(sizes), micro_batch=sizes, overhead=overhead)
+
+    positions = np.concatenate([piece for pieces in ranks for piece in pieces])
+    assert sorted(positions.tolist()) == list(range(len(lengths)))
+    for pieces, size, share in zip(ranks, sizes, plan.shares, strict=True):
+        assert all(1 <= len(piece) <= size for piece in pieces)
+        assert sum(map(len, pieces)) == share >= 1
+
+
+@given(uneven_steps())
+def test_shares_are_in_proportion_to_the_sizes(step: tuple[Counts, tuple[int, ...]]) -> None:
+    """Within one sample; they make up the whole step, and no rank is left without."""
+    lengths, sizes = step
+    plan = Plan(micro_batch=sizes, effective_batch=len(lengths), world_size=len(sizes))
+    due = [len(lengths) * size / sum(sizes) for size in sizes]
+
+    assert sum(plan.shares) == len(lengths)
+    assert min(plan.shares) >= 1
+    assert all(abs(share - quota) < 1 for share, quota in zip(plan.shares, due, strict=True))
+
+
+@given(uneven_steps())
+def test_uneven_ranks_have_samples_of_every_length(step: tuple[Counts, tuple[int, ...]]) -> None:
+    """Of the n shortest samples each rank has its part: no rank waits for one with the long ones."""
+    lengths, sizes = step
+    plan = Plan(micro_batch=sizes, effective_batch=len(lengths), world_size=len(sizes))
+    order = np.lexsort((np.arange(len(lengths)), lengths.sum(1)))
+
+    ranks = cut(lengths, world_size=len(sizes), micro_batch=sizes)
+
+    for pieces, share in zip(ranks, plan.shares, strict=True):
+        dealt = np.isin(order, np.concatenate(pieces)).cumsum()  # of the n shortest
+        due = share / len(lengths) * np.arange(1, len(lengths) + 1)
+        assert np.abs(dealt - due).max() <= (len(sizes) + 1) / 2
+
+
+@given(uneven_steps())
+def test_uneven_ranks_cut_as_often_as_planned(step: tuple[Counts, tuple[int, ...]]) -> None:
+    """The profile's accumulation is what is run, on the rank that has the most."""
+    lengths, sizes = step
+    plan = Plan(micro_batch=sizes, effective_batch=len(lengths), world_size=len(sizes))
+
+    ranks = cut(lengths, world_size=len(sizes), micro_batch=sizes)
+
+    assert max(map(len, ranks)) == plan.accumulation
+
+
+@given(steps(), OVERHEADS)
+def test_equal_sizes_are_one_size(step: tuple[Counts, int, int], overhead: float | None) -> None:
+    """As a list or as a number; the samples are dealt round and round."""
+    lengths, world_size, micro_batch = step
+    by_length = np.lexsort((np.arange(len(lengths)), lengths.sum(1)))
+
+    one = cut(lengths, world_size=world_size, micro_batch=micro_batch, overhead=overhead)
+    listed = cut(
+        lengths, world_size=world_size, micro_batch=[micro_batch] * world_size, overhead=overhead
+    )
+
+    for rank in range(world_size):
+        hand = np.concatenate(one[rank]).tolist()
+        assert hand == by_length[rank::world_size].tolist()
+        assert [piece.tolist() for piece in one[rank]] == [p.tolist() for p in listed[rank]]
+
+
+def test_a_rank_with_twice_the_size_takes_twice_the_samples() -> None:
+    """And both need the same number of micro-batches."""
+    plan = Plan(micro_batch=(12, 6), effective_batch=240, world_size=2)
+
+    assert plan.shares == (160, 80)
+    assert plan.accumulation == 14
+    assert (plan.micro_batch, plan.world_size, str(plan)) == (12, 2, "12 + 6")
+
+
 def test_a_micro_batch_above_the_share_is_refused_with_the_numbers() -> None:
     """32 samples over 4 processes leave 8 for each."""
     with pytest.raises(PlanError) as raised:
@@ -90,6 +189,28 @@ def test_a_micro_batch_above_the_share_is_refused_with_the_numbers() -> None:
 
     assert "micro-batch 9" in str(raised.value)
     assert "--micro-batch 8 or less" in str(raised.value)
+
+
+def test_micro_batches_above_their_shares_are_refused_with_the_numbers() -> None:
+    """Of 6 samples the rank with 5 of 7 takes 4."""
+    with pytest.raises(PlanError) as raised:
+        Plan(micro_batch=(5, 2), effective_batch=6, world_size=2)
+
+    assert str(raised.value) == (
+        "micro-batches 5 + 2 are larger than the devices' shares of the effective batch: of 6, "
+        "the device with 5 takes 4; use --micro-batch 3 or less for all of them, or tune with "
+        "--effective-batch 7 or more"
+    )
+
+
+def test_sizes_for_another_number_of_processes_are_refused() -> None:
+    """Which rank should have which is not for us to guess."""
+    with pytest.raises(PlanError) as raised:
+        Plan(micro_batch=(5, 2), effective_batch=60, world_size=3)
+
+    assert str(raised.value) == (
+        "micro-batches 5 + 2 are for 2 processes, not 3; give each its own, or all of them one"
+    )
 
 
 def test_fewer_samples_than_processes_are_refused() -> None:
@@ -108,3 +229,9 @@ def test_the_users_effective_batch_stands_and_a_profiles_only_grows(
 
     assert fixed == wanted
     assert grown == max(wanted, micro_batch * world_size)
+
+
+def test_uneven_sizes_grow_the_effective_batch_to_their_sum() -> None:
+    """Every device gets a whole micro-batch."""
+    assert choose_effective((12, 6), world_size=2, wanted=16, fixed=False) == 18
+    assert choose_effective((12, 6), world_size=2, wanted=16, fixed=True) == 16

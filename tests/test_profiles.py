@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -59,8 +59,9 @@ def every_profile() -> st.SearchStrategy[Profile]:
     shares = st.none() | st.floats(0, 1, exclude_min=True)
     texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     memory = st.builds(
-        Memory, target_vram=shares, target_ram=shares, budget_bytes=amounts, peak_bytes=amounts
-    )
+        Memory, target_vram=shares, target_ram=shares, budget_bytes=amounts, peak_bytes=amounts,
+        hard_limit_bytes=amounts,
+    )  # fmt: skip
     run = st.builds(
         Run,
         model=st.none() | texts,
@@ -73,9 +74,11 @@ def every_profile() -> st.SearchStrategy[Profile]:
         st.builds(
             TrialRow,
             size=st.integers(1, 4096),
+            sizes=st.none() | st.lists(st.integers(1, 4096), min_size=1, max_size=4),
             verdict=st.sampled_from(["fits", "over", "oom"]),
             peak_bytes=amounts,
             seconds=st.floats(0, 1e6),
+            speed_spread=st.none() | st.floats(0, 10),
             reason=st.none() | texts,
         ),
         max_size=4,
@@ -83,18 +86,21 @@ def every_profile() -> st.SearchStrategy[Profile]:
 
     @st.composite
     def drawn(draw: st.DrawFn) -> Profile:
-        micro, pieces, world = draw(st.tuples(*[st.integers(1, 64)] * 3))
+        sizes = draw(st.lists(st.integers(1, 64), min_size=1, max_size=8))
+        pieces = draw(st.integers(1, 64))
         return Profile(
             schema=1,
             interrupted=draw(st.booleans()),
             batch=Batch(
-                micro_batch_size=micro,
+                micro_batch_size=max(sizes),
+                micro_batch_sizes=sizes if len(set(sizes)) > 1 else None,
                 gradient_accumulation_steps=pieces,
-                effective_batch_size=micro * pieces * world,
+                effective_batch_size=pieces * sum(sizes),
+                eval_batch_size=draw(st.none() | st.integers(1, 4096)),
             ),
             memory=draw(memory),
             run=draw(run),
-            fingerprint=Fingerprint(world_size=world, model=draw(st.none() | texts)),
+            fingerprint=Fingerprint(world_size=len(sizes), model=draw(st.none() | texts)),
             trial=draw(trials),
         )
 
@@ -131,7 +137,8 @@ def test_a_key_like_no_other_is_answered_with_all_of_its_table(tmp_path: Path) -
     """There is no nearest one to name."""
     assert error_of(f"{BATCH}zzz = 1\n", tmp_path) == (
         ": unknown key 'batch.zzz'; known here: "
-        "micro_batch_size, gradient_accumulation_steps, effective_batch_size"
+        "micro_batch_size, micro_batch_sizes, gradient_accumulation_steps, effective_batch_size, "
+        "base_effective_batch_size, eval_batch_size"
     )
 
 
@@ -144,6 +151,9 @@ def test_a_key_like_no_other_is_answered_with_all_of_its_table(tmp_path: Path) -
         ("[memory]\ntarget_vram = nan", "'memory.target_vram' is nan: input should be a finite number"),
         ("[memory]\npeak_bytes = '2GiB'", "'memory.peak_bytes' is '2GiB': input should be a valid integer"),
         ("[[trial]]\nsize = 1\nverdict = 'fits'\nseconds = inf", "'trial.0.seconds' is inf: input should be a finite number"),
+        ("[memory]\nhard_limit_bytes = -1", "'memory.hard_limit_bytes' is -1: input should be greater than or equal to 0"),
+        ("[[trial]]\nsize = 1\nsizes = [1, 0]\nverdict = 'fits'\nseconds = 1.0", "'trial.0.sizes.1' is 0: input should be greater than or equal to 1"),
+        ("eval_batch_size = 0", "'batch.eval_batch_size' is 0: input should be greater than or equal to 1"),
         ("[fingerprint]\nworld_size = 0", "'fingerprint.world_size' is 0: input should be greater than or equal to 1"),
     ],
 )  # fmt: skip
@@ -194,6 +204,78 @@ def test_a_micro_batch_above_the_share_is_refused(tmp_path: Path) -> None:
         ": micro-batch 17 is larger than one device's share of the effective batch: "
         "16 over 1 process is 16; "
     )
+
+
+UNEVEN = """\
+schema = 1
+[batch]
+micro_batch_size = 5
+micro_batch_sizes = [5, 2]
+gradient_accumulation_steps = 3
+effective_batch_size = 16
+[fingerprint]
+world_size = 2
+"""
+
+
+def test_each_device_may_have_its_own_size(tmp_path: Path) -> None:
+    """On another number of devices the smallest is safe; the user's own size is for all."""
+    path = tmp_path / "p.toml"
+    path.write_text(UNEVEN)
+
+    profile = profiles.load(str(path))
+
+    assert profile.plan(2).sizes == (5, 2)
+    assert profile.plan(2).shares == (11, 5)
+    assert profile.plan(1).sizes == (2,)
+    assert profile.plan(3).sizes == (2, 2, 2)
+    assert profile.plan(2, micro_batch=4).sizes == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("world_size = 2", "world_size = 3",
+         "micro_batch_sizes has 2 sizes, but the fingerprint's world_size is 3; give one for each "
+         "process, or leave the list out"),
+        ("size = 5", "size = 6",
+         "micro_batch_size is 6, but the largest of micro_batch_sizes is 5; make them agree, or "
+         "leave the list out"),
+        ("steps = 3", "steps = 2",
+         "gradient_accumulation_steps is 2, but an effective batch of 16 cut into micro-batches of "
+         "5 + 2 on 2 process(es) takes 3; mend one of the three, or leave the file and train with "
+         "--micro-batch"),
+    ],
+)  # fmt: skip
+def test_sizes_that_do_not_add_up_are_shown(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    """Before they could train another batch than they say."""
+    assert error_of(UNEVEN.replace(old, new), tmp_path) == f": {message}"
+
+
+def trials(*rows: tuple[int, Literal["fits", "over", "oom"], float | None]) -> Profile:
+    return small().model_copy(
+        update={
+            "trial": [
+                TrialRow(size=size, verdict=verdict, seconds=1.0, samples_per_second=speed)
+                for size, verdict, speed in rows
+            ]
+        }
+    )
+
+
+def test_the_knee_is_the_smallest_size_within_3_percent_of_the_best_speed() -> None:
+    """Of what fits: a size over the budget may be faster, but cannot be had."""
+    measured = trials((16, "fits", 100), (1, "fits", 40), (4, "fits", 97), (32, "over", 200))
+
+    assert measured.knee() == 4
+
+
+def test_one_speed_has_no_knee() -> None:
+    """Nor has a preset, which measured nothing."""
+    assert small().knee() is None
+    assert trials((4, "fits", 97), (8, "fits", None), (16, "oom", 120)).knee() is None
 
 
 def test_a_file_that_is_not_toml_is_refused_with_the_place(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 import json
 import signal
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from profiles.schema import parse
 from tests.commands import chatlm, start, steps
+from trainer.settings import Choices, TrainSettings, resolve
 
 FEW = ("--device", "cpu", "--plain", "--dropout", "0", "--seed", "5", "--profile", "small")
 """The preset small: effective batch 16."""
@@ -80,6 +83,101 @@ def test_every_cut_gives_the_same_losses(
     for own, other in zip(steps(tmp_path / "model_save/sft_small"), reference, strict=True):
         assert own["loss"] == pytest.approx(other["loss"], abs=1e-4)
         assert own["grad_norm"] == pytest.approx(other["grad_norm"], abs=1e-4)
+
+
+UNEVEN = """\
+schema = 1
+[batch]
+micro_batch_size = 5
+micro_batch_sizes = [5, 2]
+gradient_accumulation_steps = 3
+effective_batch_size = 16
+eval_batch_size = 64
+[fingerprint]
+world_size = 2
+"""
+"""Of 16 samples the first process takes 11, the second 5, in three micro-batches each."""
+
+
+def test_unequal_processes_train_as_one(tmp_path: Path) -> None:
+    """Micro-batches of 5 and 2 on two gloo processes, against all 16 samples at once."""
+    profile = tmp_path / "uneven.toml"
+    profile.write_text(UNEVEN)
+    many = ("--max-steps", "8", "--precision", "fp32")
+
+    one = chatlm(tmp_path, "train", *FEW, *many, "--micro-batch", "16", "--output-dir", "one")
+    two = chatlm(
+        tmp_path, "train", *FEW, *many, "--profile", str(profile), "--num-processes", "2",
+        "--output-dir", "two",
+    )  # fmt: skip
+
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    assert "micro-batch 5 + 2  accumulation 3  processes 2" in two.stdout
+    for whole, parts in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
+        assert (whole["micro_batches"], parts["micro_batches"]) == (1, 3)
+        assert parts["tokens"] == whole["tokens"]
+        assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
+
+
+def settings_of(profile: str, world_size: int, micro_batch: int | None = None) -> TrainSettings:
+    """What a run with that profile is told."""
+    return resolve(
+        parse(tomllib.loads(profile), "p.toml"), "p", Choices(micro_batch=micro_batch),
+        device="cpu", world_size=world_size,
+    )  # fmt: skip
+
+
+def test_each_process_is_told_its_own_size() -> None:
+    """They survive the way to the workers, as JSON."""
+    settings = settings_of(UNEVEN, 2)
+
+    arrived = TrainSettings.from_json(json.loads(json.dumps(settings.as_json())))
+
+    assert arrived == settings
+    assert arrived.plan(2).sizes == (5, 2)
+    assert arrived.micro_batch == 5
+    assert arrived.eval_batch == 64
+
+
+def test_the_users_own_micro_batch_is_for_every_forward_pass() -> None:
+    """On all processes, and in evaluation: it is what is asked for when memory ran out."""
+    settings = settings_of(UNEVEN, 2, micro_batch=4)
+
+    assert settings.plan(2).sizes == (4, 4)
+    assert settings.micro_batch_sizes is None
+    assert settings.eval_batch is None
+
+
+def test_the_cut_is_no_part_of_what_a_run_is() -> None:
+    """It may be resumed on other devices, with other sizes."""
+    two, one = settings_of(UNEVEN, 2), settings_of(UNEVEN, 1)
+
+    assert one.plan(1).sizes == (2,)
+    assert one.identity() == two.identity()
+
+
+def test_an_evaluation_that_does_not_fit_fails_before_the_first_step(tmp_path: Path) -> None:
+    """It would fail after an epoch: its largest batch is rehearsed too."""
+    profile = tmp_path / "large.toml"
+    profile.write_text(
+        "schema = 1\n[batch]\nmicro_batch_size = 1\ngradient_accumulation_steps = 16\n"
+        f"effective_batch_size = 16\neval_batch_size = 4096\n[memory]\n"
+        f"vram_limit_bytes = {800 * 2**20}\n"
+    )
+    rows = tmp_path / "long.jsonl"
+    row = json.dumps({"prompt": "你好吗" * 80, "response": "很好" * 90})
+    rows.write_text(f"{row}\n" * 512)
+
+    done = chatlm(
+        tmp_path, "train", "--device", "cpu", "--profile", str(profile), "--plain",
+        "--eval-data", str(rows),
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "out of memory" in done.stderr
+    assert not (tmp_path / "model_save/sft_large/metrics.jsonl").exists()
 
 
 def test_loader_workers_change_nothing(whole_run: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ accumulation.
 """
 
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from autotune.errors import DeviceError
 from autotune.memory import CudaMemory, DeviceMemory, HostMemory
 from trainer.batches import IGNORED, Batch
+from trainer.devices import wants_gloo
 from trainer.settings import WorkloadSettings
 
 
@@ -68,8 +69,7 @@ def backend(settings: WorkloadSettings) -> str:
     """gloo on a CPU, and where the user or `ACCELERATE_USE_GLOO` asks for it; else NCCL."""
     if settings.device == "cpu":
         return "gloo"
-    wants_gloo = os.environ.get("ACCELERATE_USE_GLOO", "0") not in ("", "0")
-    return settings.backend or ("gloo" if wants_gloo else "nccl")
+    return "gloo" if wants_gloo(settings.backend) else "nccl"
 
 
 class Engine:
@@ -127,6 +127,14 @@ class Engine:
             ignore_index=IGNORED,
             reduction="sum",
         )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model as it is evaluated: no dropout, no gradients."""
+        self.model.eval()
+        with torch.no_grad():
+            yield
+        self.model.train()
 
     def _sync_only(self, is_last: bool) -> AbstractContextManager[None]:
         context: AbstractContextManager[None] = (

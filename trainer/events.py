@@ -16,10 +16,13 @@ class TrainingStarted:
     steps: int
     effective_batch: int
     micro_batch: int
+    """The largest of the ranks'."""
     accumulation: int
     world_size: int
     precision: str
     output_dir: str
+    micro_batch_sizes: tuple[int, ...] | None = None
+    """One a rank; None when all are equal."""
     devices: tuple[DeviceBudget, ...] = ()
     """What the profile allows on each device; empty where it names no target."""
 

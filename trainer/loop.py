@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from autotune.plan import Plan
 from autotune.quantity import finite
 from trainer.batches import Collator
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.engine import Engine, make_accelerator, precision
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate, rehearse_evaluation
+from trainer.feed import feed
 from trainer.messages import Say
 from trainer.metrics import as_record, sum_up
 from trainer.models import Loaded, load_model
@@ -59,6 +59,17 @@ class Run:
     @property
     def is_main(self) -> bool:
         return bool(self.engine.accelerator.is_main_process)
+
+    @property
+    def own_size(self) -> int:
+        """This rank's micro-batch."""
+        rank: int = self.engine.accelerator.process_index
+        return self.plan.sizes[rank]
+
+    @property
+    def eval_size(self) -> int:
+        """Sequences of this rank's forward pass in an evaluation."""
+        return self.settings.eval_batch or self.own_size
 
 
 def train(
@@ -138,18 +149,16 @@ def prepare(
         collator=collator,
         eval_collator=None if eval_store is None else Collator(eval_store, loaded.codec, start),
         folder=folder,
-        plan=Plan(
-            micro_batch=settings.micro_batch,
-            effective_batch=settings.effective_batch,
-            world_size=accelerator.num_processes,
-        ),
+        plan=settings.plan(accelerator.num_processes),
         steps=count_steps(
             len(store), settings.effective_batch, settings.epochs, settings.max_steps
         ),
-        learning_rate=settings.learning_rate or loaded.learning_rate,
+        learning_rate=(settings.learning_rate or loaded.learning_rate) * settings.rate_scale,
     )
     engine.make_resident(collator.worst(1))
-    engine.rehearse([collator.worst(run.plan.micro_batch)] * min(2, run.plan.accumulation))
+    engine.rehearse([collator.worst(run.own_size)] * min(2, run.plan.accumulation))
+    if run.eval_collator is not None:
+        rehearse_evaluation(engine, run.eval_collator, size=run.eval_size)
     if checkpoints := folder.checkpoints():
         run.done = load_checkpoint(checkpoints[-1], engine)
     if run.is_main:
@@ -169,15 +178,8 @@ def take_steps(run: Run) -> bool:
         overhead=run.settings.overhead,
         rank=accelerator.process_index,
     )
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(run.done, run.steps),
-        num_workers=run.settings.loader_workers,
-        multiprocessing_context="spawn" if run.settings.loader_workers else None,
-    )
     ended = time.perf_counter()
-    for step in loader:
+    for step in feed(steps, range(run.done, run.steps), run.settings.loader_workers):
         torch.manual_seed(_step_seed(run))
         rate = run.learning_rate * schedule(run.done, run.steps, run.settings.warmup)
         loss = run.engine.accumulate(step.batches, target_tokens=step.target_tokens)
@@ -261,6 +263,7 @@ def _say_started(run: Run, store: TokenStore) -> None:
             "steps": run.steps,
             "effective_batch": run.plan.effective_batch,
             "micro_batch": run.plan.micro_batch,
+            "micro_batch_sizes": settings.micro_batch_sizes,
             "accumulation": run.plan.accumulation,
             "world_size": run.plan.world_size,
             "precision": precision(settings.workload),
@@ -318,6 +321,6 @@ def _evaluate(run: Run) -> None:
         return
     if run.is_main:
         run.say({"type": "notice", "text": f"evaluating {len(run.eval_collator.store):,} rows"})
-    loss = evaluate(run.engine, run.eval_collator, micro_batch=run.plan.micro_batch)
+    loss = evaluate(run.engine, run.eval_collator, size=run.eval_size)
     if run.is_main:
         run.say({"type": "evaluated", "step": run.done, "loss": loss})

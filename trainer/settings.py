@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from autotune.errors import UsageError
+from autotune.plan import Plan
 from profiles import Profile
 
 
@@ -48,8 +49,13 @@ class TrainSettings:
 
     workload: WorkloadSettings
     micro_batch: int
+    """The largest of the ranks'."""
     effective_batch: int
     world_size: int = 1
+    micro_batch_sizes: tuple[int, ...] | None = None
+    """One a rank; None when all are equal."""
+    eval_batch: int | None = None
+    """Sequences per device per forward pass in evaluation; None takes the rank's micro-batch."""
     overhead: float | None = None
     """What one more micro-batch costs, in tokens; None where no speed was measured."""
     loader_workers: int = 0
@@ -58,6 +64,8 @@ class TrainSettings:
     max_steps: int | None = None
     learning_rate: float | None = None
     """None takes the model preset's."""
+    rate_scale: float = 1.0
+    """What either is multiplied by: the effective batch may have grown."""
     warmup: float = 0.05
     """Share of the steps."""
     weight_decay: float = 0.01
@@ -78,8 +86,19 @@ class TrainSettings:
         known = {field.name for field in fields(cls)}
         assert set(values) <= known, set(values) - known
         workload = WorkloadSettings.from_json(values["workload"])
-        lists = {key: tuple(values[key]) for key in ("eval_data", "others")}
+        lists = {
+            key: None if values[key] is None else tuple(values[key])
+            for key in ("eval_data", "others", "micro_batch_sizes")
+        }
         return cls(**{**values, **lists, "workload": workload})
+
+    def plan(self, world_size: int) -> Plan:
+        """How this run's effective batch is cut."""
+        return Plan(
+            micro_batch=self.micro_batch_sizes or self.micro_batch,
+            effective_batch=self.effective_batch,
+            world_size=world_size,
+        )
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: a resumed one may change how a step is cut, no more."""
@@ -91,6 +110,7 @@ class TrainSettings:
             "epochs": self.epochs,
             "max_steps": self.max_steps,
             "learning_rate": self.learning_rate,
+            "rate_scale": self.rate_scale,
             "warmup": self.warmup,
             "weight_decay": self.weight_decay,
             "clip_norm": self.clip_norm,
@@ -113,6 +133,8 @@ class Choices:
     precision: str = "auto"
     dropout: float | None = None
     learning_rate: float | None = None
+    scale_lr: str | None = None
+    """`linear` or `sqrt`, in the growth of the effective batch."""
     checkpoint_every: int | None = None
     backend: str | None = None
 
@@ -121,6 +143,8 @@ def resolve(
     profile: Profile, name: str, choices: Choices, *, device: str, world_size: int
 ) -> TrainSettings:
     """The run that a profile and the user's choices make.
+
+    The user's own micro-batch stands for every forward pass: on all devices, in evaluation too.
 
     Raises:
         PlanError: the micro-batch is larger than a device's share of the effective batch.
@@ -144,17 +168,35 @@ def resolve(
             micro_batch=plan.micro_batch,
             effective_batch=plan.effective_batch,
             world_size=world_size,
+            micro_batch_sizes=None if plan.is_even else plan.sizes,
+            eval_batch=None if choices.micro_batch else profile.batch.eval_batch_size,
             overhead=profile.overhead(),
             loader_workers=profile.run.loader_workers,
             eval_data=choices.eval_data,
             epochs=choices.epochs,
             max_steps=choices.max_steps,
             learning_rate=choices.learning_rate,
+            rate_scale=rate_scale(profile, choices.scale_lr),
             output_dir=choices.output_dir or str(Path("model_save") / f"sft_{Path(name).stem}"),
             fresh=choices.fresh,
             checkpoint_every=choices.checkpoint_every,
         )
     )
+
+
+def rate_scale(profile: Profile, rule: str | None) -> float:
+    """How much faster to learn, now that the effective batch has grown: only when asked to.
+
+    In proportion (Goyal et al., arXiv 1706.02677), or by its root, as Adam's noise suggests
+    (Malladi et al., arXiv 2205.10287).
+    """
+    batch = profile.batch
+    if rule is None:
+        return 1.0
+    growth = batch.effective_batch_size / (
+        batch.base_effective_batch_size or batch.effective_batch_size
+    )
+    return growth if rule == "linear" else math.sqrt(growth)
 
 
 def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSettings:

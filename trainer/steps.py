@@ -42,7 +42,7 @@ class Steps(Dataset[Step]):
         pieces = cut(
             self._collator.lengths(rows),
             world_size=self._plan.world_size,
-            micro_batch=self._plan.micro_batch,
+            micro_batch=self._plan.sizes,
             overhead=self._overhead,
         )[self._rank]
         batches = [self._collator.batch(rows[piece]) for piece in pieces]

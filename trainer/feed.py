@@ -1,0 +1,25 @@
+"""The loader of a run: optimizer steps in order, made here or by processes of their own."""
+
+import os
+from collections.abc import Sequence
+
+from torch.utils.data import DataLoader
+
+from autotune.process import descendants, proportional
+from trainer.steps import Step, Steps
+
+
+def feed(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoader[Step]":
+    """Those steps, in order; with `loaders` processes ahead of their use."""
+    return DataLoader(
+        steps,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=loaders,
+        multiprocessing_context="spawn" if loaders else None,
+    )
+
+
+def loaders_memory() -> int:
+    """Bytes of this process's loaders, pages that they share counted once."""
+    return sum(proportional(pid) for pid in descendants(os.getpid()))
