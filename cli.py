@@ -48,6 +48,11 @@ class Prefer(StrEnum):
     THROUGHPUT = "throughput"
 
 
+class ScaleLr(StrEnum):
+    LINEAR = "linear"
+    SQRT = "sqrt"
+
+
 class Backend(StrEnum):
     GLOO = "gloo"
     NCCL = "nccl"
@@ -56,6 +61,9 @@ class Backend(StrEnum):
 Data = Annotated[
     list[Path] | None,
     typer.Option("--data", help="Parquet, JSON or JSON lines; may be given several times."),
+]
+EvalData = Annotated[
+    list[Path] | None, typer.Option("--eval-data", help="Files to measure the loss on.")
 ]
 Model = Annotated[
     str | None, typer.Option(help="chatlm-tiny, chatlm-0.2b, a model folder, or a hub id.")
@@ -111,6 +119,7 @@ def autotune(
     target_ram: Annotated[float, typer.Option(help="Share of host RAM not to exceed.")] = 0.8,
     model: Model = None,
     data: Data = None,
+    eval_data: EvalData = None,
     base: Annotated[str, typer.Option(help="Profile to start from.")] = "fast",
     effective_batch: Annotated[
         int | None, typer.Option(help="Samples per optimizer step, kept as given.", min=1)
@@ -122,6 +131,9 @@ def autotune(
     prefer: Annotated[
         Prefer, typer.Option(help="The largest size, or the smallest that is as fast as any.")
     ] = Prefer.MEMORY,
+    per_device: Annotated[
+        bool, typer.Option("--per-device", help="Its own micro-batch for each unequal card.")
+    ] = False,
     precision: Precision = Precision.AUTO,
     max_source_length: Lengths = None,
     max_target_length: Lengths = None,
@@ -138,6 +150,7 @@ def autotune(
     import profiles
     from autotune.events import Notice
     from autotune.host import HostMeter
+    from autotune.lock import locked
     from autotune.plan import Plan
     from autotune.prober import Limits, Prober, WorkloadSpec
     from autotune.quantity import check_fraction, parse_bytes
@@ -146,7 +159,7 @@ def autotune(
     from dashboard.outcome import tuned_words
     from profiles.store import FOLDER, check_name, check_place, free_path
     from trainer import tuned
-    from trainer.devices import open_devices
+    from trainer.devices import check_per_device, open_devices, shared_memory_notice
     from trainer.settings import WorkloadSettings, apply_profile
 
     limits = Limits(
@@ -182,14 +195,20 @@ def autotune(
         )
         log = log_path("autotune")
         emit = stack.enter_context(open_listeners(as_json, plain, log, events))
-        if devices.notice:
-            emit(Notice(text=devices.notice))
-        extra = {"effective": wanted, "effective_fixed": effective_batch is not None}
+        for notice in (devices.notice, shared_memory_notice(devices, backend, loaders=0)):
+            if notice:
+                emit(Notice(text=notice))
+        extra = {
+            "effective": wanted,
+            "effective_fixed": effective_batch is not None,
+            "eval_data": _existing(eval_data),
+        }
         spec = WorkloadSpec(
             path=workload,
             settings={**settings.as_json(), **extra},
             world_size=devices.world_size,
         )
+        stack.enter_context(locked(devices.shared, notify=lambda text: emit(Notice(text=text))))
         prober = stack.enter_context(
             Prober(spec, cards=devices.cards, host=host, limits=limits, emit=emit, log_path=log)
         )
@@ -200,8 +219,18 @@ def autotune(
                 world_size=devices.world_size,
                 effective=effective_batch,
                 max_batch=max_batch,
+                per_device=per_device,
             ),
             prefer=prefer,
+            guess=tuned.earlier(path, limits, limit, devices),
+            per_device=check_per_device(per_device, devices),
+            most=effective_batch,
+            after=functools.partial(
+                tuned.after_the_search,
+                effective=wanted,
+                fixed=effective_batch is not None,
+                evaluates=eval_data is not None,
+            ),
             emit=emit,
         )
         prober.close()
@@ -214,9 +243,8 @@ def autotune(
             limits=limits,
             settings=settings,
             devices=devices,
-            wanted_effective=wanted,
-            effective_is_fixed=effective_batch is not None,
-            loader_workers=profile.run.loader_workers,
+            base=profile,
+            effective=effective_batch,
             vram_limit=limit,
         )
         path = free_path(path) if outcome.interrupted else path
@@ -224,7 +252,8 @@ def autotune(
     if as_json:
         _print_json(tuned.as_json(outcome, found, str(path), limits))
     else:
-        sys.stdout.write(tuned_words(found, outcome.seconds, wanted, path))
+        room = None if effective_batch is None else tuned.would_hold(outcome)
+        sys.stdout.write(tuned_words(found, outcome.seconds, path, room))
     if outcome.interrupted:
         raise typer.Exit(130)
 
@@ -235,9 +264,7 @@ def train(
     profile: Annotated[str, typer.Option(help="Name or path.")] = "tuned",
     model: Model = None,
     data: Data = None,
-    eval_data: Annotated[
-        list[Path] | None, typer.Option("--eval-data", help="Files to measure the loss on.")
-    ] = None,
+    eval_data: EvalData = None,
     epochs: float = 1.0,
     max_steps: Annotated[
         int | None, typer.Option(help="Optimizer steps, instead of epochs.")
@@ -259,6 +286,10 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(help="The model's default if not given.", show_default=False)
     ] = None,
+    scale_lr: Annotated[
+        ScaleLr | None,
+        typer.Option(help="Scale it by the growth of the effective batch.", show_default=False),
+    ] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Optimizer steps; each epoch by default.", min=1)
     ] = None,
@@ -275,7 +306,7 @@ def train(
     from autotune.host import HostMeter
     from dashboard.listeners import log_path, open_listeners
     from dashboard.outcome import trained_words
-    from trainer.devices import open_devices
+    from trainer.devices import open_devices, shared_memory_notice
     from trainer.run_folder import RunFolder
     from trainer.settings import Choices, resolve
     from trainer.supervise import TrainJob, run_training
@@ -309,6 +340,7 @@ def train(
             precision=precision,
             dropout=dropout,
             learning_rate=learning_rate,
+            scale_lr=scale_lr,
             checkpoint_every=checkpoint_every,
             backend=backend,
         )
@@ -319,8 +351,10 @@ def train(
         folder.check(settings.identity(), fresh=settings.fresh)
         log = log_path("chat_trainer")
         emit = stack.enter_context(open_listeners(as_json, plain, log, events))
-        if devices.notice:
-            emit(Notice(text=devices.notice))
+        loaders = found.run.loader_workers
+        for notice in (devices.notice, shared_memory_notice(devices, backend, loaders=loaders)):
+            if notice:
+                emit(Notice(text=notice))
         if found.interrupted:
             emit(Notice(text=f"profile {profile} is of an interrupted tuning: more may fit"))
         job = TrainJob(
@@ -378,7 +412,7 @@ def list_profiles() -> None:
             continue
         batch = profile.batch
         sys.stdout.write(
-            f"{name:<16} micro-batch {batch.micro_batch_size:<5} "
+            f"{name:<16} micro-batch {profile.plan(profile.fingerprint.world_size)!s:<5} "
             f"accumulation {batch.gradient_accumulation_steps:<4} "
             f"processes {profile.fingerprint.world_size:<3} "
             f"effective batch {batch.effective_batch_size}"

@@ -9,25 +9,18 @@ The memory identity, per device: `budget = target × total − others`, and
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol
 
 from autotune.errors import DeviceError
+from autotune.guard import hard_limit
 from autotune.host import HostMeter
+from autotune.memory import same_device
 from autotune.nvml import NvmlDevice
-from autotune.probe import Report
+from autotune.probe import Held, Report
 from autotune.quantity import format_bytes
 from autotune.readings import DeviceReading
-from autotune.trial import DeviceBudget
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """One device after a probe, others' memory subtracted; bytes."""
-
-    peak: int
-    fixed: int
-    growing: int
+from autotune.trial import DeviceBudget, Measured
 
 
 class Cards(Protocol):
@@ -47,8 +40,17 @@ class Cards(Protocol):
     ) -> list[Measured]:
         """What each device peaked at: `reports` by rank, `sampled` the highest use seen by device."""
 
+    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
+        """By device, what is neither in the workers' allocators nor free: others and our context.
+
+        Nothing where neighbours cannot disturb a probe, as where our own memory alone is counted.
+        """
+
     def allowance(self, survey: Sequence[DeviceReading]) -> int | None:
         """Bytes beyond which a worker's allocation must fail; None where the device itself says no."""
+
+    def guards(self, budgets: Sequence[DeviceBudget], world_size: int) -> list[int | None]:
+        """By rank, the bytes at which a probe's own allocations must fail: the hard limit."""
 
 
 def budgets(survey: Sequence[DeviceReading], target: float) -> tuple[DeviceBudget, ...]:
@@ -57,22 +59,28 @@ def budgets(survey: Sequence[DeviceReading], target: float) -> tuple[DeviceBudge
     Raises:
         DeviceError: others hold the target already.
     """
-    for reading in survey:
-        if int(target * reading.total) <= reading.used:
-            raise DeviceError(
-                f"{reading.name}: others hold {format_bytes(reading.used)} of "
-                f"{format_bytes(reading.total)}, which is the whole target of {100 * target:.3g} % already; "
-                f"tune for a higher --target-vram, or wait until they are done"
-            )
     return tuple(
-        DeviceBudget(
-            device=reading.device,
-            name=reading.name,
-            total=reading.total,
-            others=reading.used,
-            budget=int(target * reading.total) - reading.used,
-        )
+        budget(reading.device, reading.name, reading.total, reading.used, target)
         for reading in survey
+    )
+
+
+def budget(device: str, name: str, total: int, others: int, target: float) -> DeviceBudget:
+    """What may be held of one device; raises as `budgets` does."""
+    ours = int(target * total) - others
+    if ours <= 0:
+        raise DeviceError(
+            f"{name}: others hold {format_bytes(others)} of {format_bytes(total)}, which is the "
+            f"whole target of {100 * target:.3g} % already; tune for a higher --target-vram, or wait "
+            f"until they are done"
+        )
+    return DeviceBudget(
+        device=device,
+        name=name,
+        total=total,
+        others=others,
+        budget=ours,
+        hard=hard_limit(total=total, used=others, target=target),
     )
 
 
@@ -94,36 +102,47 @@ class GpuCards:
     def _limited(self, reading: DeviceReading) -> DeviceReading:
         if self._limit is None or self._limit >= reading.total:
             return reading
-        return DeviceReading(
-            device=reading.device,
-            name=f"{reading.name} as {format_bytes(self._limit)}",
-            total=self._limit,
-            used=reading.used,
-            utilization=reading.utilization,
-            temperature=reading.temperature,
-            power=reading.power,
-        )
+        name = f"{reading.name} as {format_bytes(self._limit)}"
+        return replace(reading, name=name, total=self._limit)
 
     def measure(
         self, reports: Sequence[Report], budgets: Sequence[DeviceBudget], sampled: Sequence[int]
     ) -> list[Measured]:
-        by_device = {report.device: report for report in reports}
-        missing = [budget.device for budget in budgets if budget.device not in by_device]
-        if missing:
-            raise DeviceError(
-                f"the workers run on {', '.join(by_device)}, not on {', '.join(missing)} where "
-                f"memory is read; check CUDA_VISIBLE_DEVICES"
-            )
         readings = self.read({})
+        devices = [report.device for report in reports]
         return [
-            identity(by_device[budget.device], reading.used, budget.others, highest)
+            identity(reports[on(budget.device, devices)], reading.used, budget.others, highest)
             for budget, reading, highest in zip(budgets, readings, sampled, strict=True)
         ]
+
+    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
+        devices = [part.device for part in held]
+        return tuple(
+            reading.used - held[on(reading.device, devices)].resident for reading in self.read({})
+        )
 
     def allowance(self, survey: Sequence[DeviceReading]) -> int | None:
         if self._limit is None:
             return None
         return min(reading.total - reading.used for reading in survey)
+
+    def guards(self, budgets: Sequence[DeviceBudget], world_size: int) -> list[int | None]:
+        return [budget.hard for budget in budgets]
+
+
+def on(device: str, ranks: Sequence[str]) -> int:
+    """The rank that runs on the device; `ranks` are the devices of the ranks.
+
+    Raises:
+        DeviceError: none does.
+    """
+    for rank, its_device in enumerate(ranks):
+        if same_device(its_device, device):
+            return rank
+    raise DeviceError(
+        f"the workers run on {', '.join(ranks)}, not on {device} where memory is read; check "
+        f"CUDA_VISIBLE_DEVICES"
+    )
 
 
 def identity(report: Report, used_now: int, others: int, sampled: int) -> Measured:
@@ -133,6 +152,9 @@ def identity(report: Report, used_now: int, others: int, sampled: int) -> Measur
         peak=max(sampled - others, context + report.peak),
         fixed=context + report.fixed,
         growing=context + report.growing,
+        context=context,
+        reserved=report.peak,
+        allocated=report.allocated,
     )
 
 
@@ -166,8 +188,14 @@ class HostCard:
             )
         ]
 
+    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
+        return ()
+
     def allowance(self, survey: Sequence[DeviceReading]) -> int | None:
         return None
+
+    def guards(self, budgets: Sequence[DeviceBudget], world_size: int) -> list[int | None]:
+        return [budgets[0].hard] * world_size  # together they hold less, which the meter sees
 
 
 class EmulatedCards:
@@ -201,5 +229,11 @@ class EmulatedCards:
             for report in reports
         ]
 
+    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
+        return ()
+
     def allowance(self, survey: Sequence[DeviceReading]) -> int | None:
         return self._limit
+
+    def guards(self, budgets: Sequence[DeviceBudget], world_size: int) -> list[int | None]:
+        return [budget.hard for budget in budgets]

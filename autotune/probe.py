@@ -10,10 +10,15 @@ from typing import Any, Protocol
 
 from autotune.memory import DeviceMemory
 
-STEPS = 4
-"""At most. The first step reads 4 to 18 % low on a CPU, the second within 1 %."""
+LEAST_STEPS = 3
+"""The worst case, a mix of short and long, and the worst case again, in what the mix has left."""
+MOST_STEPS = 8
+"""Where the peak has not settled or the steps are too short to be timed."""
 SETTLED = 1.005
-"""A step whose peak is at most this times the highest before it ends the probe."""
+"""A step whose peak is at most this times the highest before it has settled: on a CPU the first reads
+4 to 18 % low, the second within 1 %."""
+TIMED = 0.3
+"""Seconds of timed steps that a speed should rest on, where steps are short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +40,31 @@ class Workload(Protocol):
     def accumulate(self, size: int) -> Load:
         """Forward and backward over the worst-case micro-batches of one step, as in training."""
 
+    def mix(self, size: int) -> None:
+        """The same over shuffled micro-batches, short and long, none above that size.
+
+        They leave the allocator's cache in pieces, as hours of training do.
+        """
+
     def update(self) -> None:
         """The optimizer's step."""
 
+    def evaluate(self, size: int) -> Load:
+        """Forward alone over one worst-case batch, as in evaluation."""
+
+    def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
+        """Seconds that a step of `busy` seconds waits for its data, and the loaders' bytes."""
+
     def any_rank(self, claim: bool) -> bool:
         """Whether any rank claims it; all ranks ask at the same time and get the same answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a rank's allocator holds between two probes."""
+
+    device: str
+    resident: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +75,26 @@ class Report:
     fixed: int
     growing: int
     peak: int
+    allocated: int
+    """The peak of what tensors held."""
     resident: int
     retries: int
-    seconds: float
-    """Of the steps that count for speed: all but the first, which warms up."""
+    seconds: tuple[float, ...]
+    """Of each timed step; the first warms up, and the mix is another size."""
     samples: int
+    """Of one step."""
     tokens: int
+
+    @property
+    def held(self) -> Held:
+        return Held(device=self.device, resident=self.resident)
 
     def as_message(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def measure(workload: Workload, size: int, beat: Callable[[int], None]) -> Report:
-    """Runs the steps until their peak has settled; `beat(step)` is called after each.
+    """Runs training steps until their peak has settled; `beat(step)` is called after each.
 
     Raises whatever the step raises; out of memory is told apart by `is_out_of_memory`.
     """
@@ -71,34 +103,66 @@ def measure(workload: Workload, size: int, beat: Callable[[int], None]) -> Repor
     retries = memory.retries()
     fixed = memory.resident()
     peaks: list[int] = []
-    growing = 0
-    timed, samples, tokens = 0.0, 0, 0
-    for step in range(STEPS):
+    seconds: list[float] = []
+    growing = allocated = 0
+    load = Load(0, 0)
+    for step in range(MOST_STEPS):
         memory.reset_peak()
         started = time.perf_counter()
-        load = workload.accumulate(size)
+        if step == 1:
+            workload.mix(size)
+        else:
+            load = workload.accumulate(size)
         memory.synchronize()
         if step == 0 or not memory.caches:
             growing = max(growing, memory.peak())
         workload.update()
         memory.synchronize()
-        if step > 0:
-            timed += time.perf_counter() - started
-            samples += load.samples
-            tokens += load.tokens
+        if step > 1:
+            seconds.append(time.perf_counter() - started)
         peaks.append(memory.peak())
+        allocated = max(allocated, memory.peak_allocated())
         beat(step)
+        grows = step + 1 < LEAST_STEPS or peaks[-1] > SETTLED * max(peaks[:-1])
         # ranks that stopped at different steps would wait for each other for ever
-        if not workload.any_rank(step == 0 or peaks[-1] > SETTLED * max(peaks[:-1])):
+        if not workload.any_rank(grows or sum(seconds) < TIMED):
             break
     return Report(
         device=memory.device,
         fixed=fixed,
         growing=growing,
         peak=max(peaks),
+        allocated=allocated,
         resident=memory.resident(),
         retries=memory.retries() - retries,
-        seconds=timed,
-        samples=samples,
-        tokens=tokens,
+        seconds=tuple(seconds),
+        samples=load.samples,
+        tokens=load.tokens,
+    )
+
+
+def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None]) -> Report:
+    """The same for evaluation: forward alone, twice, beside all that training keeps resident."""
+    memory = workload.memory
+    memory.settle()
+    retries = memory.retries()
+    fixed = memory.resident()
+    memory.reset_peak()
+    workload.evaluate(size)
+    memory.synchronize()
+    beat(0)
+    started = time.perf_counter()
+    load = workload.evaluate(size)
+    memory.synchronize()
+    return Report(
+        device=memory.device,
+        fixed=fixed,
+        growing=memory.peak(),
+        peak=memory.peak(),
+        allocated=memory.peak_allocated(),
+        resident=memory.resident(),
+        retries=memory.retries() - retries,
+        seconds=(time.perf_counter() - started,),
+        samples=load.samples,
+        tokens=load.tokens,
     )

@@ -1,70 +1,59 @@
-"""Runs probes in worker processes and turns how they end into trials.
+"""Runs probes and turns how they end into trials.
 
 One group of workers serves many sizes. It is replaced after anything but a clean probe, since an
-allocation that failed or a process that died leaves nothing to rely on. How a probe can end:
+allocation that failed or a process that died leaves nothing to rely on, and when what it holds
+between two probes has grown. How a probe can end:
 
     report          FITS or OVER, by the memory identity
+    over            OVER: the guard stopped it
     out of memory   OOM, whether an allocation was refused or the kernel killed the process
     killed          SIGKILL without a trace of the kernel's OOM killer: tried once more, then OOM
-    crashed, hung   tried once more, then a WorkerError: neither says anything about memory
+    crashed         tried once more; then a limit of size (OOM) where a smaller one ran, else an error
+    died, hung      tried once more, then a WorkerError: neither says anything about memory
+
+A neighbour who came or left in the meantime makes a probe unsettled: it is measured again, under the
+new budget.
 """
 
-import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from autotune.cards import Cards, budgets
-from autotune.channel import Message
-from autotune.errors import ChatlmError, WorkerError
-from autotune.events import Emit, Notice, ReadingTaken
+from autotune.cards import Cards, budget, budgets
+from autotune.errors import ChatlmError, NothingFits, WorkerError
+from autotune.events import Emit, Notice
+from autotune.guard import MARGIN
 from autotune.host import HostMeter
-from autotune.launch import memory_environment, worker_command, worker_environment
+from autotune.neighbours import STILL, Foreign, passed_through
 from autotune.probe import Report
-from autotune.trial import DeviceBudget, Trial
+from autotune.quantity import format_bytes
+from autotune.session import Ended, Limits, Session, WorkloadSpec
+from autotune.trial import DeviceBudget, Trial, judged
 from autotune.verdict import Verdict
-from autotune.workers import Workers
 
-TICK = 0.05
-"""Seconds between two readings of the meters."""
-SHOW_EVERY = 4
-"""Readings a reading is emitted once in."""
-HOST_FLOOR = 0.03
-"""Share of host memory that must stay free; below it the workers are stopped."""
-FAILURES = ("oom", "refused", "crash")
-"""What a worker says of its own end, that which explains the other ranks' first."""
+__all__ = ["Limits", "Prober", "WorkloadSpec"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkloadSpec:
-    """What to probe: `module:function`, called in a fresh process with plain settings."""
-
-    path: str
-    settings: Mapping[str, Any]
-    world_size: int = 1
+Phase = Literal["train", "evaluate"]
+UNSETTLED = 2
+"""How often a probe is measured again because of a neighbour."""
+DRIFT = 1.01
+"""Workers that hold this much more between two probes than before their first are replaced."""
+SLOW = 20
+"""A probe that takes so many times what its size should is hung."""
+PATIENCE = 60.0
+"""Seconds that any probe gets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a trial must hold; shares of a whole."""
+class Wait:
+    """What feeding a step costs."""
 
-    target: float
-    target_ram: float
-    silence: float = 600.0
-    """Seconds without a word from any worker in a probe after which it counts as hung."""
-    building: float = 7200.0
-    """The same while it reads the model and tokenises the data, which says nothing."""
-
-
-@dataclass(slots=True)
-class Ending:
-    """How one attempt at a probe ended: reports of all ranks, or a kind and a text."""
-
-    reports: list[Report] = field(default_factory=list)
-    kind: str = "report"
-    text: str = ""
+    seconds: float
+    """That the slowest rank waits for a step's data."""
+    host_peak: int
+    """Bytes of all ranks' loader processes."""
 
 
 class Prober:
@@ -90,12 +79,16 @@ class Prober:
         self.emit = emit
         self.log_path = log_path
         self.budgets: tuple[DeviceBudget, ...] = ()
-        self._workers: Workers | None = None
-        self._sampled: list[int] = []
-        self._host_peak = 0
-        self._host_used = 0
-        self._ticks = 0
-        self._oom_kills = 0
+        self._session: Session | None = None
+        self._foreign = Foreign(())
+        self._fixed: list[int] = []
+        """By rank, what these workers held before their first probe."""
+        self._largest = 0
+        """Of the sizes that ran to their end."""
+        self._confirmed: set[str] = set()
+        """Ends that came twice at one size: at another they need no second try."""
+        self._pace: float | None = None
+        """Seconds a sequence takes, once a probe has told."""
 
     def __enter__(self) -> Self:
         return self
@@ -107,208 +100,264 @@ class Prober:
         """Starts the workers and returns the facts of the workload that they built.
 
         Raises:
+            NothingFits: the model alone is too large.
             ChatlmError: what the workload refused, or that a worker never became ready.
         """
         for attempt in (1, 2):
-            ready = self._start()
-            if isinstance(ready, dict):
-                return ready
-            self.close()
-            if ready.kind == "refused":
-                raise ChatlmError(ready.text)
-            if ready.kind == "oom":
-                raise WorkerError(
-                    f"the model and its optimizer alone do not fit: {ready.text}; use a smaller "
-                    f"model, or a device or --vram-limit with more memory"
-                )
-            if attempt == 2 or ready.kind == "crash":
-                raise self._error(ready, "while it built the workload")
+            try:
+                return self._start()
+            except Ended as ended:
+                self.close()
+                if ended.kind == "refused":
+                    raise ChatlmError(ended.text) from None
+                if ended.kind in ("oom", "over"):
+                    raise NothingFits(
+                        f"the model and its optimizer alone do not fit: {ended.first_line}; try a "
+                        f"higher target, a smaller model, or a device or --vram-limit with more memory"
+                    ) from None
+                if attempt == 2 or ended.kind == "crash":
+                    raise self._error(ended, "while it built the workload") from None
         raise AssertionError("unreachable")
 
-    def probe(self, size: int) -> Trial:
-        """One trial at that size.
+    def probe(self, size: int | Sequence[int], phase: Phase = "train") -> Trial:
+        """One trial at that size, or at one size a rank.
 
         Raises:
             WorkerError: the workers crashed or hung twice.
+            DeviceError: the meters do not answer, or neighbours took the whole target.
             ChatlmError: what the workload refused.
         """
         started = time.monotonic()
-        for attempt in (1, 2):
-            if self._workers is None:
-                self.open()
-            ending = self._attempt(size)
-            if ending.kind == "report":
-                return self._judge(size, ending.reports, time.monotonic() - started)
-            out_of_memory = ending.kind == "oom" or (ending.kind == "killed" and attempt == 2)
+        sizes = [size] * self.spec.world_size if isinstance(size, int) else list(size)
+        failures = unsettled = 0
+        while True:
+            session = self._ready()
+            self._follow_neighbours()
+            try:
+                reports = self._ask(session, phase, sizes)
+            except Ended as ended:
+                self.close()
+                if unsettled < UNSETTLED and self._neighbours_were_in_the_way(ended):
+                    unsettled += 1
+                    self._say_unsettled(sizes)
+                    continue
+                failures += 1
+                trial = self._failed(sizes, ended, time.monotonic() - started, failures)
+                if trial is not None:
+                    return trial
+                continue
+            session.held = [report.held for report in reports]
+            trial = self._trial(sizes, session, reports, time.monotonic() - started)
+            if unsettled < UNSETTLED and self._is_unsettled(session, trial):
+                unsettled += 1
+                self._say_unsettled(sizes)
+                continue
+            self._replace_if_drifted(reports)
+            if phase == "train":
+                self._largest = max(self._largest, *sizes)
+                self._pace = max(_pace(report) for report in reports)
+            return trial
+
+    def wait(self, size: int, *, loaders: int, busy: float) -> Wait | None:
+        """How a step of `busy` seconds gets its data from that many loader processes a rank.
+
+        None when the workers did not survive it.
+        """
+        sizes = [size] * self.spec.world_size
+        request = {"type": "wait", "sizes": sizes, "loaders": loaders, "busy": busy}
+        session = self._ready()
+        try:
+            reports = session.ask(request, self.limits.silence)
+        except Ended:
             self.close()
-            if ending.kind == "refused":
-                raise ChatlmError(ending.text)
-            if out_of_memory:
-                return self._failed(size, ending, time.monotonic() - started)
-            if attempt == 1:
-                what = _as_clause(ending)
-                self.emit(Notice(text=f"probe {size}: the worker {what}; trying once more"))
-        raise self._error(ending, f"at micro-batch {size}, twice")
+            return None
+        return Wait(
+            seconds=max(float(report["seconds"]) for report in reports),
+            host_peak=sum(int(report["host"]) for report in reports),
+        )
 
     def close(self) -> None:
         """Ends the workers, if any."""
-        if self._workers is not None:
-            self._workers.close()
-            self._workers = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
-    def _start(self) -> dict[str, Any] | Ending:
+    def _ready(self) -> Session:
+        if self._session is None:
+            self.open()
+        assert self._session is not None
+        return self._session
+
+    def _start(self) -> dict[str, Any]:
         survey = self.cards.survey()
         self.budgets = budgets(survey, self.limits.target)
-        self._reset_readings()
-        settings = {**self.spec.settings, "memory_limit": self.cards.allowance(survey)}
-        self._workers = Workers(
-            worker_command("autotune.worker", self.spec.world_size),
-            environment=worker_environment(
-                memory_environment(self.cards.kind), self.spec.world_size
-            ),
+        self._session = Session(
+            self.spec, cards=self.cards, host=self.host, limits=self.limits, emit=self.emit,
             log_path=self.log_path,
+        )  # fmt: skip
+        self._session.budgets = self.budgets
+        self._fixed = []
+        facts = self._session.build(
+            self.cards.allowance(survey), self.cards.guards(self.budgets, self.spec.world_size)
         )
-        facts: dict[int, dict[str, Any]] = {}
+        self._foreign = Foreign(self.cards.foreign(self._session.held))
+        return facts
 
-        def take(message: Message) -> bool:
-            if message["type"] == "hello" and message["present"] == self.spec.world_size:
-                self._send({"type": "build", "workload": self.spec.path, "settings": settings})
-            if message["type"] == "ready":
-                facts[message["rank"]] = message["facts"]
-            return len(facts) == self.spec.world_size
+    def _follow_neighbours(self) -> bool:
+        """Adapts the budgets to neighbours who came or left since the last look; whether any did."""
+        session = self._ready()
+        now = self.cards.foreign(session.held)
+        moved = self._foreign.moved(now)
+        self._foreign = replace(self._foreign, amounts=now)
+        if not any(moved):
+            return False
+        for device, change in zip(self.budgets, moved, strict=True):
+            if change:
+                verb = "took" if change > 0 else "freed"
+                self.emit(
+                    Notice(text=f"{device.name}: a neighbour {verb} {format_bytes(abs(change))}")
+                )
+        self.budgets = tuple(
+            budget(
+                device.device, device.name, device.total, max(0, device.others + change),
+                self.limits.target,
+            )
+            for device, change in zip(self.budgets, moved, strict=True)
+        )  # fmt: skip
+        session.budgets = self.budgets
+        return True
 
-        ending = self._wait(take, self.limits.building)
-        return ending if ending.kind != "report" else facts[0]
+    def _ask(self, session: Session, phase: Phase, sizes: Sequence[int]) -> list[Report]:
+        longest = self.limits.silence
+        if self._pace is not None:
+            longest = min(longest, max(PATIENCE, SLOW * self._pace * max(sizes)))
+        replies = session.ask({"type": phase, "sizes": list(sizes)}, longest)
+        return [Report(**{**reply, "seconds": tuple(reply["seconds"])}) for reply in replies]
 
-    def _attempt(self, size: int) -> Ending:
-        self._reset_readings()
-        reports: dict[int, Report] = {}
+    def _say_unsettled(self, sizes: Sequence[int]) -> None:
+        text = f"probe {max(sizes)}: a neighbour's memory moved meanwhile; measuring again"
+        self.emit(Notice(text=text))
 
-        def take(message: Message) -> bool:
-            if message["type"] == "report":
-                reports[message["rank"]] = Report(**message["report"])
-            return len(reports) == self.spec.world_size
+    def _neighbours_were_in_the_way(self, ended: Ended) -> bool:
+        """Whether others moved before this end for want of memory; our workers are gone by now."""
+        if ended.kind not in ("oom", "over") or not self._foreign.amounts:
+            return False
+        survey = self.cards.survey()
+        pairs = zip(survey, self.budgets, strict=True)
+        return any(abs(reading.used - before.others) > STILL for reading, before in pairs)
 
-        self._send({"type": "probe", "size": size})
-        ending = self._wait(take, self.limits.silence)
-        ending.reports = [reports[rank] for rank in sorted(reports)]
-        return ending
-
-    def _wait(self, take: Callable[[Message], bool], silence: float) -> Ending:
-        """Reads messages and meters until `take` says that all is there, or something ended it."""
-        assert self._workers is not None
-        heard = time.monotonic()
-        while True:
-            ended = self._workers.ended()  # asked first: its last words are read after it
-            messages = self._workers.receive(TICK)
-            if messages:
-                heard = time.monotonic()
-            failures = [message for message in messages if message["type"] in FAILURES]
-            if failures:
-                return self._failure(min(failures, key=lambda m: FAILURES.index(m["type"])))
-            for message in messages:
-                if take(message):
-                    return Ending()
-            if any(message["type"] == "gone" for message in messages) or (ended and not messages):
-                return self._how_it_ended()
-            if not self._read_meters():
-                return Ending(kind="oom", text="host memory ran out, the workers were stopped")
-            if time.monotonic() - heard > silence:
-                return Ending(kind="hung", text=f"was silent for {silence:.0f} s")
-
-    def _failure(self, message: Message) -> Ending:
-        if message["type"] == "crash" and self.spec.world_size > 1:
-            silent = (
-                self._how_it_ended()
-            )  # when one rank is killed, the others crash waiting for it
-            if silent.kind in ("oom", "killed"):
-                return silent
-        return Ending(kind=message["type"], text=message["text"])
-
-    def _how_it_ended(self) -> Ending:
-        assert self._workers is not None
-        code = self._workers.exit_code()
-        if self.host.oom_kills() > self._oom_kills:
-            return Ending(kind="oom", text="host memory: the kernel killed the worker")
-        if code == -signal.SIGKILL:
-            return Ending(kind="killed", text="was killed (SIGKILL)")
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Ending(kind="died", text=f"died ({how})")
-
-    def _reset_readings(self) -> None:
-        self._sampled = [0] * len(self.budgets)
-        self._host_peak = 0
-        self._host_used = 0
-        self._oom_kills = self.host.oom_kills()
-
-    def _read_meters(self) -> bool:
-        """Samples every meter; False when the host is about to run out of memory."""
-        assert self._workers is not None
-        resident = self._workers.resident()
-        devices = self.cards.read(resident)
-        host = self.host.read()
-        self._sampled = [
-            max(highest, device.used)
-            for highest, device in zip(self._sampled, devices, strict=True)
-        ]
-        self._host_peak = max(self._host_peak, sum(resident.values()))
-        self._host_used = max(self._host_used, host.used)
-        if self._ticks % SHOW_EVERY == 0:
-            self.emit(ReadingTaken(devices=devices, host=host, workers=sum(resident.values())))
-        self._ticks += 1
-        return host.free > HOST_FLOOR * host.total
-
-    def _judge(self, size: int, reports: Sequence[Report], seconds: float) -> Trial:
-        self._read_meters()  # a quick probe has ended before the first reading
-        measured = self.cards.measure(reports, self.budgets, self._sampled)
-        tightest = max(
-            range(len(measured)), key=lambda i: measured[i].peak - self.budgets[i].budget
+    def _is_unsettled(self, session: Session, trial: Trial) -> bool:
+        loading = self._foreign.loading
+        if self._follow_neighbours():
+            return True
+        self._foreign = replace(self._foreign, loading=False)
+        if not self._foreign.amounts:
+            return False
+        return passed_through(
+            session.meter.window().highest,
+            [device.context + (device.reserved or 0) for device in trial.measured],
+            [device.others for device in self.budgets],
+            loading=loading,
         )
-        worst = measured[tightest]
-        reason = None
-        verdict = Verdict.FITS
-        host = self.host.read()
-        if worst.peak > self.budgets[tightest].budget:
-            verdict = Verdict.OVER
-        elif self._host_used > self.limits.target_ram * host.total:
-            verdict, reason = Verdict.OVER, "host memory"
-        elif any(report.retries for report in reports):
-            verdict, reason = Verdict.OVER, "the allocator thrashed"
-        slowest = max(report.seconds for report in reports)
+
+    def _replace_if_drifted(self, reports: Sequence[Report]) -> None:
+        """A warm worker counts as a fresh one only while it holds no more than one."""
+        fixed = [report.fixed for report in reports]
+        self._fixed = self._fixed or fixed
+        if any(now > DRIFT * first for now, first in zip(fixed, self._fixed, strict=True)):
+            self.close()
+
+    def _trial(
+        self, sizes: Sequence[int], session: Session, reports: Sequence[Report], seconds: float
+    ) -> Trial:
+        window = session.meter.window()
+        measured = self.cards.measure(reports, self.budgets, window.highest)
+        slowest = max(reports, key=lambda report: sum(report.seconds) / len(report.seconds))
+        step = sum(slowest.seconds) / len(slowest.seconds)
+        trial = judged(
+            Trial(
+                size=max(sizes),
+                sizes=tuple(sizes),
+                verdict=Verdict.FITS,
+                peak=None,
+                seconds=seconds,
+                measured=tuple(measured),
+                host_peak=session.host_peak(),
+                samples_per_second=sum(report.samples for report in reports) / step,
+                tokens_per_second=sum(report.tokens for report in reports) / step,
+                speed_spread=_spread(slowest.seconds),
+            ),
+            self.budgets,
+        )
+        host = window.host_tightest
+        if trial.verdict is Verdict.FITS and host.used > self.limits.target_ram * host.total:
+            return replace(trial, verdict=Verdict.OVER, reason="host memory")
+        if trial.verdict is Verdict.FITS and any(report.retries for report in reports):
+            return replace(trial, verdict=Verdict.OVER, reason="the allocator thrashed")
+        return trial
+
+    def _failed(
+        self, sizes: Sequence[int], ended: Ended, seconds: float, failures: int
+    ) -> Trial | None:
+        """The trial of a probe that did not answer, or None when it is to be tried once more.
+
+        Raises:
+            ChatlmError: it failed for another reason than its size.
+        """
+        size = max(sizes)
+        again = failures == 1 and ended.kind not in self._confirmed
+        verdict, reason = Verdict.OOM, ended.first_line
+        match ended.kind:
+            case "refused":
+                raise ChatlmError(ended.text)
+            case "over":
+                verdict = Verdict.OVER
+            case "oom" if ended.rank is not None and self._is_guarded(ended.rank):
+                verdict, reason = Verdict.OVER, f"stopped at the guard's limit: {reason}"
+            case "oom":
+                pass
+            case _ if again:
+                self.emit(
+                    Notice(text=f"probe {size}: the worker {_as_clause(ended)}; trying once more")
+                )
+                return None
+            case "killed":
+                self._confirmed.add(ended.kind)
+            case "crash" if size > self._largest > 0:
+                self._confirmed.add(ended.kind)
+                reason = f"no size for it: {ended.first_line}"
+            case _:
+                raise self._error(ended, f"at micro-batch {size}, twice")
         return Trial(
             size=size,
+            sizes=tuple(sizes),
             verdict=verdict,
-            peak=worst.peak,
-            seconds=seconds,
-            budgets=self.budgets,
-            device_peaks=tuple(device.peak for device in measured),
-            tightest=tightest,
-            fixed=worst.fixed,
-            growing=worst.growing,
-            host_peak=self._host_peak,
-            samples_per_second=sum(report.samples for report in reports) / slowest,
-            tokens_per_second=sum(report.tokens for report in reports) / slowest,
-            reason=reason,
-        )
-
-    def _failed(self, size: int, ending: Ending, seconds: float) -> Trial:
-        return Trial(
-            size=size,
-            verdict=Verdict.OOM,
             peak=None,
             seconds=seconds,
             budgets=self.budgets,
-            host_peak=self._host_peak,
-            reason=ending.text.splitlines()[0] if ending.text else None,
+            reason=reason,
+            failed_rank=ended.rank,
         )
 
-    def _error(self, ending: Ending, when: str) -> WorkerError:
-        return WorkerError(f"the worker {_as_clause(ending)} {when}; its log is {self.log_path}")
+    def _is_guarded(self, rank: int) -> bool:
+        """Whether an allocation failed at our own limit, before the device itself had no more."""
+        device = self.budgets[min(rank, len(self.budgets) - 1)]
+        return self.limits.target + MARGIN < 1 and device.hard is not None
 
-    def _send(self, message: Mapping[str, Any]) -> None:
-        assert self._workers is not None
-        self._workers.send(message)
+    def _error(self, ended: Ended, when: str) -> WorkerError:
+        return WorkerError(f"the worker {_as_clause(ended)} {when}; its log is {self.log_path}")
 
 
-def _as_clause(ending: Ending) -> str:
-    return f"crashed ({ending.text.splitlines()[0]})" if ending.kind == "crash" else ending.text
+def _spread(seconds: Sequence[float]) -> float | None:
+    if len(seconds) < 2:
+        return None
+    return (max(seconds) - min(seconds)) * len(seconds) / sum(seconds)
+
+
+def _as_clause(ended: Ended) -> str:
+    return f"crashed ({ended.first_line})" if ended.kind == "crash" else ended.text
+
+
+def _pace(report: Report) -> float:
+    """Seconds a sequence, of the slowest step."""
+    return max(report.seconds) / max(1, report.samples)

@@ -1,25 +1,49 @@
 """Which size to probe next: an immutable ask/tell over integers, and nothing else.
 
 It knows no device, clock or process. Two things are kept apart. The *bracket* is what probes have
-proven: the largest size that fits and the smallest that does not; it shrinks with every answer, so
-the search ends. The *fit* is a guess at the peak's curve; it only chooses where in the bracket to
-ask, so the search ends soon, and a wrong fit costs probes but never a wrong answer.
+proven: the largest size that fits and the smallest that does not. The *line* through two peaks says
+where the budget should end. The answer is always of the bracket, so a wrong line costs probes but
+never a wrong answer.
+
+1. Probe the guess, or 1. With what was resident before the forward pass, the point at size 0, that
+   gives a line. As soon as two sizes tell a slope, size 0 is left out: the first sample may cost
+   more than the next ones.
+2. While nothing has failed, probe where the line reaches the aim if it is as steep as the noise
+   allows. The line from size 0 is steeper than a curve that starts with a jump or on a floor, so up
+   to there is safe; beyond it, the largest proven size is multiplied by a fixed number at most.
+3. After a failure, probe where the line ends. If that is not below the failure, the line did not
+   foresee it (a cliff, a bend) and the bracket is halved.
+4. Stop when the line leaves nothing worth a probe between the answer and the aim. No failing probe
+   is needed for that. What is worth a probe grows with the probes spent, which bounds them.
 
 The curve: the forward and backward peak is close to `fixed + k · size`; the optimizer step sets a
-floor under it that does not grow. Hence the fit reads `growing`, not `peak`, where it is known.
+floor under it that does not grow. Hence the line reads `growing`, not `peak`, where it is known.
+What the constants cost and save over thousands of curves: `python -m bench.simulate`.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 from autotune.verdict import Verdict
 
+AIM = 0.99
+"""The share of the budget that is aimed at: training peaks within 1 % of its probe."""
 NOISE = 0.01
-"""Relative spread of a peak between two runs of one size that the guard allows for."""
-FINE = 64
-"""The bracket is closed when it is narrower than 1/64 of the answer: 1.6 %."""
+"""Relative spread of a peak between two runs of one size that is allowed for."""
+CAREFUL = 1.6
+"""A leap takes the line for this many times its spread steeper than it is."""
 LEAP = 4
-"""How far beyond the largest proven size a guess may go: so many times where the curve's slope is
-unknown, and that squared where it is measured (a convex curve would overshoot a longer leap)."""
+"""The largest proven size times this is the farthest a leap goes beyond the line from size 0."""
+APART = 5
+"""Two heights tell a slope if they differ by this many times the noise."""
+WORTH = (0.03, 0.005, 0.005, 0.015, 0.015, 0.02, 0.02, 0.03, 0.05)
+"""The gain that is worth another probe, by probes spent, as a share of the answer. The first is for
+a guess, which needs no better; then it is small, so that a tuning comes out the same again."""
+MOST = 10
+"""Probes after which the answer is taken as it is, where there is one."""
+
+Point = tuple[int, int]
+"""(size, bytes)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +66,8 @@ class Told:
 class Search:
     """Finds the largest size in 1..ceiling whose peak is within the budget (bytes).
 
-    `guess` is a size worth trying first, from an earlier tuning. Without one the first probe is
-    at size 1: the safest, and with `fixed` it already gives a slope.
+    `guess` is a size worth trying first: the answer of an earlier tuning. Without one the first
+    probe is at size 1, the safest.
     """
 
     ceiling: int
@@ -78,75 +102,92 @@ class Search:
         fixed: int | None = None,
         growing: int | None = None,
     ) -> "Search":
-        """The search that also knows how this probe ended."""
+        """The search that also knows how this probe ended; a peak that is not known is no point."""
         told = Told(size=size, verdict=verdict, peak=peak, fixed=fixed, growing=growing)
         return replace(self, told=(*self.told, told))
 
     def ask(self) -> int | None:
-        """The next size to probe, inside the open bracket; None when the bracket is closed."""
-        low, high = self.low, self.high
-        fine = 1 if high > self.ceiling else max(1, low // FINE)
-        if high - low <= fine:
-            return None
-        if not self.told:
+        """The next size to probe, inside the open bracket; None when none is worth a probe."""
+        low, high, spent = self.low, self.high, len(self.told)
+        if not spent:
             return min(self.guess or 1, self.ceiling)
-        size = self._halve() if self._is_slow() else self._guided()
+        if high == 1 or (low and spent >= min(MOST, 2 * math.log2(self.ceiling) + 1)):
+            return None
+        line = self._line()
+        end = min(line.end if line else math.inf, high - 1)
+        if low and end - low < max(1, WORTH[min(spent, len(WORTH)) - 1] * low):
+            return None
+        lost = not low and spent > MOST / 2
+        size = self._reach(line) if line and not lost else self._halve()
         return min(max(size, low + 1), high - 1)
 
-    def _is_slow(self) -> bool:
-        """Whether the last two answers together failed to halve the bracket."""
-        if len(self.told) < 3:
-            return False
-        before = replace(self, told=self.told[:-2])
-        return self.high - self.low > (before.high - before.low) / 2 and self.high <= self.ceiling
+    def _reach(self, line: "Line") -> int:
+        """Where the line ends; with no failure above, held back by what it cannot know yet."""
+        if self.high <= self.ceiling:
+            return int(line.end) if line.end < self.high else self._halve()
+        size, height = line.right
+        room = AIM * self.budget - height
+        doubt = CAREFUL * line.spread
+        from_zero = (height - self._points()[0][1]) / size
+        farthest = max(room / (from_zero + doubt), (LEAP - 1) * size)
+        return size + int(min(farthest, room / (line.slope + doubt)))
 
     def _halve(self) -> int:
-        return (self.low + self.high) // 2
-
-    def _guided(self) -> int:
-        """Where the fit says that the budget ends, held back by what the fit cannot know yet."""
+        """A middle of the bracket, in the sense of what is known: in size, or in orders of it."""
         low, high = self.low, self.high
-        points = self._points()
-        if len(points) < 2:
-            return low * 2 if high > self.ceiling else self._halve()
-        (a, height_a), (b, height_b) = self._nearest(points)
-        if a == b:  # what is resident before the forward pass is over the budget already
-            return self._halve()
-        slope = (height_b - height_a) / (b - a)
-        steepest = (height_b * (1 + NOISE) - height_a * (1 - NOISE)) / (b - a)
-        if slope <= 0:  # a flat start says nothing about where it ends
-            return low * LEAP if high > self.ceiling else self._halve()
-        expected = int(b + (self.budget - height_b) / slope)
-        step = max(1, low // FINE)
-        if expected <= low:  # nothing more is expected to fit: close the bracket
-            return low + step
-        if high <= self.ceiling:  # a failure that the fit did not foresee refutes it
-            return expected if expected < high else self._halve()
-        careful = int(b + (self.budget - height_b) / steepest)
-        if careful - low < step:
-            careful = min(expected, low * LEAP)
-        return min(careful, low * LEAP**2)
+        ran = any(t.size == high and t.verdict is Verdict.OVER for t in self.told)
+        if not low:
+            return high // (2 if ran and len(self.told) == 1 else 4)
+        return (low + high) // 2 if ran else math.isqrt(low * high)
 
-    def _points(self) -> list[tuple[int, int]]:
-        """(size, height) by size, the resident bytes at size 0 first; one point a size."""
-        points = {
-            t.size: t.height
-            for t in self.told
-            if t.height is not None and t.verdict is not Verdict.OOM
-        }
+    def _points(self) -> list[Point]:
+        """What is known of the curve by size; at size 0 what was last resident, or nothing."""
+        heights = {t.size: t.height for t in self.told if t.verdict is not Verdict.OOM}
+        points = {size: height for size, height in heights.items() if height is not None}
         fixed = [t.fixed for t in self.told if t.fixed is not None]
-        if fixed:
-            points[0] = fixed[-1]
+        points[0] = fixed[-1] if fixed else 0
         return sorted(points.items())
 
-    def _nearest(self, points: list[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The points around the budget, or the two last below it, far enough apart for a slope.
+    def _line(self) -> "Line | None":
+        """The line at the budget, None where no size has a peak."""
+        points = self._points()
+        if len(points) == 1:
+            return None
+        line = Line.through(points, self.low, AIM * self.budget)
+        if line.right[0] > 1:
+            return line
+        # Only size 1 is known: the next samples may be cheaper, and its peak may be a floor.
+        hidden = all(t.growing is None for t in self.told)
+        return replace(line, end=max(1 + 1.5 * (line.end - 1), 2.0 if hidden else 0.0))
 
-        Two heights closer than a few times the noise give any slope at all.
-        """
-        above = [p for p in points if p[1] > self.budget]
-        below = [p for p in points if p[1] <= self.budget]
-        right = above[0] if above else below.pop()
-        apart = 5 * NOISE * right[1]
-        left = next((p for p in reversed(below) if right[1] - p[1] >= apart), points[0])
-        return left, right
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Bytes by size around the budget."""
+
+    right: Point
+    """Where it is drawn from: the first point above the aim, or the last below it."""
+    slope: float
+    """Bytes a size; 0 on a floor."""
+    spread: float
+    """How far off the noise may make the slope."""
+    end: float
+    """The size at which it reaches the aim."""
+
+    @classmethod
+    def through(cls, points: list[Point], low: int, aim: float) -> "Line":
+        """The line from the right point to the next one left of it that tells a slope."""
+        above = [p for p in points if p[1] > aim and p[0] >= max(1, low)]
+        right = above[0] if above else points[-1]
+        left = next((p for p in reversed(points[1:]) if tells_slope(p, right)), points[0])
+        run = right[0] - left[0]
+        slope = max(0.0, (right[1] - left[1]) / run)
+        spread = NOISE * math.hypot(right[1], left[1] if left[0] else 0, 1) / run
+        end = right[0] + (aim - right[1]) / slope if slope else math.inf
+        return cls(right=right, slope=slope, spread=spread, end=end)
+
+
+def tells_slope(left: Point, right: Point) -> bool:
+    """Whether noise is small against what lies between the two: half the size, or a good height."""
+    high = right[1] - left[1] >= APART * NOISE * right[1]
+    return left[0] < right[0] and (high or 2 * left[0] <= right[0])

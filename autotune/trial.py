@@ -1,6 +1,7 @@
 """The evidence that one probe leaves: what it peaked at, how fast it was, what was decided."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from autotune.verdict import Verdict
 
@@ -13,8 +14,27 @@ class DeviceBudget:
     name: str
     total: int
     others: int
-    """Held by others before any worker of ours started."""
+    """Held by others; at first as it was before any worker of ours started."""
     budget: int
+    hard: int | None = None
+    """What a probe of ours is stopped at: the budget and a small margin (`guard`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One device after a probe, others' memory subtracted; bytes."""
+
+    peak: int
+    fixed: int
+    """Resident before the forward pass."""
+    growing: int
+    """Peak of forward and backward, apart from the optimizer step's."""
+    context: int = 0
+    """What the allocator cannot see: the CUDA context, kernels, NCCL."""
+    reserved: int | None = None
+    """The allocator's own peak, cached blocks included."""
+    allocated: int | None = None
+    """The peak of what tensors held; what is reserved beyond it is cache and fragments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,25 +42,78 @@ class Trial:
     """A size that was probed. Memory is of the device with the least headroom; bytes, seconds."""
 
     size: int
+    """The micro-batch; the largest of them where the ranks' are unequal."""
     verdict: Verdict
     peak: int | None
-    """Our own peak, others' memory subtracted; None when the probe died before it could tell."""
+    """Our own peak, others' memory subtracted; None when the probe ended before it could tell."""
     seconds: float
     """Wall time of the whole probe, a worker's start included."""
+    sizes: tuple[int, ...] = ()
+    """The micro-batch of each rank."""
     budgets: tuple[DeviceBudget, ...] = ()
     """What the devices allowed when it ran: others may have come or gone since."""
-    device_peaks: tuple[int, ...] = ()
-    """Our peak on each device, in the order of the budgets."""
+    measured: tuple[Measured, ...] = ()
+    """Each device, in the order of the budgets."""
     tightest: int = 0
     """Which of the budgets left the least headroom: `peak`, `fixed` and `growing` are that device's."""
     fixed: int | None = None
-    """Resident before the forward pass."""
     growing: int | None = None
-    """Peak of forward and backward, apart from the optimizer step's."""
     host_peak: int | None = None
-    """Highest resident memory of all workers together."""
+    """Highest memory of all workers and their loaders together, shared pages counted once."""
     samples_per_second: float | None = None
     """Over all devices, warm-up excluded, at the longest lengths of the data."""
     tokens_per_second: float | None = None
+    """Padding not counted."""
+    speed_spread: float | None = None
+    """How far the timed steps lie apart, as a share of their mean; None of a single one."""
     reason: str | None = None
     """Why it was not measured in full, in a few words: `host memory`, `killed`."""
+    failed_rank: int | None = None
+    """The rank that ran out of memory first, where one did."""
+
+    @property
+    def sequences(self) -> int:
+        """Of one micro-batch on every rank."""
+        return sum(self.sizes) or self.size
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all ranks took the same size."""
+        return len(set(self.sizes)) < 2
+
+    @property
+    def device_peaks(self) -> tuple[int, ...]:
+        """Our peak on each device."""
+        return tuple(device.peak for device in self.measured)
+
+
+def judged(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial:
+    """The trial against these budgets: its verdict, and the device that has the least headroom."""
+    over = [
+        device.peak - budget.budget for device, budget in zip(trial.measured, budgets, strict=True)
+    ]
+    tightest = over.index(max(over))
+    worst = trial.measured[tightest]
+    return replace(
+        trial,
+        verdict=Verdict.OVER if over[tightest] > 0 else Verdict.FITS,
+        budgets=tuple(budgets),
+        tightest=tightest,
+        peak=worst.peak,
+        fixed=worst.fixed,
+        growing=worst.growing,
+    )
+
+
+def still_tells(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial | None:
+    """What an earlier trial says under these budgets; None when it says nothing any more.
+
+    A probe that ended without a peak was too large for the budget of its time, and for any
+    smaller one; under a larger one it may fit.
+    """
+    if trial.budgets == tuple(budgets):
+        return trial
+    if trial.measured and trial.reason is None:
+        return judged(trial, budgets)
+    pairs = zip(trial.budgets, budgets, strict=True)
+    return trial if all(new.budget <= old.budget for old, new in pairs) else None

@@ -9,6 +9,7 @@ class Verdict(StrEnum):
     FITS = "fits"
     """Ran, and its peak is within the budget."""
     OVER = "over"
-    """Ran, and its peak is above the budget."""
+    """Ran, and its peak is above the budget; or the guard stopped it there."""
     OOM = "oom"
-    """Did not run: the device or the host had no memory for it."""
+    """Did not run: the device or the host had no memory for it, or another limit of size that the
+    trial's reason names."""

@@ -1,40 +1,45 @@
 """`python -m autotune.worker`: builds the workload that it is told to and probes on request.
 
-Started by `prober`, one process a rank; answers over the wire. It knows no verdict and no budget.
+Started by `session`, one process a rank; answers over the wire. It knows no verdict and no budget.
 """
 
 import importlib
 import os
 import sys
 import traceback
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal, assert_never
 
 from autotune.channel import Message, Wire
 from autotune.errors import ChatlmError
 from autotune.memory import is_out_of_memory
-from autotune.probe import Workload, measure
+from autotune.probe import Held, Workload, measure, measure_evaluation
+
+Request = Literal["train", "evaluate", "wait"]
 
 
 def main() -> None:
     """Serves probes until told to stop; the wire ends the process with its supervisor."""
     wire = Wire.from_environment()
     assert wire is not None, "started by hand: use `chatlm autotune`"
+    rank = int(os.environ.get("RANK", "0"))
     try:
-        workload = build(wire.messages.get())
-        wire.send(
-            {"type": "ready", "facts": dict(workload.facts), "device": workload.memory.device}
-        )
-        while (message := wire.messages.get())["type"] == "probe":
-            report = measure(
-                workload, message["size"], lambda step: wire.send({"type": "beat", "step": step})
-            )
-            wire.send({"type": "report", "report": report.as_message()})
+        message = wire.messages.get()
+        workload = build(message)
+        memory = workload.memory
+        if (guard := message["guards"][rank]) is not None:
+            memory.limit(guard)
+        held = Held(device=memory.device, resident=memory.resident())
+        wire.send({"type": "ready", "facts": dict(workload.facts), "held": asdict(held)})
+        while True:
+            reply = answer(workload, wire.messages.get(), rank, lambda beat: wire.send(beat))
+            wire.send(reply)
     except Exception as error:  # noqa: BLE001  told to the supervisor, whatever it is
         traceback.print_exc()
         wire.send(failure(error))
         sys.stdout.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
-    os._exit(0)
 
 
 def build(message: Message) -> Workload:
@@ -42,6 +47,30 @@ def build(message: Message) -> Workload:
     module, _, function = message["workload"].partition(":")
     workload: Workload = getattr(importlib.import_module(module), function)(message["settings"])
     return workload
+
+
+def answer(
+    workload: Workload, message: Message, rank: int, say: Callable[[Message], None]
+) -> dict[str, Any]:
+    """What a request of the supervisor is answered with; `say` takes a beat after each step."""
+    memory = workload.memory
+
+    def beat(step: int) -> None:
+        say({"type": "beat", "step": step, "allocated": memory.peak_allocated()})
+
+    size = message["sizes"][rank]
+    request: Request = message["type"]
+    match request:
+        case "train":
+            report = measure(workload, size, beat).as_message()
+        case "evaluate":
+            report = measure_evaluation(workload, size, beat).as_message()
+        case "wait":
+            seconds, host = workload.wait(size, loaders=message["loaders"], busy=message["busy"])
+            report = {"seconds": seconds, "host": host}
+        case other:
+            assert_never(other)
+    return {"type": "report", "report": report}
 
 
 def failure(error: Exception) -> dict[str, Any]:

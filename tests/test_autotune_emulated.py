@@ -68,14 +68,18 @@ def test_the_answer_is_the_documented_json_and_a_profile(tmp_path: Path) -> None
     assert list(document) == [
         "schema", "profile", "micro_batch_size", "effective_batch_size",
         "gradient_accumulation_steps", "target", "interrupted", "devices", "trials", "seconds",
+        "micro_batch_sizes", "eval_batch_size", "loader_workers", "knee", "would_hold",
     ]  # fmt: skip
     assert document["profile"] == "profiles/tuned.toml"
     assert [list(device) for device in document["devices"]] == [
-        ["name", "total_bytes", "others_bytes", "budget_bytes", "peak_bytes"]
-    ]
+        [
+            "name", "total_bytes", "others_bytes", "budget_bytes", "peak_bytes", "context_bytes",
+            "reserved_bytes", "allocated_bytes",
+        ]
+    ]  # fmt: skip
     assert document["devices"][0]["total_bytes"] == GIB
     assert document["devices"][0]["budget_bytes"] == int(0.6 * GIB)
-    assert any(trial["size"] > document["micro_batch_size"] for trial in document["trials"])
+    assert document["devices"][0]["peak_bytes"] > 0.95 * document["devices"][0]["budget_bytes"]
     check(document, tmp_path)
 
 
@@ -187,8 +191,20 @@ def test_a_card_that_is_too_small_for_one_sequence_is_said(tmp_path: Path) -> No
     done = chatlm(tmp_path, *TUNE, "--target-vram", "0.3", "--max-batch", "64", "--plain")
 
     assert done.returncode == 1
+    assert done.stderr.startswith(
+        "chatlm: the model and its optimizer alone do not fit: stopped at "
+    )
+    assert "past the guard's 358 MiB; try a higher target" in done.stderr
+    assert not (tmp_path / "profiles").exists()
+
+
+def test_a_card_that_holds_the_model_and_no_sequence_is_said(tmp_path: Path) -> None:
+    """With the figures, and what to try; nothing is written."""
+    done = chatlm(tmp_path, *TUNE, "--target-vram", "0.4", "--max-batch", "64", "--plain")
+
+    assert done.returncode == 1
     assert done.stderr.startswith("chatlm: nothing fits: micro-batch 1 peaks at ")
-    assert "the budget of emulated card is 307 MiB" in done.stderr
+    assert "the budget of emulated card is 410 MiB" in done.stderr
     assert "try a higher --target-vram" in done.stderr
     assert not (tmp_path / "profiles").exists()
 

@@ -70,7 +70,7 @@ def test_the_card_with_a_neighbour_decides(tmp_path: Path) -> None:
     )
     assert all(trial.device_peaks[0] <= budgets[0] for trial in too_large)  # alone it could go on
     assert size == max(trial.size for trial in found if trial.verdict is Verdict.FITS)
-    assert min(trial.size for trial in too_large) - size <= max(1, size // 64)
+    assert document["devices"][1]["peak_bytes"] > 0.95 * budgets[1]
 
     profile = profiles.load(str(tmp_path / document["profile"]))
     assert profile.batch.micro_batch_size == size

@@ -16,8 +16,8 @@ from tests.fake_nvml import FakeDriver, FakeGpu
 GIB = 2**30
 UUIDS = tuple(f"GPU-0000000{i}-0000-0000-0000-000000000000" for i in range(2))
 REPORT = Report(
-    device=UUIDS[0], fixed=4, growing=9, peak=10, resident=7, retries=0, seconds=1.0, samples=1,
-    tokens=1,
+    device=UUIDS[0], fixed=4, growing=9, peak=10, allocated=8, resident=7, retries=0,
+    seconds=(1.0,), samples=1, tokens=1,
 )  # fmt: skip
 
 BYTES = st.integers(0, 80 * GIB)
@@ -50,6 +50,7 @@ def test_a_peak_between_two_samples_counts_with_the_context() -> None:
     measured = identity(REPORT, used_now=110, others=100, sampled=112)
 
     assert (measured.fixed, measured.growing, measured.peak) == (4 + 3, 9 + 3, 10 + 3)
+    assert (measured.context, measured.reserved, measured.allocated) == (3, 10, 8)
 
 
 def test_a_sample_above_what_torch_counted_is_the_peak() -> None:

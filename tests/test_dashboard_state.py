@@ -17,7 +17,7 @@ from autotune.events import (
 )
 from autotune.quantity import format_bytes
 from autotune.readings import DeviceReading, HostReading
-from autotune.trial import DeviceBudget, Trial
+from autotune.trial import DeviceBudget, Measured, Trial
 from autotune.verdict import Verdict
 from dashboard.fit import fit_line
 from dashboard.plain import PlainLines
@@ -41,9 +41,13 @@ def reading(used: int) -> ReadingTaken:
     return ReadingTaken(devices=(device,), host=HostReading(total=GIB, used=MIB), workers=MIB)
 
 
+def measured(*peaks: int) -> tuple[Measured, ...]:
+    return tuple(Measured(peak=peak, fixed=MIB, growing=peak) for peak in peaks)
+
+
 def trial(size: int, peak: int | None = GIB, verdict: Verdict = Verdict.FITS) -> Trial:
     return Trial(
-        size=size, verdict=verdict, peak=peak, seconds=4.2, device_peaks=(peak,) if peak else (),
+        size=size, verdict=verdict, peak=peak, seconds=4.2, measured=measured(peak) if peak else (),
         samples_per_second=52.1, reason=None if peak else "host memory",
     )  # fmt: skip
 
@@ -138,7 +142,7 @@ def test_only_the_last_notices_are_kept() -> None:
 def test_a_peak_is_held_against_the_device_with_the_least_headroom() -> None:
     budgets = (budget(0, gib=4), budget(1, gib=2))
     both = Trial(
-        size=1, verdict=Verdict.FITS, peak=GIB, seconds=1.0, device_peaks=(3 * GIB, 2 * GIB - 1)
+        size=1, verdict=Verdict.FITS, peak=GIB, seconds=1.0, measured=measured(3 * GIB, 2 * GIB - 1)
     )
 
     assert budget_of(both, budgets) == 2 * GIB

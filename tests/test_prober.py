@@ -14,6 +14,7 @@ import pytest
 
 from autotune.cards import EmulatedCards
 from autotune.errors import ChatlmError, DeviceError, ModelError, WorkerError
+from autotune.evaluation import tune_evaluation
 from autotune.events import Emit, Notice, ProbeStarted, ReadingTaken
 from autotune.host import HostMeter
 from autotune.prober import Limits, Prober, WorkloadSpec
@@ -59,7 +60,9 @@ def prober_of(
     settings: dict[str, Any],
     *,
     world_size: int = 1,
+    target: float = TARGET,
     silence: float = 60.0,
+    idle: float = 60.0,
     emit: Emit = lambda event: None,
     host: Host | None = None,
 ) -> Iterator[Prober]:
@@ -68,7 +71,7 @@ def prober_of(
         WorkloadSpec(path=PATH, settings=settings, world_size=world_size),
         cards=EmulatedCards(CARD, world_size),
         host=(host or Host(folder)).meter(),
-        limits=Limits(target=TARGET, target_ram=0.8, silence=silence),
+        limits=Limits(target=target, target_ram=0.8, silence=silence, idle=idle),
         emit=emit,
         log_path=folder / "log",
     ) as prober:
@@ -82,15 +85,17 @@ def notices(events: list[object]) -> list[str]:
 def test_a_peak_within_the_budget_fits_and_above_it_is_over(tmp_path: Path) -> None:
     """Both ran; the peaks are as far apart as what the two sizes hold."""
     with prober_of(tmp_path, toy()) as prober:
-        small, large = prober.probe(10), prober.probe(200)
+        small = prober.probe(10)
+        assert small.peak is not None
+        beyond = 10 + (CARD // 2 - small.peak) // MIB + 6
+        large = prober.probe(beyond)
 
     budget = prober.budgets[0].budget
-    assert small.peak is not None
     assert large.peak is not None
     assert budget == CARD * TARGET
     assert (small.verdict, large.verdict) == (Verdict.FITS, Verdict.OVER)
     assert small.peak <= budget < large.peak
-    assert large.peak - small.peak == pytest.approx(190 * MIB, abs=4 * MIB)
+    assert large.peak - small.peak == pytest.approx((beyond - 10) * MIB, abs=4 * MIB)
 
 
 def test_what_is_resident_is_told_apart_from_what_grows(tmp_path: Path) -> None:
@@ -109,7 +114,7 @@ def test_one_group_of_workers_serves_many_sizes(tmp_path: Path) -> None:
     with prober_of(tmp_path, toy()) as prober:
         first = prober.probe(10)
         (worker,) = workers_of(os.getpid())
-        prober.probe(200)
+        prober.probe(80)
         again = prober.probe(10)
         workers = workers_of(os.getpid())
 
@@ -121,8 +126,8 @@ def test_one_group_of_workers_serves_many_sizes(tmp_path: Path) -> None:
 def test_a_refused_allocation_is_out_of_memory_and_the_next_size_gets_a_fresh_worker(
     tmp_path: Path,
 ) -> None:
-    """The emulated card refuses what is beyond it; the worker that met this is not used again."""
-    with prober_of(tmp_path, toy()) as prober:
+    """The card refuses what is beyond it; the worker that met this is not used again."""
+    with prober_of(tmp_path, toy(), target=1.0) as prober:
         refused = prober.probe(400)
         after = workers_of(os.getpid())
         fits = prober.probe(10)
@@ -134,9 +139,34 @@ def test_a_refused_allocation_is_out_of_memory_and_the_next_size_gets_a_fresh_wo
     assert fits.verdict is Verdict.FITS
 
 
+def test_beyond_the_guards_limit_a_workers_own_allocation_fails(tmp_path: Path) -> None:
+    """Long before the card is full: others may want what is left of it."""
+    with prober_of(tmp_path, toy()) as prober:
+        stopped = prober.probe(150)
+        fits = prober.probe(10)
+
+    assert (stopped.verdict, stopped.peak, fits.verdict) == (Verdict.OVER, None, Verdict.FITS)
+    assert stopped.reason is not None
+    assert stopped.reason.startswith("stopped at the guard's limit: ")
+
+
+def test_a_reading_past_the_hard_limit_stops_the_probe(tmp_path: Path) -> None:
+    """What an allocator's limit cannot see, the meters do; the worker has not ended by itself."""
+    settings = toy(beside=190 * MIB, how="hang", at=3)
+    with prober_of(tmp_path, settings) as prober:
+        stopped = prober.probe(3)
+        left = workers_of(os.getpid())
+
+    assert stopped.verdict is Verdict.OVER
+    assert stopped.reason is not None
+    assert stopped.reason.startswith("stopped at ")
+    assert stopped.reason.endswith(" on emulated card, past the guard's 141 MiB")
+    assert left == []
+
+
 def test_a_memory_error_is_out_of_memory(tmp_path: Path) -> None:
     """Python's own, which says nothing but its name."""
-    with prober_of(tmp_path, toy(how="memory error")) as prober:
+    with prober_of(tmp_path, toy(how="memory error"), target=1.0) as prober:
         trial = prober.probe(5)
 
     assert (trial.verdict, trial.reason) == (Verdict.OOM, "MemoryError")
@@ -255,6 +285,62 @@ def test_silence_twice_is_an_error(tmp_path: Path) -> None:
     assert workers_of(os.getpid()) == []
 
 
+def test_workers_that_do_nothing_are_ended_long_before_their_time(tmp_path: Path) -> None:
+    """A hang costs no processor: one that waits in a collective for ever is told from one at work."""
+    settings = toy(how="hang", once=tmp_path / "once")
+    with prober_of(tmp_path, settings, idle=2.0) as prober:
+        trial = prober.probe(5)
+
+    assert trial.verdict is Verdict.FITS
+
+
+def test_a_crash_above_a_size_that_ran_is_a_limit_of_size(tmp_path: Path) -> None:
+    """As of kernels that take no batch of 65,536: smaller ones are searched on."""
+    events: list[object] = []
+    with prober_of(tmp_path, toy(how="crash", at=30), emit=events.append) as prober:
+        outcome = tune(prober, ceiling=lambda facts: 90, emit=events.append)
+
+    assert outcome.answer is not None
+    assert 25 <= outcome.answer.size < 30
+    reasons = {trial.reason for trial in outcome.trials if trial.verdict is not Verdict.FITS}
+    assert reasons == {"no size for it: ValueError: the toy broke"}
+
+
+def test_a_worker_that_holds_more_than_at_first_is_replaced(tmp_path: Path) -> None:
+    """What it would show of the next size would not be a fresh one's."""
+    with prober_of(tmp_path, toy(leak=4 * MIB)) as prober:
+        first = prober.probe(5)
+        (before,) = workers_of(os.getpid())
+        prober.probe(5)
+        again = prober.probe(5)
+        (after,) = workers_of(os.getpid())
+
+    assert before.pid != after.pid
+    assert again.fixed == pytest.approx(first.fixed, abs=2 * MIB)
+
+
+def test_evaluation_is_probed_forward_alone(tmp_path: Path) -> None:
+    """Beside what training keeps resident, and with its own peak."""
+    with prober_of(tmp_path, toy()) as prober:
+        trained, evaluated = prober.probe(40), prober.probe(40, "evaluate")
+
+    assert trained.peak is not None
+    assert evaluated.peak is not None
+    assert trained.peak - evaluated.peak == pytest.approx(20 * MIB, abs=2 * MIB)
+
+
+def test_the_evaluation_batch_holds_the_target_too(tmp_path: Path) -> None:
+    """And is no smaller than the micro-batch, which has run forward."""
+    with prober_of(tmp_path, toy()) as prober:
+        trained = prober.probe(40)
+        size = tune_evaluation(prober, trained)
+        peak = prober.probe(size, "evaluate").peak
+
+    assert size >= 40
+    assert peak is not None
+    assert peak <= CARD * TARGET
+
+
 @pytest.mark.parametrize("building", [True, False], ids=["building", "probing"])
 def test_what_a_worker_refuses_is_told_in_its_own_words(building: bool, tmp_path: Path) -> None:
     """It is the user's to mend, whenever it is found: no second try, no log to read."""
@@ -307,14 +393,14 @@ def test_where_others_hold_the_target_no_worker_starts(tmp_path: Path) -> None:
 
 
 def test_the_largest_size_that_fits_is_found(tmp_path: Path) -> None:
-    """By the peaks that were measured: the next larger size was tried and is over."""
+    """By the peaks that were measured: it ran, it fits, and little of the budget is left."""
     with prober_of(tmp_path, toy()) as prober:
         outcome = tune(prober, ceiling=lambda facts: 1000, emit=lambda event: None)
 
     assert outcome.answer is not None
-    above = {t.size - outcome.answer.size for t in outcome.trials if t.verdict is not Verdict.FITS}
     assert outcome.answer.verdict is Verdict.FITS
-    assert min(above) in (1, 2)  # the bracket is closed at 1/64
+    assert outcome.answer.peak is not None
+    assert 0.97 * CARD * TARGET < outcome.answer.peak <= CARD * TARGET
     assert not outcome.interrupted
 
 

@@ -1,142 +1,212 @@
 """The search over thousands of made-up curves: what it returns ran and fitted, and it ends soon."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
+from random import Random
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.search import FINE, Search
+from autotune.search import AIM, Search, Told
 from autotune.verdict import Verdict
+from bench.simulate import BUDGET, CARD, SHAPES, Curve, Device, make, ours
 
-BUDGET = 10_000_000_000
-CARD = 16_700_000_000
-
-
-@dataclass
-class Device:
-    """A device with a known curve: bytes at a size, noise included; out of memory above the card."""
-
-    curve: Callable[[int], float]
-    fixed: int
-    floor: float = 0.0
-    asked: list[int] = field(default_factory=list)
-    fitted: list[int] = field(default_factory=list)
-
-    def tell(self, search: Search, size: int) -> Search:
-        self.asked.append(size)
-        growing = int(self.curve(size))
-        peak = int(max(growing, self.floor))
-        if peak > CARD:
-            return search.tell(size, Verdict.OOM)
-        if peak > search.budget:
-            return search.tell(size, Verdict.OVER, peak, self.fixed, growing)
-        self.fitted.append(size)
-        return search.tell(size, Verdict.FITS, peak, self.fixed, growing)
+GB = 10**9
 
 
-def run(device: Device, ceiling: int, guess: int | None = None) -> Search:
-    search = Search(ceiling, BUDGET, guess)
-    while (size := search.ask()) is not None:
-        search = device.tell(search, size)
-        assert len(device.asked) <= 2 * math.log2(ceiling) + 2, device.asked
-    return search
+def line(fixed: float, slope: float, ceiling: int = 4096, floor: float = 0.0) -> Device:
+    """A device without noise whose peaks lie on a line; shares of the budget."""
+    curve = Curve(
+        family="affine",
+        ceiling=ceiling,
+        fixed=int(fixed * BUDGET),
+        growing=lambda size: (fixed + slope * size) * BUDGET,
+        floor=floor * BUDGET,
+    )
+    return Device(curve, Random(0), noise=0.0)
 
 
 @st.composite
-def devices(draw: st.DrawFn) -> Device:
-    """Affine, concave, convex and flat-started curves, noisy, that end anywhere or never."""
-    fixed = draw(st.integers(0, int(1.2 * BUDGET)))
-    optimum = math.exp(draw(st.floats(-0.7, math.log(6000))))
-    power = draw(st.sampled_from([1.0, 0.8, 1.2]))
-    floor = draw(st.sampled_from([0.0, 0.3, 0.7])) * BUDGET
-    noise = draw(st.sampled_from([0.0, 0.005, 0.01]))
-    seed = draw(st.integers(0, 2**32))
-    slope = abs(BUDGET - fixed) + 1
-
-    def curve(size: int) -> float:
-        wobble = math.sin(seed + 7919 * size)  # in -1..1, the same at every call
-        return float((fixed + slope * (size / optimum) ** power) * (1 + noise * wobble))
-
-    return Device(curve, fixed, floor)
+def devices(draw: st.DrawFn, family: str) -> Device:
+    """A curve of the family under any ceiling, with any noise up to 1 %."""
+    random = Random(draw(st.integers(0, 2**32)))
+    curve = make(family, random, draw(st.floats(0, 1)))
+    curve = replace(curve, ceiling=draw(st.integers(1, 4096)))
+    return Device(curve, random, draw(st.sampled_from([0.0, 0.002, 0.01])))
 
 
-@given(devices(), st.integers(1, 4096), st.none() | st.integers(1, 5000))
-def test_the_answer_is_a_size_that_ran_and_fitted(
-    device: Device, ceiling: int, guess: int | None
-) -> None:
-    """Never a size that was only computed, and none at all when nothing fitted."""
-    search = run(device, ceiling, guess)
+@pytest.mark.parametrize("family", SHAPES)
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.none() | st.integers(1, 5000))
+def test_whatever_the_curve(family: str, data: st.DataObject, guess: int | None) -> None:
+    """The answer ran and fitted, no size is asked twice or beyond the ceiling, and it ends soon."""
+    device = data.draw(devices(family))
+    ceiling = device.curve.ceiling
+    search = Search(ceiling, BUDGET, guess)
 
-    assert search.answer == max(device.fitted, default=None)
+    while (size := search.ask()) is not None:
+        search = device.probe(search, size)
+        assert len(device.sizes) <= 2 * math.log2(ceiling) + 2, device.sizes
 
-
-@given(devices(), st.integers(1, 4096), st.none() | st.integers(1, 5000))
-def test_no_size_is_asked_twice_or_beyond_the_ceiling(
-    device: Device, ceiling: int, guess: int | None
-) -> None:
-    """Every probe is worth its time."""
-    run(device, ceiling, guess)
-
-    assert len(set(device.asked)) == len(device.asked)
-    assert all(1 <= size <= ceiling for size in device.asked)
-
-
-@given(devices(), st.integers(1, 4096))
-def test_the_bracket_is_closed_at_the_end(device: Device, ceiling: int) -> None:
-    """The next larger size that was tried failed, within 1/64; or there is no larger size."""
-    search = run(device, ceiling)
-
-    assert search.low == ceiling or search.high - search.low <= max(1, search.low // FINE)
-    assert search.high == ceiling + 1 or search.high in device.asked
+    fitted = [told.size for told in search.told if told.verdict is Verdict.FITS]
+    assert search.answer == max(fitted, default=None)
+    assert search.answer is not None or 1 in device.sizes
+    assert len(set(device.sizes)) == len(device.sizes)
+    assert all(1 <= size <= ceiling for size in device.sizes)
 
 
-def test_an_affine_curve_takes_few_probes() -> None:
-    """1, a careful guess, the end of the budget and one beyond it."""
-    device = Device(lambda size: 2e9 + 79_600_000 * size, fixed=2_000_000_000)
+bytes_told = st.none() | st.integers(0, int(2 * CARD))
+told = st.builds(
+    Told,
+    size=st.integers(1, 300),
+    verdict=st.sampled_from(Verdict),
+    peak=bytes_told,
+    fixed=bytes_told,
+    growing=bytes_told,
+)
 
-    search = run(device, 4096)
 
-    assert search.answer == 100
-    assert len(device.asked) <= 5
+@settings(max_examples=500, deadline=None)
+@given(st.lists(told, max_size=12), st.integers(1, 300), st.data())
+def test_any_history_is_taken_up(history: list[Told], ceiling: int, data: st.DataObject) -> None:
+    """Told out of order, by another budget, or nonsense: it ends, and asks only for new sizes."""
+    search = Search(ceiling, BUDGET, told=tuple(t for t in history if t.size <= ceiling))
+
+    while (size := search.ask()) is not None:
+        assert search.low < size < search.high
+        assert size not in {t.size for t in search.told}
+        more = data.draw(told)
+        search = search.tell(size, more.verdict, more.peak, more.fixed, more.growing)
+
+    assert len(search.told) <= len(history) + 2 * math.log2(ceiling) + 2
 
 
-def test_a_good_guess_takes_two_probes() -> None:
-    """A size from an earlier tuning is confirmed, and the next one refuted."""
-    device = Device(lambda size: 2e9 + 79_600_000 * size, fixed=2_000_000_000)
+@given(st.integers(2, 3000), st.floats(0.05, 0.6))
+def test_an_affine_curve_needs_no_failing_probe(optimum: int, fixed: float) -> None:
+    """1, a careful leap or two, and the end of the budget."""
+    device = line(fixed, (1 - fixed) / (optimum + 0.5))
 
-    search = run(device, 4096, guess=100)
+    answer = ours(device)
 
-    assert device.asked == [100, 101]
-    assert search.answer == 100
+    aimed = device.curve.largest(AIM * BUDGET)
+    assert answer is not None
+    assert 0.98 * aimed - 1 <= answer <= optimum
+    assert len(device.sizes) <= 5
+    assert device.over + device.oom == 0
+
+
+@given(st.integers(1, 3000), st.floats(0.05, 0.6))
+def test_a_right_guess_takes_one_probe(optimum: int, fixed: float) -> None:
+    """The answer of an earlier tuning is taken again when it comes as close to the aim."""
+    device = line(fixed, (AIM - fixed) / optimum)
+
+    answer = ours(device, guess=optimum)
+
+    assert device.sizes == [optimum]
+    assert answer == optimum
+
+
+@pytest.mark.parametrize("guess", [40, 90, 110, 150, 400, 4000])
+def test_a_wrong_guess_is_mended_soon(guess: int) -> None:
+    """Too small, too large, or far out of memory."""
+    device = line(0.3, 0.7 / 100.5)
+
+    answer = ours(device, guess)
+
+    assert answer in (98, 99, 100)
+    assert len(device.sizes) <= 5
 
 
 def test_nothing_fits_is_known_after_one_probe() -> None:
     """Size 1 is the smallest there is."""
-    device = Device(lambda size: 1.1 * BUDGET, fixed=2_000_000_000)
+    device = line(0.3, 0.8)
 
-    search = run(device, 4096)
+    answer = ours(device)
 
-    assert search.answer is None
-    assert device.asked == [1]
+    assert answer is None
+    assert device.sizes == [1]
+
+
+def test_a_ceiling_that_fits_is_the_answer() -> None:
+    """It ends there, with nothing left to try."""
+    device = line(0.3, 0.001, ceiling=64)
+
+    answer = ours(device)
+
+    assert answer == 64
 
 
 def test_a_flat_start_is_not_extrapolated() -> None:
     """The optimizer's floor hides the slope in `peak`; `growing` shows it."""
-    device = Device(lambda size: 1e9 + 200_000_000 * size, fixed=1_000_000_000, floor=6e9)
+    device = line(0.1, 0.02, floor=0.8)
 
-    search = run(device, 4096)
+    answer = ours(device)
 
-    assert search.answer == 45
-    assert max(device.asked) <= 60
+    assert answer == 44
+    assert max(device.sizes) <= 45
 
 
-def test_a_wrong_fit_still_ends_in_the_right_answer() -> None:
-    """A cliff that no fit foresees is found by the bracket."""
-    device = Device(lambda size: 2e9 + 1_000_000 * size if size < 700 else 2 * CARD, fixed=0)
+def test_floor_points_alone_end_no_search() -> None:
+    """Where only the floor is seen, whatever it leaves of the budget, larger sizes are tried."""
+    search = Search(64, 100 * GB)
 
-    search = run(device, 4096)
+    search = search.tell(1, Verdict.FITS, 90 * GB, 10 * GB)
+    assert search.ask() == 2
+    search = search.tell(2, Verdict.FITS, 90 * GB, 10 * GB)
 
-    assert search.answer is not None
-    assert 689 <= search.answer <= 699
+    assert search.ask() == 7
+
+
+def test_a_first_sample_that_costs_more_is_not_taken_for_the_slope() -> None:
+    """By the first sample's price two would not fit: they are tried, and fit."""
+    search = Search(64, 100 * GB).tell(1, Verdict.FITS, 70 * GB, 10 * GB, 70 * GB)
+
+    assert search.ask() is None
+    search = Search(64, 100 * GB).tell(1, Verdict.FITS, 60 * GB, 10 * GB, 60 * GB)
+
+    assert search.ask() == 2
+
+
+def test_a_probe_that_was_stopped_is_no_point_of_the_line() -> None:
+    """What it had reached when the guard stopped it is not its peak: only its size counts."""
+    search = Search(4096, 100 * GB).tell(10, Verdict.FITS, 30 * GB, 20 * GB, 30 * GB)
+
+    stopped = search.tell(80, Verdict.OVER, None, 20 * GB)
+
+    assert stopped.high == 80
+    assert stopped.ask() == 79
+    assert search.tell(70, Verdict.OVER, None, 20 * GB).ask() == 40
+
+
+def test_a_cliff_is_found_by_halving() -> None:
+    """A size limit that no peak foretells."""
+    device = line(0.2, 0.0002)
+    device.curve = replace(device.curve, limit=700)
+
+    answer = ours(device)
+
+    assert answer is not None
+    assert 0.95 * 700 <= answer <= 700
+    assert len(device.sizes) <= 10
+
+
+def test_a_smaller_budget_takes_up_what_is_known() -> None:
+    """A neighbour took memory: the trials are told again, and one or two more probes suffice."""
+    device = line(0.3, 0.7 / 1000.5)
+    search = Search(4096, BUDGET)
+    while (size := search.ask()) is not None:
+        search = device.probe(search, size)
+    smaller = replace(search, budget=int(0.8 * BUDGET), told=())
+    for t in search.told:
+        assert t.peak is not None
+        verdict = Verdict.FITS if t.peak <= smaller.budget else Verdict.OVER
+        smaller = smaller.tell(t.size, verdict, t.peak, t.fixed, t.growing)
+
+    before = len(smaller.told)
+    while (size := smaller.ask()) is not None:
+        smaller = device.probe(smaller, size)
+
+    assert smaller.answer is not None
+    assert 0.97 * 714 <= smaller.answer <= 714
+    assert len(smaller.told) - before <= 2

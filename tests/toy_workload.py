@@ -32,15 +32,26 @@ def toy(
     oom_counter: Path | None = None,
     victim: int | None = None,
     after: Path | None = None,
+    beside: int = 0,
+    device: str = "cpu",
+    leak: int = 0,
+    scattered: int = 0,
+    retries: int = 0,
 ) -> dict[str, Any]:
     """Settings of a workload that misbehaves, where `how` says so, from size `at` on.
 
-    how: `kill`, `crash`, `hang`, `refuse`, `memory error` or `quit`
+    how: `kill`, `crash`, `hang`, `refuse`, `memory error` or `quit`; `touch` makes the file and no more,
+        `visit` makes it, waits until `after` has been made, and removes both
     once: only where this file does not exist yet
     building: instead of a probe, when it is built
     oom_counter: a made-up file of the kernel's that counts the kill
     after: it waits until this file exists
     victim: only on this rank; the others then crash, as in a collective that one has left
+    device: what the memory is said to be of; `{rank}` stands for the rank
+    leak: bytes that each step keeps
+    scattered: bytes that a step takes more once a mix has left the memory in pieces
+    retries: how often the allocator has to flush its cache in a step
+    beside: bytes that a probe holds where its own limit does not see them, as NCCL does
     """
     return {
         "fixed": fixed,
@@ -52,7 +63,21 @@ def toy(
         "oom_counter": None if oom_counter is None else str(oom_counter),
         "victim": victim,
         "after": None if after is None else str(after),
+        "beside": beside,
+        "device": device,
+        "leak": leak,
+        "scattered": scattered,
+        "retries": retries,
     }
+
+
+class ToyMemory(HostMemory):
+    """Resident pages, and an allocator's flushes to count."""
+
+    flushes = 0
+
+    def retries(self) -> int:
+        return self.flushes
 
 
 class ToyWorkload:
@@ -60,29 +85,52 @@ class ToyWorkload:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
-        self.memory = HostMemory()
+        self.memory = ToyMemory()
+        self.extra = 0
+        self.memory.device = settings["device"].format(rank=os.environ.get("RANK", "0"))
         if settings["memory_limit"] is not None:
             self.memory.limit(settings["memory_limit"])
         self.facts = {"model": "toy", "rows": 1000, "fingerprint": {}, "notice": None}
-        self.resident = allocate(settings["fixed"])
+        self.kept = [allocate(settings["fixed"])]
         if settings["building"]:
             self._misbehave()
 
     def accumulate(self, size: int) -> Load:
         if size >= self.settings["at"] and not self.settings["building"]:
+            self.beside = allocate(self.settings["beside"], mmap.MAP_SHARED)
             self._misbehave()
-        activations = allocate(size * self.settings["per_size"])
+        self.memory.flushes += self.settings["retries"]
+        activations = allocate(size * self.settings["per_size"] + self.extra)
         activations.close()
         return Load(samples=size, tokens=10 * size)
 
+    def mix(self, size: int) -> None:
+        self.accumulate(max(1, size // 2))
+        self.extra = self.settings["scattered"]
+
     def update(self) -> None:
-        return
+        if self.settings["leak"]:
+            self.kept.append(allocate(self.settings["leak"]))
+
+    def evaluate(self, size: int) -> Load:
+        activations = allocate(size * self.settings["per_size"] // 2)
+        activations.close()
+        return Load(samples=size, tokens=10 * size)
+
+    def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
+        return 0.0, loaders * MIB
 
     def any_rank(self, claim: bool) -> bool:
         return claim
 
     def _misbehave(self) -> None:
         once = self.settings["once"]
+        if self.settings["how"] == "visit":
+            Path(once).touch()
+            wait_for(self.settings["after"])
+            Path(once).unlink()
+            Path(self.settings["after"]).unlink()
+            return
         if self.settings["how"] is None or (once and Path(once).exists()):
             return
         if self.settings["after"]:
@@ -109,9 +157,9 @@ class ToyWorkload:
                 os._exit(0)
 
 
-def allocate(amount: int) -> mmap.mmap:
+def allocate(amount: int, kind: int = mmap.MAP_PRIVATE) -> mmap.mmap:
     """That many bytes in pages of their own, each written to: resident, and gone once closed."""
-    block = mmap.mmap(-1, max(1, amount), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block = mmap.mmap(-1, max(1, amount), flags=kind | mmap.MAP_ANONYMOUS)
     for start in range(0, amount, mmap.PAGESIZE):
         block[start] = 1
     return block

@@ -10,6 +10,7 @@ from autotune.errors import DeviceError, UsageError
 from autotune.host import HostMeter
 from autotune.nvml import Nvml, NvmlDevice, visible
 from autotune.quantity import format_bytes
+from autotune.shared_memory import free_shared_memory, shortage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,8 @@ class Devices:
     world_size: int
     driver: str | None = None
     notice: str | None = None
+    shared: tuple[str, ...] = ()
+    """What another tuning at the same time would disturb: cards by UUID, or the host's memory."""
 
 
 @contextmanager
@@ -69,12 +72,15 @@ def _on_gpus(
         cards=GpuCards(shown[:world_size], vram_limit),
         world_size=world_size,
         driver=nvml.driver_version,
+        shared=tuple(device.uuid for device in shown[:world_size]),
     )
 
 
 def _on_cpu(world_size: int, vram_limit: int | None, host: HostMeter, why: str | None) -> Devices:
+    shared: tuple[str, ...]
     if vram_limit is None:
         cards: Cards = HostCard(host)
+        shared = ("host-memory",)
         notice = "on the CPU, against host RAM"
     else:
         if vram_limit * world_size > host.read().total:
@@ -83,5 +89,46 @@ def _on_cpu(world_size: int, vram_limit: int | None, host: HostMeter, why: str |
                 f"{format_bytes(host.read().total)} of host RAM; use a smaller --vram-limit"
             )
         cards = EmulatedCards(vram_limit, world_size)
+        shared = ()
         notice = f"on the CPU, which plays a card of {format_bytes(vram_limit)}"
-    return Devices(cards=cards, world_size=world_size, notice=f"{why}: {notice}" if why else notice)
+    return Devices(
+        cards=cards,
+        world_size=world_size,
+        notice=f"{why}: {notice}" if why else notice,
+        shared=shared,
+    )
+
+
+def check_per_device(wanted: bool, devices: Devices) -> bool:
+    """The user's choice, where each process has a card of its own.
+
+    Raises:
+        UsageError: they share the host's memory, or there is only one.
+    """
+    if wanted and devices.world_size == 1:
+        raise UsageError(
+            "--per-device is for several cards, and there is one process; leave it out"
+        )
+    if wanted and isinstance(devices.cards, HostCard):
+        raise UsageError(
+            "--per-device needs a card for each process, and these share the host's memory; leave "
+            "it out, or give --vram-limit"
+        )
+    return wanted
+
+
+def shared_memory_notice(devices: Devices, backend: str | None, *, loaders: int) -> str | None:
+    """A line that says that NCCL or the loaders will lack shared memory; None where none will."""
+    uses_nccl = devices.cards.kind == "cuda" and devices.world_size > 1 and not wants_gloo(backend)
+    return shortage(
+        free_shared_memory(),
+        nccl_ranks=devices.world_size if uses_nccl else 0,
+        loader_workers=loaders * devices.world_size,
+    )
+
+
+def wants_gloo(backend: str | None) -> bool:
+    """Whether the user asked for gloo, by the flag or by the variable that scripts set."""
+    if backend is not None:
+        return backend == "gloo"
+    return os.environ.get("ACCELERATE_USE_GLOO", "0") not in ("", "0")

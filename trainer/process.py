@@ -95,6 +95,7 @@ def _parse(arguments: list[str]) -> TrainSettings:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     parser.add_argument("--dropout", type=float)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--scale-lr", choices=("linear", "sqrt"))
     parser.add_argument("--checkpoint-every", type=int)
     parser.add_argument("--backend", choices=("gloo", "nccl"))
     parser.add_argument("--device", choices=("cuda", "cpu"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from autotune.cards import budgets
 from autotune.channel import Message
-from autotune.errors import ChatlmError, OutOfMemory, WorkerError
+from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, ReadingTaken
 from autotune.host import HostMeter
 from autotune.launch import memory_environment, worker_command, worker_environment
@@ -53,19 +53,20 @@ def run_training(job: TrainJob) -> TrainingEnded:
     try:
         return supervise(job, job.profile.fingerprint)
     except Stale as stale:
-        size = job.settings.micro_batch
+        sizes = job.settings.plan(job.settings.world_size)
         job.emit(
             Notice(
                 text=f"profile {job.name} was measured elsewhere ({'; '.join(stale.differences)}): "
-                f"probing micro-batch {size} once"
+                f"probing micro-batch {sizes} once"
             )
         )
-        probe_again(job, size)
+        probe_again(job)
         return supervise(job, None)
 
 
-def probe_again(job: TrainJob, size: int) -> None:
-    """Raises ProfileError when the size does not hold the profile's target any more."""
+def probe_again(job: TrainJob) -> None:
+    """Raises ProfileError when the run's size does not hold the profile's target any more."""
+    size = job.settings.micro_batch
     memory = job.profile.memory
     limits = Limits(target=memory.target_vram or 1.0, target_ram=memory.target_ram or 1.0)
     spec = WorkloadSpec(
@@ -83,7 +84,7 @@ def probe_again(job: TrainJob, size: int) -> None:
     ) as prober:  # fmt: skip
         prober.open()
         job.emit(ProbeStarted(size=size, low=0, high=size + 1))
-        trial = prober.probe(size)
+        trial = prober.probe(job.settings.plan(job.settings.world_size).sizes)
         job.emit(ProbeEnded(trial=trial, low=0, high=size + 1))
         check_still_fits(trial, prober.budgets[trial.tightest].budget, job.name)
 
@@ -188,15 +189,19 @@ class Relay:
             self._handle(message)
         if time.monotonic() - self._read_at >= TICK:
             self._read_at = time.monotonic()
-            resident = self.workers.resident()
-            self.emit(
-                ReadingTaken(
-                    devices=self.job.devices.cards.read(resident),
-                    host=self.job.host.read(),
-                    workers=sum(resident.values()),
-                )
-            )
+            self._show_meters()
         return bool(messages)
+
+    def _show_meters(self) -> None:
+        resident = self.workers.resident()
+        try:
+            devices = self.job.devices.cards.read(resident)
+        except DeviceError as error:  # the run may go on: it is for its workers to fail
+            self.emit(Notice(text=str(error)))
+            devices = ()
+        self.emit(
+            ReadingTaken(devices=devices, host=self.job.host.read(), workers=sum(resident.values()))
+        )
 
     def stop(self) -> None:
         """Asks the workers to save and end; raises KeyboardInterrupt the second time.
@@ -241,7 +246,7 @@ class Relay:
             case "oom":
                 said = message["text"].splitlines()[0]
                 raise OutOfMemory(
-                    f"out of memory at micro-batch {self.settings.micro_batch}: {said}; "
+                    f"out of memory at micro-batch {self.settings.plan(self.settings.world_size)}: {said}; "
                     f"use a smaller --micro-batch, or `chatlm autotune` to find the largest"
                 )
             case "refused":

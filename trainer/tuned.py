@@ -1,28 +1,92 @@
 """Between a tuning and the profile that records it, and between a profile and today's machine."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from autotune.errors import NothingFits, ProfileError
+from autotune.evaluation import tune_evaluation
 from autotune.launch import memory_environment
+from autotune.loaders import tune_loaders
 from autotune.plan import Plan, choose_effective
-from autotune.prober import Limits
+from autotune.prober import Limits, Prober
 from autotune.quantity import format_bytes
 from autotune.trial import DeviceBudget, Trial
 from autotune.tuning import Outcome
+from autotune.unequal import Sizes
 from autotune.verdict import Verdict
-from profiles import Profile
+from profiles import Profile, load
 from profiles.schema import Batch, Fingerprint, Memory, Run, TrialRow
 from trainer.devices import Devices
 from trainer.settings import TrainSettings, WorkloadSettings
 
 MOST = 4096
 """The largest micro-batch that is tried unless --max-batch says otherwise."""
+ROOMY = 1.1
+"""Room for less than this many times the answer is not worth a word."""
 
 
-def ceiling(rows: int, *, world_size: int, effective: int | None, max_batch: int | None) -> int:
-    """The largest size worth trying: the data has no more, and a step's share is no larger."""
-    share = rows if effective is None else -(-effective // world_size)
+def ceiling(
+    rows: int,
+    *,
+    world_size: int,
+    effective: int | None,
+    max_batch: int | None,
+    per_device: bool = False,
+) -> int:
+    """The largest size worth trying: the data has no more, and a step's share is no larger.
+
+    Unequal ranks take unequal shares: all but one sequence for each of the others at most.
+    """
+    if effective is None:
+        share = rows
+    else:
+        share = effective - world_size + 1 if per_device else -(-effective // world_size)
     return max(1, min(max_batch or MOST, rows, share))
+
+
+def earlier(
+    path: Path, limits: Limits, vram_limit: int | None, devices: Devices
+) -> Callable[[dict[str, Any]], Sizes | None]:
+    """From a worker's facts the sizes that an earlier tuning of the very same found, or None."""
+
+    def guess(facts: dict[str, Any]) -> Sizes | None:
+        try:
+            profile = load(str(path))
+        except ProfileError:
+            return None
+        memory, batch = profile.memory, profile.batch
+        is_same = (
+            not profile.interrupted
+            and profile.fingerprint == fingerprint(facts["fingerprint"], devices)
+            and profile.run.precision == facts["precision"]
+            and profile.run.environment == memory_environment(devices.cards.kind)
+            and (memory.target_vram, memory.target_ram, memory.vram_limit_bytes)
+            == (limits.target, limits.target_ram, vram_limit)
+        )
+        sizes = batch.micro_batch_sizes or [batch.micro_batch_size] * devices.world_size
+        return tuple(sizes) if is_same else None
+
+    return guess
+
+
+def after_the_search(
+    prober: Prober, trial: Trial, *, effective: int, fixed: bool, evaluates: bool
+) -> tuple[int | None, int | None]:
+    """The evaluation batch, where there is something to evaluate, and the loader processes."""
+    eval_batch = tune_evaluation(prober, trial) if evaluates else None
+    ranks = prober.spec.world_size
+    samples = choose_effective(trial.sizes, world_size=ranks, wanted=effective, fixed=fixed)
+    host = prober.host.read()
+    assert trial.samples_per_second is not None
+    loaders = tune_loaders(
+        prober,
+        trial.size,
+        busy=samples / trial.samples_per_second,
+        ranks=ranks,
+        room=int(prober.limits.target_ram * host.total) - host.used,
+    )
+    return eval_batch, loaders
 
 
 def make_profile(
@@ -31,21 +95,21 @@ def make_profile(
     limits: Limits,
     settings: WorkloadSettings,
     devices: Devices,
-    wanted_effective: int,
-    effective_is_fixed: bool,
-    loader_workers: int,
+    base: Profile,
+    effective: int | None,
     vram_limit: int | None,
 ) -> Profile:
-    """The profile of an outcome that has an answer."""
+    """The profile of an outcome that has an answer; `effective` is the user's own choice, if any."""
     trial = outcome.answer
     assert trial is not None
+    wanted = effective or base.batch.effective_batch_size
     plan = Plan(
-        micro_batch=trial.size,
+        micro_batch=trial.sizes,
         effective_batch=choose_effective(
-            trial.size,
+            trial.sizes,
             world_size=devices.world_size,
-            wanted=wanted_effective,
-            fixed=effective_is_fixed,
+            wanted=wanted,
+            fixed=effective is not None,
         ),
         world_size=devices.world_size,
     )
@@ -55,8 +119,11 @@ def make_profile(
         interrupted=outcome.interrupted,
         batch=Batch(
             micro_batch_size=plan.micro_batch,
+            micro_batch_sizes=None if plan.is_even else list(plan.sizes),
             gradient_accumulation_steps=plan.accumulation,
             effective_batch_size=plan.effective_batch,
+            base_effective_batch_size=wanted,
+            eval_batch_size=outcome.eval_batch,
         ),
         memory=Memory(
             target_vram=limits.target,
@@ -64,6 +131,7 @@ def make_profile(
             vram_limit_bytes=vram_limit,
             others_bytes=tightest.others,
             budget_bytes=tightest.budget,
+            hard_limit_bytes=tightest.hard,
             peak_bytes=trial.peak,
             host_peak_bytes=trial.host_peak,
         ),
@@ -75,12 +143,28 @@ def make_profile(
             max_source_length=settings.max_source_length,
             max_target_length=settings.max_target_length,
             optimizer="adamw",
-            loader_workers=loader_workers,
+            loader_workers=(
+                base.run.loader_workers if outcome.loaders is None else outcome.loaders
+            ),
             environment=memory_environment(devices.cards.kind),
         ),
         fingerprint=fingerprint(outcome.facts["fingerprint"], devices),
         trial=[_row(t) for t in outcome.trials],
     )
+
+
+def would_hold(outcome: Outcome) -> int | None:
+    """About how many sequences the devices had room for, where the ceiling was the smaller bound.
+
+    By the line through what is resident and the answer's forward and backward: nothing that ran.
+    """
+    trial = outcome.answer
+    if trial is None or trial.size < outcome.ceiling or trial.fixed is None or not trial.growing:
+        return None
+    room = trial.budgets[trial.tightest].budget - trial.fixed
+    each = (trial.growing - trial.fixed) / trial.size
+    size = int(room / each) if each > 0 else 0
+    return size if size >= ROOMY * trial.size else None
 
 
 def fingerprint(facts: dict[str, Any], devices: Devices) -> Fingerprint:
@@ -118,9 +202,10 @@ def differences(
             different.append(f"{name.replace('_', ' ')} {old} tokens, now {new}")
     if workload.precision not in ("auto", profile.run.precision):
         different.append(f"precision {profile.run.precision}, now {workload.precision}")
-    if settings.micro_batch > profile.batch.micro_batch_size:
-        tuned_size = profile.batch.micro_batch_size
-        different.append(f"micro-batch {tuned_size}, now {settings.micro_batch}")
+    measured_sizes = profile.plan(measured.world_size).sizes
+    sizes = settings.plan(settings.world_size)
+    if any(now > then for now, then in zip(sizes.sizes, measured_sizes, strict=False)):
+        different.append(f"micro-batch {profile.plan(measured.world_size)}, now {sizes}")
     if profile.run.environment != memory_environment(workload.device):
         different.append("other allocator settings")
     peak = profile.memory.peak_bytes or 0
@@ -175,23 +260,33 @@ def as_json(outcome: Outcome, profile: Profile, path: str, limits: Limits) -> di
                 "total_bytes": budget.total,
                 "others_bytes": budget.others,
                 "budget_bytes": budget.budget,
-                "peak_bytes": peak,
+                "peak_bytes": device.peak,
+                "context_bytes": device.context,
+                "reserved_bytes": device.reserved,
+                "allocated_bytes": device.allocated,
             }
-            for budget, peak in zip(trial.budgets, trial.device_peaks, strict=True)
+            for budget, device in zip(trial.budgets, trial.measured, strict=True)
         ],
         "trials": [_row(t).model_dump(exclude_none=False) for t in outcome.trials],
         "seconds": outcome.seconds,
+        "micro_batch_sizes": list(trial.sizes),
+        "eval_batch_size": profile.batch.eval_batch_size,
+        "loader_workers": profile.run.loader_workers,
+        "knee": profile.knee(),
+        "would_hold": would_hold(outcome),
     }
 
 
 def _row(trial: Trial) -> TrialRow:
     return TrialRow(
         size=trial.size,
+        sizes=None if trial.is_even else list(trial.sizes),
         verdict=trial.verdict.value,
         peak_bytes=trial.peak,
         seconds=trial.seconds,
         samples_per_second=trial.samples_per_second,
         tokens_per_second=trial.tokens_per_second,
+        speed_spread=trial.speed_spread,
         reason=trial.reason,
     )
 

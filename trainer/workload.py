@@ -1,41 +1,49 @@
 """The trainer's own step as a workload to be probed: `trainer.workload:build`."""
 
+import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from autotune.plan import Plan, choose_effective
 from autotune.probe import Load
 from trainer.batches import Batch, Collator
 from trainer.engine import Engine, make_accelerator, precision
+from trainer.feed import feed, loaders_memory
 from trainer.models import Loaded, load_model
+from trainer.order import SampleOrder
 from trainer.rows import bundled
 from trainer.settings import WorkloadSettings
+from trainer.steps import Steps
 from trainer.store import TokenStore, open_store
 
 PROBE_LEARNING_RATE = 1e-6
 """A real optimizer step, on weights that nobody keeps."""
+MIX_SEED = 1
+FED = 5
+"""Steps whose data are waited for, after the first, which starts the loaders."""
+AHEAD = 1.0
+"""Seconds that loaders are given to be ahead, where a step is longer."""
 
 
 class SftWorkload:
     """Worst-case optimizer steps of supervised fine-tuning."""
 
-    def __init__(self, settings: WorkloadSettings, effective: int, *, fixed: bool) -> None:
+    def __init__(
+        self, settings: WorkloadSettings, effective: int, *, fixed: bool, eval_data: tuple[str, ...]
+    ) -> None:
         accelerator = make_accelerator(settings)
         loaded = load_model(settings.model, dropout=settings.dropout, seed=settings.seed)
         with accelerator.main_process_first():
-            store = open_store(
-                settings.data or (bundled("train"),),
-                loaded.codec,
-                max_source=settings.max_source_length,
-                max_target=settings.max_target_length,
-            )
+            store = _store(settings.data or (bundled("train"),), loaded, settings)
+            eval_store = _store(eval_data, loaded, settings) if eval_data else store
         self._effective = effective
         self._fixed = fixed
         self._world_size: int = accelerator.num_processes
-        self._collator = Collator(
-            store, loaded.codec, getattr(loaded.model.config, "decoder_start_token_id", None)
-        )
+        start = getattr(loaded.model.config, "decoder_start_token_id", None)
+        self._collator = Collator(store, loaded.codec, start)
+        self._eval_collator = Collator(eval_store, loaded.codec, start)
         self.engine = Engine(accelerator, loaded.model, settings)
         self.engine.make_resident(self._collator.worst(1))
         self.memory = self.engine.memory
@@ -54,22 +62,72 @@ class SftWorkload:
         self.engine.accumulate(batches, target_tokens=sum(b.target_tokens for b in batches))
         return Load(sum(b.samples for b in batches), sum(b.tokens for b in batches))
 
+    def mix(self, size: int) -> None:
+        """Micro-batches of any rows, each padded to its own longest: large, half as large, a single row.
+
+        Where freed blocks stay cached, the large one is whole; elsewhere it leaves nothing, and a
+        quarter is as good.
+        """
+        shuffled = np.random.default_rng(MIX_SEED).permutation(len(self._collator.store))
+        large = size if self.memory.caches else size // 4
+        batches = [
+            self._collator.batch(shuffled[: max(1, count)]) for count in (large, large // 2, 1)
+        ]
+        self.engine.accumulate(batches, target_tokens=sum(b.target_tokens for b in batches))
+
     def update(self) -> None:
         self.engine.update(PROBE_LEARNING_RATE)
+
+    def evaluate(self, size: int) -> Load:
+        batch = self._eval_collator.worst(size)
+        with self.engine.evaluating():
+            self.engine.summed_loss(batch)
+        return Load(batch.samples, batch.tokens)
+
+    def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
+        accelerator = self.engine.accelerator
+        steps = Steps(
+            self._collator,
+            SampleOrder(len(self._collator.store), MIX_SEED),
+            self._plan(size),
+            overhead=None,
+            rank=accelerator.process_index,
+        )
+        waited = 0.0
+        batches = iter(feed(steps, range(FED + 1), loaders))
+        next(batches)
+        for _ in range(FED):
+            time.sleep(min(busy, AHEAD) if loaders else 0.0)  # loaders work while the device does
+            started = time.perf_counter()
+            next(batches)
+            waited += time.perf_counter() - started
+        return waited / FED, loaders_memory()
 
     def any_rank(self, claim: bool) -> bool:
         return self.engine.any_rank(claim)
 
     def _batches(self, size: int) -> list[Batch]:
         """One micro-batch, or two where training would accumulate: more change no memory."""
-        return [self._collator.worst(size)] * min(2, self._accumulation(size))
+        return [self._collator.worst(size)] * min(2, self._plan(size).accumulation)
 
-    def _accumulation(self, size: int) -> int:
+    def _plan(self, size: int) -> Plan:
+        """As if every rank took that size; of unequal ones the largest may exceed an equal share."""
         effective = choose_effective(
             size, world_size=self._world_size, wanted=self._effective, fixed=self._fixed
         )
-        plan = Plan(micro_batch=size, effective_batch=effective, world_size=self._world_size)
-        return plan.accumulation
+        share = -(-effective // self._world_size)
+        return Plan(
+            micro_batch=min(size, share), effective_batch=effective, world_size=self._world_size
+        )
+
+
+def _store(files: tuple[str, ...], loaded: Loaded, settings: WorkloadSettings) -> TokenStore:
+    return open_store(
+        files,
+        loaded.codec,
+        max_source=settings.max_source_length,
+        max_target=settings.max_target_length,
+    )
 
 
 def fingerprint_facts(loaded: Loaded, store: TokenStore, world_size: int) -> dict[str, Any]:
@@ -85,7 +143,9 @@ def fingerprint_facts(loaded: Loaded, store: TokenStore, world_size: int) -> dic
 
 
 def build(settings: dict[str, Any]) -> SftWorkload:
-    """The workload of those plain settings: `WorkloadSettings` and how the effective batch is set."""
+    """The workload of those plain settings: `WorkloadSettings` and what only a probe has to know."""
     values = dict(settings)
     effective, fixed = values.pop("effective"), values.pop("effective_fixed")
-    return SftWorkload(WorkloadSettings.from_json(values), effective, fixed=fixed)
+    eval_data = tuple(values.pop("eval_data", ()))
+    workload = WorkloadSettings.from_json(values)
+    return SftWorkload(workload, effective, fixed=fixed, eval_data=eval_data)

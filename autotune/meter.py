@@ -1,0 +1,140 @@
+"""The meters, read by a thread of its own: what a probe held is known however busy the rest is.
+
+A reading that is too old counts as a failure: a probe whose memory nobody sees must not run. What a
+reading means for a budget is for `guard` and `cards`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from autotune.cards import Cards
+from autotune.errors import ChatlmError, DeviceError
+from autotune.host import HostMeter
+from autotune.readings import DeviceReading, HostReading
+
+PERIOD = 0.05
+"""Seconds between two readings."""
+STALE = 1.0
+"""Seconds after which a reading counts as none."""
+JOIN = 2.0
+"""Seconds that a driver's call may take before it is left behind at the end."""
+
+Resident = Callable[[], Mapping[int, int]]
+"""The workers' host memory by rank, bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What the meters saw since the last `reset`, and last; bytes."""
+
+    devices: tuple[DeviceReading, ...]
+    host: HostReading
+    workers: int
+    """Resident host memory of our workers."""
+    highest: tuple[int, ...]
+    """Of each device, everyone's."""
+    host_tightest: HostReading
+    """When the host had the smallest share free."""
+    workers_highest: int
+
+
+class Meter:
+    """Samples devices, host and workers while its `with` lasts; join it before the driver closes."""
+
+    def __init__(
+        self, cards: Cards, host: HostMeter, resident: Resident, *, stale: float = STALE
+    ) -> None:
+        self._cards = cards
+        self._host = host
+        self._resident = resident
+        self._stale = stale
+        self._lock = threading.Lock()
+        self._window: Window | None = None
+        self._read_at = 0.0
+        self._failure: Exception | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="chatlm-meter", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(JOIN)
+
+    def sample(self) -> None:
+        """One more reading, now.
+
+        Raises:
+            DeviceError: a device does not answer.
+        """
+        resident = self._resident()
+        devices, host = self._cards.read(resident), self._host.read()
+        with self._lock:
+            self._window = merged(self._window, devices, host, sum(resident.values()))
+            self._read_at = time.monotonic()
+
+    def reset(self) -> None:
+        """Begins a new window with a new reading.
+
+        Raises:
+            DeviceError: a device does not answer.
+        """
+        with self._lock:
+            self._window = None
+        self.sample()
+
+    def window(self) -> Window:
+        """The window so far.
+
+        Raises:
+            DeviceError: the last reading is too old to be believed.
+        """
+        with self._lock:
+            window, age = self._window, time.monotonic() - self._read_at
+        if window is None or age > self._stale:
+            why = f" ({self._failure})" if isinstance(self._failure, ChatlmError) else ""
+            raise DeviceError(
+                f"the memory meters have not answered for {age:.1f} s{why}, and no probe runs "
+                f"unwatched; check nvidia-smi, then tune again"
+            ) from self._failure
+        return window
+
+    def _run(self) -> None:
+        while not self._stop.wait(PERIOD):
+            try:
+                self.sample()
+            except Exception as error:  # noqa: BLE001  raised by `window`, once it has lasted
+                self._failure = error
+
+
+def merged(
+    before: Window | None, devices: tuple[DeviceReading, ...], host: HostReading, workers: int
+) -> Window:
+    """The window after one more reading."""
+    used = tuple(device.used for device in devices)
+    if before is None:
+        return Window(
+            devices=devices, host=host, workers=workers, highest=used, host_tightest=host,
+            workers_highest=workers,
+        )  # fmt: skip
+    return Window(
+        devices=devices,
+        host=host,
+        workers=workers,
+        highest=tuple(map(max, before.highest, used)),
+        host_tightest=max(before.host_tightest, host, key=lambda h: h.used / h.total),
+        workers_highest=max(before.workers_highest, workers),
+    )

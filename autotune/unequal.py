@@ -1,0 +1,70 @@
+"""One micro-batch a rank, for unequal cards or neighbours: a search each, probed together.
+
+A rank whose search is over runs its answer again beside the others: ranks exchange gradients, so all
+of them take part in every probe. The answer is sizes that ran together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from autotune.search import Search
+from autotune.trial import DeviceBudget, Trial, still_tells
+from autotune.verdict import Verdict
+
+Sizes = tuple[int, ...]
+
+
+def ask_each(
+    trials: Sequence[Trial],
+    budgets: Sequence[DeviceBudget],
+    *,
+    ceiling: int,
+    most: int | None,
+    guess: Sizes | None = None,
+) -> Sizes | None:
+    """The sizes to probe next, one a rank; None when the search is over.
+
+    `most` is what they may sum up to: the effective batch, where it is given.
+    """
+    guesses = guess if guess is not None and len(guess) == len(budgets) else (None,) * len(budgets)
+    known = [t for trial in trials if (t := still_tells(trial, budgets)) is not None]
+    searches = [
+        _told(Search(ceiling, budget.budget, hint), rank, known)
+        for rank, (budget, hint) in enumerate(zip(budgets, guesses, strict=True))
+    ]
+    asked = [search.ask() for search in searches]
+    answers = [search.answer for search in searches]
+    if any(size is None and best is None for size, best in zip(asked, answers, strict=True)):
+        return None  # one of them holds not even a single sequence
+    sizes = tuple(size or best or 1 for size, best in zip(asked, answers, strict=True))
+    if most is not None and sum(sizes) > most:
+        sizes = tuple(max(1, size * most // sum(sizes)) for size in sizes)
+    ran = {trial.sizes: trial.verdict for trial in known}
+    if sizes in ran:  # together they ran already: fits, or others forbid it
+        return None
+    return sizes
+
+
+def _told(search: Search, rank: int, trials: Sequence[Trial]) -> Search:
+    """The search of one rank after these trials; of two at one size the worse one counts."""
+    outcomes: dict[int, Search] = {}
+    for trial in trials:
+        size = trial.sizes[rank]
+        told = _tell(search, rank, size, trial)
+        before = outcomes.get(size)
+        if told is not None and (before is None or before.answer is not None):
+            outcomes[size] = told
+    return replace(search, told=tuple(told.told[-1] for told in outcomes.values()))
+
+
+def _tell(search: Search, rank: int, size: int, trial: Trial) -> Search | None:
+    """What the trial says about this rank's size; None when another rank ended it."""
+    if trial.measured and trial.reason is None:
+        device = trial.measured[rank]
+        fits = device.peak <= trial.budgets[rank].budget
+        return search.tell(
+            size, Verdict.FITS if fits else Verdict.OVER, device.peak, device.fixed, device.growing
+        )
+    if trial.failed_rank not in (None, rank):
+        return None
+    return search.tell(size, trial.verdict)

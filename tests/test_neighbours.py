@@ -1,0 +1,180 @@
+"""Neighbours on a card who come, leave, or pass through while a probe runs."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.cards import GpuCards
+from autotune.errors import DeviceError
+from autotune.events import Notice
+from autotune.host import HostMeter
+from autotune.neighbours import LOADING, STILL, Foreign, passed_through
+from autotune.nvml import Nvml
+from autotune.process import resident
+from autotune.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning import tune
+from autotune.verdict import Verdict
+from tests.fake_nvml import FakeDriver, FakeGpu
+from tests.processes import deadline, workers_of
+from tests.toy_workload import MIB, PATH, toy
+
+GIB = 2**30
+CARD = 4 * GIB
+CONTEXT = 100 * MIB
+UUID = "GPU-00000000-0000-0000-0000-000000000000"
+BYTES = st.integers(0, 8 * GIB)
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs() -> Iterator[None]:
+    with deadline(90):
+        yield
+
+
+@contextmanager
+def prober_beside(
+    folder: Path, neighbour: Callable[[], int], settings: dict[str, Any], events: list[object]
+) -> Iterator[Prober]:
+    """A prober of the toy on a made-up card of 4 GiB, beside a neighbour; the target is half of it."""
+
+    def used() -> int:
+        held = [resident(worker.pid) for worker in workers_of(os.getpid())]
+        return neighbour() + sum(amount + CONTEXT for amount in held if amount)
+
+    with (
+        FakeDriver([FakeGpu(uuid=UUID, total=CARD, used=used)]),
+        Nvml.open() as nvml,
+        Prober(
+            WorkloadSpec(path=PATH, settings={**settings, "device": UUID}),
+            cards=GpuCards(nvml.devices),
+            host=HostMeter(),
+            limits=Limits(target=0.5, target_ram=0.99),
+            emit=events.append,
+            log_path=folder / "log",
+        ) as prober,
+    ):
+        yield prober
+
+
+def said(events: list[object]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Notice)]
+
+
+AGAIN = "probe 5: a neighbour's memory moved meanwhile; measuring again"
+
+
+def test_one_who_comes_in_mid_probe_shrinks_the_budget_and_the_probe_is_measured_again(
+    tmp_path: Path,
+) -> None:
+    """The peak is our own; what the neighbour took is missing from the budget instead."""
+    events: list[object] = []
+    came = tmp_path / "came"
+    settings = toy(how="touch", once=came, at=5)
+    with prober_beside(tmp_path, lambda: GIB * came.exists(), settings, events) as prober:
+        first = prober.probe(1)
+        disturbed = prober.probe(5)
+
+    assert (first.verdict, disturbed.verdict) == (Verdict.FITS, Verdict.FITS)
+    assert first.budgets[0].others == 0
+    assert disturbed.budgets[0].others == pytest.approx(GIB, 0.1)
+    assert disturbed.budgets[0].budget == CARD // 2 - disturbed.budgets[0].others
+    assert disturbed.peak is not None
+    assert disturbed.peak < 300 * MIB
+    assert said(events) == ["Fake GPU: a neighbour took 1.00 GiB", AGAIN]
+
+
+def test_one_who_leaves_in_mid_probe_frees_the_budget(tmp_path: Path) -> None:
+    """Without it a probe's peak would read a gibibyte too low."""
+    events: list[object] = []
+    left = tmp_path / "left"
+    settings = toy(how="touch", once=left, at=5)
+    with prober_beside(tmp_path, lambda: GIB * (not left.exists()), settings, events) as prober:
+        prober.probe(1)
+        disturbed = prober.probe(5)
+
+    assert disturbed.budgets[0].others == pytest.approx(0, abs=8 * MIB)
+    assert disturbed.peak is not None
+    assert 100 * MIB < disturbed.peak < 300 * MIB
+    assert said(events) == ["Fake GPU: a neighbour freed 1.00 GiB", AGAIN]
+
+
+def test_one_who_comes_and_goes_in_every_probe_is_given_up_on(tmp_path: Path) -> None:
+    """After the third time the reading stands, on the safe side: the visitor counts as ours."""
+    events: list[object] = []
+    here, seen = tmp_path / "here", tmp_path / "seen"
+
+    def visitor() -> int:
+        if not here.exists():
+            return 0
+        seen.touch()
+        return GIB
+
+    settings = toy(how="visit", once=here, after=seen, at=5)
+    with prober_beside(tmp_path, visitor, settings, events) as prober:
+        trial = prober.probe(5)
+
+    assert said(events) == [AGAIN, AGAIN]
+    assert trial.peak is not None
+    assert trial.peak > GIB
+
+
+def test_one_who_fills_the_target_between_two_probes_is_an_error(tmp_path: Path) -> None:
+    """No size can hold it any more; the figures say why."""
+    came = tmp_path / "came"
+    with prober_beside(tmp_path, lambda: 3 * GIB * came.exists(), toy(), []) as prober:
+        prober.probe(1)
+        came.touch()
+        with pytest.raises(DeviceError, match="which is the whole target of 50 % already"):
+            prober.probe(2)
+
+
+def test_what_fitted_before_a_neighbour_came_is_held_to_the_new_budget(tmp_path: Path) -> None:
+    """The answer fits beside who is there at the end."""
+    events: list[object] = []
+    came = tmp_path / "came"
+    settings = toy(how="touch", once=came, at=900, per_size=MIB)
+    with prober_beside(tmp_path, lambda: GIB * came.exists(), settings, events) as prober:
+        outcome = tune(prober, ceiling=lambda facts: 3000, emit=events.append)
+
+    answer = outcome.answer
+    assert came.exists()
+    assert answer is not None
+    assert answer.peak is not None
+    assert answer.budgets[0].others == pytest.approx(GIB, rel=0.1)
+    assert 0.95 * answer.budgets[0].budget < answer.peak <= answer.budgets[0].budget
+    assert answer.size < 900 <= max(trial.size for trial in outcome.trials)
+
+
+@given(BYTES, st.integers(-STILL, STILL))
+def test_a_context_may_move_a_little(before: int, change: int) -> None:
+    """Between two probes of the same workers."""
+    foreign = Foreign((before,), loading=False)
+
+    assert foreign.moved([before + change]) == (0,)
+
+
+@given(BYTES, st.integers(-STILL, LOADING))
+def test_a_first_probe_loads_kernels(before: int, change: int) -> None:
+    """Up to half a gibibyte beside the allocator."""
+    assert Foreign((before,)).moved([before + change]) == (0,)
+
+
+@given(BYTES, st.integers(LOADING + 1, 8 * GIB), st.booleans())
+def test_what_moves_further_is_a_neighbour(before: int, change: int, loading: bool) -> None:
+    """In both directions, and told to the byte."""
+    foreign = Foreign((before, before), loading=loading)
+
+    assert foreign.moved([before + change, before - change]) == (change, -change)
+
+
+def test_a_sample_far_above_our_own_peak_was_not_ours() -> None:
+    """The allocator's counter misses nothing of ours but what NCCL holds for a moment."""
+    assert passed_through([5 * GIB], [GIB], [GIB], loading=False)
+    assert not passed_through([2 * GIB + STILL], [GIB], [GIB], loading=False)
+    assert not passed_through([2 * GIB + LOADING], [GIB], [GIB], loading=True)

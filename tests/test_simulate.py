@@ -1,0 +1,129 @@
+"""What the search promises on average, over the curves of the committed simulation."""
+
+import json
+from random import Random
+
+import pytest
+
+from bench.simulate import (
+    ALGORITHMS,
+    RESULTS,
+    Curve,
+    Device,
+    Tuning,
+    accelerate,
+    bisection,
+    curves,
+    guessed,
+    lightning_binsearch,
+    lightning_power,
+    nemo,
+    ours,
+    repeated,
+    simulate,
+    summary,
+    table,
+    tune,
+)
+
+
+@pytest.fixture(scope="module")
+def tunings() -> list[Tuning]:
+    """Ours, over all families."""
+    return [tune(ours, curve, index) for index, curve in enumerate(curves(10_000))]
+
+
+def test_over_all_families_probes_are_few(tunings: list[Tuning]) -> None:
+    """4.5 on average, 10 at worst."""
+    columns = summary(tunings)
+
+    assert columns["probes_mean"] <= 4.5
+    assert columns["probes_max"] <= 10
+
+
+def test_an_affine_curve_takes_fewer(tunings: list[Tuning]) -> None:
+    """3.5 on average, 8 at worst, at 1 % noise."""
+    columns = summary([tuning for tuning in tunings if tuning.family == "affine"])
+
+    assert columns["probes_mean"] <= 3.5
+    assert columns["probes_max"] <= 8
+
+
+def test_few_probes_are_over_budget(tunings: list[Tuning]) -> None:
+    """Half a probe a tuning; what would have been out of memory without a guard, one in twenty."""
+    columns = summary(tunings)
+
+    assert columns["over_per_tuning"] <= 0.5
+    assert columns["oom_per_tuning"] <= 0.05
+
+
+def test_the_answer_is_close_to_the_optimum(tunings: list[Tuning]) -> None:
+    """98 % on average, 95 % at the 5th percentile; and every answer was run."""
+    columns = summary(tunings)
+
+    assert columns["quality_mean"] >= 0.98
+    assert columns["quality_p5"] >= 0.95
+    assert columns["share_never_run"] == 0
+
+
+def test_a_right_guess_mostly_takes_one_probe() -> None:
+    """Noise alone makes it more."""
+    columns = guessed(1300, 0.01, 1.0)
+
+    assert columns["share_of_one_probe"] >= 0.75
+    assert columns["probes_mean"] <= 1.3
+
+
+def test_a_tuning_repeats_itself() -> None:
+    """At 0.1 % noise, optima of 150..350: the same to one sample; told as a guess, the same."""
+    columns = repeated(10, 0.001)
+
+    assert columns["share_within_1_of_the_median"] >= 0.97
+    assert columns["share_the_same_when_told_as_guess"] >= 0.99
+
+
+def peer(optimum: int, ceiling: int) -> Device:
+    """A card without noise whose largest size is the optimum."""
+    curve = Curve(
+        family="affine", ceiling=ceiling, fixed=0, growing=lambda size: 1.0, limit=optimum
+    )
+    return Device(curve, Random(0), noise=0.0)
+
+
+def test_the_peers_do_what_their_sources_say() -> None:
+    """The sizes that each tries for a largest size of 600, worked out by hand."""
+    assert accelerate(device := peer(600, 1024)) == 542
+    assert device.sizes == [1024, 921, 828, 745, 670, 603, 542]
+    assert lightning_power(peer(600, 4096)) == 512
+    assert lightning_power(device := peer(600, 1000)) == 1024
+    assert max(device.sizes) == 512
+    assert lightning_binsearch(peer(600, 4096)) == int(600 * 0.95)
+    assert nemo(device := peer(600, 4096)) == 592
+    assert device.sizes == [32, 64, 128, 256, 512, 1024, 768, 640, 576, 608, 592]
+    assert bisection(peer(600, 4096)) == 600
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_where_nothing_runs_each_gives_up(name: str) -> None:
+    """All but Lightning's binsearch, which returns 1 without having run it."""
+    answer = ALGORITHMS[name](peer(0, 1024))
+
+    assert answer == (1 if name == "Lightning binsearch" else None)
+
+
+def test_the_committed_figures_are_of_this_search(tunings: list[Tuning]) -> None:
+    """`bench/results` is made anew when the search changes; the same seed gives the same."""
+    document = json.loads(RESULTS.read_text())
+
+    columns = summary(tunings)
+
+    assert document["curves"] == len(tunings)
+    assert document["algorithms"]["chatlm"]["all"] == pytest.approx(columns, abs=0.005)
+
+
+def test_the_table_has_a_row_for_each_search() -> None:
+    """With the figures over all families."""
+    rows = table(simulate(130)).splitlines()
+
+    assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {name}" for name in ALGORITHMS]
+    assert len({row.count("|") for row in rows}) == 1
