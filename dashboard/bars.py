@@ -23,6 +23,7 @@ class Glyphs:
     free: str
     target: str
     peak: str
+    guard: str
     line: str
     line_end: str
     rail: str
@@ -32,18 +33,18 @@ class Glyphs:
     over: str
     oom: str
     running: str
-    answer: str
+    give_or_take: str
 
 
 UNICODE = Glyphs(
-    ours="█", parts="▏▎▍▌▋▊▉", others="▒", free="─", target="┃", peak="▕",
+    ours="█", parts="▏▎▍▌▋▊▉", others="▒", free="─", target="┃", peak="▕", guard="┊",
     line="━", line_end="╸", rail="─", crossing="╋", spark="▁▂▃▄▅▆▇█",
-    fits="✓", over="▲", oom="✗", running="▸", answer="◂",
+    fits="✓", over="▲", oom="✗", running="▸", give_or_take="±",
 )  # fmt: skip
 ASCII = Glyphs(
-    ours="#", parts="", others="%", free=".", target="|", peak=":",
+    ours="#", parts="", others="%", free=".", target="|", peak=":", guard="!",
     line="=", line_end="", rail="-", crossing="|", spark="_.,-=+*#",
-    fits="+", over="^", oom="x", running=">", answer="<",
+    fits="+", over="^", oom="x", running=">", give_or_take="+-",
 )  # fmt: skip
 
 
@@ -58,9 +59,9 @@ def distance_style(peak: float, budget: float | None) -> str:
 
 def memory_bar(
     glyphs: Glyphs, width: int, *, others: float, ours: float, peak: float | None,
-    target: float | None, style: str,
+    target: float | None, style: str, guard: float | None = None,
 ) -> Text:  # fmt: skip
-    """Others' memory, ours and what is free, as shares of the device, with peak and target marked."""
+    """Others' memory, ours and what is free, as shares of the device, with what limits them marked."""
     start = round(min(1.0, others) * width)
     end = min(1.0, others + ours) * width
     cells: Cells = [(glyphs.others, "dim")] * start
@@ -69,10 +70,12 @@ def memory_bar(
     if ours > 0 and start <= len(cells) < width and eighths > 0:
         cells.append((glyphs.parts[eighths - 1], style))
     cells = cells[:width] + [(glyphs.free, "dim")] * (width - len(cells))
-    if peak is not None:
-        at = column(peak, width)
+    for share, mark in ((peak, (glyphs.peak, style)), (guard, (glyphs.guard, "dim"))):
+        if share is None:
+            continue
+        at = column(share, width)
         if cells[at][0] == glyphs.free:  # else it hides in what is in use now
-            cells[at] = (glyphs.peak, style)
+            cells[at] = mark
     if target is not None:
         cells[column(target, width)] = (glyphs.target, "bold")
     return joined(cells)

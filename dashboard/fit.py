@@ -29,8 +29,11 @@ def fit_line(trials: Sequence[Trial]) -> Line | None:
     """The line through the largest measured sizes; None when they do not tell a slope.
 
     The peak is a maximum of affine pieces: at small sizes the optimizer step is the floor. So the
-    smallest sizes are left out until what remains is straight.
+    smallest sizes are left out until what remains is straight. Where the devices' sizes differ there
+    is no one line.
     """
+    if not all(trial.is_even for trial in trials):
+        return None
     points = sorted({t.size: t.peak for t in trials if t.peak is not None}.items())
     while len(points) >= 2:
         line = least_squares(points)

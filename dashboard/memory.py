@@ -28,6 +28,8 @@ class Memory:
     peak: int | None
     """Ours, the highest sampled."""
     budget: int | None
+    hard: int | None
+    """Ours, where the guard stops a probe; None where that is not beyond the budget."""
     reading: DeviceReading | None
     ended: bool
     """The run is over: the meters tell of others only, and are not shown."""
@@ -78,19 +80,27 @@ def memory(
         ours=used - others if outcome is None else outcome,
         peak=None if highest is None or outcome is not None else max(0, highest - others),
         budget=device.budget or None,
+        hard=hard_limit(screen, device),
         reading=reading if outcome is None else None,
         ended=outcome is not None,
     )
+
+
+def hard_limit(screen: Screen, device: DeviceBudget) -> int | None:
+    """Where the guard stops a probe of ours; training has no guard."""
+    if screen.training is not None or device.hard is None or device.hard <= device.budget:
+        return None
+    return device.hard
 
 
 def final_peak(screen: Screen, index: int) -> int | None:
     """What the run held of this device at most, once it is over."""
     if screen.training is not None:
         return None if screen.trained is None else screen.peak
-    for trial in screen.trials:
-        if trial.size == screen.answer:
-            return trial.device_peaks[index] if index < len(trial.device_peaks) else trial.peak
-    return None
+    trial = screen.answer_trial
+    if trial is None:
+        return None
+    return trial.device_peaks[index] if index < len(trial.device_peaks) else trial.peak
 
 
 def device_rows(pen: Pen, screen: Screen) -> list[Text]:
@@ -110,7 +120,7 @@ def in_full(pen: Pen, device: Memory) -> list[Text]:
     name = Text(f"{device.name}, {format_bytes(device.total)}")
     return [
         spread(pen.width, name, Text(meters(device.reading), "dim")),
-        bar(pen, pen.width, device),
+        bar(pen, pen.width, device, guard=device.hard),
         legend(pen, device),
     ]
 
@@ -128,7 +138,7 @@ def meters(reading: DeviceReading | None) -> str:
     return "   ".join(words)
 
 
-def bar(pen: Pen, width: int, device: Memory) -> Text:
+def bar(pen: Pen, width: int, device: Memory, guard: int | None = None) -> Text:
     def place(ours: int | None) -> float | None:
         return None if ours is None else (device.others + ours) / device.total
 
@@ -139,6 +149,7 @@ def bar(pen: Pen, width: int, device: Memory) -> Text:
         ours=device.ours / device.total,
         peak=place(device.peak),
         target=place(device.budget),
+        guard=place(guard),
         style=device.style,
     )
 
@@ -163,6 +174,7 @@ def legend(pen: Pen, device: Memory) -> Text:
             *part(3, glyphs.peak, style, "peak", device.peak),
             *part(4, glyphs.free, "dim", "free", free),
             *part(1, glyphs.target, "bold", "budget", device.budget),
+            *part(5, glyphs.guard, "dim", "guard", device.hard),
         ],
     )
 

@@ -3,6 +3,7 @@
 No colour, no cursor codes, no rich. Meter readings print nothing, steps are thinned.
 """
 
+import textwrap
 import time
 from collections.abc import Callable
 from typing import TextIO
@@ -12,20 +13,27 @@ from autotune.quantity import format_bytes
 from autotune.trial import DeviceBudget, Trial
 from dashboard.state import Screen, budget_of, update
 from dashboard.words import (
-    VERDICTS,
     clean,
     clock,
     counted,
     duration,
     encodable,
     figure,
+    give_or_take,
+    micro_batches,
+    peak_words,
     percent,
+    reason_words,
     share,
+    trial_size,
+    verdict_word,
 )
 from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
 
 QUIET = 10.0
 """Seconds after which a step is printed even when little has been done since the last line."""
+LONGEST_REASON = 120
+"""Columns: torch says a paragraph when memory ran out; the profile keeps all of it."""
 
 
 class PlainLines:
@@ -55,7 +63,7 @@ class PlainLines:
             case ProbeEnded():
                 return [self.probe_line(event.trial)]
             case TuningEnded():
-                return [self.answer_line(event)]
+                return [self.answer_line(event), *self.peak_lines()]
             case TrainingStarted():
                 return [training_line(event)]
             case StepEnded() if self.step_is_due():
@@ -72,24 +80,33 @@ class PlainLines:
 
     def probe_line(self, trial: Trial) -> str:
         budget = budget_of(trial, self.screen.budgets)
-        words = [f"probe   {trial.size:<5} {VERDICTS[trial.verdict]:<5}"]
+        words = [f"probe   {trial_size(trial):<4}  {verdict_word(trial):<5}"]
         if trial.peak is not None and budget is not None:
             of_budget = f"{format_bytes(budget)} ({share(trial.peak, budget)})"
             words.append(f"peak {format_bytes(trial.peak, like=budget)} of {of_budget}")
         if trial.samples_per_second is not None:
-            words.append(f"{figure(trial.samples_per_second)} samples/s")
-        if trial.reason is not None:
-            words.append(trial.reason)
+            around = give_or_take(trial)
+            speed = figure(trial.samples_per_second) + (f" {around}" if around else "")
+            words.append(f"{speed} samples/s")
+        if (reason := reason_words(trial)) is not None:
+            words.append(textwrap.shorten(reason, LONGEST_REASON, placeholder=" …"))
         return "  ".join([*words, duration(trial.seconds)])
 
     def answer_line(self, event: TuningEnded) -> str:
+        trial = self.screen.answer_trial
         answer = "no size fits" if event.answer is None else str(event.answer)
+        answer = answer if trial is None else trial_size(trial)
         if event.interrupted:
             answer = (
                 "interrupted" if event.answer is None else f"{answer}  best so far, interrupted"
             )
         probes = counted(len(self.screen.trials), "probe")
         return f"answer  {answer}  {probes}  {duration(event.seconds)}"
+
+    def peak_lines(self) -> list[str]:
+        trial = self.screen.answer_trial
+        words = None if trial is None else peak_words(trial)
+        return [] if words is None else [f"peak    {words}"]
 
     def step_is_due(self) -> bool:
         """First, last, every twentieth of the run, and never silent for long."""
@@ -136,17 +153,19 @@ class PlainLines:
 
 
 def budget_line(device: DeviceBudget) -> str:
+    guard = "" if device.hard is None else f", guard {format_bytes(device.hard)}"
     return (
         f"device  {device.name}  budget {format_bytes(device.budget)} of {format_bytes(device.total)}, "
-        f"others hold {format_bytes(device.others)}"
+        f"others hold {format_bytes(device.others)}{guard}"
     )
 
 
 def training_line(event: TrainingStarted) -> str:
+    size = micro_batches(event.micro_batch, event.micro_batch_sizes)
     resumed = f" from step {event.first_step}" if event.first_step > 1 else ""
     return (
         f"train   {event.model}  {event.rows:,} rows  {event.steps} steps{resumed}  "
-        f"effective batch {event.effective_batch}  micro-batch {event.micro_batch}  "
+        f"effective batch {event.effective_batch}  micro-batch {size}  "
         f"accumulation {event.accumulation}  processes {event.world_size}  {event.precision}"
     )
 

@@ -55,7 +55,7 @@ class EventLog:
 def read_events(path: Path) -> Iterator[tuple[float, object]]:
     """(seconds since the start, event), in order; a last line that was cut off is left out.
 
-    Events of an unknown name are passed over, as the screen would.
+    Events and fields of an unknown name are passed over: another version wrote them.
     """
     with path.open(encoding="utf-8") as lines:
         for line in lines:
@@ -91,7 +91,8 @@ def build(kind: Any, value: Any) -> Any:
         return tuple(build(arguments[0], item) for item in value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{name: build(hints[name], item) for name, item in value.items()})
+        known = {name: item for name, item in value.items() if name in hints}
+        return kind(**{name: build(hints[name], item) for name, item in known.items()})
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
     return value

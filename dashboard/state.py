@@ -15,7 +15,8 @@ from autotune.events import (
     TuningStarted,
 )
 from autotune.readings import DeviceReading, HostReading
-from autotune.trial import DeviceBudget, Trial
+from autotune.trial import DeviceBudget, Trial, still_tells
+from autotune.verdict import Verdict
 from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
 
 RECENT_LOSSES = 200
@@ -66,6 +67,12 @@ class Screen:
         return None if self.tuned is None else self.tuned.answer
 
     @property
+    def answer_trial(self) -> Trial | None:
+        """The evidence for it: the newest of that size that fits, with the most sequences."""
+        fits = [t for t in self.trials if t.size == self.answer and t.verdict is Verdict.FITS]
+        return max(reversed(fits), key=lambda t: t.sequences, default=None)
+
+    @property
     def step(self) -> int:
         """The last finished step; a resumed run starts above 0."""
         if "step" in self.record:
@@ -102,9 +109,10 @@ def update(screen: Screen, event: object) -> Screen:
         case ProbeStarted():
             return replace(screen, running=event.size, low=event.low, high=event.high, highest={})
         case ProbeEnded():
+            budgets = event.trial.budgets or screen.budgets
             return replace(
-                screen, running=None, low=event.low, high=event.high,
-                trials=(*screen.trials, event.trial),
+                screen, running=None, low=event.low, high=event.high, budgets=budgets,
+                trials=(*(retold(trial, budgets) for trial in screen.trials), event.trial),
             )  # fmt: skip
         case TuningEnded():
             return replace(screen, tuned=event, running=None)
@@ -125,6 +133,13 @@ def update(screen: Screen, event: object) -> Screen:
             return replace(screen, notices=(*others, event.text)[-RECENT_NOTICES:])
         case _:
             return screen
+
+
+def retold(trial: Trial, budgets: tuple[DeviceBudget, ...]) -> Trial:
+    """The trial under the newest budgets, as the engine judges it: others may have come or gone."""
+    if len(trial.budgets) != len(budgets):
+        return trial
+    return still_tells(trial, budgets) or trial
 
 
 def after_step(screen: Screen, record: Mapping[str, float]) -> Screen:
@@ -158,6 +173,8 @@ def raised(highest: Mapping[str, int], devices: tuple[DeviceReading, ...]) -> Ma
 
 def budget_of(trial: Trial, budgets: tuple[DeviceBudget, ...]) -> int | None:
     """The budget that `trial.peak` is to be held against: of the device with the least headroom."""
+    if trial.budgets:
+        return trial.budgets[trial.tightest].budget
     if not budgets:
         return None
     if len(trial.device_peaks) != len(budgets):

@@ -1,5 +1,7 @@
 """The search as it is drawn: the bracket, the trials by size, and the line that they lie on."""
 
+from collections.abc import Mapping
+
 from rich.text import Text
 
 from autotune.quantity import format_bytes
@@ -10,14 +12,24 @@ from dashboard.fit import fit_line
 from dashboard.memory import memories
 from dashboard.rows import Part, Pen, in_columns, labelled, pair
 from dashboard.state import Screen, budget_of
-from dashboard.words import VERDICTS, clean, duration, figure, share
+from dashboard.words import (
+    duration,
+    figure,
+    give_or_take,
+    peak_words,
+    share,
+    short_reason,
+    trial_size,
+    verdict_word,
+)
 
 BAR = ""
 COLUMNS = {
-    "size": 0, "verdict": 0, "peak": 1, "of budget": 3, BAR: 5, "samples/s": 2, "tokens/s": 6,
-    "time": 4,
+    "size": 0, "verdict": 0, "peak": 1, "of budget": 3, BAR: 5, "samples/s": 2, "spread": 7,
+    "tokens/s": 6, "time": 4,
 }  # fmt: skip
 """In order; the highest number goes first when the terminal is narrow, 0 stays."""
+WIDEST_SIZE = 16
 LEAST_BAR = 12
 WIDEST_BAR = 42
 
@@ -44,15 +56,26 @@ def outcome_row(pen: Pen, screen: Screen) -> Text:
     if screen.answer is None:
         words = "interrupted before any size fitted" if interrupted else "no size fits"
         return labelled(pen, "answer", Part(Text(f"{glyphs.oom} {words}", "bold")))
-    parts = [Part(Text(f"{glyphs.fits} {screen.answer:,}", "bold green"))]
+    trial = screen.answer_trial
+    size = f"{screen.answer:,}" if trial is None else trial_size(trial)
+    parts = [Part(Text(f"{glyphs.fits} {size}", "bold green"))]
     if interrupted:
         parts.append(Part(Text("best so far, interrupted"), 1))
-    for trial in screen.trials:
-        budget = budget_of(trial, screen.budgets)
-        if trial.size == screen.answer and trial.peak is not None and budget is not None:
-            parts.append(Part(pair("holds", format_bytes(trial.peak)), 2))
-            parts.append(Part(pair("headroom", format_bytes(budget - trial.peak)), 3))
+    budget = None if trial is None else budget_of(trial, screen.budgets)
+    if trial is not None and trial.peak is not None and budget is not None:
+        parts.append(Part(pair("holds", format_bytes(trial.peak)), 2))
+        parts.append(Part(pair("headroom", format_bytes(budget - trial.peak)), 3))
     return labelled(pen, "answer", *parts)
+
+
+def peak_rows(pen: Pen, screen: Screen) -> list[Text]:
+    """What the answer's peak is made of, where that is known and there is room for all of it."""
+    words = None if screen.answer_trial is None else peak_words(screen.answer_trial)
+    if words is None:
+        return []
+    parts = words.partition(" = ")[2]  # the sum is in the answer's row too
+    rows = [labelled(pen, "peak", Part(Text(text))) for text in (words, parts)]
+    return [row for row in rows if row.cell_len <= pen.width][:1]
 
 
 def sizes(low: int, high: int) -> str:
@@ -67,7 +90,8 @@ def trial_rows(pen: Pen, screen: Screen, most: int) -> list[Text]:
         trials = sorted([*trials, running], key=lambda trial: trial.size)
     if not trials or most < 1:
         return []
-    table = [cells(pen, trial, screen, running is trial) for trial in trials]
+    knee = knee_of(screen)
+    table = [cells(pen, trial, screen, running is trial, knee is trial) for trial in trials]
     widths = {
         name: max(len(name), *(row[name].cell_len for row in table)) if name else LEAST_BAR
         for name in COLUMNS
@@ -82,8 +106,33 @@ def trial_rows(pen: Pen, screen: Screen, most: int) -> list[Text]:
         for row, trial in zip(table, trials, strict=True):
             row[BAR] = bar(pen, trial, screen, widths[BAR])
     heading = {name: Text(name, "dim") for name in COLUMNS}
-    sides = [-width if name in ("verdict", BAR) else width for name, width in widths.items()]
-    return [in_columns(sides, [row[name] for name in widths]) for row in (heading, *table)]
+    return [
+        in_columns(sides(widths), [heading[name] for name in widths]),
+        *(trial_row(trial, row, widths) for trial, row in zip(trials, table, strict=True)),
+    ]
+
+
+def sides(widths: Mapping[str, int]) -> list[int]:
+    return [-width if name in ("verdict", BAR) else width for name, width in widths.items()]
+
+
+def trial_row(trial: Trial, row: Mapping[str, Text], widths: Mapping[str, int]) -> Text:
+    """The cells; where nothing was measured, the reason in the place of all that is missing."""
+    reason = short_reason(trial)
+    missing = [name for name in widths if name not in ("size", "verdict", "time")]
+    if trial.peak is None and reason is not None and missing:
+        room = sum(widths[name] for name in missing) + 2 * (len(missing) - 1)
+        around = {name: width for name, width in widths.items() if name not in missing}
+        time = around.pop("time", None)
+        widths = {**around, BAR: room} | ({} if time is None else {"time": time})
+        row = {**row, BAR: shortened(reason, room)}
+    return in_columns(sides(widths), [row[name] for name in widths])
+
+
+def shortened(words: str, width: int) -> Text:
+    text = Text(words, "dim")
+    text.truncate(width, overflow="ellipsis")
+    return text
 
 
 def running_trial(screen: Screen) -> Trial | None:
@@ -96,6 +145,18 @@ def running_trial(screen: Screen) -> Trial | None:
     return Trial(size=screen.running, verdict=Verdict.FITS, peak=peak, seconds=0.0)
 
 
+def knee_of(screen: Screen) -> Trial | None:
+    """Once the search is over, the smallest size that is as fast as any; None if that is the answer."""
+    answer = screen.answer_trial
+    if answer is None:
+        return None
+    from autotune.tuning import choose  # brings the engine along, 50 ms: training needs none
+
+    knee = choose(screen.trials, "throughput")
+    is_known = knee is not None and knee.samples_per_second and knee.sequences < answer.sequences
+    return knee if is_known else None
+
+
 def nearest(screen: Screen, most: int) -> list[Trial]:
     """The trials that say most about what is in doubt, by size."""
     low, high = screen.low or 0, screen.high or 0
@@ -106,12 +167,14 @@ def nearest(screen: Screen, most: int) -> list[Trial]:
     return sorted(sorted(screen.trials, key=distance)[: max(0, most)], key=lambda t: t.size)
 
 
-def cells(pen: Pen, trial: Trial, screen: Screen, running: bool) -> dict[str, Text]:
+def cells(pen: Pen, trial: Trial, screen: Screen, running: bool, knee: bool) -> dict[str, Text]:
     budget = budget_of(trial, screen.budgets)
     style = style_of(trial, budget)
     row = {name: Text() for name in COLUMNS}
-    row["size"] = Text(f"{trial.size:,}", "bold" if trial.size == screen.answer else "")
+    row["size"] = Text(size_cell(trial), "bold" if trial is screen.answer_trial else "")
     row["verdict"] = verdict(pen, trial, screen, style)
+    if knee:
+        row["verdict"].append(", knee", "dim")
     if trial.peak is not None:
         row["peak"] = Text(format_bytes(trial.peak, like=budget), "dim" if running else "")
         if budget is not None:
@@ -119,6 +182,7 @@ def cells(pen: Pen, trial: Trial, screen: Screen, running: bool) -> dict[str, Te
     speeds = [t.samples_per_second for t in screen.trials if t.samples_per_second is not None]
     if trial.samples_per_second is not None:
         row["samples/s"] = Text(figure(trial.samples_per_second, like=max(speeds)))
+    row["spread"] = Text((give_or_take(trial) or "").replace("±", pen.glyphs.give_or_take), "dim")
     if trial.tokens_per_second is not None:
         row["tokens/s"] = Text(f"{trial.tokens_per_second:,.0f}")
     if not running:
@@ -126,12 +190,18 @@ def cells(pen: Pen, trial: Trial, screen: Screen, running: bool) -> dict[str, Te
     return row
 
 
+def size_cell(trial: Trial) -> str:
+    """The sizes of many unequal devices as a range."""
+    size = trial_size(trial)
+    return size if len(size) <= WIDEST_SIZE else f"{min(trial.sizes):,}–{max(trial.sizes):,}"
+
+
 def verdict(pen: Pen, trial: Trial, screen: Screen, style: str) -> Text:
     glyphs = pen.glyphs
     if trial.size == screen.running:
         return Text(f"{glyphs.running} running", "bold")
     glyph = {Verdict.FITS: glyphs.fits, Verdict.OVER: glyphs.over, Verdict.OOM: glyphs.oom}
-    return Text(f"{glyph[trial.verdict]} {VERDICTS[trial.verdict]}", style)
+    return Text(f"{glyph[trial.verdict]} {verdict_word(trial)}", style)
 
 
 def style_of(trial: Trial, budget: int | None) -> str:
@@ -142,10 +212,8 @@ def style_of(trial: Trial, budget: int | None) -> str:
 
 def bar(pen: Pen, trial: Trial, screen: Screen, width: int) -> Text:
     """The peak against the budget, whose mark is at one column in all rows; or why there is none."""
-    if trial.reason is not None:
-        words = Text(clean(trial.reason), "dim")
-        words.truncate(width, overflow="ellipsis")
-        return words
+    if (reason := short_reason(trial)) is not None:
+        return shortened(reason, width)
     budget = budget_of(trial, screen.budgets)
     if trial.peak is None or not budget:
         return Text()

@@ -14,8 +14,8 @@ from dashboard.bars import progress_bar, sparkline
 from dashboard.memory import device_rows, host_rows
 from dashboard.rows import GAP, LABEL, Part, Pen, finished, labelled, pair, spread
 from dashboard.state import Screen
-from dashboard.trials import bracket_row, fit_rows, trial_rows
-from dashboard.words import clean, clock, figure, percent, share
+from dashboard.trials import bracket_row, fit_rows, peak_rows, trial_rows
+from dashboard.words import clean, clock, figure, micro_batches, percent, share
 from trainer.events import TrainingStarted
 
 HEIGHT = 24
@@ -68,6 +68,7 @@ def tuning_rows(pen: Pen, screen: Screen, elapsed: float, height: int) -> list[T
         *meters(pen, screen),
         Text(),
         bracket_row(pen, screen),
+        *peak_rows(pen, screen),
     ]
     fit = fit_rows(pen, screen)
     room = height - len(head) - len(fit) - 2  # an empty row and the heading
@@ -158,7 +159,7 @@ def record_rows(pen: Pen, screen: Screen) -> list[Text]:
 def batch_row(pen: Pen, run: TrainingStarted) -> Text:
     parts = [
         Part(pair("effective", f"{run.effective_batch:,}")),
-        Part(pair("micro-batch", f"{run.micro_batch:,}"), 1),
+        Part(pair("micro-batch", micro_batches(run.micro_batch, run.micro_batch_sizes)), 1),
         Part(pair("accumulation", f"{run.accumulation:,}"), 2),
         Part(pair("rows", f"{run.rows:,}"), 4),
     ]

@@ -1,15 +1,81 @@
-"""Numbers and names as the screen and the plain lines write them. No rich here."""
+"""Numbers, names and verdicts as the screen and the plain lines write them. No rich here."""
 
 import math
+from collections.abc import Sequence
 
+from autotune.quantity import format_bytes
+from autotune.trial import Trial
 from autotune.verdict import Verdict
 
 VERDICTS = {Verdict.FITS: "fits", Verdict.OVER: "over", Verdict.OOM: "out of memory"}
+NO_SIZE = "no size for it: "
+"""How the reason begins where a kernel, and not memory, refused the size."""
+GUARDED = "stopped at "
+"""How it begins where the guard ended the probe."""
+NOISY = 0.05
+"""A speed whose steps lie further apart than this share is shown with its spread."""
 
 ASCII = str.maketrans({
     "…": "..", "×": "x", "≈": "~", "→": "->", "·": "-", "°": " ", "—": "-", "–": "-",
-    "✓": "+", "▲": "^", "✗": "x", "‘": "'", "’": "'", "“": '"', "”": '"', "≤": "<=", "≥": ">=",
+    "✓": "+", "▲": "^", "✗": "x", "‘": "'", "’": "'", "“": '"', "”": '"', "≤": "<=", "≥": ">=", "±": "+-",
 })  # fmt: skip
+
+
+def verdict_word(trial: Trial) -> str:
+    """`fits`, `over`, `out of memory`; `no size` where the size failed for another reason."""
+    is_no_size = trial.verdict is Verdict.OOM and (trial.reason or "").startswith(NO_SIZE)
+    return "no size" if is_no_size else VERDICTS[trial.verdict]
+
+
+def reason_words(trial: Trial) -> str | None:
+    """Why it was not measured in full; the verdict's word says the rest."""
+    return None if trial.reason is None else clean(trial.reason.removeprefix(NO_SIZE))
+
+
+def short_reason(trial: Trial) -> str | None:
+    """The same for a column."""
+    reason = reason_words(trial)
+    if trial.verdict is Verdict.OVER and reason is not None and reason.startswith(GUARDED):
+        return "stopped by the guard"
+    return reason
+
+
+def give_or_take(trial: Trial) -> str | None:
+    """`±3 %`: how far to each side the speed was off its mean; None where that is little."""
+    if trial.speed_spread is None or trial.speed_spread < NOISY:
+        return None
+    return f"±{50 * trial.speed_spread:.0f} %"
+
+
+def peak_words(trial: Trial) -> str | None:
+    """`12.0 GiB = tensors 10.1 + cache 1.4 + context 0.5`: what the tightest device's peak was made of.
+
+    None where nothing tells, as on a CPU. A part that would show as nothing is left out.
+    """
+    if trial.tightest >= len(trial.measured):
+        return None
+    device = trial.measured[trial.tightest]
+    if device.reserved is None or device.allocated is None:
+        return None
+    parts = {
+        "tensors": device.allocated,
+        "cache": device.reserved - device.allocated,
+        "context": device.context,
+        "outside torch": device.peak - device.context - device.reserved,
+    }
+    if min(parts.values()) < 0:
+        return None  # no such sum: the readings contradict one another
+    amounts = {
+        name: format_bytes(part, like=device.peak).split()[0] for name, part in parts.items()
+    }
+    where = f" on device {trial.tightest}" if len(trial.measured) > 1 else ""
+    shown = " + ".join(f"{name} {amount}" for name, amount in amounts.items() if float(amount))
+    return f"{format_bytes(device.peak)}{where} = {shown}"
+
+
+def trial_size(trial: Trial) -> str:
+    """`1,024`, or `12 + 6` where the devices' sizes differ."""
+    return micro_batches(trial.size, None if trial.is_even else trial.sizes)
 
 
 def figure(value: float, like: float | None = None) -> str:
@@ -53,8 +119,13 @@ def percent(part: float) -> str:
     return f"{100 * part:.3g} %"
 
 
-def counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+def micro_batches(largest: int, sizes: Sequence[int] | None) -> str:
+    """`1,024`, or `12 + 6` where the devices' sizes differ."""
+    return " + ".join(f"{size:,}" for size in sizes or (largest,))
+
+
+def counted(number: int, thing: str, ending: str = "s") -> str:
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}{ending}"
 
 
 def clean(text: str) -> str:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,20 @@ from dashboard.fit import fit_line
 from dashboard.plain import PlainLines
 from dashboard.record import EVENTS, EventLog, read_events
 from dashboard.state import RECENT_LOSSES, RECENT_NOTICES, Screen, budget_of, update
-from dashboard.words import clean, clock, duration, encodable, figure, share
+from dashboard.words import (
+    clean,
+    clock,
+    duration,
+    encodable,
+    figure,
+    give_or_take,
+    peak_words,
+    reason_words,
+    share,
+    short_reason,
+    trial_size,
+    verdict_word,
+)
 from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
 
 GIB = 2**30
@@ -150,6 +164,51 @@ def test_a_peak_is_held_against_the_device_with_the_least_headroom() -> None:
     assert budget_of(trial(1), ()) is None
 
 
+def test_a_trial_is_held_against_the_budgets_of_its_own_time() -> None:
+    earlier = replace(trial(8), budgets=(budget(gib=3),))
+
+    assert budget_of(earlier, (budget(gib=4),)) == 3 * GIB
+
+
+def test_a_neighbour_that_came_changes_earlier_verdicts_and_the_budget() -> None:
+    """As in the engine: evidence stays, what it is held against moves."""
+    large = replace(trial(8, 3 * GIB), budgets=(budget(gib=4),))
+    failed = replace(trial(16, None, Verdict.OOM), budgets=(budget(gib=4),))
+    small = replace(trial(4), budgets=(budget(gib=2),))
+
+    screen = played(
+        TUNING, *(ProbeEnded(trial=known, low=0, high=17) for known in (large, failed, small))
+    )
+
+    assert screen.budgets == (budget(gib=2),)
+    assert [t.verdict for t in screen.trials] == [Verdict.OVER, Verdict.OOM, Verdict.FITS]
+
+
+def test_the_answer_is_the_newest_trial_of_its_size_that_fits() -> None:
+    """One rank's size may stay while another's is still searched; a size may be measured again."""
+    one, over, two = (
+        replace(trial(12, verdict=verdict), sizes=sizes, seconds=seconds)
+        for verdict, sizes, seconds in (
+            (Verdict.FITS, (12, 4), 1.0),
+            (Verdict.OVER, (12, 8), 2.0),
+            (Verdict.FITS, (12, 6), 3.0),
+        )
+    )
+    again = replace(two, seconds=4.0)
+
+    screen = played(
+        TUNING,
+        *(ProbeEnded(trial=t, low=0, high=13) for t in (one, over, two, again)),
+        TuningEnded(answer=12, interrupted=False, seconds=9.0),
+    )
+
+    assert screen.answer_trial == again
+
+
+def test_there_is_no_answer_trial_before_the_end() -> None:
+    assert played(TUNING, ProbeEnded(trial=trial(8), low=8, high=257)).answer_trial is None
+
+
 def test_the_line_goes_through_straight_trials() -> None:
     line = fit_line([trial(size, 400 * MIB + 12 * MIB * size) for size in (1, 8, 64)])
 
@@ -167,6 +226,12 @@ def test_the_line_leaves_out_the_floor_of_the_optimizer_step() -> None:
     assert line is not None
     assert line.trials == 4
     assert line.slope == pytest.approx(498 * MIB, rel=0.01)
+
+
+def test_unequal_sizes_lie_on_no_one_line() -> None:
+    trials = [trial(size, 400 * MIB + 12 * MIB * size) for size in (1, 8, 64)]
+
+    assert fit_line([*trials, replace(trial(70), sizes=(70, 35))]) is None
 
 
 @pytest.mark.parametrize("peaks", [{}, {4: 900}, {1: 3580, 2: 3580}, {1: 3580, 2: 3579}])
@@ -204,6 +269,93 @@ def test_a_share_next_to_the_budget_says_on_which_side_it_is() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("verdict", "reason", "word", "full", "short"),
+    [
+        (Verdict.FITS, None, "fits", None, None),
+        (Verdict.OVER, "host memory", "over", "host memory", "host memory"),
+        (
+            Verdict.OVER,
+            "stopped at 12.3 GiB on NVIDIA A100, past the guard's 12.1 GiB",
+            "over",
+            "stopped at 12.3 GiB on NVIDIA A100, past the guard's 12.1 GiB",
+            "stopped by the guard",
+        ),
+        (
+            Verdict.OVER,
+            "stopped at the guard's limit: CUDA out of memory",
+            "over",
+            "stopped at the guard's limit: CUDA out of memory",
+            "stopped by the guard",
+        ),
+        (Verdict.OOM, "CUDA out of memory", "out of memory", *["CUDA out of memory"] * 2),
+        (Verdict.OOM, "no size for it: a\nkernel", "no size", "a kernel", "a kernel"),
+    ],
+)
+def test_a_verdict_says_what_ended_the_probe(
+    verdict: Verdict, reason: str | None, word: str, full: str | None, short: str | None
+) -> None:
+    ended = replace(trial(8, None, verdict), reason=reason)
+
+    assert (verdict_word(ended), reason_words(ended), short_reason(ended)) == (word, full, short)
+
+
+@pytest.mark.parametrize(
+    ("spread", "words"), [(None, None), (0.049, None), (0.06, "±3 %"), (0.5, "±25 %")]
+)
+def test_a_spread_is_said_where_the_speed_is_noisy(spread: float | None, words: str | None) -> None:
+    """The steps lie on both sides of their mean, so half of it on each."""
+    assert give_or_take(replace(trial(8), speed_spread=spread)) == words
+
+
+def test_unequal_sizes_are_all_said() -> None:
+    assert trial_size(trial(1024)) == "1,024"
+    assert trial_size(replace(trial(12), sizes=(12, 12))) == "12"
+    assert trial_size(replace(trial(12), sizes=(12, 6))) == "12 + 6"
+
+
+def card(peak: float, *, context: float, reserved: float, allocated: float) -> Measured:
+    return Measured(
+        peak=int(peak * GIB), fixed=MIB, growing=MIB, context=int(context * GIB),
+        reserved=int(reserved * GIB), allocated=int(allocated * GIB),
+    )  # fmt: skip
+
+
+SUM = "12.0 GiB = tensors 10.1 + cache 1.4 + context 0.5"
+
+
+@pytest.mark.parametrize(
+    ("peak", "reserved", "words"),
+    [
+        (12.0, 11.5, SUM),
+        (12.02, 11.5, SUM),  # too little to show
+        (12.4, 11.5, "12.4 GiB = tensors 10.1 + cache 1.4 + context 0.5 + outside torch 0.4"),
+        (10.6, 10.1, "10.6 GiB = tensors 10.1 + context 0.5"),
+        (11.0, 11.5, None),  # less than its parts
+        (12.0, 10.0, None),  # tensors beyond what the allocator reserved
+    ],
+)
+def test_a_peak_is_the_sum_of_its_parts_or_nothing(
+    peak: float, reserved: float, words: str | None
+) -> None:
+    device = card(peak, context=0.5, reserved=reserved, allocated=10.1)
+
+    assert peak_words(replace(trial(8), measured=(device,))) == words
+
+
+def test_of_several_devices_the_tightest_has_its_parts_said() -> None:
+    cards = tuple(card(p, context=0.5, reserved=p - 0.5, allocated=p - 1) for p in (11.0, 12.0))
+
+    words = peak_words(replace(trial(8), measured=cards, tightest=1))
+
+    assert words == "12.0 GiB on device 1 = tensors 11.0 + cache 0.5 + context 0.5"
+
+
+def test_a_cpu_peak_has_no_parts() -> None:
+    assert peak_words(trial(8)) is None
+    assert peak_words(trial(8, None, Verdict.OOM)) is None
+
+
 def test_text_from_outside_is_one_printable_line() -> None:
     assert clean("a\x1b[31mred\nline\x07") == "a [31mred line"
 
@@ -234,6 +386,40 @@ def test_plain_lines_say_each_probe_in_one_line() -> None:
         "probe   64    out of memory  52.1 samples/s  host memory  4.2 s",
         "answer  48  2 probes  12.0 s",
     ]
+
+
+def test_plain_lines_say_what_a_gpu_told() -> None:
+    stream = io.StringIO()
+    lines = PlainLines(stream)
+    guarded = replace(budget(), hard=int(4.4 * GIB))
+    sizes = replace(
+        trial(12), sizes=(12, 6), speed_spread=0.06,
+        measured=(card(1.0, context=0.25, reserved=0.75, allocated=0.5),),
+    )  # fmt: skip
+
+    for event in (
+        replace(TUNING, devices=(guarded,)),
+        ProbeEnded(trial=sizes, low=12, high=257),
+        ProbeEnded(
+            trial=Trial(
+                size=16, verdict=Verdict.OOM, peak=None, seconds=4.2,
+                reason="no size for it: " + "so many words " * 20,
+            ),
+            low=12, high=16,
+        ),
+        TuningEnded(answer=12, interrupted=False, seconds=12.0),
+    ):  # fmt: skip
+        lines(event)
+
+    _, device, fits, no_size, answer, peak = stream.getvalue().splitlines()
+    assert device.endswith("others hold 1.00 GiB, guard 4.40 GiB")
+    assert fits == (
+        "probe   12 + 6  fits   peak 1.00 GiB of 4.00 GiB (25 %)  52.1 ±3 % samples/s  4.2 s"
+    )
+    assert no_size.startswith("probe   16    no size  so many words so many")
+    assert no_size.endswith(" …  4.2 s")
+    assert answer == "answer  12 + 6  2 probes  12.0 s"
+    assert peak == "peak    1.00 GiB = tensors 0.50 + cache 0.25 + context 0.25"
 
 
 def test_plain_lines_thin_the_steps() -> None:
@@ -276,13 +462,21 @@ ALL_EVENTS = (
     reading(5 * GIB),
     ProbeEnded(trial=trial(8), low=8, high=257),
     ProbeEnded(trial=trial(16, None, Verdict.OOM), low=8, high=16),
+    ProbeEnded(
+        trial=replace(
+            trial(12), sizes=(12, 6), speed_spread=0.06, failed_rank=1,
+            budgets=(replace(budget(0), hard=5 * GIB), budget(1)),
+            measured=(card(1.0, context=0.25, reserved=0.75, allocated=0.5), *measured(GIB)),
+        ),
+        low=8, high=16,
+    ),
     TuningEnded(answer=None, interrupted=True, seconds=3.5),
     started(),
     step(1, loss=2.5),
     Evaluated(step=1, loss=2.25),
     CheckpointSaved(step=1, path="runs/a/step-1"),
     TrainingEnded(result={"final_loss": 2.5, "output_dir": "runs/a"}, interrupted=False),
-)
+)  # fmt: skip
 
 
 def test_a_recorded_run_reads_back_as_the_same_events(tmp_path: Path) -> None:
@@ -295,6 +489,24 @@ def test_a_recorded_run_reads_back_as_the_same_events(tmp_path: Path) -> None:
     expected = list(enumerate(ALL_EVENTS, start=1))
     assert {type(event) for event in ALL_EVENTS} == set(EVENTS.values())
     assert list(read_events(tmp_path / "events.jsonl")) == expected
+
+
+def test_a_record_of_another_version_reads_back(tmp_path: Path) -> None:
+    """A field that it lacks has its default, one that is unknown here is passed over."""
+    path = tmp_path / "events.jsonl"
+    card = {"device": "GPU-0", "name": "Card", "total": 8, "others": 1, "budget": 4}
+    old = {
+        "size": 8, "verdict": "fits", "peak": 3, "seconds": 4.2, "budgets": [card],
+        "device_peaks": [3], "tightest": 0, "fixed": 1, "growing": 2, "reason": None,
+    }  # fmt: skip
+    line = json.dumps({"event": "ProbeEnded", "at": 1.5, "trial": old, "low": 8, "high": 9})
+
+    path.write_text(f"{line}\n", encoding="utf-8")
+
+    [(_, event)] = read_events(path)
+    assert isinstance(event, ProbeEnded)
+    assert (event.trial.peak, event.trial.measured, event.trial.sizes) == (3, (), ())
+    assert event.trial.budgets[0].hard is None
 
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:

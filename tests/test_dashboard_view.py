@@ -20,7 +20,7 @@ from autotune.events import (
     TuningStarted,
 )
 from autotune.readings import DeviceReading, HostReading
-from autotune.trial import DeviceBudget, Trial
+from autotune.trial import DeviceBudget, Measured, Trial
 from autotune.verdict import Verdict
 from dashboard.state import Screen, update
 from dashboard.view import render
@@ -88,6 +88,41 @@ def tuned(devices: int = 1) -> list[object]:
     ]
 
 
+GUARDED = DeviceBudget(
+    device="GPU-0", name="NVIDIA A100-SXM4-80GB", total=80 * GIB, others=8 * GIB,
+    budget=40 * GIB, hard=44 * GIB,
+)  # fmt: skip
+
+
+def evidence(sizes: tuple[int, ...] = (143,), ended: bool = True) -> list[object]:
+    """A tuning on a card that met its guard, a kernel's limit, and noise."""
+    budgets = (GUARDED,) * len(sizes)
+    answer = Measured(
+        peak=int(39.9 * GIB), fixed=2 * GIB, growing=39 * GIB, context=GIB // 2,
+        reserved=int(39.4 * GIB), allocated=int(34.2 * GIB),
+    )  # fmt: skip
+    small = replace(trial(1, Verdict.FITS, 4 * GIB), samples_per_second=52.1)
+    knee = replace(trial(100, Verdict.FITS, 28 * GIB), samples_per_second=405.0)
+    best = replace(
+        trial(143, Verdict.FITS, answer.peak), samples_per_second=411.0, speed_spread=0.06,
+        sizes=sizes, measured=(answer,) * len(sizes), budgets=budgets,
+    )  # fmt: skip
+    stopped = "stopped at 44.3 GiB on NVIDIA A100-SXM4-80GB, past the guard's 44.0 GiB"
+    trials = [
+        small,
+        trial(700, Verdict.OOM, None, "no size for it: too many blocks"),
+        trial(512, Verdict.OVER, None, stopped),
+        knee,
+        best,
+    ]
+    return [
+        TuningStarted(model="chatlm-0.2b", target=0.6, ceiling=4096, devices=budgets),
+        *(ProbeEnded(trial=t, low=1, high=4097) for t in trials),
+        readings(1, 28 * GIB),
+        *([TuningEnded(answer=143, interrupted=False, seconds=72.0)] if ended else []),
+    ]
+
+
 def training(steps: int = 30, ended: bool = False) -> list[object]:
     head = TrainingStarted(
         model="chatlm-0.2b", rows=120345, first_step=1, steps=100, effective_batch=256,
@@ -125,6 +160,10 @@ SCREENS = {
     "tuned": played(tuned()),
     "four devices": played(tuning(4)),
     "forty devices": played(tuning(40)),
+    "evidence, not ended": played(evidence(ended=False)),
+    "evidence": played(evidence()),
+    "unequal": played(evidence((143, 70))),
+    "many unequal": played(evidence((143, 143, 70, 70))),
     "training": played(training()),
     "training after tuning": played(training(), played(tuned())),
     "trained": played(training(100, ended=True)),
@@ -278,6 +317,92 @@ def test_other_outcomes_are_said_in_words(
     ended = TuningEnded(answer=answer, interrupted=interrupted, seconds=9.0)
 
     assert words in drawn(update(SCREENS["tuning"], ended), 80)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_probe_that_ended_early_says_why_in_its_row(width: int) -> None:
+    rows = drawn(SCREENS["evidence"], width).splitlines()
+
+    assert any("512  ▲ over" in row and "stopped by the guard" in row for row in rows)
+    assert any("700  ✗ no size" in row and "too many blocks" in row for row in rows)
+
+
+def test_the_guard_is_marked_beyond_the_budget_and_named_where_there_is_room() -> None:
+    wide, narrow = (drawn(SCREENS["evidence, not ended"], width) for width in (120, 80))
+
+    bar = next(row for row in wide.splitlines() if "█" in row)
+    assert bar.index("┊") == 1 + 118 * 52 // 80  # 8 GiB of others, 44 of ours
+    assert "┊ guard 44.0 GiB" in wide
+    assert "┊" in narrow
+    assert "guard 44" not in narrow
+
+
+def test_training_has_no_guard() -> None:
+    screen = played(training(), played(evidence()))
+
+    assert "┊" not in drawn(screen, 120)
+
+
+def test_a_guard_at_the_budget_is_not_marked() -> None:
+    screen = played(evidence(ended=False))
+    tight = replace(screen, budgets=(replace(GUARDED, hard=GUARDED.budget),))
+
+    assert "┊" not in drawn(tight, 120)
+
+
+def test_the_peak_of_a_card_is_said_in_its_parts() -> None:
+    parts = "tensors 34.2 + cache 5.2 + context 0.5"
+
+    assert f"peak      39.9 GiB = {parts}" in drawn(SCREENS["evidence"], 80)
+    assert f"peak      {parts}" in drawn(SCREENS["evidence"], 60)
+    assert "tensors" not in drawn(SCREENS["evidence"], 40)
+    assert "tensors" not in drawn(SCREENS["evidence, not ended"], 80)
+    assert "tensors" not in drawn(SCREENS["tuned"], 80)  # as on a CPU: nothing tells
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_knee_is_marked_once_the_search_is_over(width: int) -> None:
+    rows = drawn(SCREENS["evidence"], width).splitlines()
+
+    assert [row.split()[0] for row in rows if "knee" in row] == ["100"]
+    assert "knee" not in drawn(SCREENS["evidence, not ended"], width)
+
+
+def test_an_answer_that_is_the_knee_is_not_marked() -> None:
+    screen = played(evidence(ended=False))
+    ended = TuningEnded(answer=100, interrupted=False, seconds=72.0)
+
+    assert "knee" not in drawn(update(screen, ended), 120)
+
+
+def test_without_speeds_there_is_no_knee() -> None:
+    screen = played(evidence())
+    untimed = tuple(replace(t, samples_per_second=None) for t in screen.trials)
+
+    assert "knee" not in drawn(replace(screen, trials=untimed), 120)
+
+
+def test_a_noisy_speed_has_its_spread_where_there_is_room() -> None:
+    wide, narrow, ascii = (
+        drawn(SCREENS["evidence"], 120),
+        drawn(SCREENS["evidence"], 80),
+        drawn(SCREENS["evidence"], 120, ascii=True),
+    )
+
+    assert "411    ±3 %" in wide
+    assert wide.count("±") == 1
+    assert "±" not in narrow
+    assert "411   +-3 %" in ascii
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_unequal_sizes_are_shown_as_one_trial(width: int) -> None:
+    two, four = (drawn(SCREENS[name], width) for name in ("unequal", "many unequal"))
+
+    assert "answer    ✓ 143 + 70   holds" in two
+    assert "143 + 70  ✓ fits" in two
+    assert "answer    ✓ 143 + 143 + 70 + 70" in four
+    assert "70–143  ✓ fits" in four  # short enough for a column
 
 
 def test_the_trials_next_to_the_bracket_are_kept() -> None:
