@@ -249,10 +249,10 @@ def autotune(
         )
         path = free_path(path) if outcome.interrupted else path
         profiles.save(found, path)
+    room = tuned.would_hold(outcome, effective_batch, devices.world_size)
     if as_json:
-        _print_json(tuned.as_json(outcome, found, str(path), limits))
+        _print_json(tuned.as_json(outcome, found, str(path), limits, room))
     else:
-        room = None if effective_batch is None else tuned.would_hold(outcome)
         sys.stdout.write(tuned_words(found, outcome.seconds, path, room))
     if outcome.interrupted:
         raise typer.Exit(130)

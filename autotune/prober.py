@@ -164,8 +164,11 @@ class Prober:
         None when the workers did not survive it.
         """
         sizes = [size] * self.spec.world_size
-        request = {"type": "wait", "sizes": sizes, "loaders": loaders, "busy": busy}
         session = self._ready()
+        request = {
+            "type": "wait", "sizes": sizes, "guards": self._guards(), "loaders": loaders,
+            "busy": busy,
+        }  # fmt: skip
         try:
             reports = session.ask(request, self.limits.silence)
         except Ended:
@@ -197,9 +200,7 @@ class Prober:
         )  # fmt: skip
         self._session.budgets = self.budgets
         self._fixed = []
-        facts = self._session.build(
-            self.cards.allowance(survey), self.cards.guards(self.budgets, self.spec.world_size)
-        )
+        facts = self._session.build(self.cards.allowance(survey))
         self._foreign = Foreign(self.cards.foreign(self._session.held))
         return facts
 
@@ -231,8 +232,23 @@ class Prober:
         longest = self.limits.silence
         if self._pace is not None:
             longest = min(longest, max(PATIENCE, SLOW * self._pace * max(sizes)))
-        replies = session.ask({"type": phase, "sizes": list(sizes)}, longest)
+        request = {"type": phase, "sizes": list(sizes), "guards": self._guards()}
+        replies = session.ask(request, longest)
         return [Report(**{**reply, "seconds": tuple(reply["seconds"])}) for reply in replies]
+
+    def _guards(self) -> list[int | None]:
+        """By rank, the bytes at which its own allocations must fail: what the context takes is left."""
+        limits = self.cards.guards(self.budgets, self.spec.world_size)
+        if not self._foreign.amounts:
+            return limits
+        contexts = [
+            max(0, foreign - device.others)
+            for foreign, device in zip(self._foreign.amounts, self.budgets, strict=True)
+        ]
+        return [
+            None if limit is None else max(0, limit - context)
+            for limit, context in zip(limits, contexts, strict=True)
+        ]
 
     def _say_unsettled(self, sizes: Sequence[int]) -> None:
         text = f"probe {max(sizes)}: a neighbour's memory moved meanwhile; measuring again"

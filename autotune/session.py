@@ -103,7 +103,7 @@ class Session:
         )
         self.meter = Meter(cards, host, self._workers.resident)
 
-    def build(self, capacity: int | None, guards: Sequence[int | None]) -> dict[str, Any]:
+    def build(self, capacity: int | None) -> dict[str, Any]:
         """The facts of the workload, built in every rank; raises Ended."""
         settings = {**self.spec.settings, "memory_limit": capacity}
         request = {"type": "build", "workload": self.spec.path, "settings": settings}
@@ -111,7 +111,7 @@ class Session:
 
         def take(message: Message) -> bool:
             if message["type"] == "hello" and message["present"] == self.spec.world_size:
-                self._workers.send({**request, "guards": list(guards)})
+                self._workers.send(request)
             if message["type"] == "ready":
                 ready[message["rank"]] = message
             return len(ready) == self.spec.world_size

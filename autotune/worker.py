@@ -25,11 +25,8 @@ def main() -> None:
     assert wire is not None, "started by hand: use `chatlm autotune`"
     rank = int(os.environ.get("RANK", "0"))
     try:
-        message = wire.messages.get()
-        workload = build(message)
+        workload = build(wire.messages.get())
         memory = workload.memory
-        if (guard := message["guards"][rank]) is not None:
-            memory.limit(guard)
         held = Held(device=memory.device, resident=memory.resident())
         wire.send({"type": "ready", "facts": dict(workload.facts), "held": asdict(held)})
         while True:
@@ -58,6 +55,8 @@ def answer(
     def beat(step: int) -> None:
         say({"type": "beat", "step": step, "allocated": memory.peak_allocated()})
 
+    if (guard := message["guards"][rank]) is not None:
+        memory.limit(guard)
     size = message["sizes"][rank]
     request: Request = message["type"]
     match request:

@@ -366,7 +366,7 @@ def test_a_workload_that_cannot_be_built_is_an_error(
     """There is no size to try."""
     with (
         prober_of(tmp_path, toy(how=how, building=True)) as prober,
-        pytest.raises(WorkerError) as caught,
+        pytest.raises(ChatlmError) as caught,
     ):
         prober.open()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from autotune.errors import NothingFits, ProfileError
 from autotune.evaluation import tune_evaluation
+from autotune.events import Notice
 from autotune.launch import memory_environment
 from autotune.loaders import tune_loaders
 from autotune.plan import Plan, choose_effective
@@ -74,7 +75,10 @@ def after_the_search(
     prober: Prober, trial: Trial, *, effective: int, fixed: bool, evaluates: bool
 ) -> tuple[int | None, int | None]:
     """The evaluation batch, where there is something to evaluate, and the loader processes."""
-    eval_batch = tune_evaluation(prober, trial) if evaluates else None
+    eval_batch = None
+    if evaluates:
+        prober.emit(Notice(text="looking for the evaluation batch, forward alone"))
+        eval_batch = tune_evaluation(prober, trial)
     ranks = prober.spec.world_size
     samples = choose_effective(trial.sizes, world_size=ranks, wanted=effective, fixed=fixed)
     host = prober.host.read()
@@ -153,13 +157,15 @@ def make_profile(
     )
 
 
-def would_hold(outcome: Outcome) -> int | None:
-    """About how many sequences the devices had room for, where the ceiling was the smaller bound.
+def would_hold(outcome: Outcome, effective: int | None, world_size: int) -> int | None:
+    """About how many sequences the devices had room for, where the effective batch was the bound.
 
     By the line through what is resident and the answer's forward and backward: nothing that ran.
     """
     trial = outcome.answer
-    if trial is None or trial.size < outcome.ceiling or trial.fixed is None or not trial.growing:
+    if trial is None or trial.fixed is None or not trial.growing or effective is None:
+        return None
+    if trial.size < -(-effective // world_size):
         return None
     room = trial.budgets[trial.tightest].budget - trial.fixed
     each = (trial.growing - trial.fixed) / trial.size
@@ -242,8 +248,10 @@ def nothing_fits(outcome: Outcome) -> NothingFits:
     )
 
 
-def as_json(outcome: Outcome, profile: Profile, path: str, limits: Limits) -> dict[str, Any]:
-    """The document that `chatlm autotune --json` prints."""
+def as_json(
+    outcome: Outcome, profile: Profile, path: str, limits: Limits, room: int | None
+) -> dict[str, Any]:
+    """The document that `chatlm autotune --json` prints; `room` is what `would_hold` says."""
     trial = outcome.answer
     assert trial is not None
     return {
@@ -273,7 +281,7 @@ def as_json(outcome: Outcome, profile: Profile, path: str, limits: Limits) -> di
         "eval_batch_size": profile.batch.eval_batch_size,
         "loader_workers": profile.run.loader_workers,
         "knee": profile.knee(),
-        "would_hold": would_hold(outcome),
+        "would_hold": room,
     }
 
 
