@@ -21,14 +21,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from autotune.cards import Cards, budget, budgets
+from autotune.cards import Cards
 from autotune.errors import ChatlmError, NothingFits, WorkerError
 from autotune.events import Emit, Notice
 from autotune.guard import MARGIN
 from autotune.host import HostMeter
-from autotune.neighbours import STILL, Foreign, passed_through
+from autotune.neighbours import Neighbours
 from autotune.probe import Report
-from autotune.quantity import format_bytes
 from autotune.session import Ended, Limits, Session, WorkloadSpec
 from autotune.trial import DeviceBudget, Trial, judged
 from autotune.verdict import Verdict
@@ -78,9 +77,8 @@ class Prober:
         self.limits = limits
         self.emit = emit
         self.log_path = log_path
-        self.budgets: tuple[DeviceBudget, ...] = ()
+        self.neighbours = Neighbours(cards, limits.target, emit)
         self._session: Session | None = None
-        self._foreign = Foreign(())
         self._fixed: list[int] = []
         """By rank, what these workers held before their first probe."""
         self._largest = 0
@@ -95,6 +93,11 @@ class Prober:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def budgets(self) -> tuple[DeviceBudget, ...]:
+        """What the devices allow now."""
+        return self.neighbours.budgets
 
     def open(self) -> dict[str, Any]:
         """Starts the workers and returns the facts of the workload that they built.
@@ -132,12 +135,14 @@ class Prober:
         failures = unsettled = 0
         while True:
             session = self._ready()
-            self._follow_neighbours()
+            self.neighbours.follow(session.held)
+            session.budgets = self.budgets
             try:
                 reports = self._ask(session, phase, sizes)
             except Ended as ended:
                 self.close()
-                if unsettled < UNSETTLED and self._neighbours_were_in_the_way(ended):
+                for_memory = ended.kind in ("oom", "over")
+                if unsettled < UNSETTLED and for_memory and self.neighbours.were_in_the_way():
                     unsettled += 1
                     self._say_unsettled(sizes)
                     continue
@@ -148,7 +153,10 @@ class Prober:
                 continue
             session.held = [report.held for report in reports]
             trial = self._trial(sizes, session, reports, time.monotonic() - started)
-            if unsettled < UNSETTLED and self._is_unsettled(session, trial):
+            highest = session.meter.window().highest
+            if unsettled < UNSETTLED and self.neighbours.disturbed(
+                session.held, highest, trial.measured
+            ):
                 unsettled += 1
                 self._say_unsettled(sizes)
                 continue
@@ -166,7 +174,7 @@ class Prober:
         sizes = [size] * self.spec.world_size
         session = self._ready()
         request = {
-            "type": "wait", "sizes": sizes, "guards": self._guards(), "loaders": loaders,
+            "type": "wait", "sizes": sizes, "guards": self.neighbours.guards(self.spec.world_size), "loaders": loaders,
             "busy": busy,
         }  # fmt: skip
         try:
@@ -192,8 +200,7 @@ class Prober:
         return self._session
 
     def _start(self) -> dict[str, Any]:
-        survey = self.cards.survey()
-        self.budgets = budgets(survey, self.limits.target)
+        survey = self.neighbours.survey()
         self._session = Session(
             self.spec, cards=self.cards, host=self.host, limits=self.limits, emit=self.emit,
             log_path=self.log_path,
@@ -201,80 +208,24 @@ class Prober:
         self._session.budgets = self.budgets
         self._fixed = []
         facts = self._session.build(self.cards.allowance(survey))
-        self._foreign = Foreign(self.cards.foreign(self._session.held))
+        self.neighbours.meet(self._session.held)
         return facts
-
-    def _follow_neighbours(self) -> bool:
-        """Adapts the budgets to neighbours who came or left since the last look; whether any did."""
-        session = self._ready()
-        now = self.cards.foreign(session.held)
-        moved = self._foreign.moved(now)
-        self._foreign = replace(self._foreign, amounts=now)
-        if not any(moved):
-            return False
-        for device, change in zip(self.budgets, moved, strict=True):
-            if change:
-                verb = "took" if change > 0 else "freed"
-                self.emit(
-                    Notice(text=f"{device.name}: a neighbour {verb} {format_bytes(abs(change))}")
-                )
-        self.budgets = tuple(
-            budget(
-                device.device, device.name, device.total, max(0, device.others + change),
-                self.limits.target,
-            )
-            for device, change in zip(self.budgets, moved, strict=True)
-        )  # fmt: skip
-        session.budgets = self.budgets
-        return True
 
     def _ask(self, session: Session, phase: Phase, sizes: Sequence[int]) -> list[Report]:
         longest = self.limits.silence
         if self._pace is not None:
             longest = min(longest, max(PATIENCE, SLOW * self._pace * max(sizes)))
-        request = {"type": phase, "sizes": list(sizes), "guards": self._guards()}
+        request = {
+            "type": phase,
+            "sizes": list(sizes),
+            "guards": self.neighbours.guards(self.spec.world_size),
+        }
         replies = session.ask(request, longest)
         return [Report(**{**reply, "seconds": tuple(reply["seconds"])}) for reply in replies]
-
-    def _guards(self) -> list[int | None]:
-        """By rank, the bytes at which its own allocations must fail: what the context takes is left."""
-        limits = self.cards.guards(self.budgets, self.spec.world_size)
-        if not self._foreign.amounts:
-            return limits
-        contexts = [
-            max(0, foreign - device.others)
-            for foreign, device in zip(self._foreign.amounts, self.budgets, strict=True)
-        ]
-        return [
-            None if limit is None else max(0, limit - context)
-            for limit, context in zip(limits, contexts, strict=True)
-        ]
 
     def _say_unsettled(self, sizes: Sequence[int]) -> None:
         text = f"probe {max(sizes)}: a neighbour's memory moved meanwhile; measuring again"
         self.emit(Notice(text=text))
-
-    def _neighbours_were_in_the_way(self, ended: Ended) -> bool:
-        """Whether others moved before this end for want of memory; our workers are gone by now."""
-        if ended.kind not in ("oom", "over") or not self._foreign.amounts:
-            return False
-        survey = self.cards.survey()
-        pairs = zip(survey, self.budgets, strict=True)
-        return any(abs(reading.used - before.others) > STILL for reading, before in pairs)
-
-    def _is_unsettled(self, session: Session, trial: Trial) -> bool:
-        loading = self._foreign.loading
-        if self._follow_neighbours():
-            return True
-        self._foreign = replace(self._foreign, loading=False)
-        if not self._foreign.amounts:
-            return False
-        return passed_through(
-            session.meter.window().highest,
-            [device.context + (device.reserved or 0) for device in trial.measured],
-            [device.others for device in self.budgets],
-            loading=loading,
-        )
 
     def _replace_if_drifted(self, reports: Sequence[Report]) -> None:
         """A warm worker counts as a fresh one only while it holds no more than one."""

@@ -14,10 +14,10 @@ from autotune.cards import GpuCards
 from autotune.errors import DeviceError
 from autotune.events import Notice
 from autotune.host import HostMeter
-from autotune.neighbours import LOADING, STILL, Foreign, passed_through
+from autotune.neighbours import LOADING, STILL, moved, passed_through
 from autotune.nvml import Nvml
-from autotune.process import resident
 from autotune.prober import Limits, Prober, WorkloadSpec
+from autotune.process import resident
 from autotune.tuning import tune
 from autotune.verdict import Verdict
 from tests.fake_nvml import FakeDriver, FakeGpu
@@ -154,23 +154,21 @@ def test_what_fitted_before_a_neighbour_came_is_held_to_the_new_budget(tmp_path:
 @given(BYTES, st.integers(-STILL, STILL))
 def test_a_context_may_move_a_little(before: int, change: int) -> None:
     """Between two probes of the same workers."""
-    foreign = Foreign((before,), loading=False)
-
-    assert foreign.moved([before + change]) == (0,)
+    assert moved([before], [before + change], loading=False) == (0,)
 
 
 @given(BYTES, st.integers(-STILL, LOADING))
 def test_a_first_probe_loads_kernels(before: int, change: int) -> None:
     """Up to half a gibibyte beside the allocator."""
-    assert Foreign((before,)).moved([before + change]) == (0,)
+    assert moved([before], [before + change], loading=True) == (0,)
 
 
 @given(BYTES, st.integers(LOADING + 1, 8 * GIB), st.booleans())
 def test_what_moves_further_is_a_neighbour(before: int, change: int, loading: bool) -> None:
     """In both directions, and told to the byte."""
-    foreign = Foreign((before, before), loading=loading)
+    now = [before + change, before - change]
 
-    assert foreign.moved([before + change, before - change]) == (change, -change)
+    assert moved([before, before], now, loading=loading) == (change, -change)
 
 
 def test_a_sample_far_above_our_own_peak_was_not_ours() -> None:

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from bench.table import table
+from bench import peers, simulate
+from bench.table import read, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -12,6 +13,20 @@ README = (ROOT / "README.md").read_text()
 def test_every_measured_figure_is_the_files() -> None:
     """`python -m bench.table` prints the table that the README shows."""
     assert table() in README
+
+
+def test_the_peers_table_is_the_files() -> None:
+    """What `make bench` prints of ours beside the other tuners."""
+    assert peers.table(read("peers-cpu")) in README
+
+
+def test_the_simulated_table_is_the_files() -> None:
+    """On its own page; the README quotes one figure of it."""
+    document = read("search-simulated")
+    probes = document["algorithms"]["chatlm"]["all"]["probes_mean"]
+
+    assert simulate.table(document) in (ROOT / "docs" / "search.md").read_text()
+    assert f"after {probes:.1f} on average in simulation" in README
 
 
 def test_every_file_that_it_points_to_is_there() -> None:
