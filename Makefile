@@ -21,15 +21,21 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/main
+bench: .venv/peers
 	$(BIN)/python -m bench.demo --result bench/results/demo-cpu.json --pictures docs --device cpu
 	$(BIN)/python -m bench.contract --result bench/results/contract-cpu.json --device cpu $(ROWS)
 	$(BIN)/python -m bench.tune --result bench/results/tune-0.2b-cpu.json --device cpu $(ROWS)
+	$(BIN)/python -m bench.simulate --result bench/results/search-simulated.json
+	$(BIN)/python -m bench.sampling --result bench/results/sampling-cpu.json
+	$(BIN)/python -m bench.faults --result bench/results/faults-cpu.json
+	$(BIN)/python -m bench.peers --result bench/results/peers-cpu.json
+	$(BIN)/python -m bench.repeat --result bench/results/repeat-cpu.json
 	$(BIN)/python -m bench.table
 
 bench-gpu: .venv/main
 	$(BIN)/python -m bench.demo --result bench/results/demo-gpu.json --device cuda
 	$(BIN)/python -m bench.contract --result bench/results/contract-gpu.json --device cuda --model chatlm-0.2b --vram-limit 20GiB --processes 1 $(ROWS)
+	$(BIN)/python -m bench.gpu --result bench/results/gpu.json $(ROWS)
 
 .venv/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,6 +50,10 @@ bench-gpu: .venv/main
 
 .venv/dev: .venv/main
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	@touch $@
+
+.venv/peers: .venv/main
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group peers
 	@touch $@
 
 clean:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 
 from autotune.prober import Prober, Wait
+from autotune.shared_memory import free_shared_memory, shortage
 
 WORTH = 0.02
 """Share of a step that it may wait: less is not worth a process."""
@@ -13,11 +14,15 @@ TRIED = (1, 2, 4, 8)
 def tune_loaders(prober: Prober, size: int, *, busy: float, ranks: int, room: int) -> int | None:
     """Loader processes per rank for steps of `busy` seconds; None when it could not be measured.
 
-    `room` is the host memory that they may take, bytes.
+    `room` is the host memory that they may take, bytes. Where shared memory is short none is tried:
+    a loader that finds it full dies of a bus error.
     """
     cores = len(os.sched_getaffinity(0)) // ranks
+    free = free_shared_memory()
 
     def measure(loaders: int) -> Wait | None:
+        if shortage(free, nccl_ranks=0, loader_workers=loaders * ranks) is not None:
+            return None
         return prober.wait(size, loaders=loaders, busy=busy)
 
     return fewest(measure, busy=busy, most=cores - 1, room=room)

@@ -4,6 +4,7 @@ A reading that is too old counts as a failure: a probe whose memory nobody sees 
 reading means for a budget is for `guard` and `cards`.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,10 @@ from autotune.host import HostMeter
 from autotune.readings import DeviceReading, HostReading
 
 PERIOD = 0.05
-"""Seconds between two readings."""
+"""Seconds between two readings of the devices."""
+SLOWLY = 4
+"""Readings of which one is of the host and the workers too, where these are no device: 8 cards, the
+host and 8 workers every time would cost a whole per cent of a core."""
 STALE = 1.0
 """Seconds after which a reading counts as none."""
 JOIN = 2.0
@@ -54,6 +58,7 @@ class Meter:
         self._stale = stale
         self._lock = threading.Lock()
         self._window: Window | None = None
+        self._held: Mapping[int, int] = {}
         self._read_at = 0.0
         self._failure: Exception | None = None
         self._stop = threading.Event()
@@ -74,16 +79,20 @@ class Meter:
         if self._thread.is_alive():
             self._thread.join(JOIN)
 
-    def sample(self) -> None:
-        """One more reading, now.
+    def sample(self, *, full: bool = True) -> None:
+        """One more reading, now; of the devices alone unless it is to be full.
 
         Raises:
             DeviceError: a device does not answer.
         """
-        resident = self._resident()
-        devices, host = self._cards.read(resident), self._host.read()
         with self._lock:
-            self._window = merged(self._window, devices, host, sum(resident.values()))
+            last = self._window
+        if full or last is None or self._cards.kind == "cpu":
+            self._held = self._resident()
+        devices = self._cards.read(self._held)
+        host = self._host.read() if full or last is None else last.host
+        with self._lock:
+            self._window = merged(self._window, devices, host, sum(self._held.values()))
             self._read_at = time.monotonic()
 
     def reset(self) -> None:
@@ -113,9 +122,11 @@ class Meter:
         return window
 
     def _run(self) -> None:
-        while not self._stop.wait(PERIOD):
+        for reading in itertools.count(1):
+            if self._stop.wait(PERIOD):
+                return
             try:
-                self.sample()
+                self.sample(full=reading % SLOWLY == 0)
             except Exception as error:  # noqa: BLE001  raised by `window`, once it has lasted
                 self._failure = error
 

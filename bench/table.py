@@ -14,8 +14,14 @@ GIB = 2**30
 
 def table() -> str:
     """Markdown, one row a claim."""
-    demo, contract, large = (read(name) for name in ("demo-cpu", "contract-cpu", "tune-0.2b-cpu"))
-    rows = [*demo_rows(demo), *contract_rows(contract), *large_rows(large)]
+    rows = [
+        *demo_rows(read("demo-cpu")),
+        *contract_rows(read("contract-cpu")),
+        *large_rows(read("tune-0.2b-cpu")),
+        *repeat_rows(read("repeat-cpu")),
+        *fault_rows(read("faults-cpu")),
+        *sampling_rows(read("sampling-cpu")),
+    ]
     lines = ["| what | figure | file |", "| --- | --- | --- |"]
     lines += [f"| {what} | {figure} | `{file}.json` |" for what, figure, file in rows]
     return "\n".join(lines)
@@ -81,6 +87,52 @@ def large_rows(large: dict[str, Any]) -> list[Row]:
             f"probes in {large['tuning']['seconds']:.0f} s, peak "
             f"{device['peak_bytes'] / device['budget_bytes']:.0%} of the budget",
             "tune-0.2b-cpu",
+        )
+    ]
+
+
+def repeat_rows(repeat: dict[str, Any]) -> list[Row]:
+    said = repeat["summary"]
+    answer = said["answer"]
+    again = said["second_tuning_probes"]
+    return [
+        (
+            f"{said['runs']} times the same tuning, each with {repeat['training_steps']} training steps",
+            f"micro-batch {answer['min']} to {answer['max']} in {said['probes']['mean']:.1f} probes; "
+            f"training peaks at {said['highest_training_peak_to_budget']:.1%} of the budget at most, "
+            f"within {said['farthest_training_peak_from_probe']:.1%} of the probe's",
+            "repeat-cpu",
+        ),
+        (
+            f"the same tuning again in the same folder, {len(again)} times",
+            f"{min(again)} to {max(again)} probes" if min(again) < max(again) else "1 probe each",
+            "repeat-cpu",
+        ),
+    ]
+
+
+def fault_rows(document: dict[str, Any]) -> list[Row]:
+    faults = document["faults"]
+    found = ", ".join(
+        f"{f['fault']}: {f['micro_batch_size'] or 'error'} in {f['seconds']:.0f} s" for f in faults
+    )
+    left = sum(f["processes_left"] for f in faults)
+    return [
+        (
+            f"one of two gloo ranks fails from micro-batch {document['at']} on, of 8",
+            f"{found}; {left} processes left",
+            "faults-cpu",
+        )
+    ]
+
+
+def sampling_rows(sampling: dict[str, Any]) -> list[Row]:
+    return [
+        (
+            f"sampling {sampling['devices']} made-up cards, the host and {sampling['workers']} workers "
+            f"at 20 Hz",
+            f"{sampling['share_of_a_core']:.2%} of a core",
+            "sampling-cpu",
         )
     ]
 

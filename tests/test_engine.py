@@ -192,3 +192,16 @@ def test_the_worst_batch_has_the_longest_source_and_the_longest_target(seq2seq: 
 
     assert worst.inputs["input_ids"].shape == (3, store.longest()[0])
     assert worst.labels.shape == (3, store.longest()[1])
+
+
+def test_accelerates_own_variables_change_no_gradient(
+    seq2seq: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's `accelerate launch` sets them: accelerate would divide by them once more, or compile."""
+    before, _ = gradient(seq2seq, 4)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")
+
+    after, _ = gradient(seq2seq, 4)
+
+    assert torch.equal(before, after)

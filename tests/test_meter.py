@@ -84,7 +84,7 @@ def test_a_driver_that_is_stuck_makes_the_readings_stale() -> None:
 def test_one_failure_between_two_answers_is_no_failure() -> None:
     """Drivers hiccup."""
     cards = Cards()
-    sampler = Meter(cards, HostMeter(), lambda: {}, stale=30.0)
+    sampler = Meter(cards, HostMeter(), dict, stale=30.0)
     with sampler:
         cards.broken = True
         with pytest.raises(DeviceError):

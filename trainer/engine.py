@@ -16,7 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,7 +46,13 @@ def make_accelerator(settings: WorkloadSettings) -> Accelerator:
     if world_size > 1:  # the others wait while one tokenises
         handlers.append(InitProcessGroupKwargs(backend=backend(settings), timeout=PATIENCE))
     return Accelerator(
-        cpu=on_cpu, mixed_precision=MIXED[precision(settings)], kwargs_handlers=handlers
+        cpu=on_cpu,
+        mixed_precision=MIXED[precision(settings)],
+        # said, since accelerate's own variables (as `accelerate launch` sets them from a user's
+        # configuration) would divide the gradient once more, or compile the model
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        kwargs_handlers=handlers,
     )
 
 

@@ -155,12 +155,13 @@ def prepare(
         ),
         learning_rate=(settings.learning_rate or loaded.learning_rate) * settings.rate_scale,
     )
-    engine.make_resident(collator.worst(1))
+    if checkpoints := folder.checkpoints():
+        run.done = load_checkpoint(checkpoints[-1], engine)  # first: beside nothing to be replaced
+    else:
+        engine.make_resident(collator.worst(1))
     engine.rehearse([collator.worst(run.own_size)] * min(2, run.plan.accumulation))
     if run.eval_collator is not None:
         rehearse_evaluation(engine, run.eval_collator, size=run.eval_size)
-    if checkpoints := folder.checkpoints():
-        run.done = load_checkpoint(checkpoints[-1], engine)
     if run.is_main:
         _forget_later_metrics(run)
         _say_started(run, store)

@@ -1,0 +1,27 @@
+"""Training peaks where its probe did: the rehearsed worst batch of a tuned size, then real steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.commands import chatlm, steps
+
+
+def test_no_step_of_training_peaks_above_the_budget_or_its_probe(tmp_path: Path) -> None:
+    """Within 5 % of the probe on a CPU, the highest of all steps."""
+    tuned = chatlm(
+        tmp_path, "autotune", "--device", "cpu", "--vram-limit", "1GiB", "--target-vram", "0.6",
+        "--max-batch", "64", "--effective-batch", "128", "--json", "--plain",
+    )  # fmt: skip
+    trained = chatlm(
+        tmp_path, "train", "--device", "cpu", "--profile", "tuned", "--max-steps", "12",
+        "--output-dir", "run", "--plain",
+    )  # fmt: skip
+
+    assert tuned.returncode == 0, tuned.stderr
+    assert trained.returncode == 0, trained.stderr
+    (card,) = json.loads(tuned.stdout)["devices"]
+    highest = max(record["device_peak_bytes"] for record in steps(tmp_path / "run"))
+    assert highest <= card["budget_bytes"]
+    assert highest == pytest.approx(card["peak_bytes"], rel=0.05)
