@@ -176,6 +176,7 @@ def autotune(
         devices = stack.enter_context(
             open_devices(device, num_processes=num_processes, vram_limit=limit, host=host)
         )
+        check_per_device(per_device, devices)
         if effective_batch is not None:  # built for its check; a base profile's may grow instead
             Plan(micro_batch=1, effective_batch=effective_batch, world_size=devices.world_size)
         settings = apply_profile(
@@ -223,7 +224,7 @@ def autotune(
             ),
             prefer=prefer,
             guess=tuned.earlier(path, limits, limit, devices),
-            per_device=check_per_device(per_device, devices),
+            per_device=per_device,
             most=effective_batch,
             after=functools.partial(
                 tuned.after_the_search,

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.cards import Cards, EmulatedCards, GpuCards, HostCard, budgets
-from autotune.errors import DeviceError, NothingFits, UsageError
+from autotune.cards import Cards, EmulatedCards, GpuCards, HostCard
+from autotune.errors import ChatlmError, DeviceError, NothingFits, UsageError
 from autotune.events import (
     Emit,
     Listeners,
@@ -34,8 +34,9 @@ from autotune.nvml import Nvml, visible
 from autotune.own_device import OwnDevice, own_device
 from autotune.prober import Limits, Prober, WorkloadSpec
 from autotune.quantity import check_fraction, format_bytes, parse_bytes
-from autotune.search import Search
-from autotune.trial import DeviceBudget, Measured, Trial
+from autotune.search import NOISE, Search
+from autotune.trial import DeviceBudget, Measured, Trial, still_tells
+from autotune.tuning import replayed
 from autotune.verdict import Verdict
 
 STEPS = 4
@@ -60,7 +61,7 @@ class Found:
     fixed: int
     """Resident before the step: the model, and the optimizer's state."""
     trials: tuple[Trial, ...]
-    """Every size that was tried, in that order."""
+    """Every size that was tried, in that order, held against the budgets of the end."""
     seconds: float
 
 
@@ -86,17 +87,19 @@ def find_micro_batch(
     (`autotune.probe.Workload`). They run on the first visible card, else on the CPU.
 
     `vram_limit` (bytes or `20GiB`) pretends that the card is that large; on the CPU it makes one.
-    `divides` tries only sizes that divide this effective batch. `guess` is a size to try first.
+    `divides` tries only sizes that divide this effective batch. `guess` is a size to try first; one
+    above the ceiling means the ceiling.
 
     Raises:
         NothingFits: not even size 1.
-        UsageError: a target that is no share, or a ceiling below 1.
+        UsageError: a target that is no share; a ceiling, `divides` or `guess` below 1.
         DeviceError: the device cannot be read, or others hold the target already.
     """
     started = time.monotonic()
     check_fraction(target, "target")
-    if ceiling < 1:
-        raise UsageError(f"ceiling {ceiling} leaves nothing to try; give 1 or more")
+    for name, samples in (("ceiling", ceiling), ("divides", divides), ("guess", guess)):
+        if samples is not None and samples < 1:
+            raise UsageError(f"{name} {samples} is no number of samples; give 1 or more")
     if settings is not None and not isinstance(step, str):
         raise UsageError("settings are for a workload that is named by its path, not for a step")
     limit = parse_bytes(vram_limit) if isinstance(vram_limit, str) else vram_limit
@@ -107,19 +110,20 @@ def find_micro_batch(
         else _in_this_process(step, target, limit)
     )
     with source as probes:
-        search = Search(ceiling, min(b.budget for b in probes.budgets), guess)
+        trials: list[Trial] = []
+        search = replayed(trials, probes.budgets(), ceiling, noise=probes.noise, guess=guess)
         listeners(
             TuningStarted(
-                model=probes.model, target=target, ceiling=ceiling, devices=probes.budgets
+                model=probes.model, target=target, ceiling=ceiling, devices=probes.budgets()
             )
         )
-        trials: list[Trial] = []
         while (size := _next(search, divides)) is not None:
             listeners(ProbeStarted(size=size, low=search.low, high=search.high))
             trial = probes.probe(size)
-            trials.append(trial)
-            search = _tell(search, trial)
-            listeners(ProbeEnded(trial=trial, low=search.low, high=search.high))
+            now = probes.budgets()
+            trials = [still_tells(t, now) or t for t in (*trials, trial)]
+            search = replayed(trials, now, ceiling, noise=probes.noise, guess=guess)
+            listeners(ProbeEnded(trial=trials[-1], low=search.low, high=search.high))
         seconds = time.monotonic() - started
         listeners(TuningEnded(answer=search.answer, interrupted=False, seconds=seconds))
     return _found(trials, target, seconds)
@@ -130,7 +134,10 @@ class Probes:
     """What the search asks: a size goes in, a trial comes out."""
 
     model: str
-    budgets: tuple[DeviceBudget, ...]
+    noise: float
+    """How far apart two peaks of one size lie, as a share."""
+    budgets: Callable[[], tuple[DeviceBudget, ...]]
+    """What the devices allow now: neighbours may move between two probes."""
     probe: Callable[[int], Trial]
 
 
@@ -141,16 +148,6 @@ def _next(search: Search, divides: int | None) -> int | None:
         return asked
     inside = [size for size in range(search.low + 1, search.high) if divides % size == 0]
     return max((size for size in inside if size <= asked), default=min(inside, default=None))
-
-
-def _tell(search: Search, trial: Trial) -> Search:
-    """The search that knows the trial; a budget that has moved since shifts its figures."""
-    shift = search.budget - trial.budgets[trial.tightest].budget if trial.budgets else 0
-    peak, fixed, growing = (
-        None if amount is None else amount + shift
-        for amount in (trial.peak, trial.fixed, trial.growing)
-    )
-    return search.tell(trial.size, trial.verdict, peak=peak, fixed=fixed, growing=growing)
 
 
 def _found(trials: list[Trial], target: float, seconds: float) -> Found:
@@ -200,7 +197,8 @@ def _in_this_process(step: Step, target: float, vram_limit: int | None) -> Itera
     with own_device(target, vram_limit) as device:
         yield Probes(
             model=getattr(step, "__name__", type(step).__name__),
-            budgets=(device.budget,),
+            noise=NOISE,  # the allocator's settings are the caller's
+            budgets=lambda: (device.budget,),
             probe=lambda size: _probe(step, size, device),
         )
 
@@ -224,7 +222,7 @@ def _probe(step: Step, size: int, device: OwnDevice) -> Trial:
         if not is_out_of_memory(error):
             raise
         _forget(error)
-        at_our_limit = device.stops_early
+        at_our_limit = device.budget.stops_early
         return Trial(
             size=size,
             verdict=Verdict.OVER if at_our_limit else Verdict.OOM,
@@ -266,21 +264,32 @@ def _in_workers(
     """Probes by workers. Their log goes with the last of them, and stays where an error names it."""
     host = HostMeter()
     folder = Path(tempfile.mkdtemp(prefix="autotune-"))
-    with (
-        _worker_cards(vram_limit, host) as cards,
-        Prober(
-            WorkloadSpec(path=path, settings=settings),
-            cards=cards,
-            host=host,
-            limits=Limits(target=target, target_ram=max(target, HOST_SHARE)),
-            emit=emit,
-            log_path=folder / "workers.log",
-        ) as prober,
-    ):
-        allowed = budgets(cards.survey(), target)
-        facts = prober.open()
-        yield Probes(model=facts["model"], budgets=allowed, probe=prober.probe)
-    shutil.rmtree(folder)
+    is_named = False
+    try:
+        with (
+            _worker_cards(vram_limit, host) as cards,
+            Prober(
+                WorkloadSpec(path=path, settings=settings),
+                cards=cards,
+                host=host,
+                limits=Limits(target=target, target_ram=max(target, HOST_SHARE)),
+                emit=emit,
+                log_path=folder / "workers.log",
+            ) as prober,
+        ):
+            facts = prober.open()
+            yield Probes(
+                model=facts["model"],
+                noise=cards.noise,
+                budgets=lambda: prober.budgets,
+                probe=prober.probe,
+            )
+    except ChatlmError as error:
+        is_named = str(folder) in str(error)
+        raise
+    finally:
+        if not is_named:
+            shutil.rmtree(folder)
 
 
 @contextmanager

@@ -138,6 +138,7 @@ class CudaMemory:
     """What torch reserves on the current CUDA device."""
 
     caches = True
+    _before_limit: float | None = None
 
     def __init__(self) -> None:
         import torch
@@ -174,8 +175,12 @@ class CudaMemory:
         self._cuda.synchronize()
 
     def limit(self, amount: int) -> None:
+        if self._before_limit is None:
+            self._before_limit = self._cuda.get_per_process_memory_fraction()
         total = self._cuda.get_device_properties(self._index).total_memory
         self._cuda.set_per_process_memory_fraction(min(1.0, amount / total))
 
     def unlimit(self) -> None:
-        self._cuda.set_per_process_memory_fraction(1.0)
+        if self._before_limit is not None:
+            self._cuda.set_per_process_memory_fraction(self._before_limit)
+            self._before_limit = None

@@ -94,6 +94,7 @@ class Meter:
         with self._lock:
             self._window = merged(self._window, devices, host, sum(self._held.values()))
             self._read_at = time.monotonic()
+            self._failure = None
 
     def reset(self) -> None:
         """Begins a new window with a new reading.
@@ -113,12 +114,13 @@ class Meter:
         """
         with self._lock:
             window, age = self._window, time.monotonic() - self._read_at
+            failure = self._failure
         if window is None or age > self._stale:
-            why = f" ({self._failure})" if isinstance(self._failure, ChatlmError) else ""
+            why = f" ({failure})" if isinstance(failure, ChatlmError) else ""
             raise DeviceError(
                 f"the memory meters have not answered for {age:.1f} s{why}, and no probe runs "
                 f"unwatched; check nvidia-smi, then tune again"
-            ) from self._failure
+            ) from failure
         return window
 
     def _run(self) -> None:
@@ -128,7 +130,8 @@ class Meter:
             try:
                 self.sample(full=reading % SLOWLY == 0)
             except Exception as error:  # noqa: BLE001  raised by `window`, once it has lasted
-                self._failure = error
+                with self._lock:
+                    self._failure = error
 
 
 def merged(

@@ -92,24 +92,46 @@ class Neighbours:
         return any(abs(reading.used - before.others) > STILL for reading, before in pairs)
 
     def guards(self, world_size: int) -> list[int | None]:
-        """By rank, the bytes at which its own allocations must fail: what its context takes is left."""
-        limits = self._cards.guards(self.budgets, world_size)
-        if not self._foreign:
-            return limits
+        """By rank, the bytes at which its own allocations must fail: what its context takes is left.
+
+        Where ranks share a device, together they hold less, which the meter sees.
+        """
         return [
-            None if limit is None else max(0, limit - max(0, foreign - device.others))
-            for limit, foreign, device in zip(limits, self._foreign, self.budgets, strict=True)
+            None if device.hard is None else max(0, device.hard - context)
+            for device, context in self._of_ranks(world_size)
         ]
+
+    def rooms(self, world_size: int) -> list[int]:
+        """By rank, the bytes that its own allocations may take of the budget."""
+        sharing = world_size // len(self.budgets)
+        return [
+            max(0, device.budget - context) // sharing
+            for device, context in self._of_ranks(world_size)
+        ]
+
+    def _of_ranks(self, world_size: int) -> list[tuple[DeviceBudget, int]]:
+        """Each rank's device, and what our context takes of it."""
+        foreign = self._foreign or [device.others for device in self.budgets]
+        devices = [
+            (device, max(0, now - device.others))
+            for device, now in zip(self.budgets, foreign, strict=True)
+        ]
+        return [devices[device_of(rank, world_size, devices)] for rank in range(world_size)]
 
     def _without_us(self) -> Sequence[DeviceReading]:
         """The devices once our own processes, which have just ended, are gone from them."""
-        for _ in range(LINGER if self._foreign else 0):
+        for _ in range(LINGER if self.budgets and self._cards.kind == "cuda" else 0):
             survey = self._cards.survey()
             pairs = zip(survey, self.budgets, strict=True)
             if all(reading.used <= before.others + STILL for reading, before in pairs):
                 return survey
             time.sleep(0.25)
         return self._cards.survey()
+
+
+def device_of(rank: int, world_size: int, devices: Sequence[object]) -> int:
+    """Which of the devices a rank runs on: its own, or the one that all share."""
+    return rank * len(devices) // world_size
 
 
 def moved(before: Sequence[int], now: Sequence[int], *, loading: bool) -> tuple[int, ...]:

@@ -44,13 +44,6 @@ class OwnDevice:
         """Since `memory.reset_peak()`; before the allocator's cache is emptied."""
         return self.context() + self.memory.peak()
 
-    @property
-    def stops_early(self) -> bool:
-        """Whether an allocation fails at our own limit, before the device has no more."""
-        return self.budget.hard is not None and self.budget.hard < (
-            self.budget.total - self.budget.others
-        )
-
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Allocations beyond the budget and its small margin fail; afterwards as they were."""

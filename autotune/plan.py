@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from autotune.errors import PlanError
 
-Sizes = int | Sequence[int]
+MicroBatch = int | Sequence[int]
 """Micro-batches: one size for all ranks, or one for each."""
 
 
@@ -25,7 +25,7 @@ class Plan:
     """The micro-batch of each rank: sequences per forward pass."""
     effective_batch: int
 
-    def __init__(self, *, micro_batch: Sizes, effective_batch: int, world_size: int) -> None:
+    def __init__(self, *, micro_batch: MicroBatch, effective_batch: int, world_size: int) -> None:
         object.__setattr__(self, "sizes", _each_rank(micro_batch, world_size))
         object.__setattr__(self, "effective_batch", effective_batch)
         self._check()
@@ -96,7 +96,7 @@ class Plan:
         return max(-(-share // size) for share, size in zip(self.shares, self.sizes, strict=True))
 
 
-def _each_rank(micro_batch: Sizes, world_size: int) -> tuple[int, ...]:
+def _each_rank(micro_batch: MicroBatch, world_size: int) -> tuple[int, ...]:
     """A size for each rank; raises PlanError when there are not as many as ranks."""
     if isinstance(micro_batch, int):
         return (micro_batch,) * world_size
@@ -113,7 +113,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def cut(
-    lengths: Counts, *, world_size: int, micro_batch: Sizes, overhead: float | None = None
+    lengths: Counts, *, world_size: int, micro_batch: MicroBatch, overhead: float | None = None
 ) -> tuple[tuple[Counts, ...], ...]:
     """For each rank its micro-batches, as positions in the step.
 
@@ -171,7 +171,7 @@ def _borders(lengths: Counts, most: int, price: float) -> list[int]:
     return borders[::-1]
 
 
-def choose_effective(micro_batch: Sizes, *, world_size: int, wanted: int, fixed: bool) -> int:
+def choose_effective(micro_batch: MicroBatch, *, world_size: int, wanted: int, fixed: bool) -> int:
     """The effective batch that a tuned size trains with.
 
     The user's own choice (`fixed`) stands. A base profile's is kept while it fills every device

@@ -94,10 +94,13 @@ class Report:
         return asdict(self)
 
 
-def measure(workload: Workload, size: int, beat: Callable[[int], None]) -> Report:
+def measure(
+    workload: Workload, size: int, beat: Callable[[int], None], *, far: int | None = None
+) -> Report:
     """Runs training steps until their peak has settled; `beat(step)` is called after each.
 
-    Raises whatever the step raises; out of memory is told apart by `is_out_of_memory`.
+    A peak below `far` bytes need not settle: whatever it still wavers, it fits. Raises whatever the
+    step raises; out of memory is told apart by `is_out_of_memory`.
     """
     memory = workload.memory
     memory.settle()
@@ -124,10 +127,14 @@ def measure(workload: Workload, size: int, beat: Callable[[int], None]) -> Repor
         peaks.append(memory.peak())
         allocated = max(allocated, memory.peak_allocated())
         beat(step)
-        grows = step + 1 < LEAST_STEPS or peaks[-1] > SETTLED * max(peaks[:-1])
+        grows = step + 1 < LEAST_STEPS or (
+            peaks[-1] > SETTLED * max(peaks[:-1]) and (far is None or peaks[-1] > far)
+        )
         # ranks that stopped at different steps would wait for each other for ever
         if not workload.any_rank(grows or sum(seconds) < TIMED):
             break
+    retries = memory.retries() - retries
+    memory.settle()  # what stays cached would look like a neighbour's, and fill the next window
     return Report(
         device=memory.device,
         fixed=fixed,
@@ -135,7 +142,7 @@ def measure(workload: Workload, size: int, beat: Callable[[int], None]) -> Repor
         peak=max(peaks),
         allocated=allocated,
         resident=memory.resident(),
-        retries=memory.retries() - retries,
+        retries=retries,
         seconds=tuple(seconds),
         samples=load.samples,
         tokens=load.tokens,
@@ -155,15 +162,19 @@ def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None
     started = time.perf_counter()
     load = workload.evaluate(size)
     memory.synchronize()
+    seconds = time.perf_counter() - started
+    peak, allocated = memory.peak(), memory.peak_allocated()
+    retries = memory.retries() - retries
+    memory.settle()
     return Report(
         device=memory.device,
         fixed=fixed,
-        growing=memory.peak(),
-        peak=memory.peak(),
-        allocated=memory.peak_allocated(),
+        growing=peak,
+        peak=peak,
+        allocated=allocated,
         resident=memory.resident(),
-        retries=memory.retries() - retries,
-        seconds=(time.perf_counter() - started,),
+        retries=retries,
+        seconds=(seconds,),
         samples=load.samples,
         tokens=load.tokens,
     )

@@ -24,9 +24,8 @@ from typing import Any, Literal, Self
 from autotune.cards import Cards
 from autotune.errors import ChatlmError, NothingFits, WorkerError
 from autotune.events import Emit, Notice
-from autotune.guard import MARGIN
 from autotune.host import HostMeter
-from autotune.neighbours import Neighbours
+from autotune.neighbours import Neighbours, device_of
 from autotune.probe import Report
 from autotune.session import Ended, Limits, Session, WorkloadSpec
 from autotune.trial import DeviceBudget, Trial, judged
@@ -39,6 +38,8 @@ UNSETTLED = 2
 """How often a probe is measured again because of a neighbour."""
 DRIFT = 1.01
 """Workers that hold this much more between two probes than before their first are replaced."""
+FAR = 0.75
+"""A peak below this share of the budget fits, however it wavers."""
 SLOW = 20
 """A probe that takes so many times what its size should is hung."""
 PATIENCE = 60.0
@@ -174,9 +175,12 @@ class Prober:
         sizes = [size] * self.spec.world_size
         session = self._ready()
         request = {
-            "type": "wait", "sizes": sizes, "guards": self.neighbours.guards(self.spec.world_size), "loaders": loaders,
+            "type": "wait",
+            "sizes": sizes,
+            "guards": self.neighbours.guards(self.spec.world_size),
+            "loaders": loaders,
             "busy": busy,
-        }  # fmt: skip
+        }
         try:
             reports = session.ask(request, self.limits.silence)
         except Ended:
@@ -219,6 +223,7 @@ class Prober:
             "type": phase,
             "sizes": list(sizes),
             "guards": self.neighbours.guards(self.spec.world_size),
+            "far": [int(FAR * room) for room in self.neighbours.rooms(self.spec.world_size)],
         }
         replies = session.ask(request, longest)
         return [Report(**{**reply, "seconds": tuple(reply["seconds"])}) for reply in replies]
@@ -272,6 +277,7 @@ class Prober:
             ChatlmError: it failed for another reason than its size.
         """
         size = max(sizes)
+        device = 0 if ended.rank is None else self._device_of(ended.rank)
         again = failures == 1 and ended.kind not in self._confirmed
         verdict, reason = Verdict.OOM, ended.first_line
         match ended.kind:
@@ -279,7 +285,7 @@ class Prober:
                 raise ChatlmError(ended.text)
             case "over":
                 verdict = Verdict.OVER
-            case "oom" if ended.rank is not None and self._is_guarded(ended.rank):
+            case "oom" if ended.rank is not None and self.budgets[device].stops_early:
                 verdict, reason = Verdict.OVER, f"stopped at the guard's limit: {reason}"
             case "oom":
                 pass
@@ -302,14 +308,13 @@ class Prober:
             peak=None,
             seconds=seconds,
             budgets=self.budgets,
+            tightest=device,
             reason=reason,
             failed_rank=ended.rank,
         )
 
-    def _is_guarded(self, rank: int) -> bool:
-        """Whether an allocation failed at our own limit, before the device itself had no more."""
-        device = self.budgets[min(rank, len(self.budgets) - 1)]
-        return self.limits.target + MARGIN < 1 and device.hard is not None
+    def _device_of(self, rank: int) -> int:
+        return device_of(rank, self.spec.world_size, self.budgets)
 
     def _error(self, ended: Ended, when: str) -> WorkerError:
         return WorkerError(f"the worker {_as_clause(ended)} {when}; its log is {self.log_path}")

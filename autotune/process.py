@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import resource
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -76,6 +77,12 @@ def cpu_seconds(pid: int | str, proc: Path = PROC) -> float | None:
         return None
     user, system = after_name[11:13]
     return (int(user) + int(system)) / TICKS
+
+
+def cpu_seconds_of_families(pids: Iterable[int], proc: Path = PROC) -> float:
+    """Seconds of CPU of these processes and of all their descendants that live."""
+    families = ((pid, *descendants(pid, proc)) for pid in pids)
+    return sum(cpu_seconds(pid, proc) or 0.0 for family in families for pid in family)
 
 
 def descendants(pid: int, proc: Path = PROC) -> tuple[int, ...]:

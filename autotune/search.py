@@ -29,16 +29,17 @@ from autotune.verdict import Verdict
 AIM = 0.99
 """The share of the budget that is aimed at: training peaks within 1 % of its probe."""
 NOISE = 0.01
-"""Relative spread of a peak between two runs of one size that is allowed for."""
+"""Relative spread of a peak between two runs of one size, where nothing better is known."""
 CAREFUL = 1.6
 """A leap takes the line for this many times its spread steeper than it is."""
 LEAP = 4
 """The largest proven size times this is the farthest a leap goes beyond the line from size 0."""
 APART = 5
 """Two heights tell a slope if they differ by this many times the noise."""
-WORTH = (0.03, 0.005, 0.005, 0.015, 0.015, 0.02, 0.02, 0.03, 0.05)
+WORTH = (0.03, 0.005, 0.03, 0.015, 0.015, 0.02, 0.02, 0.03, 0.05)
 """The gain that is worth another probe, by probes spent, as a share of the answer. The first is for
-a guess, which needs no better; then it is small, so that a tuning comes out the same again."""
+a guess and the third for the first leap to the end, which need no better: one more probe there costs
+as much as all before it. Else it is small, so that a tuning comes out the same again."""
 MOST = 10
 """Probes after which the answer is taken as it is, where there is one."""
 
@@ -67,13 +68,14 @@ class Search:
     """Finds the largest size in 1..ceiling whose peak is within the budget (bytes).
 
     `guess` is a size worth trying first: the answer of an earlier tuning. Without one the first
-    probe is at size 1, the safest.
+    probe is at size 1, the safest. `noise` is the relative spread of a peak, where it is known.
     """
 
     ceiling: int
     budget: int
     guess: int | None = None
     told: tuple[Told, ...] = field(default=())
+    noise: float = NOISE
 
     def __post_init__(self) -> None:
         assert self.ceiling >= 1, self.ceiling
@@ -153,7 +155,7 @@ class Search:
         points = self._points()
         if len(points) == 1:
             return None
-        line = Line.through(points, self.low, AIM * self.budget)
+        line = Line.through(points, self.low, AIM * self.budget, self.noise)
         if line.right[0] > 1:
             return line
         # Only size 1 is known: the next samples may be cheaper, and its peak may be a floor.
@@ -175,19 +177,19 @@ class Line:
     """The size at which it reaches the aim."""
 
     @classmethod
-    def through(cls, points: list[Point], low: int, aim: float) -> "Line":
+    def through(cls, points: list[Point], low: int, aim: float, noise: float) -> "Line":
         """The line from the right point to the next one left of it that tells a slope."""
         above = [p for p in points if p[1] > aim and p[0] >= max(1, low)]
         right = above[0] if above else points[-1]
-        left = next((p for p in reversed(points[1:]) if tells_slope(p, right)), points[0])
+        left = next((p for p in reversed(points[1:]) if tells_slope(p, right, noise)), points[0])
         run = right[0] - left[0]
         slope = max(0.0, (right[1] - left[1]) / run)
-        spread = NOISE * math.hypot(right[1], left[1] if left[0] else 0, 1) / run
+        spread = noise * math.hypot(right[1], left[1] if left[0] else 0, 1) / run
         end = right[0] + (aim - right[1]) / slope if slope else math.inf
         return cls(right=right, slope=slope, spread=spread, end=end)
 
 
-def tells_slope(left: Point, right: Point) -> bool:
+def tells_slope(left: Point, right: Point, noise: float) -> bool:
     """Whether noise is small against what lies between the two: half the size, or a good height."""
-    high = right[1] - left[1] >= APART * NOISE * right[1]
+    high = right[1] - left[1] >= APART * noise * right[1]
     return left[0] < right[0] and (high or 2 * left[0] <= right[0])

@@ -25,7 +25,7 @@ from autotune.host import HostMeter
 from autotune.launch import memory_environment, worker_command, worker_environment
 from autotune.meter import Meter
 from autotune.probe import Held
-from autotune.process import cpu_seconds, proportional, resident
+from autotune.process import cpu_seconds_of_families, proportional, resident
 from autotune.trial import DeviceBudget
 from autotune.workers import Workers
 
@@ -205,7 +205,7 @@ class Session:
         return Ended("died", f"died ({how})")
 
     def _processor_seconds(self) -> float:
-        return sum(cpu_seconds(pid) or 0.0 for pid in list(self._workers.pids.values()))
+        return cpu_seconds_of_families(list(self._workers.pids.values()))  # loaders work for them
 
 
 class Silence:

@@ -19,6 +19,11 @@ class DeviceBudget:
     hard: int | None = None
     """What a probe of ours is stopped at: the budget and a small margin (`guard`)."""
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether an allocation fails at our own limit, before the device has no more."""
+        return self.hard is not None and self.hard < self.total - self.others
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
@@ -59,7 +64,7 @@ class Trial:
     fixed: int | None = None
     growing: int | None = None
     host_peak: int | None = None
-    """Highest memory of all workers and their loaders together, shared pages counted once."""
+    """Highest memory of all workers together, shared pages counted once; loaders are measured apart."""
     samples_per_second: float | None = None
     """Over all devices, warm-up excluded, at the longest lengths of the data."""
     tokens_per_second: float | None = None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.errors import ChatlmError
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.knee import knee
 from autotune.prober import Prober
@@ -79,15 +80,16 @@ def tune(
     )
     if not per_device and (hint_text := uneven(prober.budgets)) is not None:
         emit(Notice(text=hint_text))
+    noise = prober.cards.noise
     trials: list[Trial] = []
     interrupted = False
     eval_batch = loaders = None
 
     def ask() -> int | Sizes | None:
         if per_device:
-            return ask_each(trials, prober.budgets, ceiling=top, most=most, guess=hint)
+            return ask_each(trials, prober.budgets, ceiling=top, most=most, guess=hint, noise=noise)
         one = None if hint is None else min(hint)
-        return replayed(trials, prober.budgets, top, one).ask()
+        return replayed(trials, prober.budgets, top, noise=noise, guess=one).ask()
 
     try:
         while (size := ask()) is not None:
@@ -98,7 +100,7 @@ def tune(
             trials = probed(prober, slower, trials, top, emit)
         answer = choose(trials, prefer)
         if answer is not None and after is not None:
-            eval_batch, loaders = after(prober, answer)
+            eval_batch, loaders = measured_after(after, prober, answer)
     except KeyboardInterrupt:
         interrupted = True
         emit(Notice(text="interrupted; keeping the best so far"))
@@ -121,16 +123,26 @@ def tune(
     )
 
 
+def measured_after(after: After, prober: Prober, answer: Trial) -> tuple[int | None, int | None]:
+    """What `after` finds; an error there costs what it would have found, not the answer."""
+    try:
+        return after(prober, answer)
+    except ChatlmError as error:
+        prober.emit(Notice(text=f"evaluation and loaders stay as they were: {error}"))
+        return None, None
+
+
 def probed(
     prober: Prober, size: int | Sizes, trials: Sequence[Trial], ceiling: int, emit: Emit
 ) -> list[Trial]:
     """The trials and one more, all of them against the budgets as they are now."""
-    search = replayed(trials, prober.budgets, ceiling)
+    noise = prober.cards.noise
+    search = replayed(trials, prober.budgets, ceiling, noise=noise)
     largest = size if isinstance(size, int) else max(size)
     emit(ProbeStarted(size=largest, low=search.low, high=search.high))
     trial = prober.probe(size)
     known = [still_tells(t, prober.budgets) or t for t in (*trials, trial)]
-    search = replayed(known, prober.budgets, ceiling)
+    search = replayed(known, prober.budgets, ceiling, noise=noise)
     emit(ProbeEnded(trial=known[-1], low=search.low, high=search.high))
     return known
 
@@ -139,10 +151,12 @@ def replayed(
     trials: Iterable[Trial],
     budgets: Sequence[DeviceBudget],
     ceiling: int,
+    *,
+    noise: float,
     guess: int | None = None,
 ) -> Search:
-    """The search that knows the trials, under these budgets: neighbours may have moved since."""
-    search = Search(ceiling, min(budget.budget for budget in budgets), guess)
+    """The search that knows the trials, under the budgets of now: neighbours may have moved since."""
+    search = Search(ceiling, min(device.budget for device in budgets), guess, noise=noise)
     for trial in trials:
         if (known := still_tells(trial, budgets)) is not None:
             search = tell(search, known)

@@ -7,7 +7,7 @@ of them take part in every probe. The answer is sizes that ran together.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autotune.search import Search
+from autotune.search import NOISE, Search
 from autotune.trial import DeviceBudget, Trial, still_tells
 from autotune.verdict import Verdict
 
@@ -21,6 +21,7 @@ def ask_each(
     ceiling: int,
     most: int | None,
     guess: Sizes | None = None,
+    noise: float = NOISE,
 ) -> Sizes | None:
     """The sizes to probe next, one a rank; None when the search is over.
 
@@ -29,7 +30,7 @@ def ask_each(
     guesses = guess if guess is not None and len(guess) == len(budgets) else (None,) * len(budgets)
     known = [t for trial in trials if (t := still_tells(trial, budgets)) is not None]
     searches = [
-        _told(Search(ceiling, budget.budget, hint), rank, known)
+        _told(Search(ceiling, budget.budget, hint, noise=noise), rank, known)
         for rank, (budget, hint) in enumerate(zip(budgets, guesses, strict=True))
     ]
     asked = [search.ask() for search in searches]
@@ -39,10 +40,8 @@ def ask_each(
     sizes = tuple(size or best or 1 for size, best in zip(asked, answers, strict=True))
     if most is not None and sum(sizes) > most:
         sizes = tuple(max(1, size * most // sum(sizes)) for size in sizes)
-    ran = {trial.sizes: trial.verdict for trial in known}
-    if sizes in ran:  # together they ran already: fits, or others forbid it
-        return None
-    return sizes
+    ran_together = {trial.sizes for trial in known}
+    return None if sizes in ran_together else sizes  # they fit, or others forbid it
 
 
 def _told(search: Search, rank: int, trials: Sequence[Trial]) -> Search:

@@ -27,6 +27,7 @@ def main() -> None:
     try:
         workload = build(wire.messages.get())
         memory = workload.memory
+        memory.settle()
         held = Held(device=memory.device, resident=memory.resident())
         wire.send({"type": "ready", "facts": dict(workload.facts), "held": asdict(held)})
         while True:
@@ -50,18 +51,18 @@ def answer(
     workload: Workload, message: Message, rank: int, say: Callable[[Message], None]
 ) -> dict[str, Any]:
     """What a request of the supervisor is answered with; `say` takes a beat after each step."""
-    memory = workload.memory
 
     def beat(step: int) -> None:
-        say({"type": "beat", "step": step, "allocated": memory.peak_allocated()})
+        say({"type": "beat", "step": step})
 
     if (guard := message["guards"][rank]) is not None:
-        memory.limit(guard)
+        workload.memory.limit(guard)
     size = message["sizes"][rank]
     request: Request = message["type"]
     match request:
         case "train":
-            report = measure(workload, size, beat).as_message()
+            far = message["far"][rank]
+            report = measure(workload, size, beat, far=far).as_message()
         case "evaluate":
             report = measure_evaluation(workload, size, beat).as_message()
         case "wait":

@@ -62,7 +62,8 @@ class Workers:
 
     def resident(self) -> dict[int, int]:
         """Resident host memory by rank, bytes."""
-        return {rank: resident(pid) for rank, pid in self.pids.items()}
+        pids = list(self.pids.items())  # asked by the meter's thread, while a rank may say hello
+        return {rank: resident(pid) for rank, pid in pids}
 
     def ended(self) -> bool:
         """Whether the launcher has ended; its last messages may still be unread."""

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +88,7 @@ def run(fault: str) -> dict[str, Any]:
             cwd=folder, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         seconds = time.monotonic() - started
-        left = subprocess.run(
-            ["pgrep", "-f", "autotune.worker"], capture_output=True, text=True, check=False
-        )
+        left = started_with(environment["CHATLM_FAULT_DONE"])
     document = json.loads(done.stdout) if done.returncode == 0 else {}
     found = {
         "fault": fault,
@@ -97,9 +96,19 @@ def run(fault: str) -> dict[str, Any]:
         "micro_batch_size": document.get("micro_batch_size"),
         "error": None if done.returncode == 0 else done.stderr.strip().splitlines()[-1],
         "seconds": round(seconds, 1),
-        "processes_left": len(left.stdout.split()),
+        "processes_left": len(left),
     }
     sys.stderr.write(f"{found}\n")
+    return found
+
+
+def started_with(value: str) -> list[int]:
+    """The processes that have this value in their environment, as far as we may read it."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # another user's, or one that has ended since
+            if value.encode() in file.read_bytes():
+                found.append(int(file.parent.name))
     return found
 
 

@@ -39,6 +39,8 @@ class Workload(Protocol):
 
     @property
     def memory(self) -> Memory: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
     def accumulate(self, size: int) -> Load: ...
     def update(self) -> object: ...
 
@@ -46,15 +48,28 @@ class Workload(Protocol):
 class Steps:
     """The workload's step, with every try written down: three steps of one size, or an error."""
 
-    def __init__(self, workload: Workload, out: TextIO, uncounted: int = 0) -> None:
-        self._workload = workload
+    def __init__(self, build: Callable[[], Workload], out: TextIO, uncounted: int = 0) -> None:
+        self._build = build
+        self._workload: Workload | None = build()
         self._out = out
         self._uncounted = uncounted
         self._peaks: list[int] = []
         self._started = 0.0
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        assert self._workload is not None
+        return self._workload.facts
+
+    def build_anew(self) -> None:
+        """The model and all around it as in a fresh start; the old one is gone before."""
+        self._workload = None
+        gc.collect()
+        self._workload = self._build()
+
     def step(self, size: int) -> None:
         """One optimizer step; the third, or an error, ends the try."""
+        assert self._workload is not None
         memory = self._workload.memory
         if not self._peaks:
             self._started = time.perf_counter()
@@ -104,10 +119,14 @@ Tuner = Callable[[Steps, int, int], int]
 
 
 def accelerate(steps: Steps, ceiling: int, rows: int) -> int:
-    """`find_executable_batch_size` as its documentation has it, from the ceiling down."""
+    """`find_executable_batch_size` as its documentation has it, from the ceiling down.
+
+    The function that it decorates builds model, optimizer and loaders itself, at each try anew.
+    """
     from accelerate.utils import find_executable_batch_size
 
     def train(batch_size: int) -> int:
+        steps.build_anew()
         steps.run(batch_size)
         return batch_size
 
@@ -235,15 +254,15 @@ def main() -> None:
         settings["memory_limit"] = None
     else:
         settings["memory_limit"] += imported
-    workload = build(settings)
     with options.out.open("w") as out:
-        steps = Steps(workload, out, imported)
+        if options.tuner == "speed":
+            time_sizes(build(settings), options.sizes, out)
+            return
+        steps = Steps(lambda: build(settings), out, imported)
         if options.tuner == "sweep":
             sweep(steps, options.sizes)
-        elif options.tuner == "speed":
-            time_sizes(workload, options.sizes, out)
         else:
-            rows = workload.facts["rows"]
+            rows = steps.facts["rows"]
             assert isinstance(rows, int)
             answer = TUNERS[options.tuner](steps, options.ceiling, rows)
             write(out, {"answer": answer, "uncounted_bytes": imported})

@@ -1,8 +1,9 @@
-"""Ours beside the tuners that others offer: one workload, one emulated card on the CPU, one run.
+"""Ours beside the tuners that others offer: one workload, one emulated card, one run.
 
 Every tuner runs the trainer's own step in a fresh process under the same limit, which makes an
 allocation fail as it would on a card that is full. Peers know no target: they fill the card, so ours is
 asked for the whole card too. What the answers are held against is a sweep over sizes (`oracle`).
+With `--device cuda` a real card plays the smaller one; its context counts for ours alone.
 """
 
 import argparse
@@ -74,7 +75,7 @@ class Task:
     def environment(self) -> dict[str, str]:
         """As our workers have it; the token store is kept apart from the user's."""
         own = {"PYTHONPATH": str(ROOT), "CHATLM_CACHE": str(self.folder / "cache")}
-        return {**worker_environment(memory_environment("cpu"), 1), **own}
+        return {**worker_environment(memory_environment(self.settings.device), 1), **own}
 
     def fits(self, tried: Try) -> bool:
         """Whether the try ran within the card."""
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the bundled rows without it")
     parser.add_argument("--model", help="a T5 of 8 M parameters without it, made here")
     parser.add_argument("--max-length", type=int, default=256, help="of sources and of targets")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--card", type=parse_bytes, default="2GiB")
     parser.add_argument("--ceiling", type=int, default=MOST)
     options = parser.parse_args()
@@ -98,7 +100,7 @@ def main() -> None:
                 WorkloadSettings(
                     model=model,
                     data=(str(options.data.resolve()),) if options.data else (),
-                    device="cpu",
+                    device=options.device,
                     memory_limit=options.card,
                 ),
                 preset,
@@ -174,7 +176,8 @@ class Oracle:
     coarse: tuple[Try, ...]
     """Every 8th size, in one process, until 8 in a row were out of memory."""
     fine: tuple[Try, ...]
-    """Every size about the place where the coarse sweep stopped fitting, each in a fresh process."""
+    """Every size about the place where the coarse sweep stopped fitting; on the CPU, where memory is
+    not given back to the last page, each in a fresh process."""
 
 
 def find_oracle(task: Task) -> Oracle:
@@ -189,9 +192,10 @@ def find_oracle(task: Task) -> Oracle:
     coarse = tuple(as_try(line) for line in lines)
     low = max((tried.size for tried in coarse if task.fits(tried)), default=1)
     high = min((tried.size for tried in coarse if not task.fits(tried)), default=task.ceiling)
+    about = range(min(low, high), min(max(low, high) + BEYOND, task.ceiling) + 1)
     fine = []
-    for size in range(min(low, high), min(max(low, high) + BEYOND, task.ceiling) + 1):
-        lines, _, _ = run_process(task, "sweep", "--sizes", str(size))
+    for group in [[size] for size in about] if task.settings.device == "cpu" else [about]:
+        lines, _, _ = run_process(task, "sweep", "--sizes", *map(str, group))
         fine += [as_try(line) for line in lines]
     fitting = [tried.size for tried in fine if task.fits(tried)]
     if not fitting:
@@ -259,7 +263,7 @@ def run_ours(task: Task) -> Ran:
     settings = task.settings
     arguments = [
         "autotune", "--target-vram", "1.0", "--vram-limit", str(task.card),
-        "--max-batch", str(task.ceiling), "--device", "cpu", "--num-processes", "1",
+        "--max-batch", str(task.ceiling), "--device", settings.device, "--num-processes", "1",
         "--model", settings.model, "--base", "fast", "--name", "peers", "--json",
         "--max-source-length", str(settings.max_source_length),
         "--max-target-length", str(settings.max_target_length),

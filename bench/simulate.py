@@ -25,6 +25,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from autotune.cards import CPU_NOISE
 from autotune.search import AIM, Search
 from autotune.verdict import Verdict
 
@@ -203,8 +204,8 @@ def make(family: str, random: Random, place: float) -> Curve:
 # An algorithm returns the size to train with, None where it gives up.
 
 
-def ours(device: Device, guess: int | None = None) -> int | None:
-    search = Search(device.curve.ceiling, BUDGET, guess)
+def ours(device: Device, guess: int | None = None, noise: float = NOISE) -> int | None:
+    search = Search(device.curve.ceiling, BUDGET, guess, noise=noise)
     while (size := search.ask()) is not None:
         search = device.probe(search, size)
     return search.answer
@@ -376,21 +377,29 @@ def guessed(count: int, noise: float, factor: float) -> dict[str, float]:
 
 
 def repeated(count: int, noise: float) -> dict[str, float]:
-    """30 tunings each of affine curves with optima of 150..350, and a second one of each answer."""
+    """30 tunings each of affine curves with optima of 150..350, and a second one of each answer.
+
+    The search is told the noise that a CPU's peaks have, as there.
+    """
+    again_and_again = partial(ours, noise=CPU_NOISE)
     near, spans, again, probes = [], [], [], []
     for index in range(count):
         random = Random(f"repeat {index}")
         fixed, optimum = random.uniform(0.05, 0.6) * BUDGET, random.uniform(150, 350)
         growing = affine(random, optimum, fixed)
         curve = Curve(family="affine", ceiling=1024, fixed=int(fixed), growing=growing)
-        tunings = [tune(ours, curve, f"first {index} {time}", noise) for time in range(30)]
+        tunings = [
+            tune(again_and_again, curve, f"first {index} {time}", noise) for time in range(30)
+        ]
         answers = [tuning.answer or 0 for tuning in tunings]
         middle = statistics.median_low(answers)
         near += [abs(answer - middle) <= 1 for answer in answers]
         spans.append(max(abs(answer - middle) for answer in answers))
         probes += [tuning.probes for tuning in tunings]
         for time, answer in enumerate(answers):
-            second = tune(partial(ours, guess=answer), curve, f"second {index} {time}", noise)
+            second = tune(
+                partial(again_and_again, guess=answer), curve, f"second {index} {time}", noise
+            )
             again.append(second.answer == answer)
     return {
         "curves": count,

@@ -88,11 +88,10 @@ def room_words(plan: Plan, would_hold: int | None) -> list[str]:
 def knee_words(profile: Profile) -> list[str]:
     """The smallest size that is as fast, where that is not the one that was taken."""
     knee = profile.knee()
-    if knee is None or knee >= profile.batch.micro_batch_size:
+    if knee is None or knee.size >= profile.batch.micro_batch_size:
         return []
-    sizes = next(row.sizes for row in profile.trial if row.size == knee and row.verdict == "fits")
     return [
-        f"the knee is micro-batch {micro_batches(knee, sizes)}: the smallest tried that is as fast "
+        f"the knee is micro-batch {micro_batches(knee.size, knee.sizes)}: the smallest tried that is as fast "
         f"(within 3 %); --prefer throughput tunes for it, and holds less memory"
     ]
 

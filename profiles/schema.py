@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from autotune.errors import PlanError, ProfileError
 from autotune.knee import knee
-from autotune.plan import Plan, Sizes
+from autotune.plan import MicroBatch, Plan
 
 SCHEMA = 1
 
@@ -151,7 +151,7 @@ class Profile(Section):
         Raises:
             PlanError: the micro-batch is larger than one device's share.
         """
-        size: Sizes = self.batch.micro_batch_size if micro_batch is None else micro_batch
+        size: MicroBatch = self.batch.micro_batch_size if micro_batch is None else micro_batch
         if micro_batch is None and (sizes := self.batch.micro_batch_sizes) is not None:
             size = sizes if len(sizes) == world_size else min(sizes)
         return Plan(
@@ -160,19 +160,19 @@ class Profile(Section):
             world_size=world_size,
         )
 
-    def knee(self) -> int | None:
-        """The smallest size that fits and is as fast as any; None where fewer than two speeds are known.
+    def knee(self) -> TrialRow | None:
+        """The smallest trial that fits and is as fast as any; None where fewer than two speeds are known.
 
         Beyond it a larger micro-batch takes memory and gives no speed.
         """
-        speeds = {
-            row.size: row.samples_per_second
+        timed = {
+            sum(row.sizes or [row.size] * self.fingerprint.world_size): (row, speed)
             for row in self.trial
-            if row.verdict == "fits" and row.samples_per_second
+            if row.verdict == "fits" and (speed := row.samples_per_second)
         }
-        if len(speeds) < 2:
+        if len(timed) < 2:
             return None
-        return knee(speeds)
+        return timed[knee({sequences: speed for sequences, (_, speed) in timed.items()})][0]
 
     def overhead(self) -> float | None:
         """What one more micro-batch costs, in tokens, from the speeds of the trials.

@@ -64,8 +64,8 @@ def test_per_device_needs_devices(flags: tuple[str, ...], message: str, tmp_path
 
 def test_a_second_tuning_of_the_same_takes_one_probe(tmp_path: Path) -> None:
     """The earlier answer is probed first, and it holds; with another target nothing is guessed."""
-    first = chatlm(tmp_path, *CARD, "--max-batch", "400")
-    second = chatlm(tmp_path, *CARD, "--max-batch", "400")
+    first = chatlm(tmp_path, *CARD, "--max-batch", "40")
+    second = chatlm(tmp_path, *CARD, "--max-batch", "40")
     other = chatlm(tmp_path, *CARD, "--max-batch", "4", "--target-vram", "0.7")
 
     sizes = [

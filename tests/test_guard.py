@@ -1,5 +1,6 @@
 """Where a probe is stopped, and what tells a hang from a long computation."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +40,18 @@ def test_the_device_that_is_past_its_limit_is_named() -> None:
     assert device_breach([small, large], [4 * GIB, 8 * GIB]) == (
         1, "stopped at 8.00 GiB on B, past the guard's 7.00 GiB"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("hard", "early"), [(None, False), (5 * GIB, True), (6 * GIB, False)])
+def test_a_limit_of_ours_counts_where_the_device_still_has_more(
+    hard: int | None, early: bool
+) -> None:
+    """At the same amount the device itself says no."""
+    device = DeviceBudget(
+        device="a", name="A", total=8 * GIB, others=2 * GIB, budget=4 * GIB, hard=hard
+    )
+
+    assert device.stops_early is early
 
 
 def host(used: float) -> HostReading:

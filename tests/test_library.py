@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+import os
 import re
 import resource
 import subprocess
@@ -9,13 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autotune import Found, find_micro_batch
 from autotune.cards import GpuCards
-from autotune.errors import DeviceError, NothingFits, UsageError, WorkerError
-from autotune.events import ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
+from autotune.errors import ChatlmError, DeviceError, NothingFits, UsageError, WorkerError
+from autotune.events import Emit, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.host import HostMeter
 from autotune.nvml import Nvml
 from autotune.own_device import OwnDevice, card_of
@@ -23,7 +25,7 @@ from autotune.process import resident, trim
 from autotune.verdict import Verdict
 from tests.fake_gpu_workload import CardMemory
 from tests.fake_nvml import FakeDriver, FakeGpu
-from tests.processes import deadline
+from tests.processes import deadline, workers_of
 from tests.toy_workload import MIB, PATH, ROOT, allocate, toy
 
 DOCUMENT = ROOT / "docs" / "library.md"
@@ -232,6 +234,13 @@ def test_a_guess_is_tried_first(card: int) -> None:
     assert found.trials[0].size == 70
 
 
+def test_a_guess_above_the_ceiling_is_the_ceiling(card: int) -> None:
+    """An earlier tuning may have had a higher one."""
+    found = find_micro_batch(step, ceiling=20, target=0.5, vram_limit=card, guess=70)
+
+    assert [trial.size for trial in found.trials] == [20]
+
+
 def test_a_limit_may_be_written_as_people_do() -> None:
     """The card is that large."""
     found = find_micro_batch(lambda size: None, ceiling=2, target=0.5, vram_limit="64 GiB")
@@ -273,8 +282,12 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
     """Before anything runs."""
     with pytest.raises(UsageError, match="target 60 is not a share"):
         find_micro_batch(step, ceiling=8, target=60)
-    with pytest.raises(UsageError, match="ceiling 0 leaves nothing to try; give 1 or more"):
+    with pytest.raises(UsageError, match="ceiling 0 is no number of samples; give 1 or more"):
         find_micro_batch(step, ceiling=0, target=0.5)
+    with pytest.raises(UsageError, match="divides 0 is no number of samples; give 1 or more"):
+        find_micro_batch(step, ceiling=8, target=0.5, divides=0)
+    with pytest.raises(UsageError, match="guess -1 is no number of samples; give 1 or more"):
+        find_micro_batch(step, ceiling=8, target=0.5, guess=-1)
     with pytest.raises(UsageError, match="settings are for a workload that is named by its path"):
         find_micro_batch(step, ceiling=8, target=0.5, settings={})
 
@@ -351,6 +364,62 @@ def test_a_worker_that_fails_leaves_the_log_that_its_error_names(
     (log,) = tmp_path.glob("autotune-*/workers.log")
     assert str(caught.value).endswith(f"its log is {log}")
     assert "ValueError: the toy broke" in log.read_text()
+
+
+def interrupts(event: object) -> None:
+    if isinstance(event, ProbeEnded):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("settings", "emit", "end"),
+    [
+        (toy(), interrupts, KeyboardInterrupt),
+        (toy(fixed=200 * MIB), None, NothingFits),
+        (toy(per_size=200 * MIB), None, NothingFits),
+        (toy(how="refuse"), None, ChatlmError),
+    ],
+    ids=["interrupted", "model too large", "step too large", "refused"],
+)
+@pytest.mark.usefixtures("no_cards")
+def test_a_log_that_no_error_names_goes_however_it_ends(
+    settings: dict[str, Any],
+    emit: Emit | None,
+    end: type[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody would find it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    with pytest.raises(end):
+        find_micro_batch(
+            PATH, settings=settings, ceiling=8, target=0.5, vram_limit="256MiB", emit=emit
+        )
+
+    assert not list(tmp_path.glob("autotune-*"))
+
+
+def test_in_workers_the_answer_fits_beside_a_neighbour_who_came_in_mid_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes that had fitted before are held to the new budget."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    came = tmp_path / "came"
+
+    def used() -> int:
+        held = [resident(worker.pid) for worker in workers_of(os.getpid())]
+        return 700 * MIB * came.exists() + sum(amount + 10 * MIB for amount in held if amount)
+
+    gpu = FakeGpu(uuid="GPU-1", total=2048 * MIB, used=used)
+    settings = toy(how="touch", once=came, at=601, device="GPU-1")
+    with FakeDriver([gpu]):
+        found = find_micro_batch(PATH, settings=settings, ceiling=3000, target=0.5, guess=600)
+
+    assert came.exists()
+    assert found.budget == pytest.approx(324 * MIB, abs=8 * MIB)
+    assert 0.9 * found.budget < found.peak <= found.budget
+    assert (found.trials[0].size, found.trials[0].verdict) == (600, Verdict.OVER)
 
 
 def test_importing_the_package_loads_next_to_nothing() -> None:

@@ -243,6 +243,9 @@ class FakeCuda:
     def reset_peak_memory_stats(self) -> None:
         self.asked.append("reset_peak_memory_stats")
 
+    def get_per_process_memory_fraction(self) -> float:
+        return self.fraction
+
     def set_per_process_memory_fraction(self, fraction: float) -> None:
         self.fraction = fraction
 
@@ -283,18 +286,20 @@ def test_the_cache_is_emptied_when_the_card_is_idle(monkeypatch: pytest.MonkeyPa
 def test_a_limit_on_a_card_is_a_share_of_it_until_it_is_taken_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """More than there is means all of it."""
+    """More than there is means all of it; the caller's own share is back afterwards."""
     cuda = FakeCuda()
+    cuda.fraction = 0.4
     memory = cuda_memory(monkeypatch, cuda)
 
     fractions = []
+    memory.unlimit()  # nothing to take off
+    fractions.append(cuda.fraction)
     for amount in (250, 3000):
         memory.limit(amount)
         fractions.append(cuda.fraction)
-    memory.limit(250)
     memory.unlimit()
 
-    assert [*fractions, cuda.fraction] == [0.25, 1.0, 1.0]
+    assert [*fractions, cuda.fraction] == [0.4, 0.25, 1.0, 0.4]
 
 
 @pytest.mark.parametrize("listed", [f"GPU-{UUID}", f"MIG-{UUID}"])

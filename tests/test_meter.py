@@ -22,11 +22,13 @@ class Cards(EmulatedCards):
         super().__init__(16 * GIB, 1)
         self.used = iter(used)
         self.broken = broken
+        self.asked = 0
         self.stuck = threading.Event()
         self.stuck.set()
 
     def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
         self.stuck.wait(20)
+        self.asked += 1
         if self.broken:
             raise DeviceError("GPU 0 fell off the bus; check nvidia-smi")
         return super().read({0: next(self.used, 0)})
@@ -79,6 +81,28 @@ def test_a_driver_that_is_stuck_makes_the_readings_stale() -> None:
         with pytest.raises(DeviceError, match="have not answered for"):
             wait_until(lambda: sampler.window() is None)
         cards.stuck.set()
+
+
+def test_an_error_that_has_passed_is_not_blamed_for_a_later_silence() -> None:
+    """A driver that answered again, and then got stuck."""
+    cards = Cards()
+
+    def is_asked_thrice() -> bool:
+        """The answers to the first two are in the meter by then, the first since the last change."""
+        return cards.asked >= 3
+
+    with meter(cards) as sampler:
+        for broken in (True, False):
+            cards.broken = broken
+            cards.asked = 0
+            assert wait_until(is_asked_thrice)
+        cards.stuck.clear()
+        with pytest.raises(DeviceError) as caught:
+            wait_until(lambda: sampler.window() is None)
+        cards.stuck.set()
+
+    assert " s, and no probe runs unwatched" in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 def test_one_failure_between_two_answers_is_no_failure() -> None:

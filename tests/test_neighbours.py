@@ -1,7 +1,8 @@
 """Neighbours on a card who come, leave, or pass through while a probe runs."""
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from autotune.cards import GpuCards
 from autotune.errors import DeviceError
 from autotune.events import Notice
 from autotune.host import HostMeter
-from autotune.neighbours import LOADING, STILL, moved, passed_through
+from autotune.neighbours import LOADING, STILL, Neighbours, device_of, moved, passed_through
 from autotune.nvml import Nvml
+from autotune.probe import Held
 from autotune.prober import Limits, Prober, WorkloadSpec
 from autotune.process import resident
+from autotune.readings import DeviceReading
+from autotune.trial import Measured
 from autotune.tuning import tune
 from autotune.verdict import Verdict
 from tests.fake_nvml import FakeDriver, FakeGpu
@@ -149,6 +153,85 @@ def test_what_fitted_before_a_neighbour_came_is_held_to_the_new_budget(tmp_path:
     assert answer.budgets[0].others == pytest.approx(GIB, rel=0.1)
     assert 0.95 * answer.budgets[0].budget < answer.peak <= answer.budgets[0].budget
     assert answer.size < 900 <= max(trial.size for trial in outcome.trials)
+
+
+class Card:
+    """A card whose use and foreign memory are told one after another; the last value stays."""
+
+    kind = "cuda"
+    noise = 0.0
+
+    def __init__(self, *used: int, foreign: int = 0) -> None:
+        self._used = list(used)
+        self._foreign = foreign
+
+    def survey(self) -> tuple[DeviceReading, ...]:
+        used = self._used.pop(0) if len(self._used) > 1 else self._used[0]
+        return (DeviceReading(device=UUID, name="card", total=CARD, used=used),)
+
+    def read(self, resident: object) -> tuple[DeviceReading, ...]:
+        return self.survey()
+
+    def measure(self, reports: object, budgets: object, sampled: object) -> list[Measured]:
+        return []
+
+    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
+        return (self._foreign,)
+
+    def allowance(self, survey: object) -> int | None:
+        return None
+
+
+def neighbours_of(card: Card) -> Neighbours:
+    return Neighbours(card, 0.5, lambda event: None)
+
+
+def test_workers_that_died_while_they_were_built_are_waited_for_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The driver shows them for a moment after their end: they are nobody's neighbours."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    neighbours = neighbours_of(Card(GIB, 3 * GIB, 2 * GIB, GIB))
+
+    neighbours.survey()
+    neighbours.survey()
+
+    assert neighbours.budgets[0].others == GIB
+
+
+def test_the_context_is_missing_from_what_allocations_may_take() -> None:
+    """Of the budget, and of the limit at which they fail."""
+    neighbours = neighbours_of(Card(GIB, foreign=GIB + CONTEXT))
+
+    neighbours.survey()
+    before = neighbours.rooms(1), neighbours.guards(1)
+    neighbours.meet([])
+    (budget,) = neighbours.budgets
+
+    assert before == ([budget.budget], [budget.hard])
+    assert budget.hard is not None
+    assert neighbours.rooms(1) == [budget.budget - CONTEXT]
+    assert neighbours.guards(1) == [budget.hard - CONTEXT]
+
+
+def test_ranks_that_share_a_device_share_its_room() -> None:
+    """Each may take all of it at times: the meter sees what they hold together."""
+    neighbours = neighbours_of(Card(0))
+
+    neighbours.survey()
+    (budget,) = neighbours.budgets
+
+    assert neighbours.rooms(2) == [budget.budget // 2] * 2
+    assert neighbours.guards(2) == [budget.hard] * 2
+
+
+@given(st.integers(1, 8), st.integers(1, 4))
+def test_each_rank_has_its_device(devices: int, sharing: int) -> None:
+    """Its own, or the one that all share."""
+    own = [device_of(rank, devices, range(devices)) for rank in range(devices)]
+
+    assert own == list(range(devices))
+    assert {device_of(rank, sharing, [None]) for rank in range(sharing)} == {0}
 
 
 @given(BYTES, st.integers(-STILL, STILL))

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -44,6 +45,7 @@ class Workload:
 
     def __init__(self) -> None:
         self.memory = Memory()
+        self.facts = {"rows": ROWS}
         self.updates = 0
 
     def accumulate(self, size: int) -> Load:
@@ -59,7 +61,7 @@ class Workload:
 def recorded() -> tuple[Steps, StringIO]:
     """The steps of such a workload, and where they are written down."""
     out = StringIO()
-    return Steps(Workload(), out), out
+    return Steps(Workload, out), out
 
 
 def tried(out: StringIO) -> list[tuple[int, str]]:
@@ -110,6 +112,23 @@ def test_accelerate_takes_a_tenth_off_until_it_runs() -> None:
     ladder = [256, 230, 207, 186, 167, 150, 135, 121, 108, 97]
     assert answer == 97
     assert tried(out) == [(size, "ran" if size == 97 else "oom") for size in ladder]
+
+
+def test_accelerate_builds_anew_at_every_try() -> None:
+    """Once to know the facts, then for each try, and the one before is gone by then."""
+    alive: weakref.WeakSet[Workload] = weakref.WeakSet()
+    others: list[int] = []
+    out = StringIO()
+
+    def build() -> Workload:
+        others.append(len(alive))
+        workload = Workload()
+        alive.add(workload)
+        return workload
+
+    accelerate(Steps(build, out), CEILING, ROWS)
+
+    assert others == [0] * (1 + len(tried(out)))
 
 
 @needs_lightning

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from autotune.evaluation import tune_evaluation
 from autotune.events import Emit, Notice, ProbeStarted, ReadingTaken
 from autotune.host import HostMeter
 from autotune.prober import Limits, Prober, WorkloadSpec
+from autotune.trial import Trial
 from autotune.tuning import tune
 from autotune.verdict import Verdict
 from tests.processes import deadline, still_running, wait_until, workers_of
@@ -341,6 +343,17 @@ def test_the_evaluation_batch_holds_the_target_too(tmp_path: Path) -> None:
     assert peak <= CARD * TARGET
 
 
+def test_of_unequal_micro_batches_the_evaluation_batch_is_no_smaller_than_the_smallest(
+    tmp_path: Path,
+) -> None:
+    """The largest ran on its own card alone: it says nothing about the others."""
+    with prober_of(tmp_path, toy(per_size=10 * MIB)) as prober:
+        trained = replace(prober.probe(2), size=400, sizes=(400, 2))
+        size = tune_evaluation(prober, trained)
+
+    assert 2 <= size <= 8
+
+
 @pytest.mark.parametrize("building", [True, False], ids=["building", "probing"])
 def test_what_a_worker_refuses_is_told_in_its_own_words(building: bool, tmp_path: Path) -> None:
     """It is the user's to mend, whenever it is found: no second try, no log to read."""
@@ -404,7 +417,24 @@ def test_the_largest_size_that_fits_is_found(tmp_path: Path) -> None:
     assert not outcome.interrupted
 
 
-@pytest.mark.parametrize(("probes", "found"), [(2, True), (0, False)])
+def test_what_fails_after_the_search_costs_no_answer(tmp_path: Path) -> None:
+    """The evaluation batch is unknown then, and why is said."""
+    events: list[object] = []
+
+    def fails(prober: Prober, trial: Trial) -> tuple[int | None, int | None]:
+        raise DeviceError("the meters have not answered")
+
+    with prober_of(tmp_path, toy(), emit=events.append) as prober:
+        outcome = tune(prober, ceiling=lambda facts: 10, after=fails, emit=events.append)
+
+    assert outcome.answer is not None
+    assert (outcome.answer.size, outcome.eval_batch, outcome.loaders) == (10, None, None)
+    assert "evaluation and loaders stay as they were: the meters have not answered" in notices(
+        events
+    )
+
+
+@pytest.mark.parametrize(("probes", "found"), [(1, True), (0, False)])
 def test_an_interrupted_search_keeps_the_best_so_far(
     probes: int, found: bool, tmp_path: Path
 ) -> None:

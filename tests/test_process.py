@@ -13,6 +13,7 @@ import pytest
 from autotune.errors import DeviceError
 from autotune.process import (
     cpu_seconds,
+    cpu_seconds_of_families,
     descendants,
     peak_resident,
     proportional,
@@ -306,3 +307,23 @@ def test_cpu_seconds_grow_while_a_process_computes() -> None:
             sum(range(10_000))
 
     assert cpu_seconds(child.pid) is None
+
+
+def test_a_family_has_the_seconds_of_its_children() -> None:
+    """A parent that waits has none of its own; it and its child count once."""
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        with deadline(30):
+            while cpu_seconds_of_families([parent.pid]) < 1.0:
+                pass
+        children = descendants(parent.pid)
+        alone = cpu_seconds(parent.pid)
+    finally:
+        for pid in (*descendants(parent.pid), parent.pid):
+            os.kill(pid, signal.SIGKILL)
+        parent.wait()
+
+    assert len(children) == 1
+    assert alone is not None
+    assert alone < 0.9

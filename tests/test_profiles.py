@@ -269,7 +269,23 @@ def test_the_knee_is_the_smallest_size_within_3_percent_of_the_best_speed() -> N
     """Of what fits: a size over the budget may be faster, but cannot be had."""
     measured = trials((16, "fits", 100), (1, "fits", 40), (4, "fits", 97), (32, "over", 200))
 
-    assert measured.knee() == 4
+    knee = measured.knee()
+
+    assert knee is not None
+    assert knee.size == 4
+
+
+def test_unequal_sizes_are_one_size_by_their_sum() -> None:
+    """Two trials of one largest size are two sizes; the smaller sum is the smaller one."""
+    rows = [
+        TrialRow(size=8, sizes=sizes, verdict="fits", seconds=1.0, samples_per_second=speed)
+        for sizes, speed in (([8, 2], 99.0), ([8, 6], 100.0), ([8, 1], 50.0))
+    ]
+
+    knee = small().model_copy(update={"trial": rows}).knee()
+
+    assert knee is not None
+    assert knee.sizes == [8, 2]
 
 
 def test_one_speed_has_no_knee() -> None:

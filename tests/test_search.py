@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.search import AIM, Search, Told
+from autotune.search import AIM, WORTH, Search, Told
 from autotune.verdict import Verdict
 from bench.simulate import BUDGET, CARD, SHAPES, Curve, Device, make, ours
 
@@ -84,14 +84,14 @@ def test_any_history_is_taken_up(history: list[Told], ceiling: int, data: st.Dat
 
 @given(st.integers(2, 3000), st.floats(0.05, 0.6))
 def test_an_affine_curve_needs_no_failing_probe(optimum: int, fixed: float) -> None:
-    """1, a careful leap or two, and the end of the budget."""
+    """1, a careful leap or two, and the end of the budget or what is worth no probe short of it."""
     device = line(fixed, (1 - fixed) / (optimum + 0.5))
 
     answer = ours(device)
 
     aimed = device.curve.largest(AIM * BUDGET)
     assert answer is not None
-    assert 0.98 * aimed - 1 <= answer <= optimum
+    assert aimed / (1 + WORTH[2]) - 1 <= answer <= optimum
     assert len(device.sizes) <= 5
     assert device.over + device.oom == 0
 
@@ -107,15 +107,17 @@ def test_a_right_guess_takes_one_probe(optimum: int, fixed: float) -> None:
     assert answer == optimum
 
 
-@pytest.mark.parametrize("guess", [40, 90, 110, 150, 400, 4000])
-def test_a_wrong_guess_is_mended_soon(guess: int) -> None:
+@pytest.mark.parametrize(
+    ("guess", "most"), [(40, 5), (90, 5), (110, 5), (150, 5), (400, 5), (4000, 6)]
+)
+def test_a_wrong_guess_is_mended_soon(guess: int, most: int) -> None:
     """Too small, too large, or far out of memory."""
     device = line(0.3, 0.7 / 100.5)
 
     answer = ours(device, guess)
 
     assert answer in (98, 99, 100)
-    assert len(device.sizes) <= 5
+    assert len(device.sizes) <= most
 
 
 def test_nothing_fits_is_known_after_one_probe() -> None:
@@ -155,7 +157,7 @@ def test_floor_points_alone_end_no_search() -> None:
     assert search.ask() == 2
     search = search.tell(2, Verdict.FITS, 90 * GB, 10 * GB)
 
-    assert search.ask() == 7
+    assert search.ask() == 6  # 9 GB of room, by 1.6 times what noise makes of a flat line
 
 
 def test_a_first_sample_that_costs_more_is_not_taken_for_the_slope() -> None:

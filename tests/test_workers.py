@@ -112,6 +112,23 @@ def test_a_process_of_the_same_number_is_not_killed(tmp_path: Path) -> None:
     assert is_alive
 
 
+def test_a_rank_may_say_hello_while_the_meter_asks_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meter has a thread of its own."""
+    with workers_that("", tmp_path) as workers:
+
+        def resident_as_another_comes(pid: int) -> int:
+            workers.pids[pid] = 2**30  # no such process
+            return pid
+
+        monkeypatch.setattr("autotune.workers.resident", resident_as_another_comes)
+        workers.pids = {0: 2**30 + 1}
+        resident = workers.resident()
+
+    assert resident == {0: 2**30 + 1}
+
+
 def test_a_worker_below_the_launcher_is_gone_when_the_group_is_closed(tmp_path: Path) -> None:
     """It hears nothing, and the launcher does not look after it."""
     run = (

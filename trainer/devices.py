@@ -99,12 +99,8 @@ def _on_cpu(world_size: int, vram_limit: int | None, host: HostMeter, why: str |
     )
 
 
-def check_per_device(wanted: bool, devices: Devices) -> bool:
-    """The user's choice, where each process has a card of its own.
-
-    Raises:
-        UsageError: they share the host's memory, or there is only one.
-    """
+def check_per_device(wanted: bool, devices: Devices) -> None:
+    """Raises UsageError where a micro-batch for each process is wanted, but not each has a card."""
     if wanted and devices.world_size == 1:
         raise UsageError(
             "--per-device is for several cards, and there is one process; leave it out"
@@ -114,7 +110,6 @@ def check_per_device(wanted: bool, devices: Devices) -> bool:
             "--per-device needs a card for each process, and these share the host's memory; leave "
             "it out, or give --vram-limit"
         )
-    return wanted
 
 
 def shared_memory_notice(devices: Devices, backend: str | None, *, loaders: int) -> str | None:

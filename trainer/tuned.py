@@ -165,7 +165,7 @@ def would_hold(outcome: Outcome, effective: int | None, world_size: int) -> int 
     trial = outcome.answer
     if trial is None or trial.fixed is None or not trial.growing or effective is None:
         return None
-    if trial.size < -(-effective // world_size):
+    if not trial.is_even or trial.size < -(-effective // world_size):
         return None
     room = trial.budgets[trial.tightest].budget - trial.fixed
     each = (trial.growing - trial.fixed) / trial.size
@@ -254,6 +254,7 @@ def as_json(
     """The document that `chatlm autotune --json` prints; `room` is what `would_hold` says."""
     trial = outcome.answer
     assert trial is not None
+    knee = profile.knee()
     return {
         "schema": 1,
         "profile": path,
@@ -280,7 +281,7 @@ def as_json(
         "micro_batch_sizes": list(trial.sizes),
         "eval_batch_size": profile.batch.eval_batch_size,
         "loader_workers": profile.run.loader_workers,
-        "knee": profile.knee(),
+        "knee": None if knee is None else knee.size,
         "would_hold": room,
     }
 

@@ -65,11 +65,11 @@ class SftWorkload:
     def mix(self, size: int) -> None:
         """Micro-batches of any rows, each padded to its own longest: large, half as large, a single row.
 
-        Where freed blocks stay cached, the large one is whole; elsewhere it leaves nothing, and a
-        quarter is as good.
+        Where freed blocks stay cached, the large one is whole; elsewhere it leaves little, and an
+        eighth is as good.
         """
         shuffled = np.random.default_rng(MIX_SEED).permutation(len(self._collator.store))
-        large = size if self.memory.caches else size // 4
+        large = size if self.memory.caches else size // 8
         batches = [
             self._collator.batch(shuffled[: max(1, count)]) for count in (large, large // 2, 1)
         ]
