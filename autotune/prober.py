@@ -82,6 +82,8 @@ class Prober:
         self._session: Session | None = None
         self._fixed: list[int] = []
         """By rank, what these workers held before their first probe."""
+        self._drifted = False
+        """Whether the next probe needs fresh ones."""
         self._largest = 0
         """Of the sizes that ran to their end."""
         self._confirmed: set[str] = set()
@@ -134,6 +136,8 @@ class Prober:
         started = time.monotonic()
         sizes = [size] * self.spec.world_size if isinstance(size, int) else list(size)
         failures = unsettled = 0
+        if self._drifted:
+            self.close()
         while True:
             session = self._ready()
             self.neighbours.follow(session.held)
@@ -161,7 +165,7 @@ class Prober:
                 unsettled += 1
                 self._say_unsettled(sizes)
                 continue
-            self._replace_if_drifted(reports)
+            self._drifted = self._has_drifted(reports)
             if phase == "train":
                 self._largest = max(self._largest, *sizes)
                 self._pace = max(_pace(report) for report in reports)
@@ -210,7 +214,7 @@ class Prober:
             log_path=self.log_path,
         )  # fmt: skip
         self._session.budgets = self.budgets
-        self._fixed = []
+        self._fixed, self._drifted = [], False
         facts = self._session.build(self.cards.allowance(survey))
         self.neighbours.meet(self._session.held)
         return facts
@@ -232,12 +236,11 @@ class Prober:
         text = f"probe {max(sizes)}: a neighbour's memory moved meanwhile; measuring again"
         self.emit(Notice(text=text))
 
-    def _replace_if_drifted(self, reports: Sequence[Report]) -> None:
+    def _has_drifted(self, reports: Sequence[Report]) -> bool:
         """A warm worker counts as a fresh one only while it holds no more than one."""
         fixed = [report.fixed for report in reports]
         self._fixed = self._fixed or fixed
-        if any(now > DRIFT * first for now, first in zip(fixed, self._fixed, strict=True)):
-            self.close()
+        return any(now > DRIFT * first for now, first in zip(fixed, self._fixed, strict=True))
 
     def _trial(
         self, sizes: Sequence[int], session: Session, reports: Sequence[Report], seconds: float

@@ -59,8 +59,9 @@ class Told:
 
     @property
     def height(self) -> int | None:
-        """The part of the peak that grows with size."""
-        return self.peak if self.growing is None else self.growing
+        """The part of the peak that grows with size; where that was too much, all of it."""
+        is_over = self.verdict is Verdict.OVER
+        return self.peak if self.growing is None or is_over else self.growing
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,14 @@ def test_after_an_evaluation_nothing_stays_cached() -> None:
     assert report.resident == report.fixed == MODEL
 
 
+def test_what_grows_with_the_size_is_read_before_anything_is_left_in_pieces() -> None:
+    """Later steps peak higher, and no two probes alike: a line through the first is the truer one."""
+    report, _ = measured(Growing(10))
+
+    assert report.growing == MODEL + 8 * SAMPLE
+    assert report.peak == report.growing + 10 * (MOST_STEPS - 1)
+
+
 @pytest.mark.parametrize(
     ("grows", "far", "steps"),
     [(0, None, LEAST_STEPS), (10, None, MOST_STEPS), (10, 10**6, LEAST_STEPS), (10, 1, MOST_STEPS)],

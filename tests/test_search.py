@@ -160,6 +160,19 @@ def test_floor_points_alone_end_no_search() -> None:
     assert search.ask() == 6  # 9 GB of room, by 1.6 times what noise makes of a flat line
 
 
+def test_a_size_that_was_over_by_little_is_followed_by_a_little_less() -> None:
+    """Its whole peak is held against the budget, also where what grows with the size alone would fit."""
+    search = Search(400, 1000, noise=0.002)
+    search = search.tell(1, Verdict.FITS, 305, 300, 305)
+    search = search.tell(80, Verdict.FITS, 590, 300, 580)
+
+    search = search.tell(190, Verdict.OVER, 1001, 300, 985)
+    asked = search.ask()
+
+    assert asked is not None
+    assert 184 <= asked < 190
+
+
 def test_a_first_sample_that_costs_more_is_not_taken_for_the_slope() -> None:
     """By the first sample's price two would not fit: they are tried, and fit."""
     search = Search(64, 100 * GB).tell(1, Verdict.FITS, 70 * GB, 10 * GB, 70 * GB)

@@ -65,14 +65,11 @@ class SftWorkload:
     def mix(self, size: int) -> None:
         """Micro-batches of any rows, each padded to its own longest: large, half as large, a single row.
 
-        Where freed blocks stay cached, the large one is whole; elsewhere it leaves little, and an
-        eighth is as good.
+        Where no freed block stays cached, the large one leaves nothing and is left out.
         """
         shuffled = np.random.default_rng(MIX_SEED).permutation(len(self._collator.store))
-        large = size if self.memory.caches else size // 8
-        batches = [
-            self._collator.batch(shuffled[: max(1, count)]) for count in (large, large // 2, 1)
-        ]
+        counts = (size, size // 2, 1) if self.memory.caches else (size // 2, 1)
+        batches = [self._collator.batch(shuffled[: max(1, count)]) for count in counts]
         self.engine.accumulate(batches, target_tokens=sum(b.target_tokens for b in batches))
 
     def update(self) -> None:
