@@ -10,13 +10,14 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
 
 from autotune.errors import ChatlmError
+from trainer.flags import Given, with_flags
+from trainer.options import AutotuneOptions, TrainOptions
 
 P = ParamSpec("P")
 
@@ -30,55 +31,10 @@ profiles_app = typer.Typer(help="The profiles that can be named.", no_args_is_he
 app.add_typer(profiles_app, name="profiles")
 
 
-class Device(StrEnum):
-    AUTO = "auto"
-    CUDA = "cuda"
-    CPU = "cpu"
-
-
-class Precision(StrEnum):
-    AUTO = "auto"
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-class Prefer(StrEnum):
-    MEMORY = "memory"
-    THROUGHPUT = "throughput"
-
-
-class ScaleLr(StrEnum):
-    LINEAR = "linear"
-    SQRT = "sqrt"
-
-
-class Backend(StrEnum):
-    GLOO = "gloo"
-    NCCL = "nccl"
-
-
-Data = Annotated[
-    list[Path] | None,
-    typer.Option("--data", help="Parquet, JSON or JSON lines; may be given several times."),
-]
-EvalData = Annotated[
-    list[Path] | None, typer.Option("--eval-data", help="Files to measure the loss on.")
-]
-Model = Annotated[
-    str | None, typer.Option(help="chatlm-tiny, chatlm-0.2b, a model folder, or a hub id.")
-]
-Processes = Annotated[
-    int | None, typer.Option(help="One a device; all GPUs by default.", show_default=False)
-]
-VramLimit = Annotated[
-    str | None, typer.Option(help="Pretend that each card is that large, like 20GiB.")
-]
-Lengths = Annotated[int | None, typer.Option(help="Tokens; the base profile's by default.", min=2)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live screen.")]
-BackendFlag = Annotated[
-    Backend | None, typer.Option(help="Between processes; NCCL on GPUs, gloo on CPUs.")
+Config = Annotated[
+    Path | None, typer.Option(help="TOML with the flags' names as keys; a flag beats its key.")
 ]
 Events = Annotated[Path | None, typer.Option(help="Record every event there.", hidden=True)]
 
@@ -114,31 +70,9 @@ def _ends_on_interrupt(command: Callable[P, None]) -> Callable[P, None]:
 
 @app.command()
 @_ends_on_interrupt
+@with_flags(AutotuneOptions)
 def autotune(
-    target_vram: Annotated[float, typer.Option(help="Share of each device to hold.")] = 0.6,
-    target_ram: Annotated[float, typer.Option(help="Share of host RAM not to exceed.")] = 0.8,
-    model: Model = None,
-    data: Data = None,
-    eval_data: EvalData = None,
-    base: Annotated[str, typer.Option(help="Profile to start from.")] = "fast",
-    effective_batch: Annotated[
-        int | None, typer.Option(help="Samples per optimizer step, kept as given.", min=1)
-    ] = None,
-    num_processes: Processes = None,
-    device: Device = Device.AUTO,
-    vram_limit: VramLimit = None,
-    max_batch: Annotated[int | None, typer.Option(help="Largest size to try.", min=1)] = None,
-    prefer: Annotated[
-        Prefer, typer.Option(help="The largest size, or the smallest that is as fast as any.")
-    ] = Prefer.MEMORY,
-    per_device: Annotated[
-        bool, typer.Option("--per-device", help="Its own micro-batch for each unequal card.")
-    ] = False,
-    precision: Precision = Precision.AUTO,
-    max_source_length: Lengths = None,
-    max_target_length: Lengths = None,
-    backend: BackendFlag = None,
-    name: Annotated[str, typer.Option(help="Writes ./profiles/NAME.toml.")] = "tuned",
+    given: Given,
     as_json: AsJson = False,
     plain: Plain = False,
     workload: Annotated[str, typer.Option(hidden=True)] = "trainer.workload:build",
@@ -160,49 +94,46 @@ def autotune(
     from profiles.store import FOLDER, check_name, check_place, free_path
     from trainer import tuned
     from trainer.devices import check_per_device, open_devices, shared_memory_notice
-    from trainer.settings import WorkloadSettings, apply_profile
+    from trainer.rows import check_files
+    from trainer.settings import workload_settings
 
+    options = AutotuneOptions(**given)
     limits = Limits(
-        target=check_fraction(target_vram, "--target-vram"),
-        target_ram=check_fraction(target_ram, "--target-ram"),
+        target=check_fraction(options.target_vram, "--target-vram"),
+        target_ram=check_fraction(options.target_ram, "--target-ram"),
     )
-    limit = None if vram_limit is None else parse_bytes(vram_limit)
-    path = FOLDER / f"{check_name(name)}.toml"
+    limit = None if options.vram_limit is None else parse_bytes(options.vram_limit)
+    path = FOLDER / f"{check_name(options.name)}.toml"
     check_place(path)
-    profile = profiles.load(base)
-    wanted = effective_batch or profile.batch.effective_batch_size
+    profile = profiles.load(options.base)
+    effective = options.effective_batch
+    wanted = effective or profile.batch.effective_batch_size
     host = HostMeter()
     with ExitStack() as stack:
         devices = stack.enter_context(
-            open_devices(device, num_processes=num_processes, vram_limit=limit, host=host)
+            open_devices(
+                options.device, num_processes=options.num_processes, vram_limit=limit, host=host
+            )
         )
-        check_per_device(per_device, devices)
-        if effective_batch is not None:  # built for its check; a base profile's may grow instead
-            Plan(micro_batch=1, effective_batch=effective_batch, world_size=devices.world_size)
-        settings = apply_profile(
-            WorkloadSettings(
-                model=model or profile.run.model or "chatlm-tiny",
-                data=_existing(data) or tuple(profile.run.data or ()),
-                device=devices.cards.kind,
-                backend=backend,
-            ),
-            profile,
-        )
+        check_per_device(options.per_device, devices)
+        if effective is not None:  # built for its check; a base profile's may grow instead
+            Plan(micro_batch=1, effective_batch=effective, world_size=devices.world_size)
+        check_files(options.data, options.eval_data)
+        settings = workload_settings(options, profile, device=devices.cards.kind)
         settings = replace(
             settings,
-            precision=settings.precision if precision is Precision.AUTO else precision.value,
-            max_source_length=max_source_length or settings.max_source_length,
-            max_target_length=max_target_length or settings.max_target_length,
+            max_source_length=options.max_source_length or settings.max_source_length,
+            max_target_length=options.max_target_length or settings.max_target_length,
         )
         log = log_path("autotune")
         emit = stack.enter_context(open_listeners(as_json, plain, log, events))
-        for notice in (devices.notice, shared_memory_notice(devices, backend, loaders=0)):
+        for notice in (devices.notice, shared_memory_notice(devices, options.backend, loaders=0)):
             if notice:
                 emit(Notice(text=notice))
         extra = {
             "effective": wanted,
-            "effective_fixed": effective_batch is not None,
-            "eval_data": _existing(eval_data),
+            "effective_fixed": effective is not None,
+            "eval_data": options.eval_data or (),
         }
         spec = WorkloadSpec(
             path=workload,
@@ -218,19 +149,19 @@ def autotune(
             ceiling=lambda facts: tuned.ceiling(
                 facts["rows"],
                 world_size=devices.world_size,
-                effective=effective_batch,
-                max_batch=max_batch,
-                per_device=per_device,
+                effective=effective,
+                max_batch=options.max_batch,
+                per_device=options.per_device,
             ),
-            prefer=prefer,
+            prefer=options.prefer,
             guess=tuned.earlier(path, limits, limit, devices),
-            per_device=per_device,
-            most=effective_batch,
+            per_device=options.per_device,
+            most=effective,
             after=functools.partial(
                 tuned.after_the_search,
                 effective=wanted,
-                fixed=effective_batch is not None,
-                evaluates=eval_data is not None,
+                fixed=effective is not None,
+                evaluates=options.eval_data is not None,
             ),
             emit=emit,
         )
@@ -245,12 +176,12 @@ def autotune(
             settings=settings,
             devices=devices,
             base=profile,
-            effective=effective_batch,
+            effective=effective,
             vram_limit=limit,
         )
         path = free_path(path) if outcome.interrupted else path
         profiles.save(found, path)
-    room = tuned.would_hold(outcome, effective_batch, devices.world_size)
+    room = tuned.would_hold(outcome, effective, devices.world_size)
     if as_json:
         _print_json(tuned.as_json(outcome, found, str(path), limits, room))
     else:
@@ -261,42 +192,10 @@ def autotune(
 
 @app.command()
 @_ends_on_interrupt
+@with_flags(TrainOptions)
 def train(
-    profile: Annotated[str, typer.Option(help="Name or path.")] = "tuned",
-    model: Model = None,
-    data: Data = None,
-    eval_data: EvalData = None,
-    epochs: float = 1.0,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps, instead of epochs.")
-    ] = None,
-    micro_batch: Annotated[
-        int | None, typer.Option(help="Instead of the profile's; changes memory and speed only.")
-    ] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="model_save/sft_PROFILE by default.", show_default=False)
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on with an unfinished run, or replace it.")
-    ] = True,
-    seed: int = 0,
-    precision: Precision = Precision.AUTO,
-    dropout: Annotated[
-        float | None, typer.Option(help="The model's own by default.", show_default=False)
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="The model's default if not given.", show_default=False)
-    ] = None,
-    scale_lr: Annotated[
-        ScaleLr | None,
-        typer.Option(help="Scale it by the growth of the effective batch.", show_default=False),
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(help="Optimizer steps; each epoch by default.", min=1)
-    ] = None,
-    device: Device = Device.AUTO,
-    num_processes: Processes = None,
-    backend: BackendFlag = None,
+    given: Given,
+    config: Config = None,
     as_json: AsJson = False,
     plain: Plain = False,
     events: Events = None,
@@ -308,60 +207,48 @@ def train(
     from dashboard.listeners import log_path, open_listeners
     from dashboard.outcome import trained_words
     from trainer.devices import open_devices, shared_memory_notice
+    from trainer.rows import check_files
+    from trainer.run_file import load_run
     from trainer.run_folder import RunFolder
-    from trainer.settings import Choices, resolve
+    from trainer.settings import resolve
     from trainer.supervise import TrainJob, run_training
 
-    found = profiles.load(profile)
-    was_tuned = found.fingerprint.model is not None
+    options = TrainOptions(**{**({} if config is None else load_run(config)), **given})
+    profile = profiles.load(options.profile)
+    was_tuned = profile.fingerprint.model is not None
     host = HostMeter()
     with ExitStack() as stack:
         devices = stack.enter_context(
             open_devices(
-                device,
+                options.device,
                 num_processes=(
-                    found.fingerprint.world_size
-                    if num_processes is None and was_tuned
-                    else num_processes
+                    profile.fingerprint.world_size
+                    if options.num_processes is None and was_tuned
+                    else options.num_processes
                 ),
-                vram_limit=found.memory.vram_limit_bytes,
+                vram_limit=profile.memory.vram_limit_bytes,
                 host=host,
             )
         )
-        choices = Choices(
-            model=model,
-            data=_existing(data),
-            eval_data=_existing(eval_data),
-            micro_batch=micro_batch,
-            epochs=epochs,
-            max_steps=max_steps,
-            output_dir=None if output_dir is None else str(output_dir),
-            fresh=not resume,
-            seed=seed,
-            precision=precision,
-            dropout=dropout,
-            learning_rate=learning_rate,
-            scale_lr=scale_lr,
-            checkpoint_every=checkpoint_every,
-            backend=backend,
-        )
+        check_files(options.data, options.eval_data)
         settings = resolve(
-            found, profile, choices, device=devices.cards.kind, world_size=devices.world_size
+            profile, options, device=devices.cards.kind, world_size=devices.world_size
         )
         folder = RunFolder(Path(settings.output_dir))
         folder.check(settings.identity(), fresh=settings.fresh)
         log = log_path("chat_trainer")
         emit = stack.enter_context(open_listeners(as_json, plain, log, events))
-        loaders = found.run.loader_workers
-        for notice in (devices.notice, shared_memory_notice(devices, backend, loaders=loaders)):
+        loaders = profile.run.loader_workers
+        shortage = shared_memory_notice(devices, options.backend, loaders=loaders)
+        for notice in (devices.notice, shortage):
             if notice:
                 emit(Notice(text=notice))
-        if found.interrupted:
-            emit(Notice(text=f"profile {profile} is of an interrupted tuning: more may fit"))
+        if profile.interrupted:
+            text = f"profile {options.profile} is of an interrupted tuning: more may fit"
+            emit(Notice(text=text))
         job = TrainJob(
             settings=settings,
-            name=profile,
-            profile=found,
+            profile=profile,
             devices=devices,
             host=host,
             emit=emit,
@@ -430,12 +317,6 @@ def show_profile(name: str) -> None:
 
     document = profiles.load(name).model_dump(mode="json", by_alias=True, exclude_none=True)
     sys.stdout.write(tomli_w.dumps(document))
-
-
-def _existing(paths: list[Path] | None) -> tuple[str, ...]:
-    from trainer.rows import check_file
-
-    return tuple(str(check_file(str(path))) for path in paths or ())
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from profiles import Profile
 from tests.commands import CHATLM, chatlm
 from tests.processes import deadline, wait_until
 from tests.test_autotune_fake_gpus import NEIGHBOUR, autotune
-from trainer.settings import Choices, rate_scale, resolve
+from trainer.options import TrainOptions
+from trainer.settings import rate_scale, resolve
 
 SHORT = ("--max-source-length", "32", "--max-target-length", "32")
 CARD = ("autotune", "--device", "cpu", "--vram-limit", "1GiB", *SHORT, "--json", "--plain")
@@ -125,9 +126,9 @@ def test_the_learning_rate_is_scaled_only_when_asked_to(
 def test_a_scaled_rate_is_another_run() -> None:
     """A run that is gone on with keeps its own."""
     profile = grown(8)
-    plain = resolve(profile, "tuned", Choices(), device="cpu", world_size=2)
+    plain = resolve(profile, TrainOptions(), device="cpu", world_size=2)
 
-    scaled = resolve(profile, "tuned", Choices(scale_lr="sqrt"), device="cpu", world_size=2)
+    scaled = resolve(profile, TrainOptions(scale_lr="sqrt"), device="cpu", world_size=2)
 
     assert scaled == replace(plain, rate_scale=2.0)
     assert scaled.identity() != plain.identity()

@@ -21,9 +21,10 @@ from tests.toy_workload import MIB, PATH, toy  # noqa: E402
 from trainer.batches import Batch, Collator  # noqa: E402
 from trainer.devices import Devices  # noqa: E402
 from trainer.models import load_model  # noqa: E402
+from trainer.options import TrainOptions  # noqa: E402
 from trainer.order import SampleOrder, count_steps  # noqa: E402
 from trainer.rows import bundled  # noqa: E402
-from trainer.settings import Choices, WorkloadSettings, resolve  # noqa: E402
+from trainer.settings import WorkloadSettings, resolve  # noqa: E402
 from trainer.steps import Steps  # noqa: E402
 from trainer.store import open_store  # noqa: E402
 from trainer.tuned import differences, earlier, fingerprint  # noqa: E402
@@ -161,7 +162,7 @@ def tuned_on(facts: dict[str, Any]) -> profiles.Profile:
 def test_a_profile_of_shorter_data_is_not_believed(now: dict[str, Any], said: list[str]) -> None:
     """Its size is probed once before the run; one of longer data still holds."""
     profile = tuned_on(FOUND)
-    settings = resolve(profile, "tuned", Choices(), device="cpu", world_size=1)
+    settings = resolve(profile, TrainOptions(), device="cpu", world_size=1)
 
     differing = differences(profile, fingerprint({**FOUND, **now}, cards()), settings, ())
 

@@ -14,7 +14,8 @@ from tests.processes import deadline, wait_until
 from trainer.devices import open_devices
 from trainer.events import StepEnded, TrainingEnded, TrainingStarted
 from trainer.models import load_model
-from trainer.settings import Choices, resolve
+from trainer.options import TrainOptions
+from trainer.settings import resolve
 from trainer.supervise import TrainJob, run_training
 
 STEPS = 6
@@ -55,14 +56,15 @@ def run(
         "cpu", num_processes=1, vram_limit=found.memory.vram_limit_bytes, host=host
     ) as devices:
         settings = resolve(
-            found, "tuned",
-            Choices(
+            found,
+            TrainOptions(
+                profile=str(profile),
                 micro_batch=micro_batch, max_steps=STEPS, output_dir=str(output), dropout=0.0, seed=7
             ),
             device="cpu", world_size=1,
         )  # fmt: skip
         job = TrainJob(
-            settings=settings, name="tuned", profile=found, devices=devices, host=host, emit=emit,
+            settings=settings, profile=found, devices=devices, host=host, emit=emit,
             log_path=output.parent / "log",
         )  # fmt: skip
         return run_training(job)

@@ -13,7 +13,10 @@ from trainer.run_folder import RunFolder
 from trainer.settings import TrainSettings, WorkloadSettings
 
 RUN = TrainSettings(
-    workload=WorkloadSettings(data=("a.jsonl", "b.jsonl")), micro_batch=4, effective_batch=16
+    workload=WorkloadSettings(data=("a.jsonl", "b.jsonl")),
+    profile="small",
+    micro_batch=4,
+    effective_batch=16,
 ).identity()
 OTHER = {**RUN, "effective_batch": 32}
 

@@ -10,7 +10,8 @@ import pytest
 
 from profiles.schema import parse
 from tests.commands import chatlm, start, steps
-from trainer.settings import Choices, TrainSettings, resolve
+from trainer.options import TrainOptions
+from trainer.settings import TrainSettings, resolve
 
 FEW = ("--device", "cpu", "--plain", "--dropout", "0", "--seed", "5", "--profile", "small")
 """The preset small: effective batch 16."""
@@ -124,7 +125,7 @@ def test_unequal_processes_train_as_one(tmp_path: Path) -> None:
 def settings_of(profile: str, world_size: int, micro_batch: int | None = None) -> TrainSettings:
     """What a run with that profile is told."""
     return resolve(
-        parse(tomllib.loads(profile), "p.toml"), "p", Choices(micro_batch=micro_batch),
+        parse(tomllib.loads(profile), "p.toml"), TrainOptions(micro_batch=micro_batch),
         device="cpu", world_size=world_size,
     )  # fmt: skip
 

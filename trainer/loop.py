@@ -25,6 +25,7 @@ from trainer.metrics import as_record, sum_up
 from trainer.models import Loaded, load_model
 from trainer.order import SampleOrder, count_steps
 from trainer.rows import bundled
+from trainer.run_file import save_run
 from trainer.run_folder import RunFolder
 from trainer.settings import TrainSettings
 from trainer.steps import Steps
@@ -131,6 +132,9 @@ def prepare(
         folder.check_space(_disk_need(loaded, settings))
         folder.claim(settings.identity(), fresh=settings.fresh)
     accelerator.wait_for_everyone()
+    rate = (settings.learning_rate or loaded.learning_rate) * settings.rate_scale
+    if accelerator.is_main_process:
+        save_run(folder.path, settings, rate)
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
     collator = Collator(store, loaded.codec, start)
     engine = Engine(
@@ -153,7 +157,7 @@ def prepare(
         steps=count_steps(
             len(store), settings.effective_batch, settings.epochs, settings.max_steps
         ),
-        learning_rate=(settings.learning_rate or loaded.learning_rate) * settings.rate_scale,
+        learning_rate=rate,
     )
     if checkpoints := folder.checkpoints():
         run.done = load_checkpoint(checkpoints[-1], engine)  # first: beside nothing to be replaced

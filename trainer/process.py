@@ -4,7 +4,6 @@ Under `chatlm train` the settings come over the wire. Under a launcher of the us
 (`accelerate launch -m trainer --profile tuned`) they are flags, and what happens is printed.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -19,8 +18,10 @@ from autotune.channel import Wire
 from autotune.errors import ChatlmError
 from autotune.memory import is_out_of_memory
 from autotune.worker import failure
+from trainer.flags import parse
 from trainer.messages import Say
-from trainer.settings import Choices, TrainSettings, resolve
+from trainer.options import TrainOptions
+from trainer.settings import TrainSettings, resolve
 
 
 def main() -> None:
@@ -80,33 +81,12 @@ def _alone(stop: threading.Event) -> int:
 
 
 def _parse(arguments: list[str]) -> TrainSettings:
-    """The settings from the flags that a run without a supervisor has."""
-    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
-    parser.add_argument("--profile", default="tuned")
-    parser.add_argument("--model")
-    parser.add_argument("--data", action="append", default=[])
-    parser.add_argument("--eval-data", action="append", default=[])
-    parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--max-steps", type=int)
-    parser.add_argument("--micro-batch", type=int)
-    parser.add_argument("--output-dir")
-    parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    parser.add_argument("--dropout", type=float)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--scale-lr", choices=("linear", "sqrt"))
-    parser.add_argument("--checkpoint-every", type=int)
-    parser.add_argument("--backend", choices=("gloo", "nccl"))
-    parser.add_argument("--device", choices=("cuda", "cpu"))
-    flags = vars(parser.parse_args(arguments))
-    name, device = flags.pop("profile"), flags.pop("device") or _default_device()
-    data, eval_data = tuple(flags.pop("data")), tuple(flags.pop("eval_data"))
+    """The settings from the flags of `chatlm train`, as far as they concern a process of its own."""
+    options = TrainOptions(**parse(TrainOptions, arguments, program="trainer", help=__doc__))
     return resolve(
-        profiles.load(name),
-        name,
-        Choices(data=data, eval_data=eval_data, **flags),
-        device=device,
+        profiles.load(options.profile),
+        options,
+        device=_default_device() if options.device == "auto" else options.device,
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
     )
 

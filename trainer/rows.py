@@ -5,7 +5,7 @@ It reads Parquet, JSON (a list of objects) and JSON lines, with columns `prompt`
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -57,6 +57,13 @@ def check_file(path: str) -> Path:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; {ADVICE}") from error
     return file
+
+
+def check_files(*groups: Sequence[str] | None) -> None:
+    """Raises DataError for the first file of any group that is not there or has nothing in it."""
+    for group in groups:
+        for path in group or ():
+            check_file(path)
 
 
 def read_rows(path: str) -> Iterator[Row]:

@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, whether it can be written, and what stands in it.
 
 run.json          settings that make it this run, and whether it is finished
+run.toml          all settings, for `chatlm train --config`; profile.toml, which it names
 metrics.jsonl     one object per optimizer step
 checkpoint-N/     what a resume needs after step N
 config.json, model.safetensors, tokenizer…    the final model
@@ -16,7 +17,7 @@ from autotune.errors import OutputError
 from autotune.folders import check_writable, nearest
 from autotune.quantity import format_bytes
 
-OURS = ("run.json", "metrics.jsonl", "config.json", "generation_config.json", "model.safetensors",
+OURS = ("run.json", "run.toml", "profile.toml", "metrics.jsonl", "config.json", "generation_config.json", "model.safetensors",
         "tokenizer.json", "tokenizer_config.json")  # fmt: skip
 
 

@@ -4,6 +4,7 @@ They travel to the workers as JSON and are saved with the run. Nothing here know
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ from typing import Any, Self
 from autotune.errors import UsageError
 from autotune.plan import Plan
 from profiles import Profile
+from trainer.options import TrainOptions, WorkloadOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +36,28 @@ class WorkloadSettings:
     """`gloo` or `nccl` for several processes; None takes what suits the device."""
     memory_limit: int | None = None
     """Bytes that one process may hold, on an emulated card."""
+    optimizer: str = "adamw"
+    """`adamw`, `adafactor` or `adamw-8bit`."""
+    freeze: str | None = None
+    """`encoder`, or None to train every weight."""
+    lora_rank: int | None = None
+    """Of the adapters that are trained instead of the model; None trains the model."""
+    lora_alpha: float | None = None
+    """None takes twice the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that get an adapter; empty takes what suits the model."""
+    neftune_alpha: float | None = None
+    """Noise on the input embeddings in training; None adds none."""
+    compile: bool = False
+    fsdp: bool = False
+    """Whether model and optimizer are sharded over the processes."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(**{**values, "data": tuple(values["data"])})
+        return cls(**tupled(cls, values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +65,8 @@ class TrainSettings:
     """A whole training run."""
 
     workload: WorkloadSettings
+    profile: str
+    """Name or path."""
     micro_batch: int
     """The largest of the ranks'."""
     effective_batch: int
@@ -66,6 +85,8 @@ class TrainSettings:
     """None takes the model preset's."""
     rate_scale: float = 1.0
     """What either is multiplied by: the effective batch may have grown."""
+    schedule: str = "cosine"
+    """`cosine`, `linear` or `constant`, after the warm-up."""
     warmup: float = 0.05
     """Share of the steps."""
     weight_decay: float = 0.01
@@ -77,6 +98,19 @@ class TrainSettings:
     checkpoint_every: int | None = None
     """Optimizer steps; None saves at the end of each epoch."""
     keep_checkpoints: int = 2
+    """The last ones, beside the best."""
+    length_grouping: bool = False
+    """Whether a step's samples are of like length."""
+    eval_every: int | None = None
+    """Optimizer steps; None evaluates at the end of each epoch."""
+    patience: int | None = None
+    """Evaluations without a better loss after which the run ends."""
+    generate_rows: int = 200
+    """Rows of the evaluation set that are answered by generation; 0 for none."""
+    max_new_tokens: int | None = None
+    """Of such an answer; None takes the longest target's."""
+    track: tuple[str, ...] = ()
+    """`tensorboard`, `wandb`."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,11 +120,7 @@ class TrainSettings:
         known = {field.name for field in fields(cls)}
         assert set(values) <= known, set(values) - known
         workload = WorkloadSettings.from_json(values["workload"])
-        lists = {
-            key: None if values[key] is None else tuple(values[key])
-            for key in ("eval_data", "others", "micro_batch_sizes")
-        }
-        return cls(**{**values, **lists, "workload": workload})
+        return cls(**{**tupled(cls, values), "workload": workload})
 
     def plan(self, world_size: int) -> Plan:
         """How this run's effective batch is cut."""
@@ -102,45 +132,29 @@ class TrainSettings:
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: a resumed one may change how a step is cut, no more."""
-        cut = ("device", "memory_limit", "backend", "gradient_checkpointing")
+        cut = ("device", "memory_limit", "backend", "gradient_checkpointing", "compile", "fsdp")
         workload = {k: v for k, v in self.workload.as_json().items() if k not in cut}
-        return {
-            "workload": workload,
-            "effective_batch": self.effective_batch,
-            "epochs": self.epochs,
-            "max_steps": self.max_steps,
-            "learning_rate": self.learning_rate,
-            "rate_scale": self.rate_scale,
-            "warmup": self.warmup,
-            "weight_decay": self.weight_decay,
-            "clip_norm": self.clip_norm,
-        }
+        return {"workload": workload, **{name: getattr(self, name) for name in IDENTITY}}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
-    """What the user says of a run; None and empty leave it to the profile or the model."""
+IDENTITY = (
+    "effective_batch", "epochs", "max_steps", "learning_rate", "rate_scale", "schedule", "warmup",
+    "weight_decay", "clip_norm", "length_grouping",
+)  # fmt: skip
 
-    model: str | None = None
-    data: tuple[str, ...] = ()
-    eval_data: tuple[str, ...] = ()
-    micro_batch: int | None = None
-    epochs: float = 1.0
-    max_steps: int | None = None
-    output_dir: str | None = None
-    fresh: bool = False
-    seed: int = 0
-    precision: str = "auto"
-    dropout: float | None = None
-    learning_rate: float | None = None
-    scale_lr: str | None = None
-    """`linear` or `sqrt`, in the growth of the effective batch."""
-    checkpoint_every: int | None = None
-    backend: str | None = None
+
+TRACKERS = ("tensorboard", "wandb")
+
+
+def tupled(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with a tuple for each list, as the fields of `kind` have it."""
+    known = {field.name for field in fields(kind)}
+    assert set(values) <= known, set(values) - known
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 def resolve(
-    profile: Profile, name: str, choices: Choices, *, device: str, world_size: int
+    profile: Profile, options: TrainOptions, *, device: str, world_size: int
 ) -> TrainSettings:
     """The run that a profile and the user's choices make.
 
@@ -150,38 +164,39 @@ def resolve(
         PlanError: the micro-batch is larger than a device's share of the effective batch.
         UsageError: a number outside its range.
     """
-    plan = profile.plan(world_size, choices.micro_batch)
-    workload = WorkloadSettings(
-        model=choices.model or profile.run.model or WorkloadSettings().model,
-        data=choices.data or tuple(profile.run.data or ()),
-        device=device,
-        seed=choices.seed,
-        dropout=choices.dropout,
-        backend=choices.backend,
-    )
-    workload = apply_profile(workload, profile)
-    if choices.precision != "auto":
-        workload = replace(workload, precision=choices.precision)
+    plan = profile.plan(world_size, options.micro_batch)
+    chosen = {**chosen_for(TrainSettings, options), "micro_batch": plan.micro_batch}
+    folder = str(Path("model_save") / f"sft_{Path(options.profile).stem}")
+    chosen.setdefault("output_dir", folder)
     return check_training(
         TrainSettings(
-            workload=workload,
-            micro_batch=plan.micro_batch,
+            workload=workload_settings(options, profile, device=device),
             effective_batch=plan.effective_batch,
             world_size=world_size,
             micro_batch_sizes=None if plan.is_even else plan.sizes,
-            eval_batch=None if choices.micro_batch else profile.batch.eval_batch_size,
+            eval_batch=None if options.micro_batch else profile.batch.eval_batch_size,
             overhead=profile.overhead(),
             loader_workers=profile.run.loader_workers,
-            eval_data=choices.eval_data,
-            epochs=choices.epochs,
-            max_steps=choices.max_steps,
-            learning_rate=choices.learning_rate,
-            rate_scale=rate_scale(profile, choices.scale_lr),
-            output_dir=choices.output_dir or str(Path("model_save") / f"sft_{Path(name).stem}"),
-            fresh=choices.fresh,
-            checkpoint_every=choices.checkpoint_every,
+            rate_scale=rate_scale(profile, options.scale_lr),
+            **chosen,
         )
     )
+
+
+def workload_settings(
+    options: WorkloadOptions, profile: Profile, *, device: str
+) -> WorkloadSettings:
+    """What is trained and how: the user's choice, else the profile's, else the default."""
+    chosen = {**chosen_for(WorkloadSettings, options), "device": device}
+    if chosen["precision"] == "auto":
+        del chosen["precision"]
+    return replace(apply_profile(WorkloadSettings(), profile), **chosen)
+
+
+def chosen_for(kind: Any, options: Any) -> dict[str, Any]:
+    """The choices that `kind` has a field for, less those that were left open."""
+    names = {field.name for field in fields(kind)} & {field.name for field in fields(options)}
+    return {name: v for name in names if (v := getattr(options, name)) is not None}
 
 
 def rate_scale(profile: Profile, rule: str | None) -> float:
@@ -204,6 +219,8 @@ def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSetti
     run = profile.run
     return replace(
         settings,
+        model=run.model or settings.model,
+        data=tuple(run.data or settings.data),
         max_source_length=run.max_source_length,
         max_target_length=run.max_target_length,
         precision=run.precision or settings.precision,
@@ -217,25 +234,43 @@ def check_training(settings: TrainSettings) -> TrainSettings:
     Raises:
         UsageError: a number outside its range, or a run that would replace what it trains.
     """
+    workload = settings.workload
     if not 0 < settings.epochs < math.inf:
         raise UsageError(
             f"--epochs {settings.epochs:g} is no length of a run; give a number above 0"
         )
     if settings.max_steps is not None and settings.max_steps < 1:
         raise UsageError(f"--max-steps {settings.max_steps} trains nothing; give 1 or more")
-    dropout = settings.workload.dropout
-    if dropout is not None and not 0 <= dropout < 1:
-        raise UsageError(f"--dropout {dropout:g} is not a probability below 1; give 0 to 0.9")
+    if workload.dropout is not None and not 0 <= workload.dropout < 1:
+        raise UsageError(
+            f"--dropout {workload.dropout:g} is not a probability below 1; give 0 to 0.9"
+        )
     rate = settings.learning_rate
     if rate is not None and not 0 < rate < math.inf:
         raise UsageError(
             f"--learning-rate {rate:g} learns nothing; give a number above 0, like 1e-4"
         )
-    if Path(settings.workload.model).resolve() == Path(settings.output_dir).resolve():
+    if not 0 <= settings.warmup < 1:
+        raise UsageError(f"--warmup {settings.warmup:g} is no share of the steps; give 0 to 0.9")
+    if not 0 <= settings.weight_decay < math.inf:
+        raise UsageError(f"--weight-decay {settings.weight_decay:g} is not 0 or more; give 0 to 1")
+    if not settings.clip_norm > 0:
+        raise UsageError(
+            f"--clip-norm {settings.clip_norm:g} leaves no gradient; give a number above 0, or inf"
+        )
+    for flag, value in (
+        ("--lora-alpha", workload.lora_alpha), ("--neftune-alpha", workload.neftune_alpha),
+    ):  # fmt: skip
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{flag} {value:g} is not above 0; leave it out, or give more")
+    for tracker in settings.track:
+        if tracker not in TRACKERS:
+            raise UsageError(f"--track {tracker} is not known; give {' or '.join(TRACKERS)}")
+    if Path(workload.model).resolve() == Path(settings.output_dir).resolve():
         raise UsageError(
             f"--output-dir {settings.output_dir} is the --model itself, which the run would replace; "
             f"choose another --output-dir"
         )
-    if not 0 <= settings.workload.seed < 2**63:
-        raise UsageError(f"--seed {settings.workload.seed} is no seed; give 0 to 2^63 - 1")
+    if not 0 <= workload.seed < 2**63:
+        raise UsageError(f"--seed {workload.seed} is no seed; give 0 to 2^63 - 1")
     return settings

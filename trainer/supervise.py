@@ -34,8 +34,6 @@ class TrainJob:
     """A training run and everything around it."""
 
     settings: TrainSettings
-    name: str
-    """The profile's, for messages."""
     profile: Profile
     devices: Devices
     host: HostMeter
@@ -56,7 +54,7 @@ def run_training(job: TrainJob) -> TrainingEnded:
         sizes = job.settings.plan(job.settings.world_size)
         job.emit(
             Notice(
-                text=f"profile {job.name} was measured elsewhere ({'; '.join(stale.differences)}): "
+                text=f"profile {job.settings.profile} was measured elsewhere ({'; '.join(stale.differences)}): "
                 f"probing micro-batch {sizes} once"
             )
         )
@@ -86,7 +84,7 @@ def probe_again(job: TrainJob) -> None:
         job.emit(ProbeStarted(size=size, low=0, high=size + 1))
         trial = prober.probe(job.settings.plan(job.settings.world_size).sizes)
         job.emit(ProbeEnded(trial=trial, low=0, high=size + 1))
-        check_still_fits(trial, prober.budgets[trial.tightest].budget, job.name)
+        check_still_fits(trial, prober.budgets[trial.tightest].budget, job.settings.profile)
 
 
 class Stale(Exception):

@@ -1,0 +1,103 @@
+"""A run's settings in a TOML file: what is read, what is refused, and that a saved one repeats the run."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import profiles
+from autotune.errors import UsageError
+from trainer.flags import parse
+from trainer.options import AutotuneOptions, TrainOptions, WorkloadOptions
+from trainer.run_file import load_run, save_run
+from trainer.settings import TrainSettings, WorkloadSettings, resolve
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "run.toml"
+    file.write_text(text)
+    return file
+
+
+def refusal_of(file: Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_run(file)
+    return str(caught.value)
+
+
+def test_the_keys_are_the_flags(tmp_path: Path) -> None:
+    """With dashes, as on the command line, or underscores."""
+    file = written(tmp_path, 'max-steps = 7\neval_data = ["a.jsonl"]\nepochs = 2\n')
+
+    chosen = load_run(file)
+    given = parse(
+        TrainOptions,
+        ["--max-steps", "7", "--eval-data", "a.jsonl", "--epochs", "2"],
+        program="x",
+        help=None,
+    )
+
+    assert chosen == given == {"max_steps": 7, "eval_data": ("a.jsonl",), "epochs": 2.0}
+
+
+def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    """Never ignored."""
+    assert "unknown key max_step; did you mean max_steps?" in refusal_of(
+        written(tmp_path, "max_step = 7\n")
+    )
+
+
+@pytest.mark.parametrize("line", ['max_steps = "7"', 'precision = "int8"', "data = 3"])
+def test_a_value_of_another_type_is_refused_by_name(tmp_path: Path, line: str) -> None:
+    """With the key and what stands there."""
+    key, _, value = line.partition(" = ")
+
+    said = refusal_of(written(tmp_path, line))
+
+    assert f"{key} is {value.replace(chr(34), chr(39))}" in said
+
+
+def test_what_is_no_toml_or_not_there_is_said(tmp_path: Path) -> None:
+    """One line each."""
+    assert "is not TOML" in refusal_of(written(tmp_path, "max_steps = \n"))
+    assert "No such file" in refusal_of(tmp_path / "none.toml")
+
+
+def test_a_saved_run_resolves_to_the_same_settings(tmp_path: Path) -> None:
+    """Once the profile is gone or another, too: it is saved beside it."""
+    options = TrainOptions(
+        profile="small", max_steps=9, seed=3, eval_data=("e.jsonl",), lora_rank=4, dropout=0.0,
+        micro_batch=2, scale_lr="sqrt", length_grouping=True, output_dir=str(tmp_path),
+    )  # fmt: skip
+    settings = resolve(profiles.load("small"), options, device="cpu", world_size=2)
+
+    save_run(tmp_path, settings, learning_rate=0.003)
+    again = TrainOptions(**load_run(tmp_path / "run.toml"))
+
+    repeated = resolve(
+        profiles.load(again.profile),
+        again,
+        device=again.device,
+        world_size=again.num_processes or 0,
+    )
+    assert again.profile == str(tmp_path / "profile.toml")
+    assert repeated.learning_rate == 0.003
+    assert repeated.identity() == {**settings.identity(), "learning_rate": 0.003}
+    assert repeated.plan(2) == settings.plan(2)
+
+
+def test_no_choice_is_ignored() -> None:
+    """Each goes into the settings under its own name, or has its own place where it is read."""
+    elsewhere = {"profile", "device", "num_processes", "scale_lr"}
+    known = {f.name for kind in (WorkloadSettings, TrainSettings) for f in fields(kind)}
+
+    for kind in (WorkloadOptions, TrainOptions):
+        assert {field.name for field in fields(kind)} <= known | elsewhere
+
+
+def test_the_two_commands_agree_on_what_a_step_needs() -> None:
+    """What memory depends on has the same flags in both."""
+    shared = {field.name for field in fields(WorkloadOptions)}
+
+    assert shared <= {field.name for field in fields(AutotuneOptions)}
+    assert shared <= {field.name for field in fields(TrainOptions)}

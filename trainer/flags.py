@@ -1,0 +1,94 @@
+"""The options as flags: what typer shows and parses, from the options' own fields."""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from trainer.options import Flag
+
+Kind = TypeVar("Kind")
+Given = dict[str, Any]
+"""The flags that were given, by the names of their fields."""
+
+
+def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The command with the flags of `kind` before its own; it gets those that were given as `given`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name != "given"
+        ]
+        flags = [_parameter(field, hint) for field, hint in _hints(kind)]
+        names = {flag.name for flag in flags}
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            given = {k: v for k, v in values.items() if k in names and v not in (None, [])}
+            given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+            command(given=given, **{k: v for k, v in values.items() if k not in names})
+
+        parameters = [*flags, *own]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def parse(kind: type[Kind], arguments: list[str], *, program: str, help: str | None) -> Given:
+    """What the arguments give, for a program without commands; ends the process where typer would."""
+    taken: list[Given] = []
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=help)
+    app.command(help=help)(with_flags(kind)(lambda given: taken.append(given)))
+    app(args=arguments, prog_name=program, standalone_mode=False)
+    if not taken:  # --help
+        raise SystemExit(0)
+    return taken[0]
+
+
+def _hints(kind: type[Any]) -> list[tuple[Field[Any], Any]]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [(field, hints[field.name]) for field in fields(kind)]
+
+
+def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
+    """A flag that is None unless given: what stands without it, the options say."""
+    annotation, flag = get_args(hint)
+    assert isinstance(flag, Flag)
+    assert field.default is not MISSING
+    says = flag.help
+    if field.default is not None and not isinstance(field.default, bool):
+        says = f"{says} [default: {field.default}]"
+    name = field.name.replace("_", "-")
+    declared = flag.names or (f"--{name}",)
+    if _bare(annotation) is bool and field.default is None:
+        declared = (f"--{name}/--no-{name}",)
+    option = typer.Option(*declared, help=says, min=flag.least, show_default=False)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[_listed(_bare(annotation)) | None, option],
+    )
+
+
+def _bare(annotation: Any) -> Any:
+    """The type without `None`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def _listed(annotation: Any) -> Any:
+    """typer's word for a flag that may be repeated is a list."""
+    if get_origin(annotation) is tuple:
+        return list[get_args(annotation)[0]]  # type: ignore[misc]
+    assert get_origin(annotation) is Literal or isinstance(annotation, type)
+    return annotation
