@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from autotune.pieces import Costs
 from autotune.plan import Plan
 from autotune.quantity import finite
 from trainer.batches import Collator
@@ -180,7 +181,11 @@ def take_steps(run: Run) -> bool:
         run.collator,
         order,
         run.plan,
-        overhead=run.settings.overhead,
+        costs=Costs(
+            longest=run.collator.longest(),
+            shares=run.settings.shares,
+            overhead=run.settings.overhead,
+        ),
         rank=accelerator.process_index,
     )
     ended = time.perf_counter()
