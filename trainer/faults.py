@@ -34,10 +34,20 @@ def advice(said: str, *, exit_code: int | None = None) -> str | None:
     """
     if exit_code == -signal.SIGBUS:
         return _loaders()
+    if (
+        exit_code == -signal.SIGKILL
+    ):  # it was whole until then, and the others' words are about its end
+        return None
     for fault in FAULTS:
         if re.search(fault.words, said, re.IGNORECASE):
             return fault.advice()
     return None
+
+
+def lost_a_neighbour(said: str) -> bool:
+    """Whether these are the words of a process whose neighbour ended, and not the cause themselves."""
+    known = [fault for fault in FAULTS if re.search(fault.words, said, re.IGNORECASE)]
+    return known[:1] == [NEIGHBOUR]
 
 
 def _nccl_memory(folder: Path = SHARED_MEMORY) -> str:
@@ -115,6 +125,10 @@ def _neighbour() -> str:
     return "another process ended first: what it said, on its node or further up, is the cause"
 
 
+NEIGHBOUR = Fault(
+    r"ncclRemoteError|Connection closed by (remote )?peer|Connection reset by peer|Broken pipe",
+    _neighbour,
+)
 FAULTS = (
     Fault(
         r"Error while (attaching to|creating) shared memory segment"
@@ -148,10 +162,7 @@ FAULTS = (
         _gloo,
     ),
     Fault(r"Watchdog caught collective operation timeout|Timed out waiting \d+ms", _late),
-    Fault(
-        r"ncclRemoteError|Connection closed by (remote )?peer|Connection reset by peer|Broken pipe",
-        _neighbour,
-    ),
+    NEIGHBOUR,
     Fault(r"nccl(System|UnhandledCuda|Internal|InvalidUsage)\w*|NCCL error", _nccl),
 )
 

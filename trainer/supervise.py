@@ -22,7 +22,7 @@ from profiles import Profile
 from profiles.schema import Fingerprint
 from trainer.devices import Devices
 from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
-from trainer.faults import advice
+from trainer.faults import advice, lost_a_neighbour
 from trainer.settings import TrainSettings
 from trainer.silence import Silence
 from trainer.tuned import check_still_fits, differences, fingerprint
@@ -255,6 +255,8 @@ class Relay:
                 )
             case "refused":
                 raise ChatlmError(message["text"])
+            case "crash" if lost_a_neighbour(message["text"]):
+                pass  # the neighbour says why it ended, or its exit code does: see `_why`
             case "crash":
                 known = advice(f"{message['text']}\n{self.workers.log_tail()}")
                 raise WorkerError(
