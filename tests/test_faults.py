@@ -1,12 +1,17 @@
 """What libraries say when a launch fails, quoted from where it was reported, and what we add."""
 
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from autotune.shared_memory import SHARED_MEMORY, shared_memory
+from autotune.workers import Workers
 from trainer.faults import advice, lost_a_neighbour
+from trainer.process import tell
+from trainer.supervise import why
 
 SHARED_MEMORY_OF_NCCL = {
     "the user's own": "Error while attaching to shared memory segment",
@@ -158,3 +163,36 @@ def test_words_about_a_neighbours_end_are_no_cause() -> None:
     assert lost_a_neighbour(gone)
     assert not lost_a_neighbour(f"{gone}\n{SHARED_MEMORY_OF_NCCL['NVIDIA/nccl#1589']}")
     assert not lost_a_neighbour("IndexError: list index out of range")
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        (
+            f"print({SHARED_MEMORY_OF_NCCL['NVIDIA/nccl#1589']!r}); raise SystemExit(1)",
+            "set NCCL_SHM_DISABLE=1, or use --backend gloo",
+        ),
+        ("import os; os.kill(os.getpid(), 7)", "in Docker, run with --shm-size 1g"),
+    ],
+    ids=["what its log says", "the signal that ended it"],
+)
+def test_a_worker_that_is_gone_is_explained(tmp_path: Path, script: str, told: str) -> None:
+    """Under `chatlm train`, beside where its log lies and that the same command goes on."""
+    log = tmp_path / "log"
+    with Workers([sys.executable, "-c", script], environment=os.environ, log_path=log) as workers:
+        error = why(workers, False, log)
+
+    assert told in str(error)
+    assert str(log) in str(error)
+    assert "goes on from the last checkpoint" in str(error)
+
+
+def test_a_process_of_its_own_says_what_to_try_after_its_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Under torchrun, on standard error."""
+    tell(RuntimeError(SHARED_MEMORY_OF_NCCL["vllm-project/vllm#14537"]))
+
+    *traceback, last = capsys.readouterr().err.splitlines()
+    assert "Error while creating shared memory segment /dev/shm/nccl-EoOvZr" in "\n".join(traceback)
+    assert last.startswith("chatlm: NCCL could not share memory between processes (/dev/shm has")

@@ -112,17 +112,17 @@ def _alone() -> int:
     try:
         _train(settings, say, lambda: None, should_stop)
     except Exception as error:  # noqa: BLE001  told to the user, whatever it is
-        _tell(error)
+        tell(error)
         _leave()
     return 130 if interrupted else 0
 
 
-def _tell(error: Exception) -> None:
+def tell(error: Exception) -> None:
     """Says what went wrong, and what to try where that is known."""
     if isinstance(error, ChatlmError):
         sys.stderr.write(f"chatlm: {error}\n")
         return
-    traceback.print_exc()
+    traceback.print_exception(error)
     if is_out_of_memory(error):
         sys.stderr.write("chatlm: out of memory; use a smaller --micro-batch\n")
     elif known := advice(f"{type(error).__name__}: {error}"):

@@ -130,7 +130,7 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
             if interrupts.count > relay.stops:
                 relay.stop()
             if relay.ended is None and not heard and (ended or relay.gone):
-                raise _why(workers, host.oom_kills() > kills, job.log_path)
+                raise why(workers, host.oom_kills() > kills, job.log_path)
         return relay.ended
 
 
@@ -255,8 +255,8 @@ class Relay:
                 )
             case "refused":
                 raise ChatlmError(message["text"])
-            case "crash" if lost_a_neighbour(message["text"]):
-                pass  # the neighbour says why it ended, or its exit code does: see `_why`
+            case "crash" if self.settings.world_size > 1 and lost_a_neighbour(message["text"]):
+                pass  # the neighbour says why it ended, or its exit code does: see `why`
             case "crash":
                 known = advice(f"{message['text']}\n{self.workers.log_tail()}")
                 raise WorkerError(
@@ -269,7 +269,7 @@ def _fields(message: Message) -> dict[str, Any]:
     return {key: value for key, value in message.items() if key not in ("type", "rank")}
 
 
-def _why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
+def why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
     """What to say of a worker that is gone without a word."""
     code = workers.exit_code()
     if killed_by_kernel:
