@@ -12,7 +12,7 @@ import profiles
 from bench.commands import CHATLM
 from bench.peers import TOKENIZER
 from bench.trainer_runs import Task, environment
-from profiles.schema import Batch, Profile
+from profiles.schema import Batch, Profile, Run
 from trainer.rows import bundled
 
 LLAMAS = {
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--micro-batch", type=int, help="16, on a card 40")
     parser.add_argument("--effective-batch", type=int, default=240)
     parser.add_argument("--max-length", type=int, default=512, help="of sources and of targets")
-    parser.add_argument("--steps", type=int, default=26, help="the first two are not timed")
+    parser.add_argument("--steps", type=int, default=14, help="the first two are not timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", help="the cut is tuned here without it")
 
@@ -136,7 +136,7 @@ def tune(task: Task, max_length: int) -> None:
 
 
 def make_profile(task: Task) -> Profile:
-    """One that says no more than how a step is cut."""
+    """One that says no more than how a step is cut, and who reads the rows."""
     return Profile(
         schema=1,
         batch=Batch(
@@ -144,6 +144,7 @@ def make_profile(task: Task) -> Profile:
             gradient_accumulation_steps=task.accumulation,
             effective_batch_size=task.effective,
         ),
+        run=Run(loader_workers=task.loaders),
     )
 
 

@@ -15,6 +15,7 @@ import importlib.util
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,10 @@ def main() -> None:
             said = {"peer": peer, "model": models[peer], **facts(options, task)}
             rounds: list[dict[str, Ran]] = []
             document["comparisons"].append({})
-            for _ in range(options.rounds):
-                rounds.append(one_round(task, peer, options.ways))
+            for seed in range(
+                options.rounds
+            ):  # another order: no cut has always the same steps first
+                rounds.append(one_round(replace(task, seed=seed), peer, options.ways))
                 document["comparisons"][-1] = {**said, **compare(rounds, peer)}
                 write_result(options.result, document)  # each round's, in case that it is cut
     print(table(document))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +192,18 @@ def task(folder: Path, micro_batch: int) -> Task:
 
 
 def test_plain_is_our_trainer_with_another_cut(tmp_path: Path) -> None:
-    """Its steps are read as any run's; three rows at a time, and the warm-up that peers are given."""
-    made = task(tmp_path, micro_batch=3)
+    """In a loader process too: sorted, the same eight rows would be padded alike in every step.
+
+    Its steps are read as any run's, and its warm-up is the one that peers are given.
+    """
+    made = replace(task(tmp_path, micro_batch=3), loaders=1)
+    profiles.save(make_profile(made), Path(made.profile))
 
     run = run_ours(made, "plain")
 
     assert run.error is None
     assert [found["micro_batches"] for found in run.steps] == [3] * STEPS
+    assert len({found["padding"] for found in run.steps}) == STEPS
     rates = [found["learning_rate"] for found in run.steps]
     assert rates.index(max(rates)) + 1 == made.warmup_steps
     assert run.host_bytes > 2**27
