@@ -50,7 +50,11 @@ def settle(module: str, arguments: Sequence[str]) -> None:
     Under a launcher of the user's own nobody has set them: peaks would not be the profile's, and a
     `profiles/` in the current folder could be imported for ours.
     """
-    on_gpu = Path("/proc/driver/nvidia").exists() and "cpu" not in arguments
+    on_cpu = (
+        bool({"cpu", "--device=cpu"} & {*arguments})
+        or os.environ.get("ACCELERATE_USE_CPU") == "True"
+    )
+    on_gpu = Path("/proc/driver/nvidia").exists() and not on_cpu
     wanted = memory_environment("cuda" if on_gpu else "cpu")
     if SOCKET_VARIABLE in os.environ or (
         sys.flags.safe_path and all(os.environ.get(k) == v for k, v in wanted.items())

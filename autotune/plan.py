@@ -4,14 +4,13 @@ The same samples take part in a step however it is cut; only memory and speed ch
 samples are is the trainer's business.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from autotune.errors import PlanError
+from autotune.pieces import Costs, Counts, borders, orders
 
 MicroBatch = int | Sequence[int]
 """Micro-batches: one size for all ranks, or one for each."""
@@ -109,34 +108,40 @@ def _each_rank(micro_batch: MicroBatch, world_size: int) -> tuple[int, ...]:
     return tuple(micro_batch)
 
 
-Counts = npt.NDArray[np.int64]
-
-
 def cut(
-    lengths: Counts, *, world_size: int, micro_batch: MicroBatch, overhead: float | None = None
+    lengths: Counts, *, world_size: int, micro_batch: MicroBatch, costs: Costs | None = None
 ) -> tuple[tuple[Counts, ...], ...]:
     """For each rank its micro-batches, as positions in the step.
 
     `lengths` has a row for each of the step's samples, (samples, sides): the tokens of each side
-    that is padded apart, source and target. `micro_batch` is the largest one, of all ranks or of
-    each. Together the micro-batches hold every position once. They are of like length: sorted
-    samples are dealt out to the ranks like cards, a rank with twice the share twice as often, and
-    each rank's hand is cut into runs of at most `micro_batch`, as few as that takes. `overhead` is
-    what one more micro-batch costs, in tokens; where it is known, a hand is cut oftener when that
-    saves more padding than it costs.
+    that is padded apart, source and target. `micro_batch` is how many of the longest go into one, of
+    all ranks or of each. Together the micro-batches hold every position once. They are of like
+    length: samples in order are dealt out to the ranks like cards, a rank with twice the share twice
+    as often, and each rank's hand is cut where that costs least, in padding and by the price of one
+    more micro-batch. Without `costs` the step's own longest sample is the measure.
 
     Raises:
         PlanError: fewer samples than ranks, or a micro-batch that no rank could fill.
     """
     plan = Plan(micro_batch=micro_batch, effective_batch=len(lengths), world_size=world_size)
-    by_length = np.lexsort((np.arange(len(lengths)), lengths.sum(1)))
+    costs = costs or Costs(longest=tuple(lengths.max(0).tolist()))
     owners = _deal(plan.shares)
-    price = math.inf if overhead is None else overhead
-    hands = [by_length[owners == rank] for rank in range(world_size)]
-    return tuple(
-        tuple(np.split(hand, _borders(lengths[hand], size, price)))
-        for hand, size in zip(hands, plan.sizes, strict=True)
+    ways = (_cut_in_order(lengths, order, owners, plan, costs) for order in orders(lengths))
+    return min(ways, key=lambda way: way[1])[0]
+
+
+def _cut_in_order(
+    lengths: Counts, order: Counts, owners: Counts, plan: Plan, costs: Costs
+) -> tuple[tuple[tuple[Counts, ...], ...], float]:
+    """The micro-batches when samples are dealt in that order, and the price of the rank with most."""
+    hands = [order[owners == rank] for rank in range(plan.world_size)]
+    found = [
+        borders(lengths[hand], size, costs) for hand, size in zip(hands, plan.sizes, strict=True)
+    ]
+    pieces = tuple(
+        tuple(np.split(hand, places)) for hand, (places, _) in zip(hands, found, strict=True)
     )
+    return pieces, max(price for _, price in found)
 
 
 def _deal(shares: tuple[int, ...]) -> Counts:
@@ -148,27 +153,6 @@ def _deal(shares: tuple[int, ...]) -> Counts:
     ranks = np.repeat(np.arange(len(shares)), shares)
     places = np.concatenate([(np.arange(share) + 0.5) / share for share in shares])
     return ranks[np.argsort(places, kind="stable")]
-
-
-def _borders(lengths: Counts, most: int, price: float) -> list[int]:
-    """Where to cut sorted samples: the least padded tokens, each micro-batch costing `price` more."""
-    count = len(lengths)
-    if math.isinf(price):
-        return list(range(most, count, most))
-    least = np.full(count + 1, np.inf)  # cost of the first n samples
-    least[0] = 0.0
-    start = np.zeros(count + 1, dtype=np.int64)  # where their last micro-batch begins
-    for stop in range(1, count + 1):
-        first = max(0, stop - most)
-        widest = np.maximum.accumulate(lengths[first:stop][::-1])[::-1].sum(1)  # from i to stop
-        area = widest * np.arange(stop - first, 0, -1)
-        costs = least[first:stop] + area + price
-        best = int(costs.argmin())
-        least[stop], start[stop] = costs[best], first + best
-    borders = []
-    while (count := int(start[count])) > 0:
-        borders.append(count)
-    return borders[::-1]
 
 
 def choose_effective(micro_batch: MicroBatch, *, world_size: int, wanted: int, fixed: bool) -> int:

@@ -55,6 +55,12 @@ class Workload(Protocol):
     def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         """Seconds that a step of `busy` seconds waits for its data, and the loaders' bytes."""
 
+    def side(self, size: int, side: int) -> bool:
+        """Forward and backward of so many sequences, longest on that side and shortest on the other.
+
+        Sides are what is padded apart: source 0, target 1. False where all is one.
+        """
+
     def any_rank(self, claim: bool) -> bool:
         """Whether any rank claims it; all ranks ask at the same time and get the same answer."""
 
@@ -146,6 +152,29 @@ def measure(
         samples=load.samples,
         tokens=load.tokens,
     )
+
+
+def measure_sides(workload: Workload, size: int) -> list[float] | None:
+    """What source and target each take of what a micro-batch grows by; None where both are one.
+
+    Of tensors' memory: what an allocator caches between them is neither's.
+    """
+    memory = workload.memory
+
+    def growth(run: Callable[[], object]) -> int:
+        memory.settle()
+        before = memory.allocated()
+        memory.reset_peak()
+        run()
+        memory.synchronize()
+        return max(0, memory.peak_allocated() - before)
+
+    if not workload.side(1, 0):
+        return None
+    whole = growth(lambda: workload.accumulate(size))
+    sides = [growth(lambda side=side: workload.side(size, side)) for side in (0, 1)]  # type: ignore[misc]
+    memory.settle()
+    return [part / whole for part in sides] if whole else None
 
 
 def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None]) -> Report:

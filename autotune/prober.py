@@ -195,6 +195,24 @@ class Prober:
             host_peak=sum(int(report["host"]) for report in reports),
         )
 
+    def sides(self, size: int) -> tuple[float, ...] | None:
+        """What source and target each take of a micro-batch's memory, on the rank that says most.
+
+        None where both are padded as one, or when the workers did not survive it.
+        """
+        request = {
+            "type": "sides",
+            "sizes": [size] * self.spec.world_size,
+            "guards": self.neighbours.guards(self.spec.world_size),
+        }
+        try:
+            reports = self._ready().ask(request, self.limits.silence)
+        except Ended:
+            self.close()
+            return None
+        shares = [report["shares"] for report in reports]
+        return None if None in shares else tuple(map(max, zip(*shares, strict=True)))
+
     def close(self) -> None:
         """Ends the workers, if any."""
         if self._session is not None:

@@ -22,6 +22,15 @@ def free_shared_memory(path: Path = SHARED_MEMORY) -> int | None:
         return None
 
 
+def shared_memory(path: Path = SHARED_MEMORY) -> str:
+    """How much of it there is and is free, in words."""
+    try:
+        disk = shutil.disk_usage(path)
+    except OSError:
+        return f"there is no {path}"
+    return f"{path} has {format_bytes(disk.total)}, {format_bytes(disk.free)} of them free"
+
+
 def shortage(free: int | None, *, nccl_ranks: int, loader_workers: int) -> str | None:
     """A line that says what is missing and how to mend it; None when there is enough.
 

@@ -34,14 +34,24 @@ class Outcome:
     ceiling: int
     interrupted: bool
     seconds: float
+    extras: "Extras"
+    """What was measured once the size was known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What else a profile knows; None where it was not measured."""
+
     eval_batch: int | None = None
     """Sequences per device per forward pass in evaluation."""
     loaders: int | None = None
-    """Loader processes per training process; None where it was not measured."""
+    """Loader processes per training process."""
+    shares: tuple[float, ...] | None = None
+    """What source and target each take of a micro-batch's memory, where they are padded apart."""
 
 
-After = Callable[[Prober, Trial], tuple[int | None, int | None]]
-"""What is measured once the size is known: the evaluation batch and the loader processes."""
+After = Callable[[Prober, Trial], Extras]
+"""Measures them."""
 
 
 def tune(
@@ -83,7 +93,7 @@ def tune(
     noise = prober.cards.noise
     trials: list[Trial] = []
     interrupted = False
-    eval_batch = loaders = None
+    extras = Extras()
 
     def ask() -> int | Sizes | None:
         if per_device:
@@ -100,7 +110,7 @@ def tune(
             trials = probed(prober, slower, trials, top, emit)
         answer = choose(trials, prefer)
         if answer is not None and after is not None:
-            eval_batch, loaders = measured_after(after, prober, answer)
+            extras = measured_after(after, prober, answer)
     except KeyboardInterrupt:
         interrupted = True
         emit(Notice(text="interrupted; keeping the best so far"))
@@ -118,18 +128,17 @@ def tune(
         ceiling=top,
         interrupted=interrupted,
         seconds=seconds,
-        eval_batch=eval_batch,
-        loaders=loaders,
+        extras=extras,
     )
 
 
-def measured_after(after: After, prober: Prober, answer: Trial) -> tuple[int | None, int | None]:
+def measured_after(after: After, prober: Prober, answer: Trial) -> Extras:
     """What `after` finds; an error there costs what it would have found, not the answer."""
     try:
         return after(prober, answer)
     except ChatlmError as error:
         prober.emit(Notice(text=f"evaluation and loaders stay as they were: {error}"))
-        return None, None
+        return Extras()
 
 
 def probed(

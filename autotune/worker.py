@@ -14,9 +14,9 @@ from typing import Any, Literal, assert_never
 from autotune.channel import Message, Wire
 from autotune.errors import ChatlmError
 from autotune.memory import is_out_of_memory
-from autotune.probe import Held, Workload, measure, measure_evaluation
+from autotune.probe import Held, Workload, measure, measure_evaluation, measure_sides
 
-Request = Literal["train", "evaluate", "wait"]
+Request = Literal["train", "evaluate", "wait", "sides"]
 
 
 def main() -> None:
@@ -68,6 +68,8 @@ def answer(
         case "wait":
             seconds, host = workload.wait(size, loaders=message["loaders"], busy=message["busy"])
             report = {"seconds": seconds, "host": host}
+        case "sides":
+            report = {"shares": measure_sides(workload, size)}
         case other:
             assert_never(other)
     return {"type": "report", "report": report}

@@ -57,6 +57,8 @@ class Memory(Section):
     """What a probe was stopped at: the budget and a small margin."""
     peak_bytes: Bytes | None = None
     host_peak_bytes: Bytes | None = None
+    shares: list[Annotated[float, Field(ge=0)]] | None = None
+    """What source and target each take of what a micro-batch of the longest grows by."""
 
 
 class Run(Section):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,6 +13,7 @@ import profiles  # noqa: E402
 from autotune.cards import EmulatedCards  # noqa: E402
 from autotune.host import HostMeter  # noqa: E402
 from autotune.launch import memory_environment  # noqa: E402
+from autotune.pieces import Costs  # noqa: E402
 from autotune.plan import Plan  # noqa: E402
 from autotune.prober import Limits, Prober, WorkloadSpec  # noqa: E402
 from autotune.verdict import Verdict  # noqa: E402
@@ -40,13 +42,17 @@ def nothing_hangs() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("overhead", [None, 40.0])
-def test_no_step_of_an_epoch_has_a_batch_beyond_the_probes(overhead: float | None) -> None:
+@pytest.mark.parametrize("shares", [None, (0.3, 0.6)])
+def test_no_step_of_an_epoch_has_a_batch_beyond_the_probes(
+    overhead: float | None, shares: tuple[float, ...] | None
+) -> None:
     """A bump of memory hours later would be a batch that the probe's worst one did not cover."""
     loaded = load_model("chatlm-tiny", dropout=0.0, seed=0)
     store = open_store((bundled("train"),), loaded.codec, max_source=256, max_target=256)
     collator = Collator(store, loaded.codec, loaded.model.config.decoder_start_token_id)
+    costs = Costs(longest=collator.longest(), shares=shares, overhead=overhead)
     plan = Plan(micro_batch=24, effective_batch=64, world_size=1)
-    steps = Steps(collator, SampleOrder(len(store), 3), plan, overhead=overhead, rank=0)
+    steps = Steps(collator, SampleOrder(len(store), 3), plan, costs=costs, rank=0)
     worst = shape(collator.worst(24))
 
     shapes = [
@@ -55,8 +61,12 @@ def test_no_step_of_an_epoch_has_a_batch_beyond_the_probes(overhead: float | Non
         for batch in steps[step].batches
     ]
 
+    assert all(
+        size <= 24 or costs.sequences(size, np.array(sides)) <= 24 for size, *sides in shapes
+    )
+    if overhead is None:  # then as few micro-batches as fit: short samples travel together
+        assert max(size for size, *_ in shapes) > 24
     highest = tuple(map(max, zip(*shapes, strict=True)))
-    assert all(seen <= most for seen, most in zip(highest, worst, strict=True))
     assert highest[1:] == worst[1:]  # the longest do come up, in one batch or another
 
 

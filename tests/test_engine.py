@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from autotune.pieces import Costs  # noqa: E402
 from autotune.plan import cut  # noqa: E402
 from trainer.batches import Batch, Collator  # noqa: E402
 from trainer.codec import Codec  # noqa: E402
@@ -55,7 +56,10 @@ def parts(loaded: Loaded, data: str = "train") -> tuple[Engine, Collator]:
 def step_batches(collator: Collator, micro_batch: int, overhead: float | None) -> list[Batch]:
     rows = np.arange(100, 100 + STEP)
     (pieces,) = cut(
-        collator.lengths(rows), world_size=1, micro_batch=micro_batch, overhead=overhead
+        collator.lengths(rows),
+        world_size=1,
+        micro_batch=micro_batch,
+        costs=Costs(longest=collator.longest(), overhead=overhead),
     )
     return [collator.batch(rows[piece]) for piece in pieces]
 
@@ -103,7 +107,12 @@ def test_ranks_of_unequal_sizes_add_up_to_the_same_gradient(
     double = replace(seq2seq, model=copy.deepcopy(seq2seq.model).double())
     engine, collator = parts(double)
     rows = np.arange(100, 100 + STEP)
-    ranks = cut(collator.lengths(rows), world_size=2, micro_batch=(5, 2), overhead=overhead)
+    ranks = cut(
+        collator.lengths(rows),
+        world_size=2,
+        micro_batch=(5, 2),
+        costs=Costs(longest=collator.longest(), overhead=overhead),
+    )
     tokens = collator.target_tokens(rows)
 
     whole, whole_loss = gradient(double, STEP)

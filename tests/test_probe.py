@@ -7,7 +7,15 @@ import pytest
 
 from autotune import probe
 from autotune.memory import DeviceMemory
-from autotune.probe import LEAST_STEPS, MOST_STEPS, Load, Report, measure, measure_evaluation
+from autotune.probe import (
+    LEAST_STEPS,
+    MOST_STEPS,
+    Load,
+    Report,
+    measure,
+    measure_evaluation,
+    measure_sides,
+)  # fmt: skip
 
 MODEL = 100
 SAMPLE = 10
@@ -64,6 +72,7 @@ class Growing:
         self._memory = CachingMemory()
         self.memory: DeviceMemory = self._memory
         self.facts: Mapping[str, Any] = {}
+        self.sides: tuple[float, float] | None = None
         self._grows = grows
         self._more = 0
 
@@ -84,6 +93,11 @@ class Growing:
 
     def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         raise AssertionError("no probe waits")
+
+    def side(self, size: int, side: int) -> bool:
+        if self.sides is not None:
+            self._memory.take(int(SAMPLE * size * self.sides[side]))
+        return self.sides is not None
 
     def any_rank(self, claim: bool) -> bool:
         return claim
@@ -139,3 +153,12 @@ def test_steps_go_on_until_the_peak_has_settled(grows: int, far: int | None, ste
     _, taken = measured(Growing(grows), far)
 
     assert taken == steps
+
+
+def test_source_and_target_are_told_apart() -> None:
+    """Each as a share of what a micro-batch of both takes; what they take together is neither's."""
+    workload = Growing()
+    workload.sides = (0.25, 0.5)
+
+    assert measure_sides(workload, 8) == [0.25, 0.5]
+    assert measure_sides(Growing(), 8) is None

@@ -20,7 +20,7 @@ from autotune.events import Emit, Notice, ProbeStarted, ReadingTaken
 from autotune.host import HostMeter
 from autotune.prober import Limits, Prober, WorkloadSpec
 from autotune.trial import Trial
-from autotune.tuning import tune
+from autotune.tuning import Extras, tune
 from autotune.verdict import Verdict
 from tests.processes import deadline, still_running, wait_until, workers_of
 from tests.toy_workload import MIB, PATH, ROOT, toy
@@ -424,14 +424,14 @@ def test_what_fails_after_the_search_costs_no_answer(tmp_path: Path) -> None:
     """The evaluation batch is unknown then, and why is said."""
     events: list[object] = []
 
-    def fails(prober: Prober, trial: Trial) -> tuple[int | None, int | None]:
+    def fails(prober: Prober, trial: Trial) -> Extras:
         raise DeviceError("the meters have not answered")
 
     with prober_of(tmp_path, toy(), emit=events.append) as prober:
         outcome = tune(prober, ceiling=lambda facts: 10, after=fails, emit=events.append)
 
     assert outcome.answer is not None
-    assert (outcome.answer.size, outcome.eval_batch, outcome.loaders) == (10, None, None)
+    assert (outcome.answer.size, outcome.extras) == (10, Extras())
     assert "evaluation and loaders stay as they were: the meters have not answered" in notices(
         events
     )

@@ -35,6 +35,7 @@ def test_the_keys_are_the_flags(tmp_path: Path) -> None:
         ["--max-steps", "7", "--eval-data", "a.jsonl", "--epochs", "2"],
         program="x",
         help=None,
+        read=load_run,
     )
 
     assert chosen == given == {"max_steps": 7, "eval_data": ("a.jsonl",), "epochs": 2.0}
@@ -101,3 +102,18 @@ def test_the_two_commands_agree_on_what_a_step_needs() -> None:
 
     assert shared <= {field.name for field in fields(AutotuneOptions)}
     assert shared <= {field.name for field in fields(TrainOptions)}
+
+
+def test_a_process_of_its_own_reads_the_file_too(tmp_path: Path) -> None:
+    """`python -m trainer --config run.toml`: a flag beside it counts more."""
+    file = written(tmp_path, "max-steps = 7\nepochs = 2\n")
+
+    given = parse(
+        TrainOptions,
+        ["--config", str(file), "--max-steps", "9"],
+        program="x",
+        help=None,
+        read=load_run,
+    )
+
+    assert given == {"max_steps": 9, "epochs": 2.0}

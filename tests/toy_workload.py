@@ -120,6 +120,9 @@ class ToyWorkload:
     def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         return 0.0, loaders * MIB
 
+    def side(self, size: int, side: int) -> bool:
+        return False
+
     def any_rank(self, claim: bool) -> bool:
         return claim
 

@@ -64,13 +64,35 @@ class Collator:
         Seq2seq pads sources and targets apart: the longest of each. A causal model reads both as
         one sequence: the longest of those.
         """
+        source, target = self.worst_rows()
+        return self._build([self.store.source(source)] * size, [self.store.target(target)] * size)
+
+    def longest(self) -> tuple[int, ...]:
+        """Tokens of the longest on each side that is padded apart: source and target, or both as one."""
+        if self.codec.is_causal:
+            return (self.worst(1).area,)
+        return self.store.longest()
+
+    def one_sided(self, size: int, side: int) -> Batch | None:
+        """That many sequences, longest on one side and one token on the other; None without sides."""
+        if self.codec.is_causal:
+            return None
+        worst = self.worst_rows()
+        source, target = self.store.source(worst[0]), self.store.target(worst[1])
+        if side == 0:
+            target = target[:1]
+        else:
+            source = source[:1]
+        return self._build([source] * size, [target] * size)
+
+    def worst_rows(self) -> tuple[int, int]:
+        """The rows that the source and the target of the largest micro-batch are from."""
         every = np.arange(len(self.store))
         sources, targets = self.store.source_lengths(every), self.store.target_lengths(every)
         if self.codec.is_causal:
-            source = target = int((sources + targets).argmax())
-        else:
-            source, target = int(sources.argmax()), int(targets.argmax())
-        return self._build([self.store.source(source)] * size, [self.store.target(target)] * size)
+            row = int((sources + targets).argmax())
+            return row, row
+        return int(sources.argmax()), int(targets.argmax())
 
     def _build(
         self, sources: list[npt.NDArray[np.int64]], targets: list[npt.NDArray[np.int64]]

@@ -28,6 +28,7 @@ from autotune.errors import DeviceError
 from autotune.memory import CudaMemory, DeviceMemory, HostMemory
 from trainer.batches import IGNORED, Batch
 from trainer.devices import wants_gloo
+from trainer.launchers import overrule
 from trainer.settings import WorkloadSettings
 
 
@@ -36,6 +37,7 @@ def make_accelerator(settings: WorkloadSettings) -> Accelerator:
 
     Accumulation is ours (`Engine.accumulate`): accelerate's own divides by micro-batches, not tokens.
     """
+    overrule(settings, os.environ)
     on_cpu = settings.device == "cpu"
     if not on_cpu and not torch.cuda.is_available():
         raise DeviceError(

@@ -5,6 +5,7 @@ import inspect
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
@@ -12,6 +13,9 @@ import typer
 from trainer.options import Flag
 
 Kind = TypeVar("Kind")
+Config = Annotated[
+    Path | None, typer.Option("--config", help="A run's settings as TOML; flags overrule it.")
+]
 Given = dict[str, Any]
 """The flags that were given, by the names of their fields."""
 
@@ -42,14 +46,30 @@ def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def parse(kind: type[Kind], arguments: list[str], *, program: str, help: str | None) -> Given:
-    """What the arguments give, for a program without commands; ends the process where typer would."""
+def parse(
+    kind: type[Kind],
+    arguments: list[str],
+    *,
+    program: str,
+    help: str | None,
+    read: Callable[[Path], Given],
+) -> Given:
+    """What the arguments give, for a program without commands; ends the process where typer would.
+
+    `read` gives what a `--config` file chooses, which the flags overrule.
+    """
     taken: list[Given] = []
+
+    def take(given: Given, config: Config = None) -> None:
+        taken.append({**({} if config is None else read(config)), **given})
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=help)
-    app.command(help=help)(with_flags(kind)(lambda given: taken.append(given)))
-    app(args=arguments, prog_name=program, standalone_mode=False)
-    if not taken:  # --help
-        raise SystemExit(0)
+    app.command(help=help)(with_flags(kind)(take))
+    try:
+        app(args=arguments, prog_name=program)
+    except SystemExit:  # how typer ends, well or not
+        if not taken:  # --help, or a flag that it does not know
+            raise
     return taken[0]
 
 

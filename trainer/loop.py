@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from autotune.pieces import Costs
 from autotune.plan import Plan
 from autotune.quantity import finite
 from trainer.batches import Collator
@@ -23,6 +24,7 @@ from trainer.feed import feed
 from trainer.messages import Say
 from trainer.metrics import as_record, sum_up
 from trainer.models import Loaded, load_model
+from trainer.nodes import check_alike, shared_checkpoints
 from trainer.order import SampleOrder, count_steps
 from trainer.rows import bundled
 from trainer.run_file import save_run
@@ -121,10 +123,11 @@ def prepare(
     accelerator = make_accelerator(settings.workload)
     workload = settings.workload
     loaded = load_model(workload.model, dropout=workload.dropout, seed=workload.seed)
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():  # nodes need not share a cache
         store = _store(settings, loaded, workload.data or (bundled("train"),))
         eval_files = settings.eval_data or (() if workload.data else (bundled("valid"),))
         eval_store = _store(settings, loaded, eval_files) if eval_files else None
+    check_alike(accelerator, settings, (store, eval_store))
     folder = RunFolder(Path(settings.output_dir))
     if accelerator.is_main_process:
         say({"type": "built", "facts": fingerprint_facts(loaded, store, accelerator.num_processes)})
@@ -159,7 +162,7 @@ def prepare(
         ),
         learning_rate=rate,
     )
-    if checkpoints := folder.checkpoints():
+    if checkpoints := shared_checkpoints(accelerator, folder):
         run.done = load_checkpoint(checkpoints[-1], engine)  # first: beside nothing to be replaced
     else:
         engine.make_resident(collator.worst(1))
@@ -180,7 +183,11 @@ def take_steps(run: Run) -> bool:
         run.collator,
         order,
         run.plan,
-        overhead=run.settings.overhead,
+        costs=Costs(
+            longest=run.collator.longest(),
+            shares=run.settings.shares,
+            overhead=run.settings.overhead,
+        ),
         rank=accelerator.process_index,
     )
     ended = time.perf_counter()

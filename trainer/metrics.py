@@ -24,7 +24,7 @@ class Summed:
     peak: int
     """Of the fullest device, bytes."""
     host: int
-    """Resident memory of all workers, bytes."""
+    """Resident memory of all workers, on all nodes, bytes."""
     micro_batches: int
     """On the rank that had the most."""
     stop: bool

@@ -77,6 +77,8 @@ class TrainSettings:
     """Sequences per device per forward pass in evaluation; None takes the rank's micro-batch."""
     overhead: float | None = None
     """What one more micro-batch costs, in tokens; None where no speed was measured."""
+    shares: tuple[float, ...] | None = None
+    """What source and target each take of a micro-batch's memory; None where that is not known."""
     loader_workers: int = 0
     eval_data: tuple[str, ...] = ()
     epochs: float = 1.0
@@ -176,6 +178,7 @@ def resolve(
             micro_batch_sizes=None if plan.is_even else plan.sizes,
             eval_batch=None if options.micro_batch else profile.batch.eval_batch_size,
             overhead=profile.overhead(),
+            shares=None if profile.memory.shares is None else tuple(profile.memory.shares),
             loader_workers=profile.run.loader_workers,
             rate_scale=rate_scale(profile, options.scale_lr),
             **chosen,

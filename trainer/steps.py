@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import Dataset
 
+from autotune.pieces import Costs
 from autotune.plan import Plan, cut
 from trainer.batches import Batch, Collator
 from trainer.order import SampleOrder
@@ -27,13 +28,13 @@ class Steps(Dataset[Step]):
         order: SampleOrder,
         plan: Plan,
         *,
-        overhead: float | None,
+        costs: Costs,
         rank: int,
     ) -> None:
         self._collator = collator
         self._order = order
         self._plan = plan
-        self._overhead = overhead
+        self._costs = costs
         self._rank = rank
 
     def __getitem__(self, step: int) -> Step:
@@ -43,7 +44,7 @@ class Steps(Dataset[Step]):
             self._collator.lengths(rows),
             world_size=self._plan.world_size,
             micro_batch=self._plan.sizes,
-            overhead=self._overhead,
+            costs=self._costs,
         )[self._rank]
         batches = [self._collator.batch(rows[piece]) for piece in pieces]
         return Step(batches, self._collator.target_tokens(rows))

@@ -22,7 +22,9 @@ from profiles import Profile
 from profiles.schema import Fingerprint
 from trainer.devices import Devices
 from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
+from trainer.faults import advice, lost_a_neighbour
 from trainer.settings import TrainSettings
+from trainer.silence import Silence
 from trainer.tuned import check_still_fits, differences, fingerprint
 
 TICK = 0.25
@@ -128,7 +130,7 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
             if interrupts.count > relay.stops:
                 relay.stop()
             if relay.ended is None and not heard and (ended or relay.gone):
-                raise _why(workers, host.oom_kills() > kills, job.log_path)
+                raise why(workers, host.oom_kills() > kills, job.log_path)
         return relay.ended
 
 
@@ -175,6 +177,7 @@ class Relay:
         self.stops = 0
         self._started = False
         self._read_at = 0.0
+        self._silence = Silence()
 
     def tick(self) -> bool:
         """Handles what arrives within a moment; whether anything did.
@@ -184,7 +187,10 @@ class Relay:
         """
         messages = self.workers.receive(TICK)
         for message in messages:
+            self._silence.hear(message, time.monotonic())
             self._handle(message)
+        if said := self._silence.notice(time.monotonic(), self.workers.pids.values()):
+            self.emit(Notice(text=said))
         if time.monotonic() - self._read_at >= TICK:
             self._read_at = time.monotonic()
             self._show_meters()
@@ -249,9 +255,13 @@ class Relay:
                 )
             case "refused":
                 raise ChatlmError(message["text"])
+            case "crash" if self.settings.world_size > 1 and lost_a_neighbour(message["text"]):
+                pass  # the neighbour says why it ended, or its exit code does: see `why`
             case "crash":
+                known = advice(f"{message['text']}\n{self.workers.log_tail()}")
                 raise WorkerError(
                     f"training crashed ({message['text']}); its log is {self.workers.log_path}"
+                    f"{f'; {known}' if known else ''}"
                 )
 
 
@@ -259,7 +269,7 @@ def _fields(message: Message) -> dict[str, Any]:
     return {key: value for key, value in message.items() if key not in ("type", "rank")}
 
 
-def _why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
+def why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
     """What to say of a worker that is gone without a word."""
     code = workers.exit_code()
     if killed_by_kernel:
@@ -268,7 +278,8 @@ def _why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmErro
             "--micro-batch; the same command goes on from the last checkpoint, if there is one"
         )
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    known = advice(workers.log_tail(), exit_code=code)
     return WorkerError(
-        f"a training worker died ({how}); its log is {log_path}; the same command goes on "
-        f"from the last checkpoint, if there is one"
+        f"a training worker died ({how}); its log is {log_path}; {f'{known}; ' if known else ''}"
+        f"the same command goes on from the last checkpoint, if there is one"
     )

@@ -13,7 +13,7 @@ from autotune.plan import Plan, choose_effective
 from autotune.prober import Limits, Prober
 from autotune.quantity import format_bytes
 from autotune.trial import DeviceBudget, Trial
-from autotune.tuning import Outcome
+from autotune.tuning import Extras, Outcome
 from autotune.unequal import Sizes
 from autotune.verdict import Verdict
 from profiles import Profile, load
@@ -73,8 +73,9 @@ def earlier(
 
 def after_the_search(
     prober: Prober, trial: Trial, *, effective: int, fixed: bool, evaluates: bool
-) -> tuple[int | None, int | None]:
-    """The evaluation batch, where there is something to evaluate, and the loader processes."""
+) -> Extras:
+    """The evaluation batch, where there is something to evaluate, loader processes, and shares."""
+    shares = prober.sides(trial.size)
     eval_batch = None
     if evaluates:
         prober.emit(Notice(text="looking for the evaluation batch, forward alone"))
@@ -90,7 +91,7 @@ def after_the_search(
         ranks=ranks,
         room=int(prober.limits.target_ram * host.total) - host.used,
     )
-    return eval_batch, loaders
+    return Extras(eval_batch=eval_batch, loaders=loaders, shares=shares)
 
 
 def make_profile(
@@ -127,7 +128,7 @@ def make_profile(
             gradient_accumulation_steps=plan.accumulation,
             effective_batch_size=plan.effective_batch,
             base_effective_batch_size=wanted,
-            eval_batch_size=outcome.eval_batch,
+            eval_batch_size=outcome.extras.eval_batch,
         ),
         memory=Memory(
             target_vram=limits.target,
@@ -138,6 +139,7 @@ def make_profile(
             hard_limit_bytes=tightest.hard,
             peak_bytes=trial.peak,
             host_peak_bytes=trial.host_peak,
+            shares=None if outcome.extras.shares is None else list(outcome.extras.shares),
         ),
         run=Run(
             model=settings.model,
@@ -148,7 +150,9 @@ def make_profile(
             max_target_length=settings.max_target_length,
             optimizer="adamw",
             loader_workers=(
-                base.run.loader_workers if outcome.loaders is None else outcome.loaders
+                base.run.loader_workers
+                if outcome.extras.loaders is None
+                else outcome.extras.loaders
             ),
             environment=memory_environment(devices.cards.kind),
         ),

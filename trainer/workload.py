@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autotune.pieces import Costs
 from autotune.plan import Plan, choose_effective
 from autotune.probe import Load
 from trainer.batches import Batch, Collator
@@ -87,7 +88,7 @@ class SftWorkload:
             self._collator,
             SampleOrder(len(self._collator.store), MIX_SEED),
             self._plan(size),
-            overhead=None,
+            costs=Costs(longest=self._collator.longest()),
             rank=accelerator.process_index,
         )
         waited = 0.0
@@ -99,6 +100,12 @@ class SftWorkload:
             next(batches)
             waited += time.perf_counter() - started
         return waited / FED, loaders_memory()
+
+    def side(self, size: int, side: int) -> bool:
+        batch = self._collator.one_sided(size, side)
+        if batch is not None:
+            self.engine.rehearse([batch])
+        return batch is not None
 
     def any_rank(self, claim: bool) -> bool:
         return self.engine.any_rank(claim)

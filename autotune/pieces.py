@@ -1,0 +1,116 @@
+"""Where to cut samples in a row into micro-batches: memory is the limit, time the price.
+
+Arithmetic on lengths alone. Which samples, whose they are and in what order, `plan` says.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
+
+MARGIN = 0.95
+"""Of the memory that the probed micro-batch took, what a longer row of shorter samples may be
+predicted to take: a block of the heap and a kernel's scratch follow no length."""
+WIDEST = 8
+"""Times the micro-batch: so many sequences were never probed, however short they are."""
+FINE = 16
+"""Places in a micro-batch of the longest samples at which a cut is considered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What a micro-batch takes, by the lengths that its sides are padded to."""
+
+    longest: tuple[int, ...]
+    """Tokens of each side (source and target, or both as one) of the longest sample."""
+    shares: tuple[float, ...] | None = None
+    """What each side takes of the memory of a sequence that is longest on all; None where that was
+    not measured."""
+    overhead: float | None = None
+    """What one more micro-batch costs, in tokens; None where no speed was measured: then there are as
+    few as memory allows."""
+
+    def sequences(self, counts: Any, widest: Any) -> Any:
+        """As many sequences of the longest lengths take at least as much memory.
+
+        `counts` (…) sequences are padded to `widest` (…, sides). Memory is a sum of terms
+        `c · n · sourceⁱ · targetʲ` with c ≥ 0 (activations, attention, logits), of which each is at most
+        proportional to the longer of the two relative lengths; and, since a product of two numbers up
+        to 1 is at most their mean however weighted, to the mean of them by the measured shares.
+        """
+        relative = widest / np.asarray(self.longest)
+        if self.shares is None:
+            return counts * relative.max(-1)
+        shares = np.asarray(self.shares) / min(1.0, sum(self.shares))
+        return counts * (relative @ shares)
+
+
+def borders(lengths: Counts, most: int, costs: Costs) -> tuple[list[int], float]:
+    """Where to cut samples in a row, and the price of it in tokens: the least there is.
+
+    `lengths` is (samples, sides). A micro-batch has at most `most` sequences, or more of them where they
+    are predicted to take no more memory than `most` of the longest.
+    """
+    grain = max(1, most // FINE)
+    starts = np.arange(0, len(lengths), grain)
+    groups = np.maximum.reduceat(lengths, starts)  # (groups, sides)
+    ends = np.append(starts[1:], len(lengths))
+    price = (
+        1e9 if costs.overhead is None else costs.overhead
+    )  # so dear that the fewest are cheapest
+    reach = min(len(groups), WIDEST * most // grain + 1)
+    taken = np.full((len(groups), reach), np.inf)  # by last group and how many before it
+    widest = groups
+    for before in range(reach):
+        if before:
+            widest = np.maximum(widest[1:], groups[: len(groups) - before])
+        counts = ends[before:] - starts[: len(starts) - before]
+        fits = counts <= most
+        fits |= (counts <= WIDEST * most) & (costs.sequences(counts, widest) <= MARGIN * most)
+        if not fits.any():
+            break
+        taken[before:, before] = np.where(fits, counts * widest.sum(1) + price, np.inf)
+    least = np.zeros(len(groups) + 1)
+    first = np.zeros(len(groups) + 1, dtype=np.int64)
+    for last, row in enumerate(taken):
+        near = row[: last + 1]
+        sums = least[last - len(near) + 1 : last + 1][::-1] + near
+        best = int(sums.argmin())
+        least[last + 1], first[last + 1] = sums[best], last - best
+    found: list[int] = []
+    place = int(first[-1])
+    while place > 0:
+        found.append(int(starts[place]))
+        place = int(first[place])
+    runs = list(range(most, len(lengths), most))  # what the grain may have missed
+    return min((found[::-1], float(least[-1])), (runs, _total(lengths, runs, price)), key=_second)
+
+
+def _total(lengths: Counts, places: list[int], price: float) -> float:
+    pieces = np.split(lengths, places)
+    return float(sum(len(piece) * piece.max(0).sum() + price for piece in pieces))
+
+
+def _second(pair: tuple[list[int], float]) -> float:
+    return pair[1]
+
+
+def orders(lengths: Counts) -> list[Counts]:
+    """Ways to lay samples in a row so that neighbours are of like length; ties keep their order.
+
+    By one side in bands of a quarter, and by the other within a band, to and fro, so that neighbours
+    over a border are alike too: 0.85 of the real rows' tokens in 15 micro-batches, by the sum of the
+    sides 0.76 in 16. One of them is best where the other side is the more alike.
+    """
+    places = np.arange(len(lengths))
+    found = [np.lexsort((places, lengths.sum(1)))]
+    sides = lengths.shape[1]
+    for side in range(sides if sides > 1 else 0):
+        bands = lengths[:, side] // max(1, math.ceil(lengths[:, side].max() / 4))
+        rest = lengths.sum(1) - lengths[:, side]
+        found.append(np.lexsort((places, np.where(bands % 2, -rest, rest), bands)))
+    return found
