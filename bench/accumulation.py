@@ -4,7 +4,7 @@
 
 A step's gradient follows from its samples, so the norm must be the same however they are cut. Each
 figure is what a trainer's own run logged, in fp32 without dropout: theirs by `trainer.train()`, ours by
-`chatlm train`.
+`bench.plain`, our trainer made to cut into as many micro-batches as they do.
 """
 
 import argparse
@@ -32,7 +32,7 @@ NAMES = {
     "seq2seq": "transformers, Seq2SeqTrainer",
     "causal": "transformers, Trainer",
     "sft": "TRL, SFTTrainer",
-    "ours": "`chatlm train`",
+    "ours": "ours",
 }
 
 
@@ -95,7 +95,7 @@ def norms(task: Task, name: str) -> dict[str, Any]:
     found = [first_step(run(task, name, SAMPLES // cut)) for cut in CUTS]
     values = [step["grad_norm"] for step in found]
     return {
-        "accumulation": list(CUTS),
+        "accumulation": [step["micro_batches"] for step in found],
         "grad_norm": values,
         "loss": [step["loss"] for step in found],
         "largest_to_smallest": max(values) / min(values),
@@ -108,7 +108,7 @@ def run(task: Task, name: str, micro_batch: int) -> Ran:
         task, micro_batch=micro_batch, profile=str(Path(task.folder) / f"{micro_batch}.toml")
     )
     profiles.save(make_profile(cut), Path(cut.profile))
-    return run_ours(cut, "exact") if name == "ours" else run_peer(cut, name)
+    return run_ours(cut, "plain") if name == "ours" else run_peer(cut, name)
 
 
 def first_step(ran: Ran) -> Mapping[str, Any]:

@@ -160,6 +160,7 @@ def test_the_measured_norms_are_flat_where_they_are_ours() -> None:
         for found in document["trainers"]
     }
 
+    assert all(found["accumulation"] == [1, 2, 4, 8] for found in document["trainers"])
     assert spread["chatlm-tiny", "ours"] == pytest.approx(1, abs=1e-5)
     assert spread["llama-tiny", "ours"] == pytest.approx(1, abs=1e-5)
     assert spread["chatlm-tiny", "seq2seq"] > 4
