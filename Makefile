@@ -30,12 +30,19 @@ bench: .venv/peers
 	$(BIN)/python -m bench.faults --result bench/results/faults-cpu.json
 	$(BIN)/python -m bench.peers --result bench/results/peers-cpu.json
 	$(BIN)/python -m bench.repeat --result bench/results/repeat-cpu.json
+	$(BIN)/python -m bench.accumulation --result bench/results/accumulation-cpu.json
+	$(BIN)/python -m bench.padding --result bench/results/padding-cpu.json $(ROWS)
+	$(BIN)/python -m bench.trainers --result bench/results/trainers-cpu.json $(ROWS)
 	$(BIN)/python -m bench.table
+	$(BIN)/python -m bench.table --docs
 
-bench-gpu: .venv/main
+bench-gpu: .venv/peers
 	$(BIN)/python -m bench.demo --result bench/results/demo-gpu.json --device cuda
 	$(BIN)/python -m bench.contract --result bench/results/contract-gpu.json --device cuda --model chatlm-0.2b --vram-limit 20GiB --processes 1 $(ROWS)
 	$(BIN)/python -m bench.gpu --result bench/results/gpu.json $(ROWS)
+	$(BIN)/python -m bench.accumulation --result bench/results/accumulation-gpu.json --device cuda
+	$(BIN)/python -m bench.padding --result bench/results/padding-gpu.json --device cuda $(ROWS)
+	$(BIN)/python -m bench.trainers --result bench/results/trainers-gpu.json --device cuda $(ROWS)
 
 .venv/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,12 +1,16 @@
 """The README's table of measured figures, from the files in `bench/results/`.
 
-`python -m bench.table` prints it; a test holds the README to it.
+`python -m bench.table` prints it; a test holds the README to it. `--docs` prints the trainers' own
+tables, for docs/training.md.
 """
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from bench import accumulation, padding, trainers
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
@@ -21,10 +25,35 @@ def table() -> str:
         *repeat_rows(read("repeat-cpu")),
         *fault_rows(read("faults-cpu")),
         *sampling_rows(read("sampling-cpu")),
+        *accumulation_rows(read("accumulation-cpu")),
+        *(row for name in ("padding-cpu", "padding-gpu") for row in padding_rows(name)),
+        *(row for name in ("trainers-cpu", "trainers-gpu") for row in trainer_rows(name)),
     ]
     lines = ["| what | figure | file |", "| --- | --- | --- |"]
     lines += [f"| {what} | {figure} | `{file}.json` |" for what, figure, file in rows]
     return "\n".join(lines)
+
+
+DOCS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "accumulation": accumulation.table,
+    "padding": padding.table,
+    "trainers": trainers.table,
+}
+
+
+def docs() -> str:
+    """Markdown: the whole table of each file about the trainer that was measured, under its name."""
+    found = [
+        f"`{name}-{device}.json`\n\n{as_table(read(f'{name}-{device}'))}"
+        for name, as_table in DOCS.items()
+        for device in ("cpu", "gpu")
+        if was_measured(f"{name}-{device}")
+    ]
+    return "\n\n".join(found)
+
+
+def was_measured(name: str) -> bool:
+    return (RESULTS / f"{name}.json").exists()
 
 
 def read(name: str) -> dict[str, Any]:
@@ -137,5 +166,51 @@ def sampling_rows(sampling: dict[str, Any]) -> list[Row]:
     ]
 
 
+def accumulation_rows(document: dict[str, Any]) -> list[Row]:
+    found = {(row["model"], row["trainer"]): row["grad_norm"] for row in document["trainers"]}
+    theirs, ours = found["chatlm-tiny", "seq2seq"], found["chatlm-tiny", "ours"]
+    return [
+        (
+            f"gradient norm of the same {document['samples']} samples in 1, 2, 4 and 8 micro-batches",
+            f"{' / '.join(f'{norm:.4f}' for norm in ours)}; transformers' Seq2SeqTrainer "
+            f"{' / '.join(f'{norm:.1f}' for norm in theirs)}",
+            "accumulation-cpu",
+        )
+    ]
+
+
+def padding_rows(name: str) -> list[Row]:
+    if not was_measured(name):
+        return []
+    document = read(name)
+    found = {row["name"]: row for row in document["trainers"]}
+    shares = " / ".join(f"{row['padding_efficiency']:.2f}" for row in found.values())
+    gains = " and ".join(f"{found[way]['speed_ratio']:.2f} ×" for way in ("exact", "grouped"))
+    return [
+        (
+            f"`{document['model']}` at effective batch {document['effective_batch']} on "
+            f"{rows_of(document)}: random micro-batches / cut by length / `--length-grouping`",
+            f"{shares} of the tokens are real, {gains} the real tokens/s",
+            name,
+        )
+    ]
+
+
+def trainer_rows(name: str) -> list[Row]:
+    rows: list[Row] = []
+    for comparison in read(name)["comparisons"] if was_measured(name) else ():
+        found = {row["name"]: row for row in comparison["trainers"]}
+        gains = " / ".join(f"{found[way]['speed_ratio']:.2f} ×" for way in trainers.LEAST)
+        rows.append(
+            (
+                f"`{comparison['model']}`, real tokens/s against {trainers.PEERS[comparison['peer']]}: "
+                f"cut alike / by length / `--length-grouping`",
+                f"{gains}; peak {found['exact']['peak_ratio']:.2f} × theirs",
+                name,
+            )
+        )
+    return rows
+
+
 if __name__ == "__main__":
-    sys.stdout.write(table() + "\n")
+    sys.stdout.write((docs() if "--docs" in sys.argv[1:] else table()) + "\n")
