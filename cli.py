@@ -223,7 +223,7 @@ def autotune(
                 per_device=per_device,
             ),
             prefer=prefer,
-            guess=tuned.earlier(path, limits, limit, devices),
+            guess=tuned.earlier(path, limits, limit, devices, settings),
             per_device=per_device,
             most=effective_batch,
             after=functools.partial(

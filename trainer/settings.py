@@ -11,6 +11,13 @@ from typing import Any, Self
 from autotune.errors import UsageError
 from autotune.plan import Plan
 from profiles import Profile
+from trainer.schedules import check_schedule
+
+WHAT_IS_TRAINED = (
+    "optimizer", "freeze", "lora_rank", "lora_alpha", "lora_targets", "neftune_alpha", "compile",
+    "fsdp", "gradient_checkpointing",
+)  # fmt: skip
+"""Settings that a profile's `[run]` holds under the same names, and that the user may override."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +33,20 @@ class WorkloadSettings:
     precision: str = "auto"
     device: str = "cpu"
     """`cuda` or `cpu`."""
+    optimizer: str = "adamw"
+    """`adamw`, `adafactor` or `adamw-8bit`."""
+    freeze: str | None = None
+    """`encoder`, for models that have one."""
+    lora_rank: int | None = None
+    """Trains LoRA's adapters of that rank instead of the weights."""
+    lora_alpha: float | None = None
+    """None: twice the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of layers; empty takes peft's for the model, else every linear layer."""
+    neftune_alpha: float | None = None
+    """Noise on the input embeddings, as NEFTune scales it."""
+    compile: bool = False
+    fsdp: bool = False
     gradient_checkpointing: bool = False
     dropout: float | None = None
     """None keeps the model's own."""
@@ -40,7 +61,8 @@ class WorkloadSettings:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(**{**values, "data": tuple(values["data"])})
+        lists = {key: tuple(values[key]) for key in ("data", "lora_targets")}
+        return cls(**{**values, **lists})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +88,8 @@ class TrainSettings:
     """None takes the model preset's."""
     rate_scale: float = 1.0
     """What either is multiplied by: the effective batch may have grown."""
+    schedule: str = "cosine"
+    """`cosine`, `linear` or `constant`, after the warm-up."""
     warmup: float = 0.05
     """Share of the steps."""
     weight_decay: float = 0.01
@@ -102,7 +126,7 @@ class TrainSettings:
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: a resumed one may change how a step is cut, no more."""
-        cut = ("device", "memory_limit", "backend", "gradient_checkpointing")
+        cut = ("device", "memory_limit", "backend", "gradient_checkpointing", "compile", "fsdp")
         workload = {k: v for k, v in self.workload.as_json().items() if k not in cut}
         return {
             "workload": workload,
@@ -111,6 +135,7 @@ class TrainSettings:
             "max_steps": self.max_steps,
             "learning_rate": self.learning_rate,
             "rate_scale": self.rate_scale,
+            "schedule": self.schedule,
             "warmup": self.warmup,
             "weight_decay": self.weight_decay,
             "clip_norm": self.clip_norm,
@@ -137,6 +162,16 @@ class Choices:
     """`linear` or `sqrt`, in the growth of the effective batch."""
     checkpoint_every: int | None = None
     backend: str | None = None
+    optimizer: str | None = None
+    freeze: str | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = ()
+    neftune_alpha: float | None = None
+    compile: bool | None = None
+    fsdp: bool | None = None
+    gradient_checkpointing: bool | None = None
+    schedule: str = "cosine"
 
 
 def resolve(
@@ -159,7 +194,11 @@ def resolve(
         dropout=choices.dropout,
         backend=choices.backend,
     )
-    workload = apply_profile(workload, profile)
+    chosen = {name: getattr(choices, name) for name in WHAT_IS_TRAINED}
+    workload = replace(
+        apply_profile(workload, profile),
+        **{name: value for name, value in chosen.items() if value not in (None, ())},
+    )
     if choices.precision != "auto":
         workload = replace(workload, precision=choices.precision)
     return check_training(
@@ -177,6 +216,7 @@ def resolve(
             max_steps=choices.max_steps,
             learning_rate=choices.learning_rate,
             rate_scale=rate_scale(profile, choices.scale_lr),
+            schedule=choices.schedule,
             output_dir=choices.output_dir or str(Path("model_save") / f"sft_{Path(name).stem}"),
             fresh=choices.fresh,
             checkpoint_every=choices.checkpoint_every,
@@ -202,13 +242,38 @@ def rate_scale(profile: Profile, rule: str | None) -> float:
 def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSettings:
     """The settings with every `[run]` value of the profile that a step's memory depends on."""
     run = profile.run
+    trained: dict[str, Any] = {name: getattr(run, name) for name in WHAT_IS_TRAINED}
     return replace(
         settings,
         max_source_length=run.max_source_length,
         max_target_length=run.max_target_length,
         precision=run.precision or settings.precision,
-        gradient_checkpointing=run.gradient_checkpointing,
+        **{**trained, "lora_targets": tuple(run.lora_targets)},
     )
+
+
+def check_workload(settings: WorkloadSettings) -> None:
+    """Raises UsageError for choices that cannot be meant, alone or together."""
+    if settings.precision == "fp16" and settings.device == "cpu":
+        raise UsageError(
+            "--precision fp16 needs a GPU: its gradients are kept from vanishing by a loss scale that "
+            "only CUDA has here; use --precision bf16, or fp32"
+        )
+    rank, alpha, noise = settings.lora_rank, settings.lora_alpha, settings.neftune_alpha
+    if rank is not None and rank < 1:
+        raise UsageError(f"--lora-rank {rank} adapts nothing; give 1 or more, like 16")
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise UsageError(f"--lora-alpha {alpha:g} is no scale; give a number above 0, like 32")
+    if rank is None and (alpha is not None or settings.lora_targets):
+        given = "--lora-targets" if settings.lora_targets else "--lora-alpha"
+        raise UsageError(f"{given} does nothing without LoRA; give --lora-rank too, like 16")
+    if rank is not None and settings.freeze is not None:
+        raise UsageError(
+            f"--lora-rank {rank} and --freeze {settings.freeze} cannot be had together: LoRA freezes "
+            f"all weights; choose one, or name the decoder's layers with --lora-targets"
+        )
+    if noise is not None and not 0 < noise < math.inf:
+        raise UsageError(f"--neftune-alpha {noise:g} is no noise; give a number above 0, like 5")
 
 
 def check_training(settings: TrainSettings) -> TrainSettings:
@@ -226,6 +291,8 @@ def check_training(settings: TrainSettings) -> TrainSettings:
     dropout = settings.workload.dropout
     if dropout is not None and not 0 <= dropout < 1:
         raise UsageError(f"--dropout {dropout:g} is not a probability below 1; give 0 to 0.9")
+    check_workload(settings.workload)
+    check_schedule(settings.schedule)
     rate = settings.learning_rate
     if rate is not None and not 0 < rate < math.inf:
         raise UsageError(
