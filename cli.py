@@ -154,7 +154,7 @@ def autotune(
                 per_device=options.per_device,
             ),
             prefer=options.prefer,
-            guess=tuned.earlier(path, limits, limit, devices),
+            guess=tuned.earlier(path, limits, limit, devices, settings),
             per_device=options.per_device,
             most=effective,
             after=functools.partial(

@@ -69,10 +69,25 @@ class Run(Section):
     data: list[str] | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """By `torch.compile`, for any shape."""
+    fsdp: bool = False
+    """Weights, gradients and optimizer state sharded over the devices."""
+    freeze: Literal["encoder"] | None = None
+    """What is not trained."""
+    lora_rank: Count | None = None
+    """Adapters of that rank are trained instead of the weights."""
+    lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    """None: twice the rank."""
+    lora_targets: list[str] = []
+    """Names of layers; empty takes what suits the model."""
+    neftune_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Noise on the input embeddings."""
     max_source_length: Count = 256
     """Tokens, end-of-sequence included."""
     max_target_length: Count = 256
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Literal["adamw", "adafactor", "adamw-8bit"] = "adamw"
     loader_workers: Annotated[int, Field(ge=0)] = 0
     environment: dict[str, str] = {}
 

@@ -188,6 +188,6 @@ def test_an_earlier_size_is_a_guess_for_data_of_the_same_lengths_alone(
     profiles.save(tuned_on(FOUND), path)
     facts = {"fingerprint": {**FOUND, "longest_source": longest}, "precision": "fp32"}
 
-    found = earlier(path, LIMITS, 1024 * MIB, cards())(facts)
+    found = earlier(path, LIMITS, 1024 * MIB, cards(), WorkloadSettings())(facts)
 
     assert found == guess

@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on, in a folder that appears whole or not at all.
 
-Nothing in it depends on the number of processes or on how a step is cut: the model, the optimizer's
-state, and the step. The order of samples and the random numbers of a step follow from the seed.
+Nothing in it depends on the number of processes or on how a step is cut: the trained parameters, the
+optimizer's state, and the step. The order of samples and the random numbers of a step follow from the seed.
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from trainer.engine import Engine
 from trainer.run_folder import RunFolder
@@ -21,7 +22,8 @@ def save_checkpoint(folder: RunFolder, engine: Engine, step: int, *, keep: int) 
     temporary = folder.path / f".checkpoint-{step}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    engine.unwrapped.save_pretrained(temporary)
+    trained = {name: p.detach().contiguous() for name, p in engine.trainable.items()}
+    save_file(trained, temporary / "trained.safetensors")
     torch.save(engine.raw_optimizer.state_dict(), temporary / "optimizer.pt")
     (temporary / "state.json").write_text(json.dumps({"step": step}))
     for file in temporary.iterdir():
@@ -39,10 +41,11 @@ def load_checkpoint(path: Path, engine: Engine) -> int:
 
     Both are read on the CPU first: the device then never holds them twice.
     """
-    model = engine.unwrapped
-    fresh = type(model).from_pretrained(path, dtype=torch.float32)
-    model.load_state_dict(fresh.state_dict())
-    del fresh
+    trained = load_file(path / "trained.safetensors")
+    with torch.no_grad():
+        for name, parameter in engine.trainable.items():
+            parameter.copy_(trained[name])
+    del trained
     state = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     engine.raw_optimizer.load_state_dict(state)
     step: int = json.loads((path / "state.json").read_text())["step"]

@@ -7,6 +7,7 @@ exchanged once a step, and stay allocated between steps, so that memory is the s
 accumulation.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,15 +22,19 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autotune.errors import DeviceError
 from autotune.memory import CudaMemory, DeviceMemory, HostMemory
+from trainer.adapters import adapt
 from trainer.batches import IGNORED, Batch
+from trainer.compiling import compiled, padded
 from trainer.devices import wants_gloo
 from trainer.launchers import overrule
-from trainer.settings import WorkloadSettings
+from trainer.noise import add_noise
+from trainer.optimizers import make_optimizer, restart
+from trainer.settings import WorkloadSettings, check_workload
 
 
 def make_accelerator(settings: WorkloadSettings) -> Accelerator:
@@ -38,6 +43,7 @@ def make_accelerator(settings: WorkloadSettings) -> Accelerator:
     Accumulation is ours (`Engine.accumulate`): accelerate's own divides by micro-batches, not tokens.
     """
     overrule(settings, os.environ)
+    check_workload(settings)
     on_cpu = settings.device == "cpu"
     if not on_cpu and not torch.cuda.is_available():
         raise DeviceError(
@@ -57,11 +63,6 @@ def make_accelerator(settings: WorkloadSettings) -> Accelerator:
         kwargs_handlers=handlers,
     )
 
-
-EPSILON = 1e-6
-"""AdamW divides by a gradient's size plus this. At 1e-8 a gradient that is rounding noise still moves
-its weight by the whole learning rate, so that two cuts of one step drift apart: gradient norms differ
-by 2e-3 after 20 steps, and by 8e-7 with 1e-6 and ten steps of warm-up (chatlm-tiny, fp32)."""
 
 PATIENCE = timedelta(hours=2)
 
@@ -93,17 +94,23 @@ class Engine:
     ) -> None:  # fmt: skip
         self.accelerator = accelerator
         self.clip_norm = clip_norm
+        self.skipped = False
+        """Whether the last step left the weights as they were, its fp16 gradients not being finite."""
         model.config.use_cache = False
+        self.adapter = adapt(model, settings)
+        """peft's view of the model, None without LoRA."""
+        if settings.neftune_alpha is not None:
+            add_noise(model, settings.neftune_alpha)
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            checkpoint_activations(model)
         model.to(accelerator.device)
         model.train()
-        # fused: one pass over the parameters, and no temporary copy of them (foreach makes one)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=0.0, eps=EPSILON, weight_decay=weight_decay, fused=True
+        optimizer = make_optimizer(
+            settings.optimizer, model.parameters(), weight_decay=weight_decay
         )
         self.raw_optimizer = optimizer
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self._compiled = compiled(self.model) if settings.compile else None
         self.memory: DeviceMemory = HostMemory() if settings.device == "cpu" else CudaMemory()
         if settings.memory_limit is not None:
             self.memory.limit(settings.memory_limit)
@@ -113,6 +120,11 @@ class Engine:
         """The model itself, for saving and generating."""
         model: PreTrainedModel = self.accelerator.unwrap_model(self.model)
         return model
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name; a tied one by its first."""
+        return {n: p for n, p in self.unwrapped.named_parameters() if p.requires_grad}
 
     def accumulate(self, batches: Iterable[Batch], *, target_tokens: int) -> Tensor:
         """Adds the gradient of this rank's micro-batches; returns their summed loss, a scalar.
@@ -131,8 +143,12 @@ class Engine:
     def summed_loss(self, batch: Batch) -> Tensor:
         """Cross entropy summed over the target tokens of a micro-batch."""
         device = self.accelerator.device
+        forward = self.model
+        if self._compiled is not None and self.model.training:
+            forward = self._compiled
+            batch = padded(batch, getattr(self.unwrapped.config, "max_position_embeddings", None))
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        logits = self.model(**inputs).logits  # (batch, seq, vocabulary)
+        logits = forward(**inputs).logits  # (batch, seq, vocabulary)
         return F.cross_entropy(
             logits.flatten(0, 1).float(),
             batch.labels.to(device).flatten(),
@@ -155,13 +171,20 @@ class Engine:
         return context
 
     def update(self, learning_rate: float) -> float:
-        """Clips, takes the optimizer's step and zeroes the gradients; returns the norm before."""
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        """Clips, takes the optimizer's step and zeroes the gradients; returns the norm before.
+
+        The norm is that of the trained parameters, which alone have gradients. In fp16 it is taken
+        after the loss scale is divided out; where it is not finite the scaler takes no step and
+        halves its scale. Accelerate's own word for that is wrong for fused optimizers, which skip
+        inside their kernel.
+        """
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm))
+        self.skipped = self.accelerator.scaler is not None and not math.isfinite(norm)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
-        return float(norm)
+        return norm
 
     def make_resident(self, batch: Batch) -> None:
         """Allocates gradients and optimizer state without changing the model or the state.
@@ -171,8 +194,7 @@ class Engine:
         self.accumulate([batch], target_tokens=1)
         self.optimizer.zero_grad(set_to_none=False)
         self.raw_optimizer.step()  # learning rate and gradients are zero: only the counters move
-        for state in self.raw_optimizer.state.values():
-            state["step"].zero_()
+        restart(self.raw_optimizer)
 
     def any_rank(self, claim: bool) -> bool:
         """Whether any rank claims it: what decides about a collective must be decided by all."""
@@ -183,6 +205,15 @@ class Engine:
         """Runs forward and backward once and forgets the gradients: what will not fit fails here."""
         self.accumulate(batches, target_tokens=1)
         self.optimizer.zero_grad(set_to_none=False)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Lets the model keep each layer's input alone, and compute the layer again in the backward pass.
+
+    Not the reentrant form: it finds no gradient where the inputs have none, as under LoRA.
+    """
+    enable: Any = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # before 5.20
 
 
 def _with_last(batches: Iterable[Batch]) -> Iterable[tuple[Batch, bool]]:

@@ -4,7 +4,6 @@ It runs under a supervisor, which draws, or alone under `accelerate launch -m tr
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from autotune.pieces import Costs
 from autotune.plan import Plan
 from autotune.quantity import finite
+from trainer.adapters import default_learning_rate, described, export
 from trainer.batches import Collator
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.engine import Engine, make_accelerator, precision
@@ -29,13 +29,11 @@ from trainer.order import SampleOrder, count_steps
 from trainer.rows import bundled
 from trainer.run_file import save_run
 from trainer.run_folder import RunFolder
+from trainer.schedules import rate_share
 from trainer.settings import TrainSettings
 from trainer.steps import Steps
 from trainer.store import TokenStore, open_store
 from trainer.workload import fingerprint_facts
-
-LEAST_WARMUP = 10
-"""Steps. Adam's first ones divide by what a single gradient happens to be; see `engine.EPSILON`."""
 
 
 @dataclass(slots=True)
@@ -135,7 +133,8 @@ def prepare(
         folder.check_space(_disk_need(loaded, settings))
         folder.claim(settings.identity(), fresh=settings.fresh)
     accelerator.wait_for_everyone()
-    rate = (settings.learning_rate or loaded.learning_rate) * settings.rate_scale
+    default = default_learning_rate(loaded.learning_rate, workload)
+    rate = (settings.learning_rate or default) * settings.rate_scale
     if accelerator.is_main_process:
         save_run(folder.path, settings, rate)
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
@@ -193,7 +192,9 @@ def take_steps(run: Run) -> bool:
     ended = time.perf_counter()
     for step in feed(steps, range(run.done, run.steps), run.settings.loader_workers):
         torch.manual_seed(_step_seed(run))
-        rate = run.learning_rate * schedule(run.done, run.steps, run.settings.warmup)
+        rate = run.learning_rate * rate_share(
+            run.settings.schedule, run.done, run.steps, run.settings.warmup
+        )
         loss = run.engine.accumulate(step.batches, target_tokens=step.target_tokens)
         norm = run.engine.update(rate)
         run.done += 1
@@ -206,6 +207,7 @@ def take_steps(run: Run) -> bool:
             effective_batch=run.plan.effective_batch,
             rows=len(run.collator.store),
             grad_norm=norm,
+            skipped=run.engine.skipped,
             learning_rate=rate,
             seconds=now - ended,
         )
@@ -223,20 +225,12 @@ def take_steps(run: Run) -> bool:
     return True
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """The learning rate of step `step` (from 0) as a share of its peak: linear up, cosine down."""
-    rising = max(1, round(warmup * steps), min(LEAST_WARMUP, steps // 2))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
 def save_model(run: Run) -> None:
     """Writes the final model and tokenizer, as `from_pretrained` reads them."""
     if run.is_main:
         model = run.engine.unwrapped
         model.config.use_cache = True
-        model.save_pretrained(run.folder.path)
+        export(model, run.engine.adapter, run.folder.path)
         run.loaded.codec.tokenizer.save_pretrained(run.folder.path)
         run.folder.finish()
     run.engine.accelerator.wait_for_everyone()
@@ -264,6 +258,8 @@ def _say_started(run: Run, store: TokenStore) -> None:
     )
     if notice:
         run.say({"type": "notice", "text": notice})
+    if partly := described(run.engine.unwrapped):
+        run.say({"type": "notice", "text": partly})
     if run.done:
         run.say({"type": "notice", "text": f"going on after step {run.done} of {run.steps}"})
     run.say(

@@ -84,6 +84,7 @@ def as_record(
     effective_batch: int,
     rows: int,
     grad_norm: float,
+    skipped: bool,
     learning_rate: float,
     seconds: float,
 ) -> Mapping[str, Any]:
@@ -97,6 +98,7 @@ def as_record(
         "target_tokens": step.target_tokens,
         "loss": summed.loss,
         "grad_norm": grad_norm,
+        "skipped": skipped,
         "learning_rate": learning_rate,
         "micro_batches": summed.micro_batches,
         "seconds": seconds,

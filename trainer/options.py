@@ -42,10 +42,11 @@ class WorkloadOptions:
         Flag("Less memory for the forward pass, which is computed twice."),
     ] = None
     freeze: Annotated[
-        Literal["encoder"] | None, Flag("Train all of a seq2seq model but its encoder.")
+        Literal["encoder", "none"] | None, Flag("Train all of a seq2seq model but its encoder.")
     ] = None
     lora_rank: Annotated[
-        int | None, Flag("Train adapters of that rank (LoRA) instead of the model.", least=1)
+        int | None,
+        Flag("Train adapters of that rank (LoRA) instead of the model; 0: none.", least=0),
     ] = None
     lora_alpha: Annotated[float | None, Flag("What they are scaled by; twice the rank.")] = None
     lora_targets: Annotated[

@@ -5,6 +5,7 @@ run.toml          all settings, for `chatlm train --config`; profile.toml, which
 metrics.jsonl     one object per optimizer step
 checkpoint-N/     what a resume needs after step N
 config.json, model.safetensors, tokenizer…    the final model
+adapter/          LoRA's weights, as peft reads them
 """
 
 import json
@@ -129,6 +130,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         for folder in [*self.checkpoints(), *self.path.glob(".checkpoint-*")]:
             shutil.rmtree(folder)
+        shutil.rmtree(self.path / "adapter", ignore_errors=True)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -13,6 +13,13 @@ from autotune.errors import UsageError
 from autotune.plan import Plan
 from profiles import Profile
 from trainer.options import TrainOptions, WorkloadOptions
+from trainer.schedules import check_schedule
+
+WHAT_IS_TRAINED = (
+    "optimizer", "freeze", "lora_rank", "lora_alpha", "lora_targets", "neftune_alpha", "compile",
+    "fsdp", "gradient_checkpointing",
+)  # fmt: skip
+"""Settings that a profile's `[run]` holds under the same names, and that the user may override."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +35,20 @@ class WorkloadSettings:
     precision: str = "auto"
     device: str = "cpu"
     """`cuda` or `cpu`."""
+    optimizer: str = "adamw"
+    """`adamw`, `adafactor` or `adamw-8bit`."""
+    freeze: str | None = None
+    """`encoder`, for models that have one."""
+    lora_rank: int | None = None
+    """Trains LoRA's adapters of that rank instead of the weights."""
+    lora_alpha: float | None = None
+    """None: twice the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of layers; empty takes peft's for the model, else every linear layer."""
+    neftune_alpha: float | None = None
+    """Noise on the input embeddings, as NEFTune scales it."""
+    compile: bool = False
+    fsdp: bool = False
     gradient_checkpointing: bool = False
     dropout: float | None = None
     """None keeps the model's own."""
@@ -36,21 +57,6 @@ class WorkloadSettings:
     """`gloo` or `nccl` for several processes; None takes what suits the device."""
     memory_limit: int | None = None
     """Bytes that one process may hold, on an emulated card."""
-    optimizer: str = "adamw"
-    """`adamw`, `adafactor` or `adamw-8bit`."""
-    freeze: str | None = None
-    """`encoder`, or None to train every weight."""
-    lora_rank: int | None = None
-    """Of the adapters that are trained instead of the model; None trains the model."""
-    lora_alpha: float | None = None
-    """None takes twice the rank."""
-    lora_targets: tuple[str, ...] = ()
-    """Names of the layers that get an adapter; empty takes what suits the model."""
-    neftune_alpha: float | None = None
-    """Noise on the input embeddings in training; None adds none."""
-    compile: bool = False
-    fsdp: bool = False
-    """Whether model and optimizer are sharded over the processes."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -189,11 +195,22 @@ def resolve(
 def workload_settings(
     options: WorkloadOptions, profile: Profile, *, device: str
 ) -> WorkloadSettings:
-    """What is trained and how: the user's choice, else the profile's, else the default."""
+    """What is trained and how: the user's choice, else the profile's, else the default.
+
+    Raises:
+        UsageError: choices that cannot be meant, alone or together.
+    """
     chosen = {**chosen_for(WorkloadSettings, options), "device": device}
     if chosen["precision"] == "auto":
         del chosen["precision"]
-    return replace(apply_profile(WorkloadSettings(), profile), **chosen)
+    for name, without in (("freeze", "none"), ("lora_rank", 0)):
+        if chosen.get(name) == without:
+            chosen[name] = None
+    if "lora_rank" in chosen and chosen["lora_rank"] is None:
+        chosen.update(lora_alpha=None, lora_targets=())
+    settings = replace(apply_profile(WorkloadSettings(), profile), **chosen)
+    check_workload(settings)
+    return settings
 
 
 def chosen_for(kind: Any, options: Any) -> dict[str, Any]:
@@ -220,6 +237,7 @@ def rate_scale(profile: Profile, rule: str | None) -> float:
 def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSettings:
     """The settings with every `[run]` value of the profile that a step's memory depends on."""
     run = profile.run
+    trained: dict[str, Any] = {name: getattr(run, name) for name in WHAT_IS_TRAINED}
     return replace(
         settings,
         model=run.model or settings.model,
@@ -227,8 +245,32 @@ def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSetti
         max_source_length=run.max_source_length,
         max_target_length=run.max_target_length,
         precision=run.precision or settings.precision,
-        gradient_checkpointing=run.gradient_checkpointing,
+        **{**trained, "lora_targets": tuple(run.lora_targets)},
     )
+
+
+def check_workload(settings: WorkloadSettings) -> None:
+    """Raises UsageError for choices that cannot be meant, alone or together."""
+    if settings.precision == "fp16" and settings.device == "cpu":
+        raise UsageError(
+            "--precision fp16 needs a GPU: its gradients are kept from vanishing by a loss scale that "
+            "only CUDA has here; use --precision bf16, or fp32"
+        )
+    rank, alpha, noise = settings.lora_rank, settings.lora_alpha, settings.neftune_alpha
+    if rank is not None and rank < 1:
+        raise UsageError(f"--lora-rank {rank} adapts nothing; give 1 or more, like 16")
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise UsageError(f"--lora-alpha {alpha:g} is no scale; give a number above 0, like 32")
+    if rank is None and (alpha is not None or settings.lora_targets):
+        given = "--lora-targets" if settings.lora_targets else "--lora-alpha"
+        raise UsageError(f"{given} does nothing without LoRA; give --lora-rank too, like 16")
+    if rank is not None and settings.freeze is not None:
+        raise UsageError(
+            f"--lora-rank {rank} and --freeze {settings.freeze} cannot be had together: LoRA freezes "
+            f"all weights; choose one, or name the decoder's layers with --lora-targets"
+        )
+    if noise is not None and not 0 < noise < math.inf:
+        raise UsageError(f"--neftune-alpha {noise:g} is no noise; give a number above 0, like 5")
 
 
 def check_training(settings: TrainSettings) -> TrainSettings:
@@ -248,6 +290,8 @@ def check_training(settings: TrainSettings) -> TrainSettings:
         raise UsageError(
             f"--dropout {workload.dropout:g} is not a probability below 1; give 0 to 0.9"
         )
+    check_workload(workload)
+    check_schedule(settings.schedule)
     rate = settings.learning_rate
     if rate is not None and not 0 < rate < math.inf:
         raise UsageError(
@@ -261,11 +305,6 @@ def check_training(settings: TrainSettings) -> TrainSettings:
         raise UsageError(
             f"--clip-norm {settings.clip_norm:g} leaves no gradient; give a number above 0, or inf"
         )
-    for flag, value in (
-        ("--lora-alpha", workload.lora_alpha), ("--neftune-alpha", workload.neftune_alpha),
-    ):  # fmt: skip
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"{flag} {value:g} is not above 0; leave it out, or give more")
     for tracker in settings.track:
         if tracker not in TRACKERS:
             raise UsageError(f"--track {tracker} is not known; give {' or '.join(TRACKERS)}")

@@ -19,7 +19,7 @@ from autotune.verdict import Verdict
 from profiles import Profile, load
 from profiles.schema import Batch, Fingerprint, Memory, Run, TrialRow
 from trainer.devices import Devices
-from trainer.settings import TrainSettings, WorkloadSettings
+from trainer.settings import WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
 
 MOST = 4096
 """The largest micro-batch that is tried unless --max-batch says otherwise."""
@@ -46,8 +46,18 @@ def ceiling(
     return max(1, min(max_batch or MOST, rows, share))
 
 
+def what_is_trained(values: Run | WorkloadSettings) -> dict[str, Any]:
+    """The choices, besides model, lengths and precision, that a step's memory depends on."""
+    chosen = {name: getattr(values, name) for name in WHAT_IS_TRAINED}
+    return {**chosen, "lora_targets": list(chosen["lora_targets"])}
+
+
 def earlier(
-    path: Path, limits: Limits, vram_limit: int | None, devices: Devices
+    path: Path,
+    limits: Limits,
+    vram_limit: int | None,
+    devices: Devices,
+    settings: WorkloadSettings,
 ) -> Callable[[dict[str, Any]], Sizes | None]:
     """From a worker's facts the sizes that an earlier tuning of the very same found, or None."""
 
@@ -62,6 +72,7 @@ def earlier(
             and profile.fingerprint == fingerprint(facts["fingerprint"], devices)
             and profile.run.precision == facts["precision"]
             and profile.run.environment == memory_environment(devices.cards.kind)
+            and what_is_trained(profile.run) == what_is_trained(settings)
             and (memory.target_vram, memory.target_ram, memory.vram_limit_bytes)
             == (limits.target, limits.target_ram, vram_limit)
         )
@@ -145,10 +156,9 @@ def make_profile(
             model=settings.model,
             data=list(settings.data) or None,
             precision=outcome.facts["precision"],
-            gradient_checkpointing=settings.gradient_checkpointing,
             max_source_length=settings.max_source_length,
             max_target_length=settings.max_target_length,
-            optimizer="adamw",
+            **what_is_trained(settings),
             loader_workers=(
                 base.run.loader_workers
                 if outcome.extras.loaders is None
@@ -212,6 +222,12 @@ def differences(
             different.append(f"{name.replace('_', ' ')} {old} tokens, now {new}")
     if workload.precision not in ("auto", profile.run.precision):
         different.append(f"precision {profile.run.precision}, now {workload.precision}")
+    then, now = what_is_trained(profile.run), what_is_trained(workload)
+    different += [
+        f"{name.replace('_', ' ')} {_said(then[name])}, now {_said(now[name])}"
+        for name in WHAT_IS_TRAINED
+        if then[name] != now[name]
+    ]
     measured_sizes = profile.plan(measured.world_size).sizes
     sizes = settings.plan(settings.world_size)
     if any(now > then for now, then in zip(sizes.sizes, measured_sizes, strict=False)):
@@ -306,5 +322,9 @@ def _row(trial: Trial) -> TrialRow:
 
 def _said(value: Any) -> str:
     if isinstance(value, list):
-        return " + ".join(_said(v) for v in value)
+        return " + ".join(_said(v) for v in value) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return format_bytes(value) if isinstance(value, int) and value > 10**6 else str(value)

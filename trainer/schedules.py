@@ -1,0 +1,43 @@
+"""The learning rate of a step as a share of its peak: a pure function of the step's number.
+
+No scheduler object keeps a position, so that a resumed run needs none, and no launcher can step it
+more than once (accelerate's prepared scheduler steps once for each process).
+"""
+
+import math
+from typing import Literal, get_args
+
+from autotune.errors import UsageError
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+LEAST_WARMUP = 10
+"""Steps. Adam's first ones divide by what a single gradient happens to be; see `optimizers.EPSILON`."""
+
+
+def rate_share(schedule: str, step: int, steps: int, warmup: float) -> float:
+    """The share of the peak at step `step` (from 0) of `steps`: up in a line, then as `schedule` says.
+
+    `warmup` is a share of the steps. Cosine and linear would reach zero one step after the last, so
+    that no step is wasted on a rate of zero.
+    """
+    rising = max(1, round(warmup * steps), min(LEAST_WARMUP, steps // 2))
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, steps - rising)
+    match check_schedule(schedule):
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        case "linear":
+            return 1 - done
+        case "constant":
+            return 1.0
+
+
+def check_schedule(name: str) -> Schedule:
+    """The schedule of that name; raises UsageError where there is none."""
+    for known in get_args(Schedule):
+        if name == known:
+            schedule: Schedule = known
+            return schedule
+    raise UsageError(f"--schedule {name!r} is unknown; one of {', '.join(get_args(Schedule))}")
