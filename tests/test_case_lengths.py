@@ -21,7 +21,7 @@ from tests.toy_workload import MIB, PATH, toy  # noqa: E402
 from trainer.batches import Batch, Collator  # noqa: E402
 from trainer.devices import Devices  # noqa: E402
 from trainer.models import load_model  # noqa: E402
-from trainer.order import SampleOrder, count_steps  # noqa: E402
+from trainer.order import PlainSteps, SampleOrder, count_steps  # noqa: E402
 from trainer.rows import bundled  # noqa: E402
 from trainer.settings import Choices, WorkloadSettings, resolve  # noqa: E402
 from trainer.steps import Steps  # noqa: E402
@@ -45,7 +45,13 @@ def test_no_step_of_an_epoch_has_a_batch_beyond_the_probes(overhead: float | Non
     store = open_store((bundled("train"),), loaded.codec, max_source=256, max_target=256)
     collator = Collator(store, loaded.codec, loaded.model.config.decoder_start_token_id)
     plan = Plan(micro_batch=24, effective_batch=64, world_size=1)
-    steps = Steps(collator, SampleOrder(len(store), 3), plan, overhead=overhead, rank=0)
+    steps = Steps(
+        collator,
+        PlainSteps(SampleOrder(len(store), 3), plan.effective_batch),
+        plan,
+        overhead=overhead,
+        rank=0,
+    )
     worst = shape(collator.worst(24))
 
     shapes = [

@@ -5,17 +5,22 @@ Labels stand where the logits that predict them do, so that the loss shifts noth
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from autotune.errors import ModelError
 from trainer.codec import Codec
 from trainer.store import TokenStore
 
 IGNORED = -100
 """The label of a position that the loss does not count."""
+
+
+Rows = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +45,31 @@ class Collator:
 
     def __init__(self, store: TokenStore, codec: Codec, decoder_start: int | None) -> None:
         self.store = store
-        self.codec = codec
+        self._is_causal = codec.is_causal
+        self._pad = codec.pad  # and not the codec: a loader process would build its tokenizer
+        if decoder_start is None and not codec.is_causal:
+            raise ModelError(
+                "the model's config.json has no decoder_start_token_id, which its decoder begins "
+                "with; set it there (T5: the id of the padding token, BART: of the end of sequence)"
+            )
         self._decoder_start = decoder_start
 
-    def batch(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def batch(self, rows: Rows) -> Batch:
         """The micro-batch of those rows."""
-        return self._build(
-            [self.store.source(row) for row in rows], [self.store.target(row) for row in rows]
-        )
+        return self._build(rows, rows)
 
     def lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Tokens of what is padded apart: (rows, source and target), or (rows, both as one)."""
         sides = np.stack([self.store.source_lengths(rows), self.store.target_lengths(rows)], axis=1)
-        return sides.sum(1, keepdims=True) if self.codec.is_causal else sides
+        return sides.sum(1, keepdims=True) if self._is_causal else sides
+
+    def total_lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Tokens of each row, both sides together."""
+        return self.store.source_lengths(rows) + self.store.target_lengths(rows)
 
     def target_tokens(self, rows: npt.NDArray[np.int64]) -> int:
         """What the loss of those rows counts, without reading them."""
-        return int(self.store.target_lengths(rows).sum())
+        return int(self.store.learnt_lengths(rows).sum())
 
     def worst(self, size: int) -> Batch:
         """The largest micro-batch of that many sequences that the data can make.
@@ -64,48 +77,59 @@ class Collator:
         Seq2seq pads sources and targets apart: the longest of each. A causal model reads both as
         one sequence: the longest of those.
         """
-        every = np.arange(len(self.store))
-        sources, targets = self.store.source_lengths(every), self.store.target_lengths(every)
-        if self.codec.is_causal:
-            source = target = int((sources + targets).argmax())
+        facts = self.store.facts
+        if self._is_causal:
+            source = target = facts.longest_both[0]
         else:
-            source, target = int(sources.argmax()), int(targets.argmax())
-        return self._build([self.store.source(source)] * size, [self.store.target(target)] * size)
+            source, target = facts.longest_source[0], facts.longest_target[0]
+        return self._build([source] * size, [target] * size)
 
-    def _build(
-        self, sources: list[npt.NDArray[np.int64]], targets: list[npt.NDArray[np.int64]]
-    ) -> Batch:
-        tokens = sum(map(len, sources)) + sum(map(len, targets))
-        if self.codec.is_causal:
+    def _build(self, source_rows: Rows, target_rows: Rows) -> Batch:
+        sources = [self.store.source(row) for row in source_rows]
+        targets = [self.store.target(row) for row in target_rows]
+        if self._is_causal:
             both = [np.concatenate(pair) for pair in zip(sources, targets, strict=True)]
-            nexts = [
-                np.concatenate([np.full(len(s) - 1, IGNORED), t.astype(np.int64), [IGNORED]])
-                for s, t in zip(sources, targets, strict=True)
-            ]
-            input_ids = _pad(both, self.codec.pad)  # (batch, source + target)
+            learnt = [self.store.learnt(row) for row in source_rows]
+            nexts = [_nexts(*parts) for parts in zip(sources, learnt, targets, strict=True)]
+            input_ids = _padded(both, self._pad)  # (batch, source + target)
             inputs = {"input_ids": input_ids, "attention_mask": _mask(both)}
-            labels = _pad(nexts, IGNORED)
+            labels = _padded(nexts, IGNORED)
             area = input_ids.numel()
         else:
-            input_ids = _pad(sources, self.codec.pad)  # (batch, source)
-            labels = _pad(targets, IGNORED)  # (batch, target)
+            input_ids = _padded(sources, self._pad)  # (batch, source)
+            labels = _padded(targets, IGNORED)  # (batch, target)
             inputs = {
                 "input_ids": input_ids,
                 "attention_mask": _mask(sources),
                 "decoder_input_ids": self._shift_right(labels),
             }
             area = input_ids.numel() + labels.numel()
-        return Batch(inputs, labels, len(sources), tokens, sum(map(len, targets)), area)
+        return Batch(
+            inputs,
+            labels,
+            samples=len(sources),
+            tokens=sum(map(len, sources)) + sum(map(len, targets)),
+            target_tokens=int((labels != IGNORED).sum()),
+            area=area,
+        )
 
     def _shift_right(self, labels: Tensor) -> Tensor:
         """What a decoder reads to predict the labels: a start token, then all but the last."""
         assert self._decoder_start is not None
         shifted = labels.new_full(labels.shape, self._decoder_start)
         shifted[:, 1:] = labels[:, :-1]
-        return shifted.masked_fill_(shifted == IGNORED, self.codec.pad)
+        return shifted.masked_fill_(shifted == IGNORED, self._pad)
 
 
-def _pad(sequences: Sequence[npt.NDArray[np.int64]], value: int) -> Tensor:
+def _nexts(
+    source: npt.NDArray[Any], learnt: npt.NDArray[np.bool_], target: npt.NDArray[Any]
+) -> npt.NDArray[np.int64]:
+    """The label of each position of a causal sequence: what comes next, where the loss counts that."""
+    following = np.where(learnt, source.astype(np.int64), IGNORED)[1:]
+    return np.concatenate([following, target.astype(np.int64), [IGNORED]])
+
+
+def _padded(sequences: Sequence[npt.NDArray[Any]], value: int) -> Tensor:
     longest = max(map(len, sequences))
     padded = np.full((len(sequences), longest), value, dtype=np.int64)
     for row, sequence in zip(padded, sequences, strict=True):
@@ -113,5 +137,5 @@ def _pad(sequences: Sequence[npt.NDArray[np.int64]], value: int) -> Tensor:
     return torch.from_numpy(padded)
 
 
-def _mask(sequences: Sequence[npt.NDArray[np.int64]]) -> Tensor:
-    return _pad([np.ones(len(s), dtype=np.int64) for s in sequences], 0)
+def _mask(sequences: Sequence[npt.NDArray[Any]]) -> Tensor:
+    return _padded([np.ones(len(s), dtype=np.int64) for s in sequences], 0)

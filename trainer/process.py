@@ -21,6 +21,7 @@ from autotune.memory import is_out_of_memory
 from autotune.worker import failure
 from trainer.messages import Say
 from trainer.settings import Choices, TrainSettings, resolve
+from trainer.tokenise import Interrupted
 
 
 def main() -> None:
@@ -72,6 +73,9 @@ def _alone(stop: threading.Event) -> int:
     except ChatlmError as error:
         sys.stderr.write(f"chatlm: {error}\n")
         return 1
+    except Interrupted as error:
+        sys.stderr.write(f"chatlm: {error}; the same command goes on from there\n")
+        return 130
     except Exception as error:
         if is_out_of_memory(error):
             sys.stderr.write("chatlm: out of memory; use a smaller --micro-batch\n")

@@ -70,6 +70,8 @@ class TrainSettings:
     """Share of the steps."""
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    length_grouping: bool = False
+    """Compose steps of samples of like length; see `trainer.order`."""
     others: tuple[int, ...] = ()
     """Bytes that others hold on each rank's card, where the supervisor read them."""
     output_dir: str = "model_save/sft_fast"
@@ -114,6 +116,7 @@ class TrainSettings:
             "warmup": self.warmup,
             "weight_decay": self.weight_decay,
             "clip_norm": self.clip_norm,
+            "length_grouping": self.length_grouping,
         }
 
 
