@@ -1,12 +1,14 @@
 """The order of samples is a function of seed and position alone."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.order import GroupedSteps, PlainSteps, Rows, SampleOrder, StepOrder, count_steps
+from trainer.settings import TrainSettings, WorkloadSettings
 
 
 @given(st.integers(1, 50), st.integers(0, 5), st.lists(st.integers(1, 40), min_size=1, max_size=9))
@@ -112,6 +114,13 @@ def test_lengths_do_not_rise_from_step_to_step() -> None:
     means = [lengths(order.step(number)).mean() for number in range(50)]
 
     assert abs(np.corrcoef(means, np.arange(50))[0, 1]) < 0.5
+
+
+def test_a_grouped_run_is_another_run_than_a_plain_one() -> None:
+    """Its steps see other samples: a resume may not change that."""
+    plain = TrainSettings(workload=WorkloadSettings(), micro_batch=1, effective_batch=2)
+
+    assert replace(plain, length_grouping=True).identity() != plain.identity()
 
 
 def test_steps_cover_the_epochs_and_the_last_is_filled_up() -> None:
