@@ -4,13 +4,14 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.order import GroupedSteps, PlainSteps, Rows, SampleOrder, StepOrder, count_steps
 from trainer.settings import TrainSettings, WorkloadSettings
 
 
+@settings(deadline=None)  # how fast it is does not matter here
 @given(st.integers(1, 50), st.integers(0, 5), st.lists(st.integers(1, 40), min_size=1, max_size=9))
 def test_the_stream_is_the_same_however_it_is_taken(rows: int, seed: int, takes: list[int]) -> None:
     """Another effective batch, a resume, another process: the same samples in the same order."""
@@ -24,6 +25,7 @@ def test_the_stream_is_the_same_however_it_is_taken(rows: int, seed: int, takes:
     assert np.concatenate(parts).tolist() == whole.tolist()
 
 
+@settings(deadline=None)  # how fast it is does not matter here
 @given(st.integers(1, 5000), st.integers(0, 2**63 - 1), st.integers(0, 1000))
 def test_each_epoch_has_every_row_once(rows: int, seed: int, epoch: int) -> None:
     """Whatever the number of rows: squares, primes, a single one."""
@@ -32,6 +34,7 @@ def test_each_epoch_has_every_row_once(rows: int, seed: int, epoch: int) -> None
     assert np.array_equal(np.sort(taken), np.arange(rows))
 
 
+@settings(deadline=None)  # how fast it is does not matter here
 @given(st.integers(20, 2000), st.integers(0, 100), st.integers(0, 100))
 def test_another_seed_or_epoch_is_another_order(rows: int, seed: int, epoch: int) -> None:
     """Shuffled anew, not rotated: hardly a row stays where it was."""
@@ -65,8 +68,13 @@ def test_a_million_million_rows_cost_no_more_than_what_is_taken() -> None:
 
 
 def lengths(rows: Rows) -> Rows:
-    """Of 23 different values, many rows of each."""
-    return rows * 7 % 23
+    """Of 23 different values, many rows of each; one side."""
+    return (rows * 7 % 23)[:, None]
+
+
+def two_sides(rows: Rows) -> Rows:
+    """Independent of each other."""
+    return np.stack([rows % 31, rows // 31 % 37], axis=1)
 
 
 def grouped(rows: int, effective: int, steps: int, seed: int = 3) -> GroupedSteps:
@@ -77,7 +85,8 @@ def all_rows(order: StepOrder, steps: int) -> list[int]:
     return [row for number in range(steps) for row in order.step(number).tolist()]
 
 
-@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 30))
+@settings(deadline=None)  # how fast it is does not matter here
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 12))
 def test_grouping_changes_no_samples_number(rows: int, effective: int, steps: int) -> None:
     """Each as often as in the plain stream, in steps that are whole; also more than there are rows."""
     plain = PlainSteps(SampleOrder(rows, 3), effective)
@@ -88,6 +97,7 @@ def test_grouping_changes_no_samples_number(rows: int, effective: int, steps: in
     assert Counter(np.concatenate(steps_of).tolist()) == Counter(all_rows(plain, steps))
 
 
+@settings(deadline=None)  # how fast it is does not matter here
 @given(st.lists(st.integers(0, 29), min_size=1, max_size=10))
 def test_a_grouped_step_depends_on_its_number_alone(numbers: list[int]) -> None:
     """Not on which were asked for before: a resume, a loader process, another rank."""
@@ -105,6 +115,16 @@ def test_a_grouped_step_has_like_lengths() -> None:
 
     assert np.mean(spans) < 2
     assert np.mean([np.ptp(lengths(plain.step(number))) for number in range(250)]) > 15
+
+
+def test_both_sides_of_a_grouped_step_are_alike() -> None:
+    """Short questions with long answers lie apart from long ones with short answers."""
+    stream = SampleOrder(4000, 3)
+    order = GroupedSteps(stream, 16, steps=250, lengths=two_sides)
+
+    spans = [np.ptp(two_sides(order.step(number)), axis=0) for number in range(250)]
+
+    assert (np.mean(spans, axis=0) < 10).all()  # of 31 and 37
 
 
 def test_lengths_do_not_rise_from_step_to_step() -> None:

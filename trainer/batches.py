@@ -63,10 +63,6 @@ class Collator:
         sides = np.stack([self.store.source_lengths(rows), self.store.target_lengths(rows)], axis=1)
         return sides.sum(1, keepdims=True) if self._is_causal else sides
 
-    def total_lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Tokens of each row, both sides together."""
-        return self.store.source_lengths(rows) + self.store.target_lengths(rows)
-
     def target_tokens(self, rows: npt.NDArray[np.int64]) -> int:
         """What the loss of those rows counts, without reading them."""
         return int(self.store.learnt_lengths(rows).sum())

@@ -232,7 +232,7 @@ def step_order(run: Run) -> StepOrder:
     stream = SampleOrder(len(collator.store), run.settings.workload.seed)
     if not run.settings.length_grouping:
         return PlainSteps(stream, effective)
-    return GroupedSteps(stream, effective, steps=run.steps, lengths=collator.total_lengths)
+    return GroupedSteps(stream, effective, steps=run.steps, lengths=collator.lengths)
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
