@@ -25,10 +25,18 @@ from dashboard.words import (
     percent,
     reason_words,
     share,
+    tokenise_words,
     trial_size,
     verdict_word,
 )
-from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
+from trainer.events import (
+    CheckpointSaved,
+    Evaluated,
+    StepEnded,
+    Tokenising,
+    TrainingEnded,
+    TrainingStarted,
+)
 
 QUIET = 10.0
 """Seconds after which a step is printed even when little has been done since the last line."""
@@ -46,6 +54,7 @@ class PlainLines:
         self.screen = Screen()
         self.printed_step = 0
         self.printed_at = now()
+        self.tokenised_at: float | None = None
 
     def __call__(self, event: object) -> None:
         self.screen = update(self.screen, event)
@@ -64,6 +73,9 @@ class PlainLines:
                 return [self.probe_line(event.trial)]
             case TuningEnded():
                 return [self.answer_line(event), *self.peak_lines()]
+            case Tokenising() if self.tokenising_is_due():
+                self.tokenised_at = self.now()
+                return [f"tokenise {tokenise_words(event)}"]
             case TrainingStarted():
                 return [training_line(event)]
             case StepEnded() if self.step_is_due():
@@ -117,6 +129,9 @@ class PlainLines:
             or (step - self.printed_step) * 20 >= steps
             or self.now() - self.printed_at >= QUIET
         )
+
+    def tokenising_is_due(self) -> bool:
+        return self.tokenised_at is None or self.now() - self.tokenised_at >= QUIET
 
     def step_line(self) -> str:
         screen, record = self.screen, self.screen.record

@@ -19,8 +19,8 @@ EVENTS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         tuning.Notice, tuning.TuningStarted, tuning.ProbeStarted, tuning.ReadingTaken,
-        tuning.ProbeEnded, tuning.TuningEnded, training.TrainingStarted, training.StepEnded,
-        training.Evaluated, training.CheckpointSaved, training.TrainingEnded,
+        tuning.ProbeEnded, tuning.TuningEnded, training.Tokenising, training.TrainingStarted,
+        training.StepEnded, training.Evaluated, training.CheckpointSaved, training.TrainingEnded,
     )
 }  # fmt: skip
 

@@ -17,7 +17,14 @@ from autotune.events import (
 from autotune.readings import DeviceReading, HostReading
 from autotune.trial import DeviceBudget, Trial, still_tells
 from autotune.verdict import Verdict
-from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
+from trainer.events import (
+    CheckpointSaved,
+    Evaluated,
+    StepEnded,
+    Tokenising,
+    TrainingEnded,
+    TrainingStarted,
+)
 
 RECENT_LOSSES = 200
 RECENT_NOTICES = 3
@@ -45,6 +52,8 @@ class Screen:
     workers: int | None = None
     """Resident host memory of our workers, bytes."""
 
+    tokenising: Tokenising | None = None
+    """How far the rows are; None once training has started."""
     training: TrainingStarted | None = None
     record: Mapping[str, float] = field(default_factory=dict)
     """The last step's object in `metrics.jsonl`; empty before the first step."""
@@ -116,9 +125,11 @@ def update(screen: Screen, event: object) -> Screen:
             )  # fmt: skip
         case TuningEnded():
             return replace(screen, tuned=event, running=None)
+        case Tokenising():
+            return replace(screen, tokenising=event)
         case TrainingStarted():
             return replace(
-                screen, training=event, budgets=event.devices or screen.budgets, running=None, highest={}, record={}, losses=(),
+                screen, tokenising=None, training=event, budgets=event.devices or screen.budgets, running=None, highest={}, record={}, losses=(),
                 first_loss=None, step_seconds=None, peak=None, evaluations=(), checkpoint=None,
                 trained=None,
             )  # fmt: skip

@@ -15,7 +15,7 @@ from dashboard.memory import device_rows, host_rows
 from dashboard.rows import GAP, LABEL, Part, Pen, finished, labelled, pair, spread
 from dashboard.state import Screen
 from dashboard.trials import bracket_row, fit_rows, peak_rows, trial_rows
-from dashboard.words import clean, clock, figure, micro_batches, percent, share
+from dashboard.words import clean, clock, figure, micro_batches, percent, share, tokenise_words
 from trainer.events import TrainingStarted
 
 HEIGHT = 24
@@ -42,7 +42,7 @@ def render(
     elif screen.tuning is not None:
         rows = tuning_rows(pen, screen, elapsed, room)
     else:
-        rows = [title(pen, "chatlm", elapsed), *meters(pen, screen)]
+        rows = [title(pen, "chatlm", elapsed), *meters(pen, screen), *tokenise_rows(pen, screen)]
     if notices:
         rows = [*rows[:room], Text(), *notices]
     return Group(*(finished(row, width, ascii=ascii) for row in rows[:height]))
@@ -57,6 +57,13 @@ def meters(pen: Pen, screen: Screen) -> list[Text]:
     """Devices and host, set off by an empty row; nothing before the first reading."""
     rows = [*device_rows(pen, screen), *host_rows(pen, screen)]
     return [Text(), *rows] if rows else []
+
+
+def tokenise_rows(pen: Pen, screen: Screen) -> list[Text]:
+    """How far the rows are, before training starts."""
+    if screen.tokenising is None:
+        return []
+    return [Text(), labelled(pen, "tokenise", Part(Text(tokenise_words(screen.tokenising))))]
 
 
 def tuning_rows(pen: Pen, screen: Screen, elapsed: float, height: int) -> list[Text]:

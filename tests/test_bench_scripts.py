@@ -1,14 +1,17 @@
 """What the long benchmarks make of their figures; the runs themselves are `make bench`'s."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import rows_2m
 from bench.gpu import Bench, Skipped, against_probe, figures, table
 from bench.repeat import Run, Tuning, as_tuning, summary, timed
 from bench.sampling import summary as summary_of_samples
+from trainer.rows import read_rows
 
 
 def tuning(answer: int = 100, *verdicts: str, peak: int = 900) -> Tuning:
@@ -164,6 +167,47 @@ def test_a_part_that_fails_leaves_the_others_their_figures(tmp_path: Path) -> No
     assert (second["state"], second["why"]) == ("failed", "RuntimeError: out of memory")
     third = json.loads(path.read_text())["parts"]["third"]
     assert (third["state"], third["why"]) == ("skipped", "lightning is not installed")
+
+
+def test_the_rows_of_the_memory_bench_differ_and_a_longer_file_begins_as_a_shorter(
+    tmp_path: Path,
+) -> None:
+    """The bundled rows over and over, each with its own number, the longest first."""
+    rows_2m.write_rows(tmp_path / "few.parquet", 10)
+    rows_2m.write_rows(tmp_path / "many.parquet", 4000)
+
+    few, many = (list(read_rows(str(tmp_path / f"{name}.parquet"))) for name in ("few", "many"))
+    assert many[:10] == few
+    assert len({row.prompt for row in many}) == 4000
+    assert max(len(row.prompt + row.response) for row in many) == len(
+        many[0].prompt + many[0].response
+    )
+
+
+def test_the_memory_bench_holds_each_process_against_the_same_one_of_the_reference() -> None:
+    """The largest difference of any is what must stay within the promise."""
+    peaks = {
+        "reference": {"worker": 300, "loader": 100},
+        "tokenising": {"worker": 300 + rows_2m.PROMISE, "loader": 90},
+        "again": {"worker": 290, "loader": 120},
+    }
+
+    found = rows_2m.summary(peaks)
+    over = rows_2m.summary(peaks | {"again": {"worker": 301 + rows_2m.PROMISE, "loader": 100}})
+
+    assert found["beyond_reference_bytes"]["again"] == {"worker": -10, "loader": 20}
+    assert (found["most_beyond_reference_bytes"], found["holds"]) == (rows_2m.PROMISE, True)
+    assert not over["holds"]
+
+
+def test_the_memory_bench_sees_what_a_process_holds_and_spends() -> None:
+    """Anonymous bytes that are touched, and time that is used."""
+    before = rows_2m.anonymous(os.getpid()), rows_2m.processor_seconds(os.getpid())
+
+    held = bytearray(os.urandom(1 << 20)) * 40
+
+    assert rows_2m.anonymous(os.getpid()) - before[0] > 0.9 * len(held)
+    assert rows_2m.processor_seconds(os.getpid()) >= before[1] > 0
 
 
 def test_no_part_begins_without_time_to_end(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from trainer.batches import Batch, Collator  # noqa: E402
 from trainer.devices import Devices  # noqa: E402
 from trainer.models import load_model  # noqa: E402
 from trainer.options import TrainOptions  # noqa: E402
-from trainer.order import SampleOrder, count_steps  # noqa: E402
+from trainer.order import PlainSteps, SampleOrder, count_steps  # noqa: E402
 from trainer.rows import bundled  # noqa: E402
 from trainer.settings import WorkloadSettings, resolve  # noqa: E402
 from trainer.steps import Steps  # noqa: E402
@@ -52,7 +52,8 @@ def test_no_step_of_an_epoch_has_a_batch_beyond_the_probes(
     collator = Collator(store, loaded.codec, loaded.model.config.decoder_start_token_id)
     costs = Costs(longest=collator.longest(), shares=shares, overhead=overhead)
     plan = Plan(micro_batch=24, effective_batch=64, world_size=1)
-    steps = Steps(collator, SampleOrder(len(store), 3), plan, costs=costs, rank=0)
+    order = PlainSteps(SampleOrder(len(store), 3), plan.effective_batch)
+    steps = Steps(collator, order, plan, costs=costs, rank=0)
     worst = shape(collator.worst(24))
 
     shapes = [

@@ -38,7 +38,14 @@ from dashboard.words import (
     trial_size,
     verdict_word,
 )
-from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
+from trainer.events import (
+    CheckpointSaved,
+    Evaluated,
+    StepEnded,
+    Tokenising,
+    TrainingEnded,
+    TrainingStarted,
+)
 
 GIB = 2**30
 MIB = 2**20
@@ -446,6 +453,24 @@ def test_plain_lines_are_never_silent_for_long() -> None:
     assert len(stream.getvalue().splitlines()) > 3
 
 
+def test_plain_lines_say_now_and_then_how_far_the_tokens_are() -> None:
+    """At first, and then every ten seconds; where the total is known, of how many."""
+    stream = io.StringIO()
+    seconds = 0.0
+    lines = PlainLines(stream, now=lambda: seconds)
+
+    for seconds in (0.5, 5.0, 10.0, 10.5, 11.0):
+        lines(Tokenising(rows=int(45_000 * seconds), total=2_000_000, tokens=1, seconds=seconds))
+    seconds = 21.0
+    lines(Tokenising(rows=900_000, total=None, tokens=1, seconds=20.0))
+
+    assert stream.getvalue().splitlines() == [
+        "tokenise 22,500 of 2,000,000 rows, 45,000 rows/s",
+        "tokenise 472,500 of 2,000,000 rows, 45,000 rows/s",
+        "tokenise 900,000 rows, 45,000 rows/s",
+    ]
+
+
 def test_plain_lines_survive_an_ascii_stream() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
 
@@ -471,6 +496,7 @@ ALL_EVENTS = (
         low=8, high=16,
     ),
     TuningEnded(answer=None, interrupted=True, seconds=3.5),
+    Tokenising(rows=4096, total=None, tokens=180_000, seconds=0.5),
     started(),
     step(1, loss=2.5),
     Evaluated(step=1, loss=2.25),

@@ -24,7 +24,14 @@ from autotune.trial import DeviceBudget, Measured, Trial
 from autotune.verdict import Verdict
 from dashboard.state import Screen, update
 from dashboard.view import render
-from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
+from trainer.events import (
+    CheckpointSaved,
+    Evaluated,
+    StepEnded,
+    Tokenising,
+    TrainingEnded,
+    TrainingStarted,
+)
 
 GIB = 2**30
 MIB = 2**20
@@ -152,9 +159,12 @@ def drawn(screen: Screen, width: int, height: int = 24, ascii: bool = False) -> 
     return console.export_text()
 
 
+TOKENISING = Tokenising(rows=1_200_000, total=2_000_000, tokens=60_000_000, seconds=30.0)
+
 SCREENS = {
     "nothing yet": Screen(),
     "meters only": played([readings(1, GIB)]),
+    "tokenising": played([readings(1, GIB), TOKENISING]),
     "just started": played(tuning()[:1]),
     "tuning": played(tuning()),
     "tuned": played(tuned()),
@@ -202,6 +212,16 @@ def test_ascii_frames_are_ascii_and_as_wide(name: str, width: int) -> None:
 
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_run_says_how_far_its_tokens_are_until_it_trains() -> None:
+    """One line, which is gone with the first one of the training itself."""
+    training_too = played([TOKENISING, *training()])
+
+    assert "tokenise  1,200,000 of 2,000,000 rows, 40,000 rows/s" in drawn(
+        SCREENS["tokenising"], 80
+    )
+    assert "tokenise" not in drawn(training_too, 80)
 
 
 @pytest.mark.parametrize("name", ["tuning", "training"])

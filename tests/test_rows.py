@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import DataError
-from trainer.rows import ADVICE, Row, bundled, read_rows
+from trainer.rows import ADVICE, Row, bundled, count_rows, read_rows
 
 Write = Callable[[Path, list[dict[str, Any]]], Path]
 
@@ -81,6 +81,83 @@ def test_a_conversation_ends_with_the_answer_to_learn(tmp_path: Path, write: Wri
 
     assert row == Row(tuple(turns[:-1]), "好")
     assert row.prompt == "短\n早\n早。\n?"
+
+
+@every_format
+@pytest.mark.parametrize("skip", [1, 130, 1024, 1025, 2499, 2500])
+def test_rows_that_were_read_before_are_skipped(tmp_path: Path, write: Write, skip: int) -> None:
+    """Whole row groups, parts of one, all of them; the others are the same, and named the same."""
+    path = write(tmp_path, pairs(2500))
+    if write is parquet:
+        pq.write_table(pa.Table.from_pylist(pairs(2500)), path, row_group_size=130)
+
+    rows = list(read_rows(str(path), skip=skip))
+
+    assert rows == rows_of(path)[skip:]
+
+
+@every_format
+def test_a_fault_after_skipped_rows_is_named_by_its_place_in_the_file(
+    tmp_path: Path, write: Write
+) -> None:
+    """Not in what was left of it."""
+    path = write(tmp_path, [*pairs(3), {"prompt": "a", "response": None}])
+
+    with pytest.raises(DataError, match="row 4, column response: it is missing or null"):
+        list(read_rows(str(path), skip=2))
+
+
+def test_rows_are_counted_where_the_file_says_so(tmp_path: Path) -> None:
+    """Parquet does; of lines nobody knows before they are read."""
+    table, lines = str(parquet(tmp_path, pairs(7))), str(json_lines(tmp_path, pairs(3)))
+
+    assert count_rows([table, table]) == 14
+    assert count_rows([table, lines]) is None
+
+
+@given(
+    records=st.lists(
+        st.fixed_dictionaries({"prompt": st.text(max_size=9), "response": st.text(max_size=9)}),
+        min_size=1,
+        max_size=6,
+    ),
+    indent=st.sampled_from([None, 1]),
+    plain=st.booleans(),
+    piece=st.integers(1, 40),
+)
+def test_a_json_list_reads_the_same_in_any_pieces(
+    tmp_path_factory: pytest.TempPathFactory,
+    records: list[dict[str, str]],
+    indent: int | None,
+    plain: bool,
+    piece: int,
+) -> None:
+    """Cut within a character, an escape, a number, or between two items."""
+    path = tmp_path_factory.mktemp("json") / "rows.json"
+    listed = [{**record, "id": 12345} for record in records]
+    path.write_text(json.dumps(listed, indent=indent, ensure_ascii=plain), encoding="utf-8")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trainer.rows.PIECE", piece)
+        rows = rows_of(path)
+
+    assert [{"prompt": row.prompt, "response": row.response} for row in rows] == records
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('[{"prompt":"a","response":"b"} {}]', "'{' where a comma or the list's end is due"),
+        ('[{"prompt":"a","response":"b"}', "'the end' where a comma or the list's end is due"),
+        ('[{"prompt":"a","response":"b"}] x', "'x' after the list's end"),
+    ],
+)
+def test_a_json_list_that_is_none_says_where(tmp_path: Path, text: str, fault: str) -> None:
+    """After rows that were whole."""
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+
+    assert error_of(path) == f"{path} is damaged or cut off: {fault}; copy the file again"
 
 
 @every_format

@@ -1,7 +1,7 @@
 """Tokens on disk, and the codec that makes them, with the bundled tokenizer."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import DataError, ModelError, OutputError
-from trainer import store as store_module
 from trainer.codec import Codec
 from trainer.rows import Row
 from trainer.store import TokenStore, cache_folder, open_store
@@ -71,7 +70,8 @@ def row(prompt: str, response: str) -> Row:
 
 def test_source_and_target_end_with_the_end_of_sequence(tokenizer: Any, codec: Codec) -> None:
     """And hold the text, whole, before it."""
-    ((source, target),) = codec.encode([row("一加一等于几。", "等于二。")])
+    (encoded,) = codec.encode([row("一加一等于几。", "等于二。")])
+    source, target = encoded.source, encoded.target
 
     assert source[-1] == target[-1] == tokenizer.eos_token_id
     assert codec.eos not in (*source[:-1], *target[:-1])
@@ -83,11 +83,11 @@ def test_a_causal_target_alone_has_an_end(tokenizer: Any) -> None:
     """The prompt goes on into the answer; an empty one still has a token to predict from."""
     causal = Codec(tokenizer, is_causal=True)
 
-    (source, target), (empty, _) = causal.encode([row("你好", "好"), row("", "好")])
+    whole, empty = causal.encode([row("你好", "好"), row("", "好")])
 
-    assert causal.eos not in source
-    assert target[-1] == causal.eos
-    assert len(empty) == 1
+    assert causal.eos not in whole.source
+    assert whole.target[-1] == causal.eos
+    assert len(empty.source) == 1
 
 
 @given(st.lists(st.integers(5, 100), max_size=40), st.integers(1, 50))
@@ -141,7 +141,7 @@ def test_a_store_holds_what_the_codec_made(tmp_path: Path, codec: Codec) -> None
     """Row by row, with their lengths; mapped from the disk, two bytes a token."""
     store = opened(written(tmp_path, TEXTS), codec=codec)
 
-    pairs = codec.encode([row(*texts) for texts in TEXTS])
+    pairs = [(e.source, e.target) for e in codec.encode([row(*texts) for texts in TEXTS])]
     rows = np.arange(len(store))
     assert len(store) == len(TEXTS)
     assert [store.source(i).tolist() for i in range(4)] == [source for source, _ in pairs]
@@ -173,18 +173,18 @@ def test_more_rows_than_are_read_at_once_stay_in_order(tmp_path: Path, codec: Co
 def test_what_was_cut_is_counted(tmp_path: Path, codec: Codec) -> None:
     """Rows, of each side; exactly as long as allowed is not cut."""
     path = written(tmp_path, TEXTS)
-    lengths = np.array([[len(s), len(t)] for s, t in codec.encode([row(*t) for t in TEXTS])])
+    encoded = codec.encode([row(*texts) for texts in TEXTS])
+    lengths = np.array([[len(e.source), len(e.target)] for e in encoded])
     most_source, most_target = sorted(lengths[:, 0])[1], sorted(lengths[:, 1])[2]
 
     cut = opened(path, codec=codec, max_source=int(most_source), max_target=int(most_target))
     whole = opened(path, codec=codec)
 
-    assert (cut.cut_sources, cut.cut_targets) == tuple(
-        (lengths > [most_source, most_target]).sum(0)
-    )
+    counts = (cut.facts.cut_sources, cut.facts.cut_targets)
+    assert counts == tuple((lengths > [most_source, most_target]).sum(0))
     assert cut.longest() == (most_source, most_target)
     assert cut.truncation_notice(5, 7) == (
-        f"truncated {cut.cut_sources} of 4 sources to 5 tokens and {cut.cut_targets} targets to 7"
+        f"truncated {counts[0]} of 4 sources to 5 tokens and {counts[1]} targets to 7"
     )
     assert whole.truncation_notice(64, 64) is None
 
@@ -226,36 +226,6 @@ def test_what_changes_the_tokens_makes_another_store(
     assert len(list(cache.iterdir())) == 7
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, DataError, MemoryError])
-def test_interrupted_writing_leaves_no_store(
-    tmp_path: Path,
-    codec: Codec,
-    cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    interruption: type[BaseException],
-) -> None:
-    """After the first rows were written; the next opening starts anew and has them all."""
-    path = written(tmp_path, [("问", f"答 {i}") for i in range(1500)])
-    with monkeypatch.context() as patched:
-        patched.setattr(store_module, "read_rows", _ending_after(1100, interruption))
-        with pytest.raises(interruption):
-            opened(path, codec=codec)
-    left = list(cache.iterdir())
-
-    store = opened(path, codec=codec)
-
-    assert left == []
-    assert len(store) == 1500
-
-
-def _ending_after(count: int, error: type[BaseException]) -> Callable[[str], Iterator[Row]]:
-    def rows(path: str) -> Iterator[Row]:
-        yield from [row("问", "答")] * count
-        raise error(path)
-
-    return rows
-
-
 def test_a_damaged_file_leaves_no_store(tmp_path: Path, codec: Codec, cache: Path) -> None:
     """What was read of it before is not kept."""
     path = written(tmp_path, [("问", "答")] * 1500)
@@ -266,26 +236,6 @@ def test_a_damaged_file_leaves_no_store(tmp_path: Path, codec: Codec, cache: Pat
         opened(path, codec=codec)
 
     assert list(cache.iterdir()) == []
-
-
-def test_a_store_that_another_process_wrote_meanwhile_is_taken(
-    tmp_path: Path, codec: Codec, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both wrote the same: the slower one throws its own away."""
-    path = written(tmp_path, TEXTS)
-    encode = Codec.encode
-
-    def overtaken(self: Codec, rows: Sequence[Row]) -> list[tuple[list[int], list[int]]]:
-        monkeypatch.setattr(Codec, "encode", encode)
-        opened(path, codec=codec)
-        return encode(self, rows)
-
-    monkeypatch.setattr(Codec, "encode", overtaken)
-
-    store = opened(path, codec=codec)
-
-    assert len(store) == len(TEXTS)
-    assert len(list(cache.iterdir())) == 1
 
 
 def test_a_missing_file_is_named(tmp_path: Path, codec: Codec) -> None:

@@ -238,6 +238,32 @@ def test_an_interrupted_run_goes_on_where_it_was(whole_run: Path, tmp_path: Path
         assert own["loss"] == pytest.approx(other["loss"], abs=1e-4)
 
 
+def test_an_interrupted_tokenising_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends it at once with 130; the same command has the first rows already, and trains."""
+    monkeypatch.setenv("CHATLM_CACHE", str(tmp_path / "cache"))
+    rows = ({"prompt": f"第 {i} 问，" + "问" * 40, "response": "答" * 40} for i in range(60_000))
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    arguments = ("train", *FEW, "--max-steps", "1", "--data", "rows.jsonl")
+
+    process = start(tmp_path, *arguments)
+    while not list((tmp_path / "cache").glob(".partial-*/facts.json")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    (partial,) = (tmp_path / "cache").glob(".partial-*")
+    kept = json.loads((partial / "facts.json").read_text())
+    resumed = chatlm(tmp_path, *arguments)
+
+    assert process.returncode == 130, err
+    assert 0 < kept["rows"] < 60_000
+    assert resumed.returncode == 0, resumed.stderr
+    first = next(line for line in resumed.stdout.splitlines() if line.startswith("tokenise "))
+    assert int(first.split()[1].replace(",", "")) > kept["rows"]
+    assert "60,000 rows  1 steps" in resumed.stdout
+
+
 def test_the_users_own_folders_are_not_imported(tmp_path: Path) -> None:
     """A trainer/, profiles/, autotune.py and cli.py that would raise, in the current folder."""
     bomb = "raise SystemExit('the wrong module was imported')\n"

@@ -4,18 +4,23 @@ Labels stand where the logits that predict them do, so that the loss shifts noth
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from autotune.errors import ModelError
 from trainer.codec import Codec
 from trainer.store import TokenStore
 
 IGNORED = -100
 """The label of a position that the loss does not count."""
+
+
+Rows = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +45,27 @@ class Collator:
 
     def __init__(self, store: TokenStore, codec: Codec, decoder_start: int | None) -> None:
         self.store = store
-        self.codec = codec
+        self._is_causal = codec.is_causal
+        self._pad = codec.pad  # and not the codec: a loader process would build its tokenizer
+        if decoder_start is None and not codec.is_causal:
+            raise ModelError(
+                "the model's config.json has no decoder_start_token_id, which its decoder begins "
+                "with; set it there (T5: the id of the padding token, BART: of the end of sequence)"
+            )
         self._decoder_start = decoder_start
 
-    def batch(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def batch(self, rows: Rows) -> Batch:
         """The micro-batch of those rows."""
-        return self._build(
-            [self.store.source(row) for row in rows], [self.store.target(row) for row in rows]
-        )
+        return self._build(rows, rows)
 
     def lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Tokens of what is padded apart: (rows, source and target), or (rows, both as one)."""
         sides = np.stack([self.store.source_lengths(rows), self.store.target_lengths(rows)], axis=1)
-        return sides.sum(1, keepdims=True) if self.codec.is_causal else sides
+        return sides.sum(1, keepdims=True) if self._is_causal else sides
 
     def target_tokens(self, rows: npt.NDArray[np.int64]) -> int:
         """What the loss of those rows counts, without reading them."""
-        return int(self.store.target_lengths(rows).sum())
+        return int(self.store.learnt_lengths(rows).sum())
 
     def worst(self, size: int) -> Batch:
         """The largest micro-batch of that many sequences that the data can make.
@@ -64,70 +73,81 @@ class Collator:
         Seq2seq pads sources and targets apart: the longest of each. A causal model reads both as
         one sequence: the longest of those.
         """
-        source, target = self.worst_rows()
-        return self._build([self.store.source(source)] * size, [self.store.target(target)] * size)
+        source, target = self._worst_rows()
+        return self._build([source] * size, [target] * size)
 
     def longest(self) -> tuple[int, ...]:
         """Tokens of the longest on each side that is padded apart: source and target, or both as one."""
-        if self.codec.is_causal:
-            return (self.worst(1).area,)
-        return self.store.longest()
+        facts = self.store.facts
+        return (facts.longest_both[1],) if self._is_causal else self.store.longest()
 
     def one_sided(self, size: int, side: int) -> Batch | None:
-        """That many sequences, longest on one side and one token on the other; None without sides."""
-        if self.codec.is_causal:
+        """That many sequences, longest on one side and one token on the other; None without sides.
+
+        Only its shape is meant: what it counts is the worst batch's.
+        """
+        if self._is_causal:
             return None
-        worst = self.worst_rows()
-        source, target = self.store.source(worst[0]), self.store.target(worst[1])
-        if side == 0:
-            target = target[:1]
-        else:
-            source = source[:1]
-        return self._build([source] * size, [target] * size)
+        batch = self.worst(size)
+        short = ("decoder_input_ids",) if side == 0 else ("input_ids", "attention_mask")
+        inputs = {k: v[:, :1] if k in short else v for k, v in batch.inputs.items()}
+        return replace(
+            batch, inputs=inputs, labels=batch.labels[:, :1] if side == 0 else batch.labels
+        )
 
-    def worst_rows(self) -> tuple[int, int]:
+    def _worst_rows(self) -> tuple[int, int]:
         """The rows that the source and the target of the largest micro-batch are from."""
-        every = np.arange(len(self.store))
-        sources, targets = self.store.source_lengths(every), self.store.target_lengths(every)
-        if self.codec.is_causal:
-            row = int((sources + targets).argmax())
-            return row, row
-        return int(sources.argmax()), int(targets.argmax())
+        facts = self.store.facts
+        if self._is_causal:
+            return facts.longest_both[0], facts.longest_both[0]
+        return facts.longest_source[0], facts.longest_target[0]
 
-    def _build(
-        self, sources: list[npt.NDArray[np.int64]], targets: list[npt.NDArray[np.int64]]
-    ) -> Batch:
-        tokens = sum(map(len, sources)) + sum(map(len, targets))
-        if self.codec.is_causal:
+    def _build(self, source_rows: Rows, target_rows: Rows) -> Batch:
+        sources = [self.store.source(row) for row in source_rows]
+        targets = [self.store.target(row) for row in target_rows]
+        if self._is_causal:
             both = [np.concatenate(pair) for pair in zip(sources, targets, strict=True)]
-            nexts = [
-                np.concatenate([np.full(len(s) - 1, IGNORED), t.astype(np.int64), [IGNORED]])
-                for s, t in zip(sources, targets, strict=True)
-            ]
-            input_ids = _pad(both, self.codec.pad)  # (batch, source + target)
+            learnt = [self.store.learnt(row) for row in source_rows]
+            nexts = [_nexts(*parts) for parts in zip(sources, learnt, targets, strict=True)]
+            input_ids = _padded(both, self._pad)  # (batch, source + target)
             inputs = {"input_ids": input_ids, "attention_mask": _mask(both)}
-            labels = _pad(nexts, IGNORED)
+            labels = _padded(nexts, IGNORED)
             area = input_ids.numel()
         else:
-            input_ids = _pad(sources, self.codec.pad)  # (batch, source)
-            labels = _pad(targets, IGNORED)  # (batch, target)
+            input_ids = _padded(sources, self._pad)  # (batch, source)
+            labels = _padded(targets, IGNORED)  # (batch, target)
             inputs = {
                 "input_ids": input_ids,
                 "attention_mask": _mask(sources),
                 "decoder_input_ids": self._shift_right(labels),
             }
             area = input_ids.numel() + labels.numel()
-        return Batch(inputs, labels, len(sources), tokens, sum(map(len, targets)), area)
+        return Batch(
+            inputs,
+            labels,
+            samples=len(sources),
+            tokens=sum(map(len, sources)) + sum(map(len, targets)),
+            target_tokens=int((labels != IGNORED).sum()),
+            area=area,
+        )
 
     def _shift_right(self, labels: Tensor) -> Tensor:
         """What a decoder reads to predict the labels: a start token, then all but the last."""
         assert self._decoder_start is not None
         shifted = labels.new_full(labels.shape, self._decoder_start)
         shifted[:, 1:] = labels[:, :-1]
-        return shifted.masked_fill_(shifted == IGNORED, self.codec.pad)
+        return shifted.masked_fill_(shifted == IGNORED, self._pad)
 
 
-def _pad(sequences: Sequence[npt.NDArray[np.int64]], value: int) -> Tensor:
+def _nexts(
+    source: npt.NDArray[Any], learnt: npt.NDArray[np.bool_], target: npt.NDArray[Any]
+) -> npt.NDArray[np.int64]:
+    """The label of each position of a causal sequence: what comes next, where the loss counts that."""
+    following = np.where(learnt, source.astype(np.int64), IGNORED)[1:]
+    return np.concatenate([following, target.astype(np.int64), [IGNORED]])
+
+
+def _padded(sequences: Sequence[npt.NDArray[Any]], value: int) -> Tensor:
     longest = max(map(len, sequences))
     padded = np.full((len(sequences), longest), value, dtype=np.int64)
     for row, sequence in zip(padded, sequences, strict=True):
@@ -135,5 +155,5 @@ def _pad(sequences: Sequence[npt.NDArray[np.int64]], value: int) -> Tensor:
     return torch.from_numpy(padded)
 
 
-def _mask(sequences: Sequence[npt.NDArray[np.int64]]) -> Tensor:
-    return _pad([np.ones(len(s), dtype=np.int64) for s in sequences], 0)
+def _mask(sequences: Sequence[npt.NDArray[Any]]) -> Tensor:
+    return _padded([np.ones(len(s), dtype=np.int64) for s in sequences], 0)

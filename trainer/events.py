@@ -7,6 +7,18 @@ from autotune.trial import DeviceBudget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenising:
+    """How far the rows have become tokens, before the workers are ready; about twice a second."""
+
+    rows: int
+    total: int | None
+    """None where the file does not say how many it has."""
+    tokens: int
+    seconds: float
+    """Since the first row, of earlier parts that were interrupted too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStarted:
     """The workers are ready; `step` counts from 1, and `first_step` is above 1 after a resume."""
 

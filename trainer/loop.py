@@ -6,7 +6,7 @@ It runs under a supervisor, which draws, or alone under `accelerate launch -m tr
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from trainer.messages import Say
 from trainer.metrics import as_record, sum_up
 from trainer.models import Loaded, load_model
 from trainer.nodes import check_alike, shared_checkpoints
-from trainer.order import SampleOrder, count_steps
+from trainer.order import GroupedSteps, PlainSteps, SampleOrder, StepOrder, count_steps
 from trainer.rows import bundled
 from trainer.run_file import save_run
 from trainer.run_folder import RunFolder
@@ -33,6 +33,7 @@ from trainer.schedules import rate_share
 from trainer.settings import TrainSettings
 from trainer.steps import Steps
 from trainer.store import TokenStore, open_store
+from trainer.tokenise import Progress
 from trainer.workload import fingerprint_facts
 
 
@@ -121,10 +122,24 @@ def prepare(
     accelerator = make_accelerator(settings.workload)
     workload = settings.workload
     loaded = load_model(workload.model, dropout=workload.dropout, seed=workload.seed)
-    with accelerator.local_main_process_first():  # nodes need not share a cache
-        store = _store(settings, loaded, workload.data or (bundled("train"),))
-        eval_files = settings.eval_data or (() if workload.data else (bundled("valid"),))
-        eval_store = _store(settings, loaded, eval_files) if eval_files else None
+
+    def told(progress: Progress) -> None:
+        if accelerator.is_main_process:
+            say({"type": "tokenising", **asdict(progress)})
+
+    def opened(files: tuple[str, ...]) -> TokenStore:
+        return open_store(
+            files,
+            loaded.codec,
+            max_source=workload.max_source_length,
+            max_target=workload.max_target_length,
+            progress=told,
+            should_stop=should_stop,
+        )
+
+    store = opened(workload.data or (bundled("train"),))  # all ranks at once: one of them writes
+    eval_files = settings.eval_data or (() if workload.data else (bundled("valid"),))
+    eval_store = opened(eval_files) if eval_files else None
     check_alike(accelerator, settings, (store, eval_store))
     folder = RunFolder(Path(settings.output_dir))
     if accelerator.is_main_process:
@@ -176,11 +191,10 @@ def prepare(
 
 def take_steps(run: Run) -> bool:
     """Optimizer steps until the run is complete; False when it was asked to stop before."""
-    order = SampleOrder(len(run.collator.store), run.settings.workload.seed)
     accelerator = run.engine.accelerator
     steps = Steps(
         run.collator,
-        order,
+        step_order(run),
         run.plan,
         costs=Costs(
             longest=run.collator.longest(),
@@ -225,6 +239,15 @@ def take_steps(run: Run) -> bool:
     return True
 
 
+def step_order(run: Run) -> StepOrder:
+    """Which samples each step of the run sees."""
+    collator, effective = run.collator, run.plan.effective_batch
+    stream = SampleOrder(len(collator.store), run.settings.workload.seed)
+    if not run.settings.length_grouping:
+        return PlainSteps(stream, effective)
+    return GroupedSteps(stream, effective, steps=run.steps, lengths=collator.lengths)
+
+
 def save_model(run: Run) -> None:
     """Writes the final model and tokenizer, as `from_pretrained` reads them."""
     if run.is_main:
@@ -234,15 +257,6 @@ def save_model(run: Run) -> None:
         run.loaded.codec.tokenizer.save_pretrained(run.folder.path)
         run.folder.finish()
     run.engine.accelerator.wait_for_everyone()
-
-
-def _store(settings: TrainSettings, loaded: Loaded, files: tuple[str, ...]) -> TokenStore:
-    return open_store(
-        files,
-        loaded.codec,
-        max_source=settings.workload.max_source_length,
-        max_target=settings.workload.max_target_length,
-    )
 
 
 def _disk_need(loaded: Loaded, settings: TrainSettings) -> int:

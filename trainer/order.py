@@ -1,16 +1,31 @@
 """Which samples a step sees: a function of (seed, position) and of nothing else.
 
-Training reads one endless stream: a permutation of the rows for each epoch, end to end. A step takes
-the next `effective batch` positions, also across an epoch's end, so that every step is whole and no
-sample is dropped or repeated. The stream knows no rank, no micro-batch and no restart.
+Training reads one endless stream: a permutation of the rows for each epoch, end to end. A plain step
+takes the next `effective batch` positions, also across an epoch's end, so that every step is whole
+and no sample is dropped or repeated. A grouped step takes samples of like length out of the next
+fifty steps' worth. Neither knows a rank, a micro-batch or a restart, and neither holds anything that
+grows with the rows.
 """
 
-from functools import lru_cache
+import math
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
+
+ROUNDS = 8
+WINDOW = 50
+"""Steps whose samples are grouped together: of 50 or more the padding hardly falls any further."""
+
+
+class StepOrder(Protocol):
+    """The row numbers of each optimizer step, counted from 0."""
+
+    def step(self, number: int) -> Rows: ...
 
 
 class SampleOrder:
@@ -25,16 +40,117 @@ class SampleOrder:
         parts: list[Rows] = []
         while count > 0:
             epoch, offset = divmod(start, self.rows)
-            part = _permutation(self.rows, self.seed, epoch)[offset : offset + count]
-            parts.append(part)
-            start += len(part)
-            count -= len(part)
+            places = np.arange(offset, min(offset + count, self.rows))
+            parts.append(permuted(places, self.rows, _keys(self.seed, epoch)))
+            start += len(places)
+            count -= len(places)
         return np.concatenate(parts)
 
 
-@lru_cache(maxsize=2)
-def _permutation(rows: int, seed: int, epoch: int) -> Rows:
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+class PlainSteps:
+    """Each step the stream's next samples."""
+
+    def __init__(self, stream: SampleOrder, effective_batch: int) -> None:
+        self._stream = stream
+        self._effective = effective_batch
+
+    def step(self, number: int) -> Rows:
+        return self._stream.take(number * self._effective, self._effective)
+
+
+class GroupedSteps:
+    """Steps of like length: the stream's samples in windows, each parted into steps by length.
+
+    `lengths` has a row for each sample and a column for each side that is padded apart, (samples,
+    sides). Where that is source and target, sorting by their sum would put short questions with long
+    answers beside the reverse: the window is halved again and again, each time along the side that
+    is spread most (of the 3,000 real rows at 240 a step and micro-batches of 16: padding efficiency
+    0.70 plain, 0.71 sorted by the sum, 0.90 so). A single side comes out sorted.
+
+    The steps of a window come in an order that is shuffled anew, so that lengths do not rise in
+    waves. A window is at most what an epoch has of whole steps, and the last one ends with the run:
+    after any whole run every sample was seen exactly as often as in the plain stream.
+    """
+
+    def __init__(
+        self,
+        stream: SampleOrder,
+        effective_batch: int,
+        *,
+        steps: int,
+        lengths: Callable[[Rows], Rows],
+    ) -> None:
+        self._stream = stream
+        self._effective = effective_batch
+        self._steps = steps
+        self._lengths = lengths
+        self._window = max(1, min(WINDOW, stream.rows // effective_batch))
+        self._cached: tuple[int, Rows] | None = None
+
+    def step(self, number: int) -> Rows:
+        window, place = divmod(number, self._window)
+        if self._cached is None or self._cached[0] != window:
+            self._cached = window, self._composed(window)
+        rows: Rows = self._cached[1][place]
+        return rows
+
+    def _composed(self, window: int) -> Rows:
+        """(steps of the window, effective batch)"""
+        first = window * self._window
+        count = max(1, min(self._window, self._steps - first))
+        rows = self._stream.take(first * self._effective, count * self._effective)
+        parts = parted(self._lengths(rows), np.arange(len(rows)), count)
+        shuffled = np.random.default_rng([self._stream.seed, window, count]).permutation(count)
+        return rows[np.stack(parts)[shuffled]]
+
+
+def parted(lengths: Rows, samples: Rows, count: int) -> list[Rows]:
+    """Those samples in `count` parts of one size, alike in all sides.
+
+    In whole numbers, so that every machine parts them the same.
+    """
+    if count == 1:
+        return [samples]
+    sides = lengths[samples]
+    spread = np.abs(sides - np.sort(sides, axis=0)[len(sides) // 2]).sum(0)
+    by_side = samples[np.argsort(sides[:, spread.argmax()], kind="stable")]
+    left = count // 2
+    border = len(samples) * left // count
+    return [
+        *parted(lengths, by_side[:border], left),
+        *parted(lengths, by_side[border:], count - left),
+    ]
+
+
+def permuted(places: Rows, rows: int, keys: Keys) -> Rows:
+    """Where a keyed permutation of `range(rows)` sends those places; it is never held as a whole.
+
+    A balanced Feistel network over the pairs (left, right) of the smallest square that holds the
+    rows, walked on while it leads outside of them (Black and Rogaway, CT-RSA 2002): the square has
+    at most 2·√rows + 1 places more than there are rows, so nearly all arrive at once.
+    """
+    side = np.uint64(math.isqrt(rows - 1) + 1)
+    found = places.astype(np.uint64)
+    outside = np.arange(len(found))
+    while len(outside):
+        left, right = np.divmod(found[outside], side)
+        for key in keys:
+            left, right = right, (left + _mixed(right ^ key) % side) % side
+        found[outside] = left * side + right
+        outside = outside[found[outside] >= rows]
+    return found.astype(np.int64)
+
+
+def _mixed(values: Keys) -> Keys:
+    """A hash of each value: the finaliser of MurmurHash3."""
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return values ^ (values >> np.uint64(33))
+
+
+def _keys(seed: int, epoch: int) -> Keys:
+    keys: Keys = np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, np.uint64)  # type: ignore[assignment]
+    return keys
 
 
 def count_steps(rows: int, effective_batch: int, epochs: float, max_steps: int | None) -> int:

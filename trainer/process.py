@@ -27,6 +27,7 @@ from trainer.messages import Say
 from trainer.options import TrainOptions
 from trainer.run_file import load_run
 from trainer.settings import TrainSettings, resolve
+from trainer.tokenise import Interrupted
 
 
 def main() -> None:
@@ -111,6 +112,9 @@ def _alone() -> int:
 
     try:
         _train(settings, say, lambda: None, should_stop)
+    except Interrupted as error:
+        sys.stderr.write(f"chatlm: {error}; the same command goes on from there\n")
+        return 130
     except Exception as error:  # noqa: BLE001  told to the user, whatever it is
         tell(error)
         _leave()

@@ -1,10 +1,14 @@
-"""Prompts and responses from files, a batch of rows at a time, with faults named by row and column.
+"""Prompts and responses from files, one after the other, with faults named by row and column.
 
 It reads Parquet, JSON (a list of objects) and JSON lines, with columns `prompt` and `response`, or
-`messages`. Tokens are `store`'s business.
+`messages`. Whatever the file's size, no more of it is held than a batch of rows, or a piece of text.
+Tokens are `tokenise`'s business.
 """
 
+import codecs
+import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +21,8 @@ import pyarrow.parquet as pq
 from autotune.errors import DataError
 
 BATCH_ROWS = 1024
+PIECE = 1 << 20
+"""Bytes of a JSON list that are read at once."""
 ADVICE = "give --data a Parquet, JSON or JSON-lines file with the columns prompt and response"
 BOM = b"\xef\xbb\xbf"
 """What Windows puts before UTF-8 text."""
@@ -66,16 +72,18 @@ def check_files(*groups: Sequence[str] | None) -> None:
             check_file(path)
 
 
-def read_rows(path: str) -> Iterator[Row]:
-    """Every row of the file, in order; messages count them from 1, as lines are.
+def read_rows(path: str, *, skip: int = 0) -> Iterator[Row]:
+    """Every row of the file but the first `skip`, in order; messages count them from 1, as lines are.
+
+    Rows that are skipped were read before: they are not looked at.
 
     Raises:
         DataError: it is missing, empty, damaged, of another kind, or a row is not text.
     """
     file = check_file(path)
-    empty = True
+    empty = skip == 0
     try:
-        for number, record in enumerate(_records(file), start=1):
+        for number, record in enumerate(_records(file, skip), start=skip + 1):
             empty = False
             yield _row(record, path, number)
     except OSError as error:
@@ -84,11 +92,22 @@ def read_rows(path: str) -> Iterator[Row]:
         raise DataError(f"data file {path} has no rows; {ADVICE}")
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
+def count_rows(paths: Sequence[str]) -> int | None:
+    """Rows of those files together; None where one must be read from end to end to know."""
+    total = 0
+    for path in paths:
+        try:
+            total += pq.read_metadata(path).num_rows
+        except (pa.ArrowException, OSError):  # no Parquet, or a damaged one: its reader says which
+            return None
+    return total
+
+
+def _records(file: Path, skip: int) -> Iterator[dict[str, Any]]:
     with file.open("rb") as stream:
         head = stream.read(4)
     if head == b"PAR1":
-        return _parquet(file)
+        return _parquet(file, skip)
     if file.suffix in (".parquet", ".pq"):
         raise DataError(
             f"{file} is not a Parquet file: it begins with {head!r}, not with b'PAR1'; {ADVICE}"
@@ -96,19 +115,28 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     with file.open("rb") as stream:
         start = stream.read(4096).removeprefix(BOM).lstrip()[:1]
     if start == b"[":
-        return _json(file)
+        return itertools.islice(_json(file), skip, None)
     if start == b"{":
-        return _json_lines(file)
+        return _json_lines(file, skip)
     raise DataError(f"{file} is neither Parquet nor JSON nor JSON lines; {ADVICE}")
 
 
-def _parquet(file: Path) -> Iterator[dict[str, Any]]:
+def _parquet(file: Path, skip: int) -> Iterator[dict[str, Any]]:
+    """Row groups that are skipped whole are not even read."""
     try:
         with pq.ParquetFile(file, memory_map=True) as table:
             columns = [name for name in table.schema_arrow.names if name in _COLUMNS]
             _check_columns(table.schema_arrow.names, file)
-            for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-                yield from batch.to_pylist()
+            for group in range(table.num_row_groups):
+                rows = table.metadata.row_group(group).num_rows
+                if skip >= rows:
+                    skip -= rows
+                    continue
+                for batch in table.iter_batches(
+                    batch_size=BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False
+                ):
+                    yield from batch.slice(skip).to_pylist()
+                    skip = max(0, skip - len(batch))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file} is damaged or cut off: {_first_line(error)}; copy the file again"
@@ -117,27 +145,91 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
 
 def _json(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        records = json.loads(file.read_bytes())
+        for number, record in enumerate(_json_items(file), start=1):
+            if not isinstance(record, dict):
+                raise DataError(
+                    f"{file}, row {number} is {_kind(record)}, not an object; write each row as "
+                    f'{{"prompt": "...", "response": "..."}}'
+                )
+            if number == 1:
+                _check_columns(record, file)
+            yield record
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{file} is damaged or cut off: {_first_line(error)}; copy the file again"
         ) from error
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict):
-            raise DataError(
-                f"{file}, row {number} is {_kind(record)}, not an object; write each row as "
-                f'{{"prompt": "...", "response": "..."}}'
-            )
-    if records:
-        _check_columns(records[0], file)
-    yield from records
 
 
-def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+def _json_items(file: Path) -> Iterator[Any]:
+    """The items of a JSON list, read a piece at a time.
+
+    Raises:
+        ValueError: it is no list, or not whole.
+    """
+    decoder = json.JSONDecoder()
+    to_text = codecs.getincrementaldecoder("utf-8-sig")()
+    with file.open("rb") as stream:
+        text, place, is_all, piece = "", 0, False, PIECE
+
+        def more() -> None:
+            """Reads on; twice as much each time that one item asks again."""
+            nonlocal text, place, is_all, piece
+            read = stream.read(piece)
+            is_all, piece = not read, 2 * piece
+            text, place = text[place:] + to_text.decode(read, final=is_all), 0
+
+        def next_character() -> str:
+            nonlocal place
+            while True:
+                place = _SPACE.match(text, place).end()  # type: ignore[union-attr]  # always matches
+                if place < len(text) or is_all:
+                    return text[place : place + 1]
+                more()
+
+        if next_character() != "[":
+            raise ValueError("it does not begin as a list")
+        place += 1
+        if next_character() != "]":
+            while True:
+                next_character()
+                piece = PIECE
+                while True:  # until the item is there, and what follows it: `1` may go on as `12`
+                    try:
+                        item, end = decoder.raw_decode(text, place)
+                    except ValueError:
+                        if is_all:
+                            raise
+                    else:
+                        if is_all or end < len(text):
+                            break
+                    more()
+                place = end
+                yield item
+                follows = next_character()
+                if follows not in (",", "]"):
+                    raise ValueError(
+                        f"{follows or 'the end'!r} where a comma or the list's end is due"
+                    )
+                place += 1
+                if follows == "]":
+                    break
+        else:
+            place += 1
+        if rest := next_character():
+            raise ValueError(f"{rest!r} after the list's end")
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _json_lines(file: Path, skip: int) -> Iterator[dict[str, Any]]:
     checked = False
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
+                continue
+            if skip:
+                skip -= 1
                 continue
             try:
                 record = json.loads(line)

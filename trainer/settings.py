@@ -99,6 +99,8 @@ class TrainSettings:
     """Share of the steps."""
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    length_grouping: bool = False
+    """Compose steps of samples of like length; see `trainer.order`."""
     others: tuple[int, ...] = ()
     """Bytes that others hold on each rank's card, where the supervisor read them."""
     output_dir: str = "model_save/sft_fast"
@@ -107,8 +109,6 @@ class TrainSettings:
     """Optimizer steps; None saves at the end of each epoch."""
     keep_checkpoints: int = 2
     """The last ones, beside the best."""
-    length_grouping: bool = False
-    """Whether a step's samples are of like length."""
     eval_every: int | None = None
     """Optimizer steps; None evaluates at the end of each epoch."""
     patience: int | None = None

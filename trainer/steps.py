@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 from autotune.pieces import Costs
 from autotune.plan import Plan, cut
 from trainer.batches import Batch, Collator
-from trainer.order import SampleOrder
+from trainer.order import StepOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Steps(Dataset[Step]):
     def __init__(
         self,
         collator: Collator,
-        order: SampleOrder,
+        order: StepOrder,
         plan: Plan,
         *,
         costs: Costs,
@@ -38,8 +38,7 @@ class Steps(Dataset[Step]):
         self._rank = rank
 
     def __getitem__(self, step: int) -> Step:
-        effective = self._plan.effective_batch
-        rows = self._order.take(step * effective, effective)
+        rows = self._order.step(step)
         pieces = cut(
             self._collator.lengths(rows),
             world_size=self._plan.world_size,

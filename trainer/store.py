@@ -1,16 +1,15 @@
 """Tokens on disk: tokenised once, memory-mapped after that, so that host memory does not grow.
 
-A store is a folder: `tokens.bin` holds every sequence end to end, `offsets.npy` where each begins,
-sources at even places and targets at odd ones. It is named by a hash of the files' content, the
-tokenizer and the settings, and appears whole or not at all.
+A store is a folder of files that `tokenise` describes, named by a hash of the files' content, the
+tokenizer and the settings. It appears whole or not at all: until then it is `.partial-<name>`, which
+one process writes while the others wait, and which is gone on with after an interruption.
 """
 
 import hashlib
-import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,32 +18,38 @@ import numpy as np
 import numpy.typing as npt
 
 from autotune.errors import DataError, OutputError
+from trainer.claim import claimed
 from trainer.codec import Codec
-from trainer.rows import BATCH_ROWS, Row, check_file, read_rows
+from trainer.rows import check_file, count_rows
+from trainer.tokenise import TELL_EVERY, Facts, Interrupted, Progress, tokenise
 
-VERSION = 1
+VERSION = 2
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
+
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStore:
-    """Sources and targets by row number."""
+    """Sources and targets by row number. All arrays are memory-mapped."""
 
     folder: Path
+    facts: Facts
     tokens: npt.NDArray[Any]
-    """(tokens,) uint16 or uint32, memory-mapped."""
-    offsets: npt.NDArray[np.int64]
-    """(2 · rows + 1,), memory-mapped."""
-    cut_sources: int
-    """Rows whose source was longer than allowed."""
-    cut_targets: int
+    """(tokens,) uint16 or uint32."""
+    offsets: Numbers
+    """(2 · rows + 1,)"""
+    marks: npt.NDArray[np.bool_] | None
+    """(tokens,) those of sources that the loss counts; None where there are none."""
+    extra: npt.NDArray[np.int32] | None
+    """(rows,) how many those are."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A loader worker maps the same pages; an array that is pickled would be copied."""
-        return read_store, (self.folder, self.tokens.dtype)
+        return read_store, (self.folder,)
 
     def __len__(self) -> int:
-        return (len(self.offsets) - 1) // 2
+        return self.facts.rows
 
     def source(self, row: int) -> npt.NDArray[Any]:
         return self.tokens[self.offsets[2 * row] : self.offsets[2 * row + 1]]
@@ -52,57 +57,140 @@ class TokenStore:
     def target(self, row: int) -> npt.NDArray[Any]:
         return self.tokens[self.offsets[2 * row + 1] : self.offsets[2 * row + 2]]
 
-    def source_lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def learnt(self, row: int) -> npt.NDArray[np.bool_]:
+        """Which tokens of the source the loss counts; those of the target it counts all."""
+        first, last = self.offsets[2 * row], self.offsets[2 * row + 1]
+        return np.zeros(last - first, np.bool_) if self.marks is None else self.marks[first:last]
+
+    def source_lengths(self, rows: Numbers) -> Numbers:
         return self.offsets[2 * rows + 1] - self.offsets[2 * rows]
 
-    def target_lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def target_lengths(self, rows: Numbers) -> Numbers:
         return self.offsets[2 * rows + 2] - self.offsets[2 * rows + 1]
+
+    def learnt_lengths(self, rows: Numbers) -> Numbers:
+        """Tokens of each row that the loss counts; reads no tokens."""
+        targets = self.target_lengths(rows)
+        return targets if self.extra is None else targets + self.extra[rows]
 
     def longest(self) -> tuple[int, int]:
         """Tokens of the longest source and of the longest target."""
-        rows = np.arange(len(self))
-        return int(self.source_lengths(rows).max()), int(self.target_lengths(rows).max())
+        return self.facts.longest_source[1], self.facts.longest_target[1]
 
     def truncation_notice(self, max_source: int, max_target: int) -> str | None:
-        """A line that says how many rows were cut, None when none was."""
-        if not self.cut_sources and not self.cut_targets:
-            return None
-        return (
-            f"truncated {self.cut_sources:,} of {len(self):,} sources to {max_source} tokens and "
-            f"{self.cut_targets:,} targets to {max_target}"
-        )
+        """A line that says what of the rows is not learnt as it stands there, None when all is."""
+        facts, said = self.facts, []
+        if facts.cut_sources or facts.cut_targets:
+            said.append(
+                f"truncated {facts.cut_sources:,} of {len(self):,} sources to {max_source} tokens "
+                f"and {facts.cut_targets:,} targets to {max_target}"
+            )
+        if facts.empty_responses:
+            said.append(
+                f"{facts.empty_responses:,} of {len(self):,} responses are empty: only their end "
+                f"is learnt"
+            )
+        if facts.last_only:
+            said.append(
+                f"of {facts.last_only:,} conversations only the last answer is learnt: the chat "
+                f"template rewrites the turns before it"
+            )
+        return "; ".join(said) or None
+
+
+def _never() -> bool:
+    return False
 
 
 def open_store(
-    paths: Sequence[str], codec: Codec, *, max_source: int, max_target: int
+    paths: Sequence[str],
+    codec: Codec,
+    *,
+    max_source: int,
+    max_target: int,
+    progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = _never,
 ) -> TokenStore:
     """The store of those files, tokenised now if it was not yet.
+
+    `progress` is called about twice a second while that lasts, here or in the process that is
+    waited for.
 
     Raises:
         DataError: a file cannot be read as prompts and responses.
         OutputError: the cache folder cannot be written.
+        Interrupted: `should_stop` said so; the next call goes on from there.
     """
     folder = cache_folder() / _name(paths, codec, max_source, max_target)
+    partial = folder.with_name(f".partial-{folder.name}")
     if not folder.exists():
         try:
-            _write(folder, _encoded(paths, codec, max_source, max_target), codec.dtype)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = folder.with_name(f".lock-{folder.name}")
+            with claimed(lock, _Waiting(partial, paths, progress, should_stop)):
+                if not folder.exists():  # else another process was quicker with the same content
+                    _write(
+                        folder, partial, paths, codec, max_source=max_source, max_target=max_target,
+                        progress=progress, should_stop=should_stop,
+                    )  # fmt: skip
         except OSError as error:
             raise OutputError(
                 f"cannot write the token cache {folder.parent}: {error.strerror}; set "
                 f"CHATLM_CACHE to a folder with space"
             ) from error
-    return read_store(folder, np.dtype(codec.dtype))
+    return read_store(folder)
 
 
-def read_store(folder: Path, dtype: np.dtype[Any]) -> TokenStore:
+def _write(folder: Path, partial: Path, *arguments: Any, **options: Any) -> None:
+    try:
+        tokenise(partial, *arguments, **options)
+    except DataError:  # the file must be mended, and is another one then
+        shutil.rmtree(partial)
+        raise
+    partial.rename(folder)
+
+
+class _Waiting:
+    """Tells how far the process is that is waited for."""
+
+    def __init__(
+        self,
+        partial: Path,
+        paths: Sequence[str],
+        progress: Callable[[Progress], None] | None,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._partial = partial
+        self._total = count_rows(paths)
+        self._progress = progress
+        self._should_stop = should_stop
+        self._told = time.monotonic()
+
+    def __call__(self) -> None:
+        if self._should_stop():
+            raise Interrupted("interrupted while another process tokenises")
+        now = time.monotonic()
+        if self._progress is not None and now - self._told >= TELL_EVERY:
+            self._told = now
+            if facts := Facts.read(self._partial):
+                self._progress(Progress(facts.rows, self._total, facts.tokens, facts.seconds))
+
+
+def read_store(folder: Path) -> TokenStore:
     """The store in that folder."""
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = Facts.read(folder)
+    assert facts is not None, folder
+
+    def mapped(name: str, kind: Any) -> Any:
+        return np.memmap(folder / name, dtype=kind, mode="r")
+
     return TokenStore(
         folder,
-        np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"),
-        np.load(folder / "offsets.npy", mmap_mode="r"),
-        facts["cut_sources"],
-        facts["cut_targets"],
+        facts,
+        mapped("tokens.bin", np.dtype(f"u{facts.width}")),
+        mapped("offsets.bin", np.int64),
+        mapped("learnt.bin", np.bool_) if facts.learns_earlier else None,
+        mapped("extra.bin", np.int32) if facts.learns_earlier else None,
     )
 
 
@@ -123,68 +211,3 @@ def _name(paths: Sequence[str], codec: Codec, max_source: int, max_target: int) 
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()[:24]
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    source: list[int]
-    target: list[int]
-    cut_source: bool
-    cut_target: bool
-
-
-def _encoded(
-    paths: Sequence[str], codec: Codec, max_source: int, max_target: int
-) -> Iterator[list[_Pair]]:
-    """Encoded rows, a batch at a time."""
-    for path in paths:
-        for rows in _batched(read_rows(path)):
-            yield [
-                _Pair(
-                    codec.fit_source(source, max_source),
-                    codec.fit_target(target, max_target),
-                    len(source) > max_source,
-                    len(target) > max_target,
-                )
-                for source, target in codec.encode(rows)
-            ]
-
-
-def _batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == BATCH_ROWS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _write(folder: Path, batches: Iterator[list[_Pair]], dtype: type) -> None:
-    """Writes beside the folder, then renames: a reader sees all of it or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
-    try:
-        lengths: list[npt.NDArray[np.int64]] = []
-        cut_sources = cut_targets = 0
-        with (temporary / "tokens.bin").open("wb") as file:
-            for pairs in batches:
-                sequences = [part for pair in pairs for part in (pair.source, pair.target)]
-                file.write(
-                    np.concatenate([np.asarray(s, dtype=dtype) for s in sequences]).tobytes()
-                )
-                lengths.append(np.array([len(s) for s in sequences], dtype=np.int64))
-                cut_sources += sum(pair.cut_source for pair in pairs)
-                cut_targets += sum(pair.cut_target for pair in pairs)
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-        np.save(temporary / "offsets.npy", offsets)
-        facts = {"cut_sources": cut_sources, "cut_targets": cut_targets}
-        (temporary / "facts.json").write_text(json.dumps(facts))
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another rank or run was quicker with the same content
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

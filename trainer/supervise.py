@@ -21,7 +21,14 @@ from autotune.workers import Workers
 from profiles import Profile
 from profiles.schema import Fingerprint
 from trainer.devices import Devices
-from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted
+from trainer.events import (
+    CheckpointSaved,
+    Evaluated,
+    StepEnded,
+    Tokenising,
+    TrainingEnded,
+    TrainingStarted,
+)
 from trainer.faults import advice, lost_a_neighbour
 from trainer.settings import TrainSettings
 from trainer.silence import Silence
@@ -229,6 +236,8 @@ class Relay:
                     if differing:
                         raise Stale(differing)
                 self.workers.send({"type": "go"})
+            case "tokenising":
+                self.emit(Tokenising(**_fields(message)))
             case "notice":
                 self.emit(Notice(text=message["text"]))
             case "started":

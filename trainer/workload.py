@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import numpy as np
 import torch
 
 from autotune.pieces import Costs
@@ -13,7 +12,7 @@ from trainer.batches import Batch, Collator
 from trainer.engine import Engine, make_accelerator, precision
 from trainer.feed import feed, loaders_memory
 from trainer.models import Loaded, load_model
-from trainer.order import SampleOrder
+from trainer.order import PlainSteps, SampleOrder
 from trainer.rows import bundled
 from trainer.settings import WorkloadSettings
 from trainer.steps import Steps
@@ -36,9 +35,9 @@ class SftWorkload:
     ) -> None:
         accelerator = make_accelerator(settings)
         loaded = load_model(settings.model, dropout=settings.dropout, seed=settings.seed)
-        with accelerator.main_process_first():
-            store = _store(settings.data or (bundled("train"),), loaded, settings)
-            eval_store = _store(eval_data, loaded, settings) if eval_data else store
+        # all ranks at once: of those that share a cache one writes
+        store = _store(settings.data or (bundled("train"),), loaded, settings)
+        eval_store = _store(eval_data, loaded, settings) if eval_data else store
         self._effective = effective
         self._fixed = fixed
         self._world_size: int = accelerator.num_processes
@@ -68,7 +67,8 @@ class SftWorkload:
 
         Where no freed block stays cached, the large one leaves nothing and is left out.
         """
-        shuffled = np.random.default_rng(MIX_SEED).permutation(len(self._collator.store))
+        rows = len(self._collator.store)
+        shuffled = SampleOrder(rows, MIX_SEED).take(0, min(size, rows))
         counts = (size, size // 2, 1) if self.memory.caches else (size // 2, 1)
         batches = [self._collator.batch(shuffled[: max(1, count)]) for count in counts]
         self.engine.accumulate(batches, target_tokens=sum(b.target_tokens for b in batches))
@@ -84,10 +84,12 @@ class SftWorkload:
 
     def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         accelerator = self.engine.accelerator
+        plan = self._plan(size)
+        stream = SampleOrder(len(self._collator.store), MIX_SEED)
         steps = Steps(
             self._collator,
-            SampleOrder(len(self._collator.store), MIX_SEED),
-            self._plan(size),
+            PlainSteps(stream, plan.effective_batch),
+            plan,
             costs=Costs(longest=self._collator.longest()),
             rank=accelerator.process_index,
         )
