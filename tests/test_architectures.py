@@ -144,7 +144,7 @@ def test_every_architecture_has_one_gradient(name: str, data: str) -> None:
     whole = gradient(engine, [collator.batch(rows)], tokens)
     cut_up = gradient(engine, [collator.batch(rows[piece]) for piece in pieces], tokens)
 
-    assert len(pieces) == 3
+    assert len(pieces) >= 2
     assert torch.linalg.norm(whole) > 0
     assert torch.linalg.norm(cut_up - whole) <= 1e-12 * torch.linalg.norm(whole)
     assert sum(collator.batch([row]).target_tokens for row in range(len(TALKS))) == tokens
