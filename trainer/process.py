@@ -97,15 +97,21 @@ def _parse(arguments: list[str]) -> TrainSettings:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--scale-lr", choices=("linear", "sqrt"))
     parser.add_argument("--checkpoint-every", type=int)
+    parser.add_argument("--eval-every", type=int)
+    parser.add_argument("--patience", type=int)
+    parser.add_argument("--generate-rows", type=int, default=200)
+    parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--track", action="append", default=[])
     parser.add_argument("--backend", choices=("gloo", "nccl"))
     parser.add_argument("--device", choices=("cuda", "cpu"))
     flags = vars(parser.parse_args(arguments))
     name, device = flags.pop("profile"), flags.pop("device") or _default_device()
     data, eval_data = tuple(flags.pop("data")), tuple(flags.pop("eval_data"))
+    track = tuple(flags.pop("track"))
     return resolve(
         profiles.load(name),
         name,
-        Choices(data=data, eval_data=eval_data, **flags),
+        Choices(data=data, eval_data=eval_data, track=track, **flags),
         device=device,
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
     )

@@ -5,6 +5,7 @@ They travel to the workers as JSON and are saved with the run. Nothing here know
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -77,6 +78,20 @@ class TrainSettings:
     checkpoint_every: int | None = None
     """Optimizer steps; None saves at the end of each epoch."""
     keep_checkpoints: int = 2
+    eval_every: int | None = None
+    """Optimizer steps; None evaluates at the end of each epoch. The end of the run always does."""
+    patience: int | None = None
+    """Evaluations in a row without a lower loss that end the run; None goes on to the last step."""
+    generate_rows: int = 200
+    """The first so many rows of the evaluation set are answered too, and the answers scored."""
+    max_new_tokens: int | None = None
+    """Of an answer; None allows as many as the longest of the data has."""
+    track: tuple[str, ...] = ()
+    """`tensorboard`, `wandb`."""
+    device_names: tuple[str, ...] = ()
+    """Of each device with a target in the profile, where the supervisor read them."""
+    budgets: tuple[int, ...] = ()
+    """Bytes that the profile allows on each of those."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,8 +103,10 @@ class TrainSettings:
         workload = WorkloadSettings.from_json(values["workload"])
         lists = {
             key: None if values[key] is None else tuple(values[key])
-            for key in ("eval_data", "others", "micro_batch_sizes")
-        }
+            for key in (
+                "eval_data", "others", "micro_batch_sizes", "track", "device_names", "budgets",
+            )
+        }  # fmt: skip
         return cls(**{**values, **lists, "workload": workload})
 
     def plan(self, world_size: int) -> Plan:
@@ -137,6 +154,11 @@ class Choices:
     """`linear` or `sqrt`, in the growth of the effective batch."""
     checkpoint_every: int | None = None
     backend: str | None = None
+    eval_every: int | None = None
+    patience: int | None = None
+    generate_rows: int = 200
+    max_new_tokens: int | None = None
+    track: tuple[str, ...] = ()
 
 
 def resolve(
@@ -180,6 +202,11 @@ def resolve(
             output_dir=choices.output_dir or str(Path("model_save") / f"sft_{Path(name).stem}"),
             fresh=choices.fresh,
             checkpoint_every=choices.checkpoint_every,
+            eval_every=choices.eval_every,
+            patience=choices.patience,
+            generate_rows=choices.generate_rows,
+            max_new_tokens=choices.max_new_tokens,
+            track=choices.track,
         )
     )
 
@@ -236,6 +263,29 @@ def check_training(settings: TrainSettings) -> TrainSettings:
             f"--output-dir {settings.output_dir} is the --model itself, which the run would replace; "
             f"choose another --output-dir"
         )
+    check_evaluation(settings)
     if not 0 <= settings.workload.seed < 2**63:
         raise UsageError(f"--seed {settings.workload.seed} is no seed; give 0 to 2^63 - 1")
     return settings
+
+
+TRACKERS = ("tensorboard", "wandb")
+
+
+def check_evaluation(settings: TrainSettings) -> None:
+    """Raises UsageError for what cannot be meant of evaluations, or of who is told about them."""
+    for flag, value, least in (
+        ("--eval-every", settings.eval_every, 1),
+        ("--patience", settings.patience, 1),
+        ("--generate-rows", settings.generate_rows, 0),
+        ("--max-new-tokens", settings.max_new_tokens, 1),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{flag} {value} means nothing; give {least} or more")
+    for tracker in settings.track:
+        if tracker not in TRACKERS:
+            raise UsageError(f"--track {tracker} is not known; there are {' and '.join(TRACKERS)}")
+        if find_spec(tracker) is None:
+            raise UsageError(
+                f"--track {tracker} needs a package that is not installed: pip install {tracker}"
+            )
