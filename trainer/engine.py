@@ -59,7 +59,7 @@ def make_accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
         kwargs_handlers=handlers,
-        log_with=list(track),
+        log_with=list(track) or None,
         project_config=ProjectConfiguration(
             logging_dir=None if tracking is None else str(tracking)
         ),

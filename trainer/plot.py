@@ -14,7 +14,7 @@ from trainer.evaluations import read
 
 PAPER, INK, QUIET, GRID = "#fbfbfa", "#33383f", "#8a9099", "#e4e6e8"
 """A paper of its own, so that the picture reads on a light page and on a dark one."""
-TRAINING, EVALUATION, RATE = "#2f6fb0", "#d1602b", "#b3b9c0"
+TRAINING, EVALUATION, RATE = "#2f6fb0", "#d1602b", "#c9ced4"
 SMOOTHED = 30
 """The smooth line is a mean over a window of this share of the steps (1/30), to both sides of each."""
 
@@ -67,6 +67,8 @@ def draw_axes(
     steps: Sequence[Mapping[str, Any]],
     evaluations: Sequence[Mapping[str, Any]],
 ) -> None:
+    from matplotlib.patheffects import withStroke
+
     axes = figure.add_subplot(facecolor=PAPER)
     rates = axes.twinx()
     axes.set_zorder(rates.get_zorder() + 1)  # losses lie over the rate
@@ -87,6 +89,7 @@ def draw_axes(
         axes.annotate(
             best_words(best), (best["step"], best["loss"]), color=EVALUATION,
             textcoords="offset points", xytext=(-4, 12), ha="right", va="bottom", fontsize=9,
+            path_effects=[withStroke(linewidth=3, foreground=PAPER)],
         )  # fmt: skip
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("loss per target token")
@@ -136,7 +139,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def bounds(losses: Sequence[float], evaluated: Sequence[float]) -> tuple[float, float]:
     """From 0 to the highest loss, less a few stray steps, which would press all others flat."""
-    usual = sorted(losses)[: max(1, round(0.995 * len(losses)))]
+    usual = sorted(losses)[: len(losses) - len(losses) // 200]
     return 0.0, 1.06 * max(usual[-1], *evaluated, 0.001)
 
 
