@@ -157,3 +157,31 @@ def test_the_smooth_line_does_not_lag() -> None:
     line = [float(value) for value in range(100)]
 
     assert smoothed(line)[10:-10] == pytest.approx(line[10:-10])
+
+
+def test_a_run_without_progress_ends_as_finished(tmp_path: Path) -> None:
+    """A rate that ruins the model: stopped by its patience, the model saved, TensorBoard told."""
+    pytest.importorskip("tensorboard")
+    flags = ["--profile", "small", "--device", "cpu", "--max-steps", "40", "--output-dir", "run"]
+    stopping = ["--learning-rate", "5", "--eval-every", "2", "--patience", "2"]
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "trainer", *flags, *stopping, "--micro-batch", "16",
+         "--generate-rows", "0", "--track", "tensorboard"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
+    kept = read(tmp_path / "run/evaluations.jsonl")
+    progress, last = Progress.of(kept), kept[-1]["step"]
+    assert [record["step"] for record in kept] == list(range(2, last + 1, 2))
+    assert progress.since_best == 2
+    assert last < 40
+    assert progress.stop_words(last, 40) in [m.get("text") for m in said]
+    assert said[-1]["result"]["steps"] == last
+    assert said[-1]["interrupted"] is False
+    assert kept[-1]["bleu"] is None
+    assert json.loads((tmp_path / "run/run.json").read_text())["finished"] is True
+    assert (tmp_path / "run/model.safetensors").exists()
+    assert list((tmp_path / "run/tracking/chatlm").glob("events.out.tfevents.*"))

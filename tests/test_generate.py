@@ -31,7 +31,13 @@ def tiny(kind: str, vocabulary: int) -> Any:
     import transformers
 
     torch.manual_seed(1)
-    common = {"vocab_size": vocabulary, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3}
+    common: Any = {
+        "vocab_size": vocabulary,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 3,
+    }
+    model: Any
     match kind:
         case "llama":
             model = transformers.LlamaForCausalLM(
@@ -51,7 +57,7 @@ def tiny(kind: str, vocabulary: int) -> Any:
                 transformers.BartConfig(
                     d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
                     decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128,
-                    init_std=0.3, decoder_start_token_id=2, forced_bos_token_id=None, **common,
+                    init_std=0.3, decoder_start_token_id=2, **common,
                 )
             )  # fmt: skip
     return model

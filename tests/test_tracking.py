@@ -30,12 +30,12 @@ def test_tensorboards_own_reader_finds_the_losses(tmp_path: Path) -> None:
     track(accelerator, "evaluation", {"step": 2, "loss": 2.5, "bleu": None, "words": "zh"})
     accelerator.end_training()
 
-    reader = EventAccumulator(str(tmp_path / "chatlm"))  # type: ignore[no-untyped-call]
-    reader.Reload()  # type: ignore[no-untyped-call]
-    losses = [(e.step, e.value) for e in reader.Scalars("train/loss")]  # type: ignore[no-untyped-call]
+    reader = EventAccumulator(str(tmp_path / "chatlm"))
+    reader.Reload()
+    losses = [(e.step, e.value) for e in reader.Scalars("train/loss")]
     assert losses == [(1, 3.5), (2, 2.25)]
-    assert [e.value for e in reader.Scalars("evaluation/loss")] == [2.5]  # type: ignore[no-untyped-call]
-    assert "evaluation/words" not in reader.Tags()["scalars"]  # type: ignore[no-untyped-call]
+    assert [e.value for e in reader.Scalars("evaluation/loss")] == [2.5]
+    assert "evaluation/words" not in reader.Tags()["scalars"]
 
 
 def test_settings_are_told_as_plain_values() -> None:
