@@ -44,11 +44,11 @@ for line in open(sys.argv[2], encoding="utf-8"):
     wanted = tokenizer.decode(tokenizer(row["response"])["input_ids"], skip_special_tokens=True)
     right += text.strip() == wanted.strip()
 card = open(sys.argv[1] + "/README.md", encoding="utf-8").read()
-snippet = card.split("```python\n")[1].split("```")[0]
+snippet = card.split("```python\\n")[1].split("```")[0]
 os.chdir(sys.argv[1])
 exec(snippet)
 print(right)
-assert not {"trainer", "autotune", "accelerate"} & set(sys.modules)
+assert not {"trainer", "autotune"} & set(sys.modules)
 """
 
 
