@@ -24,7 +24,9 @@ from dashboard.words import (
     peak_words,
     percent,
     reason_words,
+    scores_words,
     share,
+    shortened,
     tokenise_words,
     trial_size,
     verdict_word,
@@ -32,6 +34,7 @@ from dashboard.words import (
 from trainer.events import (
     CheckpointSaved,
     Evaluated,
+    Sample,
     StepEnded,
     Tokenising,
     TrainingEnded,
@@ -40,6 +43,8 @@ from trainer.events import (
 
 QUIET = 10.0
 """Seconds after which a step is printed even when little has been done since the last line."""
+LONGEST_TEXT = 60
+"""Characters of a sample's prompt or answer."""
 LONGEST_REASON = 120
 """Columns: torch says a paragraph when memory ran out; the profile keeps all of it."""
 
@@ -82,7 +87,7 @@ class PlainLines:
                 self.printed_step, self.printed_at = self.screen.step, self.now()
                 return [self.step_line()]
             case Evaluated():
-                return [f"eval    step {event.step}  loss {figure(event.loss)}"]
+                return [evaluation_line(event), *map(sample_line, event.samples)]
             case CheckpointSaved():
                 return [f"saved   step {event.step}  {event.path}"]
             case TrainingEnded():
@@ -183,6 +188,22 @@ def training_line(event: TrainingStarted) -> str:
         f"effective batch {event.effective_batch}  micro-batch {size}  "
         f"accumulation {event.accumulation}  processes {event.world_size}  {event.precision}"
     )
+
+
+def evaluation_line(event: Evaluated) -> str:
+    words = [f"eval    step {event.step}  loss {figure(event.loss)}", *scores_words(event)]
+    if event.seconds:
+        words.append(duration(event.seconds))
+    return "  ".join(words)
+
+
+def sample_line(sample: Sample) -> str:
+    """What was asked and answered; what was wanted, where that is something else."""
+    asked, answer = shortened(sample.prompt, LONGEST_TEXT), shortened(sample.answer, LONGEST_TEXT)
+    line = f"sample  {asked} → {answer or '(nothing)'}"
+    if sample.answer == sample.reference:
+        return f"{line}  ✓"
+    return f"{line}  ✗ wanted {shortened(sample.reference, LONGEST_TEXT)}"
 
 
 def clean_line(text: str) -> str:

@@ -15,7 +15,16 @@ from dashboard.memory import device_rows, host_rows
 from dashboard.rows import GAP, LABEL, Part, Pen, finished, labelled, pair, spread
 from dashboard.state import Screen
 from dashboard.trials import bracket_row, fit_rows, peak_rows, trial_rows
-from dashboard.words import clean, clock, figure, micro_batches, percent, share, tokenise_words
+from dashboard.words import (
+    clean,
+    clock,
+    figure,
+    micro_batches,
+    percent,
+    scores_words,
+    share,
+    tokenise_words,
+)
 from trainer.events import TrainingStarted
 
 HEIGHT = 24
@@ -131,7 +140,17 @@ def loss_rows(pen: Pen, screen: Screen) -> list[Text]:
                 Part(pair("lowest", f"{figure(best.loss)} at {best.step:,}"), 2),
             )
         )  # fmt: skip
+        if words := scores_words(last):
+            rows.append(
+                labelled(pen, "answers", *(Part(named(word), i) for i, word in enumerate(words)))
+            )
     return rows
+
+
+def named(words: str) -> Text:
+    """A name dim before its value: `BLEU 83.8 (zh)`."""
+    name, value = words.split(" ", 1)
+    return pair(name, value)
 
 
 def record_rows(pen: Pen, screen: Screen) -> list[Text]:

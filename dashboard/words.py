@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from autotune.quantity import format_bytes
 from autotune.trial import Trial
 from autotune.verdict import Verdict
-from trainer.events import Tokenising
+from trainer.events import Evaluated, Tokenising
 
 VERDICTS = {Verdict.FITS: "fits", Verdict.OVER: "over", Verdict.OOM: "out of memory"}
 NO_SIZE = "no size for it: "
@@ -130,6 +130,24 @@ def percent(part: float) -> str:
 def micro_batches(largest: int, sizes: Sequence[int] | None) -> str:
     """`1,024`, or `12 + 6` where the devices' sizes differ."""
     return " + ".join(f"{size:,}" for size in sizes or (largest,))
+
+
+def scores_words(event: Evaluated) -> list[str]:
+    """`BLEU 83.8 (zh)`, `exact 87.5 %`, `chrF 89.3`, `of 200 rows`; none where nothing was answered."""
+    if event.bleu is None or event.chrf is None or event.exact_match is None:
+        return []
+    return [
+        f"BLEU {event.bleu:.1f} ({event.words})",
+        f"exact {100 * event.exact_match:.1f} %",
+        f"chrF {event.chrf:.1f}",
+        f"of {counted(event.generated_rows, 'row')}",
+    ]
+
+
+def shortened(text: str, most: int) -> str:
+    """One printable line of at most that many characters: Chinese has no spaces to break at."""
+    line = clean(text)
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def counted(number: int, thing: str, ending: str = "s") -> str:

@@ -473,3 +473,45 @@ def test_a_picture_is_drawn_from_recorded_events(tmp_path: Path) -> None:
 
     assert "answer" in (tmp_path / "end.svg").read_text(encoding="utf-8")
     assert "running" in (tmp_path / "then.svg").read_text(encoding="utf-8")
+
+
+def test_scores_are_a_row_that_gives_way_when_it_gets_narrow() -> None:
+    """BLEU stays longest; nothing wraps."""
+    started = TrainingStarted(
+        model="m", rows=9, first_step=1, steps=2, effective_batch=1, micro_batch=1, accumulation=1,
+        world_size=1, precision="fp32", output_dir="out",
+    )  # fmt: skip
+    scored = Evaluated(
+        step=2, loss=0.5, bleu=83.84, chrf=89.3, exact_match=0.875, words="zh", generated_rows=24
+    )
+    screen = update(update(Screen(), started), scored)
+
+    frames = {}
+    for width in (100, 40, 28):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(render(screen, width, 1.0))
+        frames[width] = console.export_text()
+
+    assert "answers   BLEU 83.8 (zh)   exact 87.5 %   chrF 89.3   of 24 rows" in frames[100]
+    assert "answers   BLEU 83.8 (zh)" in frames[28]
+    assert "chrF" not in frames[28]
+    assert all(len(line) <= width for width, text in frames.items() for line in text.split("\n"))
+
+
+def test_plain_lines_show_what_was_asked_and_answered() -> None:
+    """A wrong answer beside the wanted one; a long one is cut, Chinese too."""
+    from dashboard.plain import evaluation_line, sample_line
+    from trainer.events import Sample
+
+    scored = Evaluated(
+        step=2, loss=0.5, bleu=83.84, chrf=89.3, exact_match=0.875, words="zh", generated_rows=24
+    )
+
+    assert evaluation_line(scored) == (
+        "eval    step 2  loss 0.500  BLEU 83.8 (zh)  exact 87.5 %  chrF 89.3  of 24 rows"
+    )
+    assert evaluation_line(Evaluated(step=2, loss=0.5)) == "eval    step 2  loss 0.500"
+    right = Sample(prompt="在吗", reference="在", answer="在")
+    wrong = Sample(prompt="在\x1b[31m吗", reference="在", answer="不" * 99)
+    assert sample_line(right) == "sample  在吗 → 在  ✓"
+    assert sample_line(wrong) == f"sample  在 [31m吗 → {'不' * 59}…  ✗ wanted 在"

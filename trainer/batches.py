@@ -45,14 +45,19 @@ class Collator:
 
     def __init__(self, store: TokenStore, codec: Codec, decoder_start: int | None) -> None:
         self.store = store
+        self.codec = codec
         self._is_causal = codec.is_causal
-        self._pad = codec.pad  # and not the codec: a loader process would build its tokenizer
+        self._pad = codec.pad
         if decoder_start is None and not codec.is_causal:
             raise ModelError(
                 "the model's config.json has no decoder_start_token_id, which its decoder begins "
                 "with; set it there (T5: the id of the padding token, BART: of the end of sequence)"
             )
         self._decoder_start = decoder_start
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the codec: a loader process would build its tokenizer, and needs none."""
+        return {name: value for name, value in self.__dict__.items() if name != "codec"}
 
     def batch(self, rows: Rows) -> Batch:
         """The micro-batch of those rows."""

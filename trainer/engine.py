@@ -9,9 +9,10 @@ accumulation.
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
+    ProjectConfiguration,
 )
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -37,8 +39,12 @@ from trainer.optimizers import make_optimizer, restart
 from trainer.settings import WorkloadSettings, check_workload
 
 
-def make_accelerator(settings: WorkloadSettings) -> Accelerator:
+def make_accelerator(
+    settings: WorkloadSettings, *, track: Sequence[str] = (), tracking: Path | None = None
+) -> Accelerator:
     """The accelerator of this process, after checking that its device is there.
+
+    Those trackers of accelerate's write below `tracking`.
 
     Accumulation is ours (`Engine.accumulate`): accelerate's own divides by micro-batches, not tokens.
     """
@@ -61,6 +67,10 @@ def make_accelerator(settings: WorkloadSettings) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
         kwargs_handlers=handlers,
+        log_with=list(track) or None,
+        project_config=ProjectConfiguration(
+            logging_dir=None if tracking is None else str(tracking)
+        ),
     )
 
 

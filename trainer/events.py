@@ -47,11 +47,33 @@ class StepEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A row of the evaluation set and what the model made of it, as text."""
+
+    prompt: str
+    reference: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """Loss over the whole evaluation set, per target token."""
+    """An evaluation after a step; its scores are None where nothing was answered."""
 
     step: int
     loss: float
+    """Over the whole set, per target token."""
+    bleu: float | None = None
+    """Corpus BLEU-4, of 100."""
+    chrf: float | None = None
+    """Of 100."""
+    exact_match: float | None = None
+    """A share."""
+    words: str | None = None
+    """What BLEU took for words: sacrebleu's `zh` or `13a`."""
+    generated_rows: int = 0
+    """Rows that were answered: the first ones of the set."""
+    seconds: float = 0.0
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

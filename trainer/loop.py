@@ -6,11 +6,12 @@ It runs under a supervisor, which draws, or alone under `accelerate launch -m tr
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from autotune.pieces import Costs
 from autotune.plan import Plan
@@ -19,13 +20,18 @@ from trainer.adapters import default_learning_rate, described, export
 from trainer.batches import Collator
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.engine import Engine, make_accelerator, precision
-from trainer.evaluate import evaluate, rehearse_evaluation
+from trainer.evaluate import Answering, evaluate_with_answers, rehearse_evaluation
+from trainer.evaluations import Progress, append, forget_later, read
+from trainer.evaluations import as_record as evaluation_record
 from trainer.feed import feed
+from trainer.generate import WIDEST, rehearse_answers
 from trainer.messages import Say
 from trainer.metrics import as_record, sum_up
-from trainer.models import Loaded, load_model
+from trainer.model_card import CardFacts, write_card
+from trainer.models import PRESETS, Loaded, load_model
 from trainer.nodes import check_alike, shared_checkpoints
 from trainer.order import GroupedSteps, PlainSteps, SampleOrder, StepOrder, count_steps
+from trainer.plot import draw_loss
 from trainer.rows import bundled
 from trainer.run_file import save_run
 from trainer.run_folder import RunFolder
@@ -33,7 +39,8 @@ from trainer.schedules import rate_share
 from trainer.settings import TrainSettings
 from trainer.steps import Steps
 from trainer.store import TokenStore, open_store
-from trainer.tokenise import Progress
+from trainer.tokenise import Progress as Tokenised
+from trainer.tracking import start_tracking, track
 from trainer.workload import fingerprint_facts
 
 
@@ -57,6 +64,10 @@ class Run:
     loss: float | None = None
     """Of the last step."""
     peak: int = 0
+    answering: Answering | None = None
+    """None where no evaluation answers anything."""
+    progress: Progress = field(default_factory=Progress)
+    """The evaluations so far, earlier parts of the run included; the same on every rank."""
 
     @property
     def is_main(self) -> bool:
@@ -119,11 +130,14 @@ def prepare(
     should_stop: Callable[[], bool],
 ) -> Run:
     """Builds the parts, goes on from a checkpoint if there is one, and rehearses the worst case."""
-    accelerator = make_accelerator(settings.workload)
+    folder = RunFolder(Path(settings.output_dir))
+    accelerator = make_accelerator(
+        settings.workload, track=settings.track, tracking=folder.tracking
+    )
     workload = settings.workload
     loaded = load_model(workload.model, dropout=workload.dropout, seed=workload.seed)
 
-    def told(progress: Progress) -> None:
+    def told(progress: Tokenised) -> None:
         if accelerator.is_main_process:
             say({"type": "tokenising", **asdict(progress)})
 
@@ -141,7 +155,6 @@ def prepare(
     eval_files = settings.eval_data or (() if workload.data else (bundled("valid"),))
     eval_store = opened(eval_files) if eval_files else None
     check_alike(accelerator, settings, (store, eval_store))
-    folder = RunFolder(Path(settings.output_dir))
     if accelerator.is_main_process:
         say({"type": "built", "facts": fingerprint_facts(loaded, store, accelerator.num_processes)})
         confirm()
@@ -183,6 +196,9 @@ def prepare(
     engine.rehearse([collator.worst(run.own_size)] * min(2, run.plan.accumulation))
     if run.eval_collator is not None:
         rehearse_evaluation(engine, run.eval_collator, size=run.eval_size)
+        run.answering = _rehearse_answers(run, run.eval_collator)
+    run.progress = _earlier_progress(run)
+    start_tracking(accelerator, settings, folder.tracking, done=run.done)
     if run.is_main:
         _forget_later_metrics(run)
         _say_started(run, store)
@@ -203,6 +219,8 @@ def take_steps(run: Run) -> bool:
         ),
         rank=accelerator.process_index,
     )
+    if _gives_up(run):  # it was killed before its model was written
+        return True
     ended = time.perf_counter()
     for step in feed(steps, range(run.done, run.steps), run.settings.loader_workers):
         torch.manual_seed(_step_seed(run))
@@ -228,13 +246,16 @@ def take_steps(run: Run) -> bool:
         _log(run, record)
         ended, stop = now, summed.stop
         at_end = run.done == run.steps
-        if _is_due(run) or (stop and not at_end):
+        if at_end or _evaluation_is_due(run):  # before the checkpoint, which goes on after it
+            _evaluate(run)
+            at_end = _gives_up(run) or at_end
+            ended = time.perf_counter()
+        if at_end:
+            return True
+        if _is_due(run) or stop:
             _save_checkpoint(run)
             ended = time.perf_counter()
-        if at_end or _ends_epoch(run):
-            _evaluate(run)
-            ended = time.perf_counter()
-        if stop and not at_end:
+        if stop:
             return False
     return True
 
@@ -255,6 +276,8 @@ def save_model(run: Run) -> None:
         model.config.use_cache = True
         export(model, run.engine.adapter, run.folder.path)
         run.loaded.codec.tokenizer.save_pretrained(run.folder.path)
+        _draw(run)
+        write_card(run.folder.path, _card_facts(run))
         run.folder.finish()
     run.engine.accelerator.wait_for_everyone()
 
@@ -316,6 +339,7 @@ def _log(run: Run, record: Mapping[str, Any]) -> None:
         with run.folder.metrics.open("a") as file:
             file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         run.say({"type": "step", "record": record})
+    track(run.engine.accelerator, "train", record)
 
 
 def _ends_epoch(run: Run) -> bool:
@@ -338,11 +362,98 @@ def _save_checkpoint(run: Run) -> None:
     run.engine.accelerator.wait_for_everyone()
 
 
+def _rehearse_answers(run: Run, collator: Collator) -> Answering | None:
+    """How evaluations answer rows, in memory that there is; None where they answer none."""
+    settings, accelerator = run.settings, run.engine.accelerator
+    rows = min(settings.generate_rows, len(collator.store))
+    if rows == 0:
+        return None
+    longest = _longest_answer(run)
+    share = -(-rows // accelerator.num_processes)
+    size = rehearse_answers(
+        run.engine, collator, most=min(share, settings.eval_batch or WIDEST), longest=longest
+    )
+    return Answering(rows=rows, size=size, longest=longest)
+
+
+def _longest_answer(run: Run) -> int:
+    """Tokens, the end included: what the user says, or what there is in the data."""
+    stores = [c.store for c in (run.collator, run.eval_collator) if c is not None]
+    return run.settings.max_new_tokens or max(store.longest()[1] for store in stores)
+
+
+def _earlier_progress(run: Run) -> Progress:
+    """What the main process finds in the folder of a resumed run: other nodes may not see it."""
+    records = forget_later(run.folder.evaluations, run.done) if run.is_main else []
+    (progress,) = broadcast_object_list([Progress.of(records)])
+    assert isinstance(progress, Progress)
+    return progress
+
+
+def _evaluation_is_due(run: Run) -> bool:
+    every = run.settings.eval_every
+    return _ends_epoch(run) if every is None else run.done % every == 0
+
+
 def _evaluate(run: Run) -> None:
     if run.eval_collator is None:
         return
     if run.is_main:
-        run.say({"type": "notice", "text": f"evaluating {len(run.eval_collator.store):,} rows"})
-    loss = evaluate(run.engine, run.eval_collator, size=run.eval_size)
+        answered = "" if run.answering is None else f", answering {run.answering.rows:,} of them"
+        text = f"evaluating {len(run.eval_collator.store):,} rows{answered}"
+        run.say({"type": "notice", "text": text})
+    event = evaluate_with_answers(
+        run.engine, run.eval_collator, step=run.done, size=run.eval_size, answering=run.answering
+    )
+    run.progress = run.progress.then(run.done, event.loss)
+    record = evaluation_record(event)
+    track(run.engine.accelerator, "evaluation", record)
     if run.is_main:
-        run.say({"type": "evaluated", "step": run.done, "loss": loss})
+        append(run.folder.evaluations, record)
+        run.say({"type": "evaluated", **record})
+
+
+def _gives_up(run: Run) -> bool:
+    """Whether the last evaluations were no better for as long as the run's patience lasts."""
+    patience = run.settings.patience
+    if patience is None or not run.engine.any_rank(run.progress.since_best >= patience):
+        return False
+    if run.is_main:
+        run.say({"type": "notice", "text": run.progress.stop_words(run.done, run.steps)})
+    return True
+
+
+def _draw(run: Run) -> None:
+    """The plot of the loss; whatever hinders it is told, since the training is done all the same."""
+    try:
+        draw_loss(run.folder.path)
+    except Exception as error:  # noqa: BLE001
+        run.say({"type": "notice", "text": f"the loss was not drawn: {error}"})
+
+
+def _card_facts(run: Run) -> CardFacts:
+    settings, codec = run.settings, run.loaded.codec
+    model = settings.workload.model
+    metrics, evaluations = read(run.folder.metrics), read(run.folder.evaluations)
+    own = torch.cuda.get_device_name() if settings.workload.device == "cuda" else "CPU"
+    return CardFacts(
+        settings=settings,
+        micro_batch=str(run.plan),
+        accumulation=run.plan.accumulation,
+        precision=precision(settings.workload),
+        is_causal=codec.is_causal,
+        templated=codec.templated,
+        from_hub=model not in PRESETS and not Path(model).is_dir(),
+        parameters=sum(p.numel() for p in run.engine.unwrapped.parameters()),
+        rows=len(run.collator.store),
+        eval_rows=None if run.eval_collator is None else len(run.eval_collator.store),
+        steps=run.done,
+        loss=metrics[-1]["loss"],
+        peak=max(record["device_peak_bytes"] for record in metrics),
+        device=", ".join(sorted(set(settings.device_names))) or own,
+        max_new_tokens=_longest_answer(run),
+        eos=codec.eos,
+        pad=codec.pad,
+        decoder_start=getattr(run.loaded.model.config, "decoder_start_token_id", None),
+        evaluation=evaluations[-1] if evaluations else None,
+    )

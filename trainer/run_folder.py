@@ -3,9 +3,12 @@
 run.json          settings that make it this run, and whether it is finished
 run.toml          all settings, for `chatlm train --config`; profile.toml, which it names
 metrics.jsonl     one object per optimizer step
+evaluations.jsonl one object per evaluation
 checkpoint-N/     what a resume needs after step N
 config.json, model.safetensors, tokenizer…    the final model
 adapter/          LoRA's weights, as peft reads them
+README.md         its card; loss.png and loss.svg the run's losses
+tracking/         what TensorBoard or Weights & Biases was told
 """
 
 import json
@@ -19,7 +22,8 @@ from autotune.folders import check_writable, nearest
 from autotune.quantity import format_bytes
 
 OURS = ("run.json", "run.toml", "profile.toml", "metrics.jsonl", "config.json", "generation_config.json", "model.safetensors",
-        "tokenizer.json", "tokenizer_config.json")  # fmt: skip
+        "tokenizer.json", "tokenizer_config.json", "evaluations.jsonl", "README.md", "loss.png",
+        "loss.svg")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,14 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def tracking(self) -> Path:
+        return self.path / "tracking"
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
@@ -128,7 +140,8 @@ class RunFolder:
         """Removes what a run of ours leaves, and nothing else."""
         for name in OURS:
             (self.path / name).unlink(missing_ok=True)
-        for folder in [*self.checkpoints(), *self.path.glob(".checkpoint-*")]:
+        checkpoints = [*self.checkpoints(), *self.path.glob(".checkpoint-*")]
+        for folder in [*checkpoints, *self.path.glob("tracking")]:
             shutil.rmtree(folder)
         shutil.rmtree(self.path / "adapter", ignore_errors=True)
 

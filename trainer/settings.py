@@ -6,6 +6,7 @@ They travel to the workers as JSON and are saved with the run. Nothing here know
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -108,17 +109,20 @@ class TrainSettings:
     checkpoint_every: int | None = None
     """Optimizer steps; None saves at the end of each epoch."""
     keep_checkpoints: int = 2
-    """The last ones, beside the best."""
     eval_every: int | None = None
-    """Optimizer steps; None evaluates at the end of each epoch."""
+    """Optimizer steps; None evaluates at the end of each epoch. The end of the run always does."""
     patience: int | None = None
-    """Evaluations without a better loss after which the run ends."""
+    """Evaluations in a row without a lower loss that end the run; None goes on to the last step."""
     generate_rows: int = 200
-    """Rows of the evaluation set that are answered by generation; 0 for none."""
+    """The first so many rows of the evaluation set are answered too, and the answers scored."""
     max_new_tokens: int | None = None
-    """Of such an answer; None takes the longest target's."""
+    """Of an answer; None allows as many as the longest of the data has."""
     track: tuple[str, ...] = ()
     """`tensorboard`, `wandb`."""
+    device_names: tuple[str, ...] = ()
+    """Of each device with a target in the profile, where the supervisor read them."""
+    budgets: tuple[int, ...] = ()
+    """Bytes that the profile allows on each of those."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -149,9 +153,6 @@ IDENTITY = (
     "effective_batch", "epochs", "max_steps", "learning_rate", "rate_scale", "schedule", "warmup",
     "weight_decay", "clip_norm", "length_grouping",
 )  # fmt: skip
-
-
-TRACKERS = ("tensorboard", "wandb")
 
 
 def tupled(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,14 +306,34 @@ def check_training(settings: TrainSettings) -> TrainSettings:
         raise UsageError(
             f"--clip-norm {settings.clip_norm:g} leaves no gradient; give a number above 0, or inf"
         )
-    for tracker in settings.track:
-        if tracker not in TRACKERS:
-            raise UsageError(f"--track {tracker} is not known; give {' or '.join(TRACKERS)}")
     if Path(workload.model).resolve() == Path(settings.output_dir).resolve():
         raise UsageError(
             f"--output-dir {settings.output_dir} is the --model itself, which the run would replace; "
             f"choose another --output-dir"
         )
+    check_evaluation(settings)
     if not 0 <= workload.seed < 2**63:
         raise UsageError(f"--seed {workload.seed} is no seed; give 0 to 2^63 - 1")
     return settings
+
+
+TRACKERS = ("tensorboard", "wandb")
+
+
+def check_evaluation(settings: TrainSettings) -> None:
+    """Raises UsageError for what cannot be meant of evaluations, or of who is told about them."""
+    for flag, value, least in (
+        ("--eval-every", settings.eval_every, 1),
+        ("--patience", settings.patience, 1),
+        ("--generate-rows", settings.generate_rows, 0),
+        ("--max-new-tokens", settings.max_new_tokens, 1),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{flag} {value} means nothing; give {least} or more")
+    for tracker in settings.track:
+        if tracker not in TRACKERS:
+            raise UsageError(f"--track {tracker} is not known; there are {' and '.join(TRACKERS)}")
+        if find_spec(tracker) is None:
+            raise UsageError(
+                f"--track {tracker} needs a package that is not installed: pip install {tracker}"
+            )

@@ -21,9 +21,9 @@ from autotune.workers import Workers
 from profiles import Profile
 from profiles.schema import Fingerprint
 from trainer.devices import Devices
+from trainer.evaluations import evaluated
 from trainer.events import (
     CheckpointSaved,
-    Evaluated,
     StepEnded,
     Tokenising,
     TrainingEnded,
@@ -122,6 +122,8 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         job.settings,
         workload=replace(job.settings.workload, memory_limit=cards.allowance(survey)),
         others=tuple(reading.used for reading in survey) if cards.kind == "cuda" else (),
+        budgets=tuple(device.budget for device in known),
+        device_names=tuple(device.name for device in known),
     )
     kills = host.oom_kills()
     environment = worker_environment(memory_environment(cards.kind), settings.world_size)
@@ -246,7 +248,7 @@ class Relay:
             case "step":
                 self.emit(StepEnded(record=message["record"]))
             case "evaluated":
-                self.emit(Evaluated(step=message["step"], loss=message["loss"]))
+                self.emit(evaluated(_fields(message)))
             case "checkpoint":
                 self.emit(CheckpointSaved(step=message["step"], path=message["path"]))
             case "done":
