@@ -29,6 +29,13 @@ from autotune.memory import CudaMemory, DeviceMemory, HostMemory
 from trainer.batches import IGNORED, Batch
 from trainer.devices import wants_gloo
 from trainer.settings import WorkloadSettings
+from trainer.sharding import (
+    check_precision,
+    gathered,
+    shard,
+    wants_sharding,
+    whole,
+)
 
 
 def make_accelerator(settings: WorkloadSettings) -> Accelerator:
@@ -41,6 +48,7 @@ def make_accelerator(settings: WorkloadSettings) -> Accelerator:
         raise DeviceError(
             "torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
         )
+    wants_sharding(settings)  # asked before accelerate reads the same variable
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if world_size > 1:  # the others wait while one tokenises
@@ -94,14 +102,22 @@ class Engine:
         model.config.use_cache = False
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
-        model.to(accelerator.device)
+        world_size: int = accelerator.num_processes
+        self.is_sharded = wants_sharding(settings) and world_size > 1
+        if self.is_sharded:
+            check_precision(precision(settings))
+            shard(model, accelerator.device, world_size)
+        else:
+            model.to(accelerator.device)
         model.train()
         # fused: one pass over the parameters, and no temporary copy of them (foreach makes one)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=0.0, eps=EPSILON, weight_decay=weight_decay, fused=True
         )
         self.raw_optimizer = optimizer
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
+        # `evaluation_mode`: autocast alone, no DDP around it
+        self.model = accelerator.prepare_model(model, evaluation_mode=self.is_sharded)
         self.memory: DeviceMemory = HostMemory() if settings.device == "cpu" else CudaMemory()
         if settings.memory_limit is not None:
             self.memory.limit(settings.memory_limit)
@@ -140,15 +156,16 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model as it is evaluated: no dropout, no gradients."""
+        """The model as it is evaluated: no dropout, no gradients; every rank has all of it."""
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), gathered(self.unwrapped):
             yield
         self.model.train()
 
     def _sync_only(self, is_last: bool) -> AbstractContextManager[None]:
+        at_each = is_last or self.is_sharded  # why: see `sharding`
         context: AbstractContextManager[None] = (
-            nullcontext() if is_last else self.accelerator.no_sync(self.model)
+            nullcontext() if at_each else self.accelerator.no_sync(self.model)
         )
         return context
 
@@ -159,7 +176,7 @@ class Engine:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
-        return float(norm)
+        return float(whole(norm))
 
     def make_resident(self, batch: Batch) -> None:
         """Allocates gradients and optimizer state without changing the model or the state.

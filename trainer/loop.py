@@ -3,7 +3,6 @@
 It runs under a supervisor, which draws, or alone under `accelerate launch -m trainer`; it cannot tell.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 
 from autotune.plan import Plan
-from autotune.quantity import finite
 from trainer.batches import Collator
-from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoint import Progress, resume, save_checkpoint
 from trainer.engine import Engine, make_accelerator, precision
 from trainer.evaluate import evaluate, rehearse_evaluation
+from trainer.export import export_model
 from trainer.feed import feed
+from trainer.journal import Journal, best_of
 from trainer.messages import Say
 from trainer.metrics import as_record, sum_up
 from trainer.models import Loaded, load_model
@@ -103,6 +103,8 @@ def train(
         "seconds": seconds,
         "samples_per_second": samples / seconds,
         "peak_bytes": run.peak,
+        "best_step": None if (best := best_of(run.folder.evaluations)) is None else best.step,
+        "best_loss": None if best is None else best.loss,
     }
     if run.is_main:
         say({"type": "done", "result": result, "interrupted": not finished})
@@ -155,15 +157,14 @@ def prepare(
         ),
         learning_rate=(settings.learning_rate or loaded.learning_rate) * settings.rate_scale,
     )
-    if checkpoints := folder.checkpoints():
-        run.done = load_checkpoint(checkpoints[-1], engine)  # first: beside nothing to be replaced
-    else:
-        engine.make_resident(collator.worst(1))
+    engine.make_resident(collator.worst(1))
+    run.done = resume(folder, engine, lambda text: say({"type": "notice", "text": text}))
     engine.rehearse([collator.worst(run.own_size)] * min(2, run.plan.accumulation))
     if run.eval_collator is not None:
         rehearse_evaluation(engine, run.eval_collator, size=run.eval_size)
     if run.is_main:
-        _forget_later_metrics(run)
+        for journal in (Journal(folder.metrics), folder.evaluations):
+            journal.forget_after(run.done)
         _say_started(run, store)
     return run
 
@@ -178,7 +179,10 @@ def take_steps(run: Run) -> bool:
         run.plan,
         overhead=run.settings.overhead,
         rank=accelerator.process_index,
+        in_step=run.engine.is_sharded,
     )
+    if _lacks_evaluation(run):
+        _evaluate(run)
     ended = time.perf_counter()
     for step in feed(steps, range(run.done, run.steps), run.settings.loader_workers):
         torch.manual_seed(_step_seed(run))
@@ -204,11 +208,11 @@ def take_steps(run: Run) -> bool:
         if _is_due(run) or (stop and not at_end):
             _save_checkpoint(run)
             ended = time.perf_counter()
+        if stop and not at_end:
+            return False  # an evaluation that is due now is made up for when the run goes on
         if at_end or _ends_epoch(run):
             _evaluate(run)
             ended = time.perf_counter()
-        if stop and not at_end:
-            return False
     return True
 
 
@@ -221,12 +225,9 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 
 def save_model(run: Run) -> None:
-    """Writes the final model and tokenizer, as `from_pretrained` reads them."""
+    """Writes the final model, that of the last step, and says that the run is finished."""
+    export_model(run.folder, run.engine, run.loaded.codec.tokenizer)
     if run.is_main:
-        model = run.engine.unwrapped
-        model.config.use_cache = True
-        model.save_pretrained(run.folder.path)
-        run.loaded.codec.tokenizer.save_pretrained(run.folder.path)
         run.folder.finish()
     run.engine.accelerator.wait_for_everyone()
 
@@ -241,9 +242,9 @@ def _store(settings: TrainSettings, loaded: Loaded, files: tuple[str, ...]) -> T
 
 
 def _disk_need(loaded: Loaded, settings: TrainSettings) -> int:
-    """Bytes of the final model, the checkpoints that are kept and the one being written."""
+    """Bytes of the final model, the checkpoints that are kept, the best and the one being written."""
     parameters = sum(p.numel() for p in loaded.model.parameters())
-    return 4 * parameters * (1 + 3 * (settings.keep_checkpoints + 1))
+    return 4 * parameters * (1 + 3 * (settings.keep_checkpoints + 2))
 
 
 def _say_started(run: Run, store: TokenStore) -> None:
@@ -273,15 +274,6 @@ def _say_started(run: Run, store: TokenStore) -> None:
     )
 
 
-def _forget_later_metrics(run: Run) -> None:
-    """After a resume: drops the lines of steps that are done again."""
-    if run.folder.metrics.exists():
-        lines = run.folder.metrics.read_text().splitlines()[: run.done]
-        kept = run.folder.path / ".metrics.jsonl"
-        kept.write_text("".join(f"{line}\n" for line in lines))
-        kept.replace(run.folder.metrics)
-
-
 def _step_seed(run: Run) -> int:
     """Random numbers (dropout) of a step follow from its number: a resume needs no saved state."""
     rank: int = run.engine.accelerator.process_index
@@ -292,8 +284,7 @@ def _log(run: Run, record: Mapping[str, Any]) -> None:
     run.peak = max(run.peak, record["device_peak_bytes"])
     run.loss = record["loss"]
     if run.is_main:
-        with run.folder.metrics.open("a") as file:
-            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+        Journal(run.folder.metrics).add(record)
         run.say({"type": "step", "record": record})
 
 
@@ -311,10 +302,33 @@ def _is_due(run: Run) -> bool:
 
 
 def _save_checkpoint(run: Run) -> None:
+    progress = Progress(
+        step=run.done,
+        steps=run.steps,
+        samples=run.done * run.plan.effective_batch,
+        seed=run.settings.workload.seed,
+        profile=run.settings.profile,
+        settings=run.settings.as_json(),
+        best=best_of(run.folder.evaluations),
+    )
+    path = save_checkpoint(
+        run.folder,
+        run.engine,
+        progress,
+        run.loaded.codec.tokenizer,
+        keep=run.settings.keep_checkpoints,
+    )
     if run.is_main:
-        path = save_checkpoint(run.folder, run.engine, run.done, keep=run.settings.keep_checkpoints)
         run.say({"type": "checkpoint", "step": run.done, "path": str(path)})
     run.engine.accelerator.wait_for_everyone()
+
+
+def _lacks_evaluation(run: Run) -> bool:
+    """Whether the run stopped between the checkpoint of this step and its evaluation."""
+    if run.eval_collator is None or not run.done or not _ends_epoch(run):
+        return False
+    known = run.folder.evaluations.read() if run.is_main else []
+    return run.engine.any_rank(run.is_main and (not known or known[-1]["step"] != run.done))
 
 
 def _evaluate(run: Run) -> None:
@@ -324,4 +338,14 @@ def _evaluate(run: Run) -> None:
         run.say({"type": "notice", "text": f"evaluating {len(run.eval_collator.store):,} rows"})
     loss = evaluate(run.engine, run.eval_collator, size=run.eval_size)
     if run.is_main:
+        run.folder.evaluations.add({"step": run.done, "loss": loss})
         run.say({"type": "evaluated", "step": run.done, "loss": loss})
+    _keep_best(run)
+
+
+def _keep_best(run: Run) -> None:
+    """Saves the checkpoint of the best evaluation so far where none was due; the end has the model."""
+    best = best_of(run.folder.evaluations) if run.is_main else None
+    is_best = best is not None and best.step == run.done
+    if run.done < run.steps and run.engine.any_rank(is_best) and not _is_due(run):
+        _save_checkpoint(run)

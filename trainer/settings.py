@@ -34,6 +34,8 @@ class WorkloadSettings:
     """`gloo` or `nccl` for several processes; None takes what suits the device."""
     memory_limit: int | None = None
     """Bytes that one process may hold, on an emulated card."""
+    fsdp: bool = False
+    """Weights, gradients and optimizer state are sharded over the processes (FSDP2)."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,6 +72,8 @@ class TrainSettings:
     """Share of the steps."""
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    profile: str | None = None
+    """The name of the profile that the cut is from."""
     others: tuple[int, ...] = ()
     """Bytes that others hold on each rank's card, where the supervisor read them."""
     output_dir: str = "model_save/sft_fast"
@@ -102,7 +106,7 @@ class TrainSettings:
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: a resumed one may change how a step is cut, no more."""
-        cut = ("device", "memory_limit", "backend", "gradient_checkpointing")
+        cut = ("device", "memory_limit", "backend", "gradient_checkpointing", "fsdp")
         workload = {k: v for k, v in self.workload.as_json().items() if k not in cut}
         return {
             "workload": workload,
@@ -177,6 +181,7 @@ def resolve(
             max_steps=choices.max_steps,
             learning_rate=choices.learning_rate,
             rate_scale=rate_scale(profile, choices.scale_lr),
+            profile=name,
             output_dir=choices.output_dir or str(Path("model_save") / f"sft_{Path(name).stem}"),
             fresh=choices.fresh,
             checkpoint_every=choices.checkpoint_every,
