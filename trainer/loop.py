@@ -254,6 +254,9 @@ def _say_started(run: Run, store: TokenStore) -> None:
     )
     if notice:
         run.say({"type": "notice", "text": notice})
+    if run.engine.is_sharded:
+        over = f"sharded over {run.plan.world_size} processes (FSDP2)"
+        run.say({"type": "notice", "text": over})
     if run.done:
         run.say({"type": "notice", "text": f"going on after step {run.done} of {run.steps}"})
     run.say(
