@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from autotune.errors import UsageError
-from trainer.evaluations import Progress, append, as_record, evaluated, forget_later, read
+from trainer.evaluations import Best, Progress, as_record, evaluated
 from trainer.events import Evaluated, Sample
+from trainer.journal import Journal
 from trainer.plot import draw_loss, smoothed
 from trainer.settings import TrainSettings, WorkloadSettings, check_training
 
@@ -23,16 +24,18 @@ EVENT = Evaluated(
 
 
 def settings(**values: Any) -> TrainSettings:
-    return TrainSettings(workload=WorkloadSettings(), micro_batch=1, effective_batch=4, **values)
+    return TrainSettings(
+        profile="small", workload=WorkloadSettings(), micro_batch=1, effective_batch=4, **values
+    )
 
 
 def test_an_evaluation_comes_back_from_its_file(tmp_path: Path) -> None:
     """One line, whatever line ends a text holds; the perplexity beside the loss."""
     file = tmp_path / "evaluations.jsonl"
 
-    append(file, as_record(EVENT))
+    Journal(file).add(as_record(EVENT))
 
-    (record,) = read(file)
+    (record,) = Journal(file).read()
     assert evaluated(record) == EVENT
     assert record["perplexity"] == pytest.approx(math.exp(0.5))
 
@@ -42,27 +45,11 @@ def test_a_diverged_loss_is_written_as_json(tmp_path: Path, loss: float) -> None
     """JSON has no infinity, and a double no such exponential."""
     file = tmp_path / "evaluations.jsonl"
 
-    append(file, as_record(Evaluated(step=1, loss=loss)))
+    Journal(file).add(as_record(Evaluated(step=1, loss=loss)))
 
-    (record,) = read(file)
+    (record,) = Journal(file).read()
     assert record["loss"] == (loss if math.isfinite(loss) else None)
     assert math.isnan(evaluated(record).loss) or evaluated(record).loss == loss
-
-
-def test_a_resumed_run_forgets_what_it_does_again(tmp_path: Path) -> None:
-    """Later steps, and a line that a kill cut off."""
-    file = tmp_path / "evaluations.jsonl"
-    for step in (10, 20, 30):
-        append(file, {"step": step, "loss": 1.0})
-    with file.open("a") as stream:
-        stream.write('{"step": 4')
-
-    kept = forget_later(file, 20)
-
-    assert [record["step"] for record in kept] == [10, 20]
-    assert read(file) == kept
-    assert forget_later(tmp_path / "none.jsonl", 5) == []
-    assert not (tmp_path / "none.jsonl").exists()
 
 
 def test_any_lower_loss_is_progress() -> None:
@@ -75,7 +62,7 @@ def test_any_lower_loss_is_progress() -> None:
         counts.append(progress.since_best)
 
     assert counts == [0, 0, 1, 2, 0, 1]
-    assert progress.best == (4, 1.0 - 1e-9)
+    assert progress.best == Best(step=4, loss=1.0 - 1e-9)
 
 
 def test_a_resumed_run_knows_how_long_it_has_waited(tmp_path: Path) -> None:
@@ -173,7 +160,7 @@ def test_a_run_without_progress_ends_as_finished(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
-    kept = read(tmp_path / "run/evaluations.jsonl")
+    kept = Journal(tmp_path / "run/evaluations.jsonl").read()
     progress, last = Progress.of(kept), kept[-1]["step"]
     assert [record["step"] for record in kept] == list(range(2, last + 1, 2))
     assert progress.since_best == 2

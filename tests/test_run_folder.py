@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def trained(folder: RunFolder, *, finished: bool = False) -> RunFolder:
     """The folder after some steps of `RUN`, or all."""
     folder.claim(RUN, fresh=False)
-    folder.metrics.write_text('{"step": 1}\n')
+    folder.metrics.path.write_text('{"step": 1}\n')
     checkpoint = folder.path / "checkpoint-1"
     checkpoint.mkdir()
     (checkpoint / "state.json").write_text("{}")

@@ -11,7 +11,8 @@ from trainer.engine import make_accelerator
 from trainer.settings import TrainSettings, WorkloadSettings
 from trainer.tracking import flat, start_tracking, track
 
-SETTINGS = TrainSettings(profile="small", 
+SETTINGS = TrainSettings(
+    profile="small",
     workload=WorkloadSettings(data=("a.jsonl", "b.jsonl")),
     micro_batch=1,
     effective_batch=4,

@@ -37,6 +37,7 @@ from trainer.launchers import overrule
 from trainer.noise import add_noise
 from trainer.optimizers import make_optimizer, restart
 from trainer.settings import WorkloadSettings, check_workload
+from trainer.sharding import gathered, shard, whole
 
 
 def make_accelerator(
@@ -113,13 +114,20 @@ class Engine:
             add_noise(model, settings.neftune_alpha)
         if settings.gradient_checkpointing:
             checkpoint_activations(model)
-        model.to(accelerator.device)
+        world_size: int = accelerator.num_processes
+        self.is_sharded = settings.fsdp and world_size > 1
+        if self.is_sharded:
+            shard(model, accelerator.device, world_size)
+        else:
+            model.to(accelerator.device)
         model.train()
         optimizer = make_optimizer(
             settings.optimizer, model.parameters(), weight_decay=weight_decay
         )
         self.raw_optimizer = optimizer
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
+        # `evaluation_mode`: autocast alone, no DDP around it
+        self.model = accelerator.prepare_model(model, evaluation_mode=self.is_sharded)
         self._compiled = compiled(self.model) if settings.compile else None
         self.memory: DeviceMemory = HostMemory() if settings.device == "cpu" else CudaMemory()
         if settings.memory_limit is not None:
@@ -168,15 +176,16 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model as it is evaluated: no dropout, no gradients."""
+        """The model as it is evaluated: no dropout, no gradients; every rank has all of it."""
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), gathered(self.unwrapped):
             yield
         self.model.train()
 
     def _sync_only(self, is_last: bool) -> AbstractContextManager[None]:
+        at_each = is_last or self.is_sharded  # why: see `sharding`
         context: AbstractContextManager[None] = (
-            nullcontext() if is_last else self.accelerator.no_sync(self.model)
+            nullcontext() if at_each else self.accelerator.no_sync(self.model)
         )
         return context
 
@@ -188,7 +197,8 @@ class Engine:
         halves its scale. Accelerate's own word for that is wrong for fused optimizers, which skip
         inside their kernel.
         """
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm))
+        clipped = self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        norm = float(whole(clipped))
         self.skipped = self.accelerator.scaler is not None and not math.isfinite(norm)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = learning_rate

@@ -3,11 +3,9 @@
 It knows files and figures, no tensors; a resumed run reads here what its earlier part had found.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 from autotune.quantity import finite
@@ -30,29 +28,12 @@ def evaluated(record: Mapping[str, Any]) -> Evaluated:
     return Evaluated(**{**values, "loss": loss, "samples": samples})
 
 
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The evaluation with the lowest loss."""
 
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a kill may have cut off the last one."""
-    if not path.exists():
-        return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")  # splitlines knows other ends too
-    return [json.loads(line) for line in lines]
-
-
-def forget_later(path: Path, step: int) -> list[dict[str, Any]]:
-    """After a resume: drops the lines of later steps, which are done again; returns those that stay."""
-    kept = [record for record in read(path) if record["step"] <= step]
-    if path.exists():
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text("")
-        for record in kept:
-            append(temporary, record)
-        temporary.replace(path)
-    return kept
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +57,30 @@ class Progress:
         return replace(self, losses=(*self.losses, (step, known)))
 
     @property
-    def best(self) -> tuple[int, float]:
-        """(step, loss) of the first of the lowest; there must have been an evaluation."""
-        return min(self.losses, key=lambda pair: pair[1])
+    def best(self) -> Best | None:
+        """The first of the lowest; None before any, and where every loss was beyond numbers."""
+        known = [pair for pair in self.losses if math.isfinite(pair[1])]
+        if not known:
+            return None
+        step, loss = min(known, key=lambda pair: pair[1])
+        return Best(step=step, loss=loss)
 
     @property
     def since_best(self) -> int:
         """Evaluations in a row that were no better than one before them: any lower loss is."""
-        return len(self.losses) - 1 - self.losses.index(self.best) if self.losses else 0
+        if self.best is None:
+            return max(0, len(self.losses) - 1)
+        return len(self.losses) - 1 - self.losses.index((self.best.step, self.best.loss))
 
     def stop_words(self, step: int, steps: int) -> str:
         """Why a run ends early, and what it leaves."""
-        best, loss = self.best
+        best = self.best
+        lowest = (
+            ""
+            if best is None
+            else (f", the lowest evaluation loss was {best.loss:.3f} at step {best.step}")
+        )
         return (
             f"no better evaluation for {self.since_best} in a row: stopped at step {step} of {steps}; "
-            f"the model is this step's, the lowest evaluation loss was {loss:.3f} at step {best}"
+            f"the model is this step's{lowest}"
         )

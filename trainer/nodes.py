@@ -1,19 +1,17 @@
 """What several processes, perhaps on several nodes, must have in common before they train as one.
 
 Nodes need not share a file system: each has its own token cache, and only the main process writes the
-run's folder. But all must train the same rows in the same way, and go on from the same checkpoint.
+run's folder, from which a resume tells the others. But all must train the same rows in the same way.
 """
 
 import socket
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from autotune.errors import OutputError, UsageError
-from trainer.run_folder import RunFolder
+from autotune.errors import UsageError
 from trainer.settings import TrainSettings
 from trainer.store import TokenStore
 
@@ -43,30 +41,6 @@ def compare(ranks: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
                     f"than the main process ({_said(value)}); start every node with the same flags, "
                     f"profile and data"
                 )
-
-
-def shared_checkpoints(accelerator: Accelerator, folder: RunFolder) -> list[Path]:
-    """The main process's checkpoints, the oldest first: the same list on every process.
-
-    Raises:
-        OutputError: on every process, when one does not see what the main process goes on from.
-    """
-    own = [path.name for path in folder.checkpoints()]
-    main = seen_by_all(folder.path, _of_all(accelerator, (socket.gethostname(), own)))
-    return [folder.path / name for name in main]
-
-
-def seen_by_all(folder: Path, ranks: Sequence[tuple[str, list[str]]]) -> list[str]:
-    """The main process's checkpoints, when every process sees the last of them; see above."""
-    _, main = ranks[0]
-    for rank, (host, seen) in enumerate(ranks):
-        if main and main[-1] not in seen:
-            raise OutputError(
-                f"process {rank} on {host} does not see {folder / main[-1]}, from which the main "
-                f"process goes on; put --output-dir on a folder that all nodes share, copy the "
-                f"checkpoint to the same place on each node, or start anew with --fresh"
-            )
-    return main
 
 
 def _of_all(accelerator: Accelerator, value: Any) -> list[Any]:

@@ -1,14 +1,14 @@
 """The folder of a run: whose it is, whether it can be written, and what stands in it.
 
-run.json          settings that make it this run, and whether it is finished
-run.toml          all settings, for `chatlm train --config`; profile.toml, which it names
-metrics.jsonl     one object per optimizer step
-evaluations.jsonl one object per evaluation
-checkpoint-N/     what a resume needs after step N
-config.json, model.safetensors, tokenizer…    the final model
-adapter/          LoRA's weights, as peft reads them
-README.md         its card; loss.png and loss.svg the run's losses
-tracking/         what TensorBoard or Weights & Biases was told
+run.json             settings that make it this run, and whether it is finished
+run.toml             all settings, for `chatlm train --config`; profile.toml, which it names
+metrics.jsonl        one object per optimizer step
+evaluations.jsonl    one object per evaluation
+checkpoint-N/        what a resume needs after step N; damaged-checkpoint-N, one that is not read
+config.json, model.safetensors, tokenizer…    the final model; README.md, its card
+adapter/             LoRA's weights, as peft reads them
+loss.png, loss.svg   the run's losses
+tracking/            what TensorBoard or Weights & Biases was told
 """
 
 import json
@@ -20,10 +20,14 @@ from typing import Any
 from autotune.errors import OutputError
 from autotune.folders import check_writable, nearest
 from autotune.quantity import format_bytes
+from trainer import durable
+from trainer.journal import Journal
 
-OURS = ("run.json", "run.toml", "profile.toml", "metrics.jsonl", "config.json", "generation_config.json", "model.safetensors",
-        "tokenizer.json", "tokenizer_config.json", "evaluations.jsonl", "README.md", "loss.png",
-        "loss.svg")  # fmt: skip
+OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.json",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
+        "loss.svg", "run.toml", "profile.toml")  # fmt: skip
+"""What a run leaves beside its checkpoints and run.json; first what makes others take it for a model."""
+FOLDERS = ("adapter", "tracking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +37,16 @@ class RunFolder:
     path: Path
 
     @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.path / "evaluations.jsonl"
+    def metrics(self) -> Journal:
+        return Journal(self.path / "metrics.jsonl")
 
     @property
     def tracking(self) -> Path:
         return self.path / "tracking"
+
+    @property
+    def evaluations(self) -> Journal:
+        return Journal(self.path / "evaluations.jsonl")
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
@@ -65,9 +69,10 @@ class RunFolder:
         if known is None:
             return
         identity = json.loads(json.dumps(identity))  # as it is read back: a tuple is a list there
-        if known["identity"] != identity and (self.checkpoints() or self.metrics.exists()):
+        if known["identity"] != identity and (self.checkpoints() or self.metrics.path.exists()):
+            what, advice = _difference(known["identity"], identity)
             raise OutputError(
-                f"{self.path} holds another run ({_difference(known['identity'], identity)}); use "
+                f"{self.path} holds another run ({what}); {advice.format(folder=self.path)}use "
                 f"--fresh to replace it, or another --output-dir"
             )
         if known["identity"] == identity and known["finished"]:
@@ -87,6 +92,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
                 self._clear()
+            self._tidy()
             self._write({"identity": identity, "finished": False})
         except OSError as error:
             raise OutputError(
@@ -103,9 +109,22 @@ class RunFolder:
             )
 
     def finish(self) -> None:
+        self._note(finished=True)
+
+    def note_model(self, files: list[str]) -> None:
+        """Records what the final model consists of, before it is there: `--fresh` removes that."""
+        self._note(model=files)
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """Renames a checkpoint that is not read, so that the next one may take its place."""
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        return checkpoint.rename(aside)
+
+    def _note(self, **values: Any) -> None:
         known = self._read()
         assert known is not None
-        self._write({**known, "finished": True})
+        self._write({**known, **values})
 
     def _check_ours(self) -> None:
         """Raises OutputError for what no run of ours left: `--fresh` must not remove it either."""
@@ -132,25 +151,41 @@ class RunFolder:
         return document
 
     def _write(self, document: dict[str, Any]) -> None:
-        temporary = self.path / ".run.json"
-        temporary.write_text(json.dumps(document, indent=1))
-        temporary.replace(self.path / "run.json")
+        durable.write_text(self.path / "run.json", json.dumps(document, indent=1))
 
     def _clear(self) -> None:
         """Removes what a run of ours leaves, and nothing else."""
-        for name in OURS:
+        folders = [*self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]
+        for folder in [*folders, *(self.path / name for name in FOLDERS)]:
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in {*OURS, *self._model_files()} - set(FOLDERS):
             (self.path / name).unlink(missing_ok=True)
-        checkpoints = [*self.checkpoints(), *self.path.glob(".checkpoint-*")]
-        for folder in [*checkpoints, *self.path.glob("tracking")]:
+
+    def _tidy(self) -> None:
+        """Removes what a killed process had begun."""
+        for folder in [*self.path.glob(".checkpoint-*"), *self.path.glob(".model")]:
             shutil.rmtree(folder)
-        shutil.rmtree(self.path / "adapter", ignore_errors=True)
+
+    def _model_files(self) -> list[str]:
+        try:
+            known = self._read() or {}
+        except OutputError:  # damaged: that is what --fresh is for
+            return []
+        return [Path(name).name for name in known.get("model", [])]
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first setting that differs, as `name: old, now new`."""
+LONGER = (
+    "its learning rates were those of that length, so it cannot be made longer: finish it as it was "
+    "and train on with --model {folder} and another --output-dir, or "
+)
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
+    """The first setting that differs, as `name old, now new`, and what else can be done."""
     for key, value in new.items():
         if isinstance(value, dict) and old.get(key) != value:
             return _difference(old.get(key, {}), value)
         if old.get(key) != value:
-            return f"{key.replace('_', ' ')} {old.get(key)}, now {value}"
-    return "other settings"
+            what = f"{key.replace('_', ' ')} {old.get(key)}, now {value}"
+            return what, LONGER if key in ("max_steps", "epochs") else ""
+    return "other settings", ""

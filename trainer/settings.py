@@ -50,6 +50,7 @@ class WorkloadSettings:
     """Noise on the input embeddings, as NEFTune scales it."""
     compile: bool = False
     fsdp: bool = False
+    """Weights, gradients and optimizer state are sharded over the processes (FSDP2)."""
     gradient_checkpointing: bool = False
     dropout: float | None = None
     """None keeps the model's own."""
@@ -256,6 +257,16 @@ def check_workload(settings: WorkloadSettings) -> None:
         raise UsageError(
             "--precision fp16 needs a GPU: its gradients are kept from vanishing by a loss scale that "
             "only CUDA has here; use --precision bf16, or fp32"
+        )
+    if settings.fsdp and settings.precision == "fp16":
+        raise UsageError(
+            "--fsdp does not go with --precision fp16, whose loss scale each process would choose by its "
+            "own shard; use --precision bf16 or fp32"
+        )
+    if settings.fsdp and settings.lora_rank is not None:
+        raise UsageError(
+            "--fsdp does not go with --lora-rank: adapters cannot be merged into sharded weights here; "
+            "leave one of them out (adapters need little memory to begin with)"
         )
     rank, alpha, noise = settings.lora_rank, settings.lora_alpha, settings.neftune_alpha
     if rank is not None and rank < 1:

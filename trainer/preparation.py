@@ -1,0 +1,179 @@
+"""From settings to a run that can take its next step: model, data, folder, checkpoint, rehearsal."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from trainer.adapters import default_learning_rate, described
+from trainer.batches import Collator
+from trainer.checkpoint import resume
+from trainer.engine import Engine, make_accelerator, precision
+from trainer.evaluate import Answering, rehearse_evaluation
+from trainer.evaluations import Progress
+from trainer.generate import WIDEST, rehearse_answers
+from trainer.messages import Say
+from trainer.models import Loaded, load_model
+from trainer.nodes import check_alike
+from trainer.order import count_steps
+from trainer.rows import bundled
+from trainer.run import Run
+from trainer.run_file import save_run
+from trainer.run_folder import RunFolder
+from trainer.settings import TrainSettings
+from trainer.store import TokenStore, open_store
+from trainer.tokenise import Progress as Tokenised
+from trainer.tracking import start_tracking
+from trainer.workload import fingerprint_facts
+
+
+def prepare(
+    settings: TrainSettings,
+    say: Say,
+    confirm: Callable[[], object],
+    should_stop: Callable[[], bool],
+) -> Run:
+    """Builds the parts, goes on from a checkpoint if there is one, and rehearses the worst case."""
+    folder = RunFolder(Path(settings.output_dir))
+    workload = settings.workload
+    accelerator = make_accelerator(workload, track=settings.track, tracking=folder.tracking)
+    loaded = load_model(workload.model, dropout=workload.dropout, seed=workload.seed)
+    store, eval_store = open_stores(settings, loaded, accelerator, say, should_stop)
+    rate = settings.learning_rate or default_learning_rate(loaded.learning_rate, workload)
+    rate *= settings.rate_scale
+    if accelerator.is_main_process:
+        say({"type": "built", "facts": fingerprint_facts(loaded, store, accelerator.num_processes)})
+        confirm()
+        folder.check_space(disk_need(loaded, settings))
+        folder.claim(settings.identity(), fresh=settings.fresh)
+        save_run(folder.path, settings, rate)
+    accelerator.wait_for_everyone()
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    start = getattr(loaded.model.config, "decoder_start_token_id", None)
+    collator = Collator(store, loaded.codec, start)
+    run = Run(
+        settings=settings,
+        say=say,
+        should_stop=should_stop,
+        engine=Engine(
+            accelerator,
+            loaded.model,
+            workload,
+            weight_decay=settings.weight_decay,
+            clip_norm=settings.clip_norm,
+        ),
+        loaded=loaded,
+        collator=collator,
+        eval_collator=None if eval_store is None else Collator(eval_store, loaded.codec, start),
+        folder=folder,
+        plan=settings.plan(accelerator.num_processes),
+        steps=count_steps(
+            len(store), settings.effective_batch, settings.epochs, settings.max_steps
+        ),
+        learning_rate=rate,
+        parameters=parameters,
+    )
+    run.engine.make_resident(collator.worst(1))
+    run.done = resume(folder, run.engine, run.notice)
+    rehearse(run)
+    run.progress = earlier_progress(run)
+    start_tracking(accelerator, settings, folder.tracking, done=run.done)
+    if run.is_main:
+        folder.metrics.forget_after(run.done)
+        say_started(run, store)
+    return run
+
+
+def open_stores(
+    settings: TrainSettings,
+    loaded: Loaded,
+    accelerator: Accelerator,
+    say: Say,
+    should_stop: Callable[[], bool],
+) -> tuple[TokenStore, TokenStore | None]:
+    """What to train on and what to evaluate on; all ranks ask at once, one a host tokenises."""
+
+    def told(progress: Tokenised) -> None:
+        if accelerator.is_main_process:
+            say({"type": "tokenising", **asdict(progress)})
+
+    def opened(files: tuple[str, ...]) -> TokenStore:
+        return open_store(
+            files,
+            loaded.codec,
+            max_source=settings.workload.max_source_length,
+            max_target=settings.workload.max_target_length,
+            progress=told,
+            should_stop=should_stop,
+        )
+
+    data = settings.workload.data
+    store = opened(data or (bundled("train"),))
+    eval_files = settings.eval_data or (() if data else (bundled("valid"),))
+    eval_store = opened(eval_files) if eval_files else None
+    check_alike(accelerator, settings, (store, eval_store))
+    return store, eval_store
+
+
+def rehearse(run: Run) -> None:
+    """Runs the worst step, evaluation and answers once: what will not fit fails here."""
+    run.engine.rehearse([run.collator.worst(run.own_size)] * min(2, run.plan.accumulation))
+    if run.eval_collator is None:
+        return
+    rehearse_evaluation(run.engine, run.eval_collator, size=run.eval_size)
+    rows = min(run.settings.generate_rows, len(run.eval_collator.store))
+    if rows == 0:
+        return
+    share = -(-rows // run.plan.world_size)
+    size = rehearse_answers(
+        run.engine,
+        run.eval_collator,
+        most=min(share, run.settings.eval_batch or WIDEST),
+        longest=run.longest_answer,
+    )
+    run.answering = Answering(rows=rows, size=size, longest=run.longest_answer)
+
+
+def earlier_progress(run: Run) -> Progress:
+    """What the main process finds in the folder of a resumed run: other nodes may not see it."""
+    records = []
+    if run.is_main:
+        run.folder.evaluations.forget_after(run.done)
+        records = run.folder.evaluations.read()
+    (progress,) = broadcast_object_list([Progress.of(records)])
+    assert isinstance(progress, Progress)
+    return progress
+
+
+def disk_need(loaded: Loaded, settings: TrainSettings) -> int:
+    """Bytes of the final model, the checkpoints that are kept, the best and the one being written."""
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    return 4 * parameters * (1 + 3 * (settings.keep_checkpoints + 2))
+
+
+def say_started(run: Run, store: TokenStore) -> None:
+    settings, workload = run.settings, run.settings.workload
+    run.notice(store.truncation_notice(workload.max_source_length, workload.max_target_length))
+    run.notice(described(run.engine.unwrapped))
+    if run.engine.is_sharded:
+        run.notice(f"sharded over {run.plan.world_size} processes (FSDP2)")
+    if run.done:
+        run.notice(f"going on after step {run.done} of {run.steps}")
+    run.say(
+        {
+            "type": "started",
+            "model": workload.model,
+            "rows": len(store),
+            "first_step": run.done + 1,
+            "steps": run.steps,
+            "effective_batch": run.plan.effective_batch,
+            "micro_batch": run.plan.micro_batch,
+            "micro_batch_sizes": settings.micro_batch_sizes,
+            "accumulation": run.plan.accumulation,
+            "world_size": run.plan.world_size,
+            "precision": precision(workload),
+            "output_dir": str(run.folder.path),
+        }
+    )

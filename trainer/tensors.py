@@ -1,0 +1,86 @@
+"""Tensors in safetensors files, one at a time: the host never holds more than the largest of them.
+
+The format is its own specification's (https://github.com/huggingface/safetensors#format): the length
+of a JSON header, the header, the bytes. The library writes from a dictionary of all tensors, and
+reads through a mapping whose pages count as the process's own. It reads what this writes.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """The order in a file: the widest types first, so that each lies where its type may."""
+    return sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+
+
+def write_tensors(
+    path: Path, described: Sequence[tuple[str, Tensor]], contents: Iterable[Tensor]
+) -> None:
+    """Writes the contents under the names, types and shapes of those `described`, in that order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in described:
+        size = tensor.dtype.itemsize * math.prod(tensor.shape)
+        header[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for content in contents:
+            file.write(_bytes(content.detach().cpu().contiguous()))
+
+
+class TensorFile:
+    """A file's tensors by name, read when asked for; use it in a `with`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] = path.open("rb")
+        (length,) = struct.unpack("<Q", self._file.read(8))
+        self._entries: dict[str, dict[str, Any]] = json.loads(self._file.read(length))
+        self._entries.pop("__metadata__", None)
+        self._start = 8 + length
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor."""
+        return {name: tuple(entry["shape"]) for name, entry in self._entries.items()}
+
+    def read(self, name: str) -> Tensor:
+        """That tensor, on the CPU."""
+        entry = self._entries[name]
+        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+        self._file.seek(self._start + entry["data_offsets"][0])
+        if tensor.numel():
+            self._file.readinto(_bytes(tensor))  # type: ignore[attr-defined]
+        return tensor
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The tensor's own memory, as a buffer."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
