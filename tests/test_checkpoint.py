@@ -138,7 +138,7 @@ def test_a_resume_with_another_cut_ends_with_the_same_weights(
     """To float32's precision: sums come in another order."""
     folder = shutil.copytree(stopped, tmp_path / "run")
 
-    run(settings(rows, folder, micro_batch=3, overhead=10.0, profile="other", loader_workers=1))
+    run(settings(rows, folder, micro_batch=3, overhead=10.0, profile="standard", loader_workers=1))
 
     own, other = weights(folder), weights(whole)
     assert all(torch.allclose(own[key], other[key], rtol=1e-5, atol=1e-5) for key in other)

@@ -56,8 +56,8 @@ def export_model(
             for name in names:
                 if name == LAST:
                     durable.sync(folder.path)
-                if (folder.path / name).is_dir():
-                    shutil.rmtree(folder.path / name)
+                if (hidden / name).is_dir():  # the adapter's: no folder takes another's place
+                    shutil.rmtree(folder.path / name, ignore_errors=True)
                 (hidden / name).replace(folder.path / name)
             durable.sync(folder.path)
         finally:

@@ -44,9 +44,12 @@ class CardFacts:
     """The last object of `evaluations.jsonl`."""
 
 
-def write_card(folder: Path, facts: CardFacts) -> None:
-    """Writes both files into a folder that `save_pretrained` has written."""
-    (folder / "README.md").write_text(card(facts, plot=(folder / "loss.png").exists()), "utf-8")
+def write_card(folder: Path, facts: CardFacts, *, plot: bool) -> None:
+    """Writes both files into a folder that `save_pretrained` has written.
+
+    `plot` is whether there will be a loss.png beside the card.
+    """
+    (folder / "README.md").write_text(card(facts, plot=plot), "utf-8")
     file = folder / "generation_config.json"
     known = json.loads(file.read_text("utf-8")) if file.exists() else {}
     file.write_text(json.dumps(generation_config(known, facts), indent=2) + "\n", "utf-8")

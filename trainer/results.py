@@ -15,24 +15,26 @@ from trainer.run import Run
 def save_results(run: Run) -> None:
     """Writes them, and notes that the run is finished; every rank calls it."""
     facts = card_facts(run)
+    has_plot = run.is_main and draw(run)
     export_model(
         run.folder,
         run.engine,
         run.loaded.codec.tokenizer,
-        describe=lambda folder: write_card(folder, facts),
+        describe=lambda folder: write_card(folder, facts, plot=has_plot),
     )
     if run.is_main:
-        draw(run)
         run.folder.finish()
     run.engine.accelerator.wait_for_everyone()
 
 
-def draw(run: Run) -> None:
-    """The plot of the loss; whatever hinders it is told, since the training is done all the same."""
+def draw(run: Run) -> bool:
+    """Whether the loss was plotted; what hinders it is told, since the training is done all the same."""
     try:
         draw_loss(run.folder.path)
     except Exception as error:  # noqa: BLE001
         run.notice(f"the loss was not drawn: {error}")
+        return False
+    return True
 
 
 def card_facts(run: Run) -> CardFacts:
