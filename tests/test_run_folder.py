@@ -97,6 +97,65 @@ def test_another_run_is_named_by_what_differs(folder: RunFolder, finished: bool)
     )
 
 
+@pytest.mark.parametrize(("key", "old", "new"), [("max_steps", 40, 50), ("epochs", 1.0, 2.0)])
+def test_a_longer_run_is_another_run_and_the_refusal_says_how(
+    folder: RunFolder, key: str, old: float, new: float
+) -> None:
+    """Its learning rates would have been others from the first step on."""
+    folder.claim({**RUN, key: old}, fresh=False)
+    folder.metrics.write_text("")
+
+    assert refusal_of(folder, {**RUN, key: new}) == (
+        f"{folder.path} holds another run ({key.replace('_', ' ')} {old}, now {new}); its learning "
+        f"rates were those of that length, so it cannot be made longer: finish it as it was and "
+        f"train on with --model {folder.path} and another --output-dir, or use --fresh to replace "
+        f"it, or another --output-dir"
+    )
+
+
+def test_what_a_killed_process_had_begun_is_removed(folder: RunFolder) -> None:
+    """Half a checkpoint, half a model: hidden, and nobody's."""
+    trained(folder)
+    for name in (".checkpoint-2", ".model"):
+        (folder.path / name).mkdir()
+        (folder.path / name / "file").touch()
+
+    folder.claim(RUN, fresh=False)
+
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        "checkpoint-1", "metrics.jsonl", "run.json",
+    ]  # fmt: skip
+
+
+def test_a_damaged_checkpoint_is_set_aside(folder: RunFolder) -> None:
+    """It is no checkpoint any more, in the place of an earlier one; `--fresh` removes it."""
+    trained(folder)
+    (folder.path / "damaged-checkpoint-1").mkdir()
+
+    aside = folder.set_aside(folder.path / "checkpoint-1")
+
+    assert folder.checkpoints() == []
+    assert (aside / "state.json").exists()
+    folder.claim(RUN, fresh=True)
+    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
+
+
+def test_a_fresh_run_removes_every_file_of_the_model(folder: RunFolder) -> None:
+    """A large one has several, whose names only the run knows; never one outside the folder."""
+    trained(folder)
+    outside = folder.path.parent / "kept"
+    outside.touch()
+    names = ["model-00001-of-00002.safetensors", "spiece.model"]
+    for name in names:
+        (folder.path / name).touch()
+    folder.note_model([*names, "../kept"])
+
+    folder.claim(RUN, fresh=True)
+
+    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
+    assert outside.exists()
+
+
 def test_a_run_that_never_took_a_step_is_no_hindrance(folder: RunFolder) -> None:
     """It failed before: the right run must not need `--fresh`."""
     folder.claim(RUN, fresh=False)

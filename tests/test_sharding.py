@@ -120,22 +120,36 @@ def test_the_exported_model_is_transformers_own(both: Any) -> None:
     assert all(torch.equal(p, saved[name]) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs"),
+            ],
+        ),
+    ],
+)
 def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
-    rows: Path, tmp_path: Path
+    device: str, rows: Path, tmp_path: Path
 ) -> None:
     """`chatlm train` on two processes, sharded as accelerate's configuration says; Ctrl-C; then one."""
     train = (
-        "train", "--device", "cpu", "--plain", "--profile", "small", "--data", str(rows),
-        "--max-steps", "8", "--dropout", "0", "--seed", "5", "--output-dir",
+        "train", "--device", device, "--plain", "--profile", "small", "--data", str(rows),
+        "--precision", "fp32", "--max-steps", "8", "--dropout", "0", "--seed", "5", "--output-dir",
     )  # fmt: skip
-    whole = chatlm(tmp_path, *train, "whole", "--micro-batch", "16")
+    one = ("--num-processes", "1", "--micro-batch")
+    whole = chatlm(tmp_path, *train, "whole", *one, "16")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_FSDP", "true")
         process = start(tmp_path, *train, "parts", "--num-processes", "2", "--micro-batch", "3")
     wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
-    resumed = chatlm(tmp_path, *train, "parts", "--micro-batch", "5")
+    resumed = chatlm(tmp_path, *train, "parts", *one, "5")
 
     assert whole.returncode == 0, whole.stderr
     assert process.returncode == 130, err
@@ -145,8 +159,10 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
     for own, other in zip(steps(tmp_path / "parts"), steps(tmp_path / "whole"), strict=True):
         assert own["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
-    assert all(torch.allclose(other[name], one[name], rtol=1e-5, atol=1e-5) for name in one)
+    first, second = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")
+    )
+    assert all(torch.allclose(second[name], first[name], rtol=1e-5, atol=1e-5) for name in first)
 
 
 @pytest.mark.parametrize(
