@@ -23,6 +23,7 @@ from trainer.batches import Collator  # noqa: E402
 from trainer.checkpoint import Position, resume, save_checkpoint, verify  # noqa: E402
 from trainer.engine import Engine, make_accelerator  # noqa: E402
 from trainer.evaluations import Best  # noqa: E402
+from trainer.export import export_model  # noqa: E402
 from trainer.journal import Journal  # noqa: E402
 from trainer.models import load_model  # noqa: E402
 from trainer.run_folder import RunFolder  # noqa: E402
@@ -177,6 +178,27 @@ def test_a_checkpoint_is_a_model_for_transformers(stopped: Path) -> None:
     saved = weights(stopped / "checkpoint-5")
     assert are_equal({key: model.state_dict()[key] for key in saved}, saved)
     assert len(tokenizer) > 1000
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("temperature", 0.5), ("early_stopping", "perhaps")]
+)
+def test_generation_defaults_that_transformers_refuses_to_save_stop_no_run(
+    setting: str, value: float | str, rows: Path, tmp_path: Path
+) -> None:
+    """It loads them from the hub; the end of a run would be the first to find out."""
+    folder, engine = RunFolder(tmp_path), an_engine(rows)
+    folder.claim({}, fresh=False)
+    setattr(engine.unwrapped.generation_config, setting, value)
+    with pytest.raises(ValueError, match=setting):
+        engine.unwrapped.generation_config.save_pretrained(tmp_path)
+
+    path = save(folder, engine, progress(1))
+    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=3).codec.tokenizer
+    export_model(folder, engine, tokenizer, describe=lambda hidden: None)
+
+    assert (path / "generation_config.json").is_file()
+    assert (tmp_path / "generation_config.json").is_file()
 
 
 def truncate(checkpoint: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.journal import Best, Journal, best_of
+from trainer.evaluations import Best, Progress
+from trainer.journal import Journal
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def test_nothing_was_written_yet(journal: Journal) -> None:
     journal.forget_after(0)
 
     assert journal.read() == []
-    assert best_of(journal) is None
+    assert Progress.of(journal.read()).best is None
     assert not journal.path.exists()
 
 
@@ -70,4 +71,4 @@ def test_the_best_is_the_first_of_the_lowest(journal: Journal) -> None:
     for step, loss in ((1, math.nan), (2, 3.0), (3, 2.0), (4, 2.0), (5, 2.5)):
         journal.add({"step": step, "loss": loss})
 
-    assert best_of(journal) == Best(step=3, loss=2.0)
+    assert Progress.of(journal.read()).best == Best(step=3, loss=2.0)

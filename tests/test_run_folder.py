@@ -103,7 +103,7 @@ def test_a_longer_run_is_another_run_and_the_refusal_says_how(
 ) -> None:
     """Its learning rates would have been others from the first step on."""
     folder.claim({**RUN, key: old}, fresh=False)
-    folder.metrics.write_text("")
+    folder.metrics.path.write_text("")
 
     assert refusal_of(folder, {**RUN, key: new}) == (
         f"{folder.path} holds another run ({key.replace('_', ' ')} {old}, now {new}); its learning "

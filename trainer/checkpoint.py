@@ -11,7 +11,6 @@ state is in it: the order of samples follows from the seed and the samples consu
 numbers of a step (dropout) from the seed and the step.
 """
 
-import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ from trainer.engine_state import (
 )
 from trainer.evaluations import Best
 from trainer.manifest import Damaged, check_manifest, read_object, write_manifest
+from trainer.model_files import describe
 from trainer.run_folder import RunFolder
 from trainer.tensors import TensorFile, in_order, write_tensors
 
@@ -88,12 +88,14 @@ def save_checkpoint(
                 pass
         return final
     need = sum(t.numel() * t.dtype.itemsize for tensors in parts.values() for t in tensors.values())
+    for journal in (folder.metrics, folder.evaluations):
+        journal.sync()
     with refusals(folder, final.name, need), durable.appearing(final) as temporary:
         for name, tensors in parts.items():
             write_tensors(temporary / name, in_order(tensors), contents(tensors))
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
         if state["frozen"] is None:
-            _describe(engine, tokenizer, temporary)
+            describe(engine.unwrapped, tokenizer, temporary)
         write_manifest(temporary)
     for old in folder.checkpoints()[:-keep]:
         if position.best is None or old.name != f"checkpoint-{position.best.step}":
@@ -204,15 +206,3 @@ def _check_fits(path: Path, engine: Engine) -> None:
                 f"{path / name} is not this run's: {key} is {there.get(key, 'not there')}, and "
                 f"{here.get(key, 'unknown')} here; use --fresh to start anew"
             )
-
-
-def _describe(engine: Engine, tokenizer: Any, folder: Path) -> None:
-    """What transformers needs beside the weights to load them."""
-    model = engine.unwrapped
-    config = copy.deepcopy(model.config)
-    config.use_cache = True
-    config.architectures = [type(model).__name__.removeprefix("FSDP")]
-    config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

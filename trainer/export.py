@@ -15,6 +15,7 @@ from trainer import durable
 from trainer.adapters import export
 from trainer.checkpoint import refusals
 from trainer.engine import Engine
+from trainer.model_files import settle_generation
 from trainer.run_folder import RunFolder
 from trainer.sharding import whole
 
@@ -37,6 +38,7 @@ def export_model(
         return
     need = sum(p.numel() * p.dtype.itemsize for p in model.parameters())
     model.config.use_cache = True
+    settle_generation(model)
     hidden = folder.path / ".model"
     with refusals(folder, "model.safetensors", need):
         shutil.rmtree(hidden, ignore_errors=True)

@@ -33,6 +33,11 @@ class Journal:
                 f"goes on from the last checkpoint, if there is one"
             ) from error
 
+    def sync(self) -> None:
+        """Returns once all of it is on the disk: a checkpoint must not outlive its steps' lines."""
+        if self.path.exists():
+            durable.sync(self.path)
+
     def read(self) -> list[dict[str, Any]]:
         """The records; one that a kill has torn ends them."""
         if not self.path.exists():
