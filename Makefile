@@ -1,11 +1,12 @@
 # make demo    tune and train the bundled model on the bundled data, with a summary at the end
 # make test    every test; needs nothing but Python 3.11+ and make
 # make check   format, lint, types
-# make bench   what README quotes, measured anew into bench/results/ (DATA=file for real rows)
+# make bench   what README quotes, measured anew into bench/results/ (DATA=file EVAL=file for real rows)
 
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
+EVAL ?=
 ROWS = $(if $(DATA),--data $(DATA))
 
 .PHONY: demo test check bench bench-gpu clean
@@ -31,6 +32,10 @@ bench: .venv/peers
 	$(BIN)/python -m bench.peers --result bench/results/peers-cpu.json
 	$(BIN)/python -m bench.repeat --result bench/results/repeat-cpu.json
 	$(BIN)/python -m bench.accumulation --result bench/results/accumulation-cpu.json
+	$(BIN)/python -m bench.exactness --result bench/results/exactness-cpu.json
+	$(BIN)/python -m bench.kills --result bench/results/kills-cpu.json
+	$(BIN)/python -m bench.rows_2m --result bench/results/rows-2m-cpu.json
+	$(BIN)/python -m bench.sft --result bench/results/sft-cpu.json --plot docs/loss.svg $(ROWS) $(if $(EVAL),--eval-data $(EVAL))
 	$(BIN)/python -m bench.padding --result bench/results/padding-cpu.json $(ROWS)
 	$(BIN)/python -m bench.trainers --result bench/results/trainers-cpu.json $(ROWS)
 	$(BIN)/python -m bench.table
@@ -41,6 +46,7 @@ bench-gpu: .venv/peers
 	$(BIN)/python -m bench.contract --result bench/results/contract-gpu.json --device cuda --model chatlm-0.2b --vram-limit 20GiB --processes 1 $(ROWS)
 	$(BIN)/python -m bench.gpu --result bench/results/gpu.json $(ROWS)
 	$(BIN)/python -m bench.accumulation --result bench/results/accumulation-gpu.json --device cuda
+	$(BIN)/python -m bench.exactness --result bench/results/exactness-gpu.json --device cuda --processes 1
 	$(BIN)/python -m bench.padding --result bench/results/padding-gpu.json --device cuda $(ROWS)
 	$(BIN)/python -m bench.trainers --result bench/results/trainers-gpu.json --device cuda $(ROWS)
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,20 @@ def row_of(way: Way, reference: list[Step]) -> dict[str, Any]:
         "most_micro_batches": most,
         **far,
     }
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """Markdown for the docs, one row a way to cut."""
+    lines = [
+        "| model | processes | micro-batch | most micro-batches a step | loss | gradient norm |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {run['model']} | {run['processes']} | {run['micro_batch']} | {run['most_micro_batches']} "
+        f"| {run['loss']:.0e} | {run['grad_norm']:.0e} |"
+        for run in document["runs"]
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import accumulation, padding, trainers
+from bench import accumulation, exactness, padding, sft, trainers
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
@@ -26,6 +26,10 @@ def table() -> str:
         *fault_rows(read("faults-cpu")),
         *sampling_rows(read("sampling-cpu")),
         *accumulation_rows(read("accumulation-cpu")),
+        *exactness_rows("exactness-cpu"),
+        *kill_rows("kills-cpu"),
+        *rows_2m_rows("rows-2m-cpu"),
+        *sft_rows("sft-cpu"),
         *(row for name in ("padding-cpu", "padding-gpu") for row in padding_rows(name)),
         *(row for name in ("trainers-cpu", "trainers-gpu") for row in trainer_rows(name)),
     ]
@@ -35,6 +39,7 @@ def table() -> str:
 
 
 DOCS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "exactness": exactness.table,
     "accumulation": accumulation.table,
     "padding": padding.table,
     "trainers": trainers.table,
@@ -175,6 +180,63 @@ def accumulation_rows(document: dict[str, Any]) -> list[Row]:
             f"{' / '.join(f'{norm:.4f}' for norm in ours)}; transformers' Seq2SeqTrainer "
             f"{' / '.join(f'{norm:.1f}' for norm in theirs)}",
             "accumulation-cpu",
+        )
+    ]
+
+
+def exactness_rows(name: str) -> list[Row]:
+    if not was_measured(name):
+        return []
+    document = read(name)
+    runs = document["runs"]
+    loss, norm = (max(run[key] for run in runs) for key in ("loss", "grad_norm"))
+    return [
+        (
+            f"loss / gradient norm of {document['steps']} steps cut in {len(runs)} ways: 1 to 4 "
+            f"processes, unequal shares, killed and resumed on others (fp32, dropout 0)",
+            f"differ by {loss:.0e} / {norm:.0e} at most, relative",
+            name,
+        )
+    ]
+
+
+def kill_rows(name: str) -> list[Row]:
+    if not was_measured(name):
+        return []
+    said = read(name)["summary"]
+    return [
+        (
+            f"a run of {read(name)['steps']} steps with {said['kills']} SIGKILLs, each resumed on other "
+            f"processes and cuts",
+            f"weights {said['largest_weight_difference']:.0e} from the undisturbed run's at most; "
+            f"{len(said['checkpoints_that_did_not_load'])} checkpoints that did not load, {said['most_steps_lost']} steps lost "
+            f"at most",
+            name,
+        )
+    ]
+
+
+def rows_2m_rows(name: str) -> list[Row]:
+    document = read(name)
+    return [
+        (
+            f"host memory of training on {document['rows']:,} rows, beyond 1,000 rows",
+            f"{document['most_beyond_reference_bytes'] / 1e6:.0f} MB anonymous in the process that also "
+            f"tokenises them, at {document['tokenise_rows_per_second']:,.0f} rows/s",
+            name,
+        )
+    ]
+
+
+def sft_rows(name: str) -> list[Row]:
+    if not was_measured(name):
+        return []
+    document = read(name)
+    return [
+        (
+            f"`{document['model']}`, {document['epochs']:.0f} epochs on {rows_of(document)}",
+            sft.words(document),
+            name,
         )
     ]
 

@@ -68,24 +68,6 @@ def test_a_text_log_lies_where_users_look(whole_run: Path) -> None:
     assert "step" in log.read_text()
 
 
-@pytest.mark.parametrize(("micro_batch", "processes"), [("3", "1"), ("1", "2"), ("8", "2")])
-def test_every_cut_gives_the_same_losses(
-    whole_run: Path, tmp_path: Path, micro_batch: str, processes: str
-) -> None:
-    """To 1e-4 at each step, with another micro-batch and on two gloo processes."""
-    reference = steps(whole_run / "model_save/sft_small")
-
-    done = chatlm(
-        tmp_path, "train", *FEW, "--max-steps", "12", "--micro-batch", micro_batch,
-        "--num-processes", processes,
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stderr
-    for own, other in zip(steps(tmp_path / "model_save/sft_small"), reference, strict=True):
-        assert own["loss"] == pytest.approx(other["loss"], abs=1e-4)
-        assert own["grad_norm"] == pytest.approx(other["grad_norm"], abs=1e-4)
-
-
 UNEVEN = """\
 schema = 1
 [batch]
@@ -98,28 +80,6 @@ eval_batch_size = 64
 world_size = 2
 """
 """Of 16 samples the first process takes 11, the second 5, in three micro-batches each."""
-
-
-def test_unequal_processes_train_as_one(tmp_path: Path) -> None:
-    """Micro-batches of 5 and 2 on two gloo processes, against all 16 samples at once."""
-    profile = tmp_path / "uneven.toml"
-    profile.write_text(UNEVEN)
-    many = ("--max-steps", "8", "--precision", "fp32")
-
-    one = chatlm(tmp_path, "train", *FEW, *many, "--micro-batch", "16", "--output-dir", "one")
-    two = chatlm(
-        tmp_path, "train", *FEW, *many, "--profile", str(profile), "--num-processes", "2",
-        "--output-dir", "two",
-    )  # fmt: skip
-
-    assert one.returncode == 0, one.stderr
-    assert two.returncode == 0, two.stderr
-    assert "micro-batch 5 + 2  accumulation 3  processes 2" in two.stdout
-    for whole, parts in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
-        assert (whole["micro_batches"], parts["micro_batches"]) == (1, 3)
-        assert parts["tokens"] == whole["tokens"]
-        assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
-        assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
 
 
 def settings_of(profile: str, world_size: int, micro_batch: int | None = None) -> TrainSettings:
