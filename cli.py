@@ -16,7 +16,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from autotune.errors import ChatlmError
-from trainer.flags import Given, with_flags
+from trainer.flags import Config, Given, with_flags
 from trainer.options import AutotuneOptions, TrainOptions
 
 P = ParamSpec("P")
@@ -33,9 +33,6 @@ app.add_typer(profiles_app, name="profiles")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live screen.")]
-Config = Annotated[
-    Path | None, typer.Option(help="TOML with the flags' names as keys; a flag beats its key.")
-]
 Events = Annotated[Path | None, typer.Option(help="Record every event there.", hidden=True)]
 
 

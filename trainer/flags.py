@@ -14,7 +14,8 @@ from trainer.options import Flag
 
 Kind = TypeVar("Kind")
 Config = Annotated[
-    Path | None, typer.Option("--config", help="A run's settings as TOML; flags overrule it.")
+    Path | None,
+    typer.Option("--config", help="TOML with the flags' names as keys; flags overrule it."),
 ]
 Given = dict[str, Any]
 """The flags that were given, by the names of their fields."""
