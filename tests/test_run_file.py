@@ -8,7 +8,7 @@ import pytest
 import profiles
 from autotune.errors import UsageError
 from trainer.flags import parse
-from trainer.options import AutotuneOptions, TrainOptions, WorkloadOptions
+from trainer.options import PANELS, AutotuneOptions, TrainOptions, WorkloadOptions
 from trainer.run_file import load_run, save_run
 from trainer.settings import TrainSettings, WorkloadSettings, resolve
 
@@ -94,6 +94,15 @@ def test_no_choice_is_ignored() -> None:
 
     for kind in (WorkloadOptions, TrainOptions):
         assert {field.name for field in fields(kind)} <= known | elsewhere
+
+
+def test_every_heading_of_the_help_names_choices_that_there_are() -> None:
+    """And each of them once."""
+    named = [name for names in PANELS.values() for name in names]
+    known = {f.name for kind in (AutotuneOptions, TrainOptions) for f in fields(kind)}
+
+    assert len(named) == len(set(named))
+    assert set(named) <= known
 
 
 def test_the_two_commands_agree_on_what_a_step_needs() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 
-from trainer.options import Flag
+from trainer.options import Flag, panel_of
 
 Kind = TypeVar("Kind")
 Config = Annotated[
@@ -91,7 +91,13 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
     declared = flag.names or (f"--{name}",)
     if _bare(annotation) is bool and field.default is None:
         declared = (f"--{name}/--no-{name}",)
-    option = typer.Option(*declared, help=says, min=flag.least, show_default=False)
+    option = typer.Option(
+        *declared,
+        help=says,
+        min=flag.least,
+        show_default=False,
+        rich_help_panel=panel_of(field.name),
+    )
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,

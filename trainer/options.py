@@ -141,3 +141,25 @@ class TrainOptions(WorkloadOptions):
     track: Annotated[
         tuple[str, ...] | None, Flag("tensorboard or wandb: log there too; may be repeated.")
     ] = None
+
+
+PANELS = {
+    "What is trained": (
+        "model", "data", "eval_data", "precision", "optimizer", "freeze", "lora_rank", "lora_alpha",
+        "lora_targets", "neftune_alpha", "dropout", "gradient_checkpointing", "compile",
+        "max_source_length", "max_target_length",
+    ),
+    "Devices": ("device", "num_processes", "fsdp", "backend", "vram_limit", "per_device"),
+    "Learning": (
+        "epochs", "max_steps", "seed", "learning_rate", "scale_lr", "schedule", "warmup",
+        "weight_decay", "clip_norm", "length_grouping",
+    ),
+    "Evaluation and logs": ("eval_every", "patience", "generate_rows", "max_new_tokens", "track"),
+    "The run's folder": ("output_dir", "fresh", "checkpoint_every", "keep_checkpoints"),
+}  # fmt: skip
+"""Under which heading a choice stands in `--help`; the rest come first."""
+
+
+def panel_of(name: str) -> str | None:
+    """The heading of that field."""
+    return next((panel for panel, names in PANELS.items() if name in names), None)
