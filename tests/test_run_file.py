@@ -10,6 +10,7 @@ from autotune.errors import UsageError
 from trainer.flags import parse
 from trainer.options import PANELS, AutotuneOptions, TrainOptions, WorkloadOptions
 from trainer.run_file import load_run, save_run
+from trainer.run_folder import RunFolder
 from trainer.settings import TrainSettings, WorkloadSettings, resolve
 
 
@@ -85,6 +86,22 @@ def test_a_saved_run_resolves_to_the_same_settings(tmp_path: Path) -> None:
     assert repeated.learning_rate == 0.003
     assert repeated.identity() == {**settings.identity(), "learning_rate": 0.003}
     assert repeated.plan(2) == settings.plan(2)
+
+
+def test_a_run_is_repeated_in_its_own_folder(tmp_path: Path) -> None:
+    """`--config RUN/run.toml --fresh`: the profile that it names lies in the folder that is cleared."""
+    options = TrainOptions(profile="small", output_dir=str(tmp_path))
+    settings = resolve(profiles.load("small"), options, device="cpu", world_size=1)
+    folder = RunFolder(tmp_path)
+    folder.claim(settings.identity(), fresh=False)
+    save_run(tmp_path, settings, learning_rate=0.003)
+    again = TrainOptions(**load_run(tmp_path / "run.toml"))
+    repeated = resolve(profiles.load(again.profile), again, device="cpu", world_size=1)
+
+    folder.claim(repeated.identity(), fresh=True)
+    save_run(tmp_path, repeated, learning_rate=0.003)
+
+    assert TrainOptions(**load_run(tmp_path / "run.toml")) == again
 
 
 def test_no_choice_is_ignored() -> None:

@@ -25,8 +25,9 @@ from trainer.journal import Journal
 
 OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.json",
         "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
-        "loss.svg", "run.toml", "profile.toml")  # fmt: skip
-"""What a run leaves beside its checkpoints and run.json; first what makes others take it for a model."""
+        "loss.svg")  # fmt: skip
+"""What a run leaves beside its checkpoints and run.json; first what makes others take it for a model.
+run.toml and profile.toml are replaced and never removed: the new run may be told to repeat them."""
 FOLDERS = ("adapter", "tracking")
 
 
@@ -158,8 +159,11 @@ class RunFolder:
         folders = [*self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]
         for folder in [*folders, *(self.path / name for name in FOLDERS)]:
             shutil.rmtree(folder, ignore_errors=True)
-        for name in {*OURS, *self._model_files()} - set(FOLDERS):
-            (self.path / name).unlink(missing_ok=True)
+        for path in (self.path / name for name in {*OURS, *self._model_files()}):
+            if path.is_dir():  # a tokenizer's templates
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def _tidy(self) -> None:
         """Removes what a killed process had begun."""
