@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def test_a_resumed_run_knows_how_long_it_has_waited(tmp_path: Path) -> None:
     ("values", "said"),
     [
         ({"eval_every": 0}, "--eval-every 0 means nothing; give 1 or more"),
+        ({"checkpoint_every": 0}, "--checkpoint-every 0 means nothing; give 1 or more"),
+        ({"keep_checkpoints": 0}, "--keep-checkpoints 0 means nothing; give 1 or more"),
         ({"patience": 0}, "--patience 0 means nothing; give 1 or more"),
         ({"generate_rows": -1}, "--generate-rows -1 means nothing; give 0 or more"),
         ({"max_new_tokens": 0}, "--max-new-tokens 0 means nothing; give 1 or more"),
@@ -94,6 +97,16 @@ def test_what_cannot_be_meant_is_refused(values: dict[str, Any], said: str) -> N
         check_training(settings(**values))
 
     assert str(caught.value) == said
+
+
+def test_patience_needs_evaluations() -> None:
+    """Data of one's own are evaluated on nothing unless that is given: the run would never end early."""
+    own = replace(settings(patience=3), workload=WorkloadSettings(data=("a.jsonl",)))
+
+    with pytest.raises(UsageError, match="give --eval-data too"):
+        check_training(own)
+
+    assert check_training(replace(own, eval_data=("b.jsonl",))).patience == 3
 
 
 def test_a_tracker_that_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,16 @@
 """A run's settings in a TOML file: what is read, what is refused, and that a saved one repeats the run."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 import profiles
-from autotune.errors import UsageError
+from autotune.errors import OutputError, UsageError
 from trainer.flags import parse
 from trainer.options import PANELS, AutotuneOptions, TrainOptions, WorkloadOptions
 from trainer.run_file import load_run, save_run
+from trainer.run_folder import RunFolder
 from trainer.settings import TrainSettings, WorkloadSettings, resolve
 
 
@@ -85,6 +86,65 @@ def test_a_saved_run_resolves_to_the_same_settings(tmp_path: Path) -> None:
     assert repeated.learning_rate == 0.003
     assert repeated.identity() == {**settings.identity(), "learning_rate": 0.003}
     assert repeated.plan(2) == settings.plan(2)
+
+
+def test_a_run_is_repeated_in_its_own_folder(tmp_path: Path) -> None:
+    """`--config RUN/run.toml --fresh`: the profile that it names lies in the folder that is cleared."""
+    options = TrainOptions(profile="small", output_dir=str(tmp_path))
+    settings = resolve(profiles.load("small"), options, device="cpu", world_size=1)
+    folder = RunFolder(tmp_path)
+    folder.claim(settings.identity(), fresh=False)
+    save_run(tmp_path, settings, learning_rate=0.003)
+    again = TrainOptions(**load_run(tmp_path / "run.toml"))
+    repeated = resolve(profiles.load(again.profile), again, device="cpu", world_size=1)
+
+    folder.claim(repeated.identity(), fresh=True)
+    save_run(tmp_path, repeated, learning_rate=0.003)
+
+    assert TrainOptions(**load_run(tmp_path / "run.toml")) == again
+
+
+def test_an_unfinished_run_goes_on_by_its_own_file(tmp_path: Path) -> None:
+    """Its file names the rate that the model's default came to; the first command goes on as well."""
+    options = TrainOptions(profile="small", max_steps=9, output_dir=str(tmp_path))
+    settings = resolve(profiles.load("small"), options, device="cpu", world_size=1)
+    folder = RunFolder(tmp_path)
+    folder.claim(settings.identity(), fresh=False, learning_rate=0.003)
+    save_run(tmp_path, settings, learning_rate=0.003)
+    folder.metrics.add({"step": 1})
+    again = TrainOptions(**load_run(tmp_path / "run.toml"))
+    repeated = resolve(profiles.load(again.profile), again, device="cpu", world_size=1)
+
+    folder.claim(repeated.identity(), fresh=False, learning_rate=0.003)
+    folder.claim(settings.identity(), fresh=False, learning_rate=0.003)
+
+    with pytest.raises(OutputError, match=r"learning rate None, now 0\.001"):
+        folder.check({**settings.identity(), "learning_rate": 0.001}, fresh=False)
+
+
+def test_what_a_user_took_out_of_a_profile_stays_out(tmp_path: Path) -> None:
+    """The file is read with that profile again: a key that is left out would put it back."""
+    profile = profiles.load("small")
+    frozen = profile.run.model_copy(update={"freeze": "encoder"})
+    adapted = profile.run.model_copy(update={"lora_rank": 4, "lora_alpha": 8.0})
+    for run, options in (
+        (frozen, TrainOptions(freeze="none")),
+        (adapted, TrainOptions(lora_rank=0)),
+    ):
+        file = tmp_path / "own.toml"
+        profiles.save(profile.model_copy(update={"run": run}), file)
+        settings = resolve(
+            profiles.load(str(file)),
+            replace(options, profile=str(file)),
+            device="cpu",
+            world_size=1,
+        )
+        save_run(tmp_path, settings, learning_rate=0.003)
+
+        again = TrainOptions(**load_run(tmp_path / "run.toml"))
+        repeated = resolve(profiles.load(again.profile), again, device="cpu", world_size=1)
+
+        assert repeated.workload == settings.workload
 
 
 def test_no_choice_is_ignored() -> None:

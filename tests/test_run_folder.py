@@ -148,7 +148,10 @@ def test_a_fresh_run_removes_every_file_of_the_model(folder: RunFolder) -> None:
     names = ["model-00001-of-00002.safetensors", "spiece.model"]
     for name in names:
         (folder.path / name).touch()
-    folder.note_model([*names, "../kept"])
+    templates = folder.path / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool_use.jinja").touch()
+    folder.note_model([*names, templates.name, "../kept"])
 
     folder.claim(RUN, fresh=True)
 

@@ -111,6 +111,20 @@ def test_the_users_own_micro_batch_is_for_every_forward_pass() -> None:
     assert settings.eval_batch is None
 
 
+def test_measured_shares_are_of_the_model_that_was_tuned() -> None:
+    """Another has other ones; a causal model has no two sides at all."""
+    profile = parse(
+        tomllib.loads(f'{UNEVEN}[memory]\nshares = [0.3, 0.6]\n[run]\nmodel = "t5"\n'), "p.toml"
+    )
+
+    shares = [
+        resolve(profile, TrainOptions(model=model), device="cpu", world_size=2).shares
+        for model in (None, "t5", "gpt2")
+    ]
+
+    assert shares == [(0.3, 0.6), (0.3, 0.6), None]
+
+
 def test_the_cut_is_no_part_of_what_a_run_is() -> None:
     """It may be resumed on other devices, with other sizes."""
     two, one = settings_of(UNEVEN, 2), settings_of(UNEVEN, 1)

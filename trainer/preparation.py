@@ -47,7 +47,7 @@ def prepare(
         say({"type": "built", "facts": fingerprint_facts(loaded, store, accelerator.num_processes)})
         confirm()
         folder.check_space(disk_need(loaded, settings))
-        folder.claim(settings.identity(), fresh=settings.fresh)
+        folder.claim(settings.identity(), fresh=settings.fresh, learning_rate=rate)
         save_run(folder.path, settings, rate)
     accelerator.wait_for_everyone()
     parameters = sum(p.numel() for p in loaded.model.parameters())

@@ -15,7 +15,8 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 import profiles
-from autotune.errors import UsageError
+from autotune.errors import OutputError, UsageError
+from trainer import durable
 from trainer.options import TrainOptions
 from trainer.settings import TrainSettings
 
@@ -64,6 +65,9 @@ def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> Non
     """Writes `run.toml` and the `profile.toml` that it names: together they repeat the run.
 
     `learning_rate` is the run's highest, whatever it came from.
+
+    Raises:
+        OutputError: no space, or no permission.
     """
     profile = profiles.load(settings.profile)
     profiles.save(profile, folder / "profile.toml")
@@ -76,9 +80,18 @@ def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> Non
         "micro_batch": None if is_its_own else settings.micro_batch,
         "learning_rate": learning_rate,
         "num_processes": world_size,
+        # the profile may say otherwise: what was left out must stay out
+        "freeze": settings.workload.freeze or "none",
+        "lora_rank": settings.workload.lora_rank or 0,
     }
     # whether to start anew is said of one start, not of a run
     names = [field.name for field in fields(TrainOptions) if field.name != "fresh"]
     chosen = {name: values[name] for name in names if values.get(name) not in (None, ())}
     text = tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()})
-    (folder / "run.toml").write_text(text, encoding="utf-8")
+    try:
+        durable.write_text(folder / "run.toml", text)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}; free some space, or choose another "
+            f"--output-dir"
+        ) from error

@@ -25,8 +25,9 @@ from trainer.journal import Journal
 
 OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.json",
         "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
-        "loss.svg", "run.toml", "profile.toml")  # fmt: skip
-"""What a run leaves beside its checkpoints and run.json; first what makes others take it for a model."""
+        "loss.svg")  # fmt: skip
+"""What a run leaves beside its checkpoints and run.json; first what makes others take it for a model.
+run.toml and profile.toml are replaced and never removed: the new run may be told to repeat them."""
 FOLDERS = ("adapter", "tracking")
 
 
@@ -68,7 +69,7 @@ class RunFolder:
         known = self._read()
         if known is None:
             return
-        identity = json.loads(json.dumps(identity))  # as it is read back: a tuple is a list there
+        identity = _as_known(identity, known)
         if known["identity"] != identity and (self.checkpoints() or self.metrics.path.exists()):
             what, advice = _difference(known["identity"], identity)
             raise OutputError(
@@ -81,19 +82,25 @@ class RunFolder:
                 f"--output-dir"
             )
 
-    def claim(self, identity: dict[str, Any], *, fresh: bool) -> None:
+    def claim(
+        self, identity: dict[str, Any], *, fresh: bool, learning_rate: float | None = None
+    ) -> None:
         """Makes the folder this run's; an unfinished part of the same run stays, to go on with.
+
+        `learning_rate` is the run's highest, whatever it came from.
 
         Raises:
             OutputError: as `check` does.
         """
         self.check(identity, fresh=fresh)
+        if not fresh and (known := self._read()) is not None:
+            identity = _as_known(identity, known)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
                 self._clear()
             self._tidy()
-            self._write({"identity": identity, "finished": False})
+            self._write({"identity": identity, "learning_rate": learning_rate, "finished": False})
         except OSError as error:
             raise OutputError(
                 f"cannot write to {self.path}: {error.strerror}; choose another --output-dir"
@@ -158,8 +165,11 @@ class RunFolder:
         folders = [*self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]
         for folder in [*folders, *(self.path / name for name in FOLDERS)]:
             shutil.rmtree(folder, ignore_errors=True)
-        for name in {*OURS, *self._model_files()} - set(FOLDERS):
-            (self.path / name).unlink(missing_ok=True)
+        for path in (self.path / name for name in {*OURS, *self._model_files()}):
+            if path.is_dir():  # a tokenizer's templates
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def _tidy(self) -> None:
         """Removes what a killed process had begun."""
@@ -172,6 +182,20 @@ class RunFolder:
         except OutputError:  # damaged: that is what --fresh is for
             return []
         return [Path(name).name for name in known.get("model", [])]
+
+
+def _as_known(identity: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The identity in the words of the record, where it says the same in others.
+
+    A tuple is read back as a list. The rate that a run found for itself (the model's default, a scaled
+    one) stands in its run.toml as the user's own.
+    """
+    identity = json.loads(json.dumps(identity))
+    rate = known.get("learning_rate")
+    if rate is not None and (identity["learning_rate"], identity["rate_scale"]) == (rate, 1.0):
+        same = {name: known["identity"].get(name) for name in ("learning_rate", "rate_scale")}
+        return {**identity, **same}
+    return identity
 
 
 LONGER = (

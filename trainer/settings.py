@@ -176,17 +176,18 @@ def resolve(
     """
     plan = profile.plan(world_size, options.micro_batch)
     chosen = {**chosen_for(TrainSettings, options), "micro_batch": plan.micro_batch}
+    workload = workload_settings(options, profile, device=device)
     folder = str(Path("model_save") / f"sft_{Path(options.profile).stem}")
     chosen.setdefault("output_dir", folder)
     return check_training(
         TrainSettings(
-            workload=workload_settings(options, profile, device=device),
+            workload=workload,
             effective_batch=plan.effective_batch,
             world_size=world_size,
             micro_batch_sizes=None if plan.is_even else plan.sizes,
             eval_batch=None if options.micro_batch else profile.batch.eval_batch_size,
             overhead=profile.overhead(),
-            shares=None if profile.memory.shares is None else tuple(profile.memory.shares),
+            shares=measured_shares(profile, workload),
             loader_workers=profile.run.loader_workers,
             rate_scale=rate_scale(profile, options.scale_lr),
             **chosen,
@@ -219,6 +220,12 @@ def chosen_for(kind: Any, options: Any) -> dict[str, Any]:
     """The choices that `kind` has a field for, less those that were left open."""
     names = {field.name for field in fields(kind)} & {field.name for field in fields(options)}
     return {name: v for name in names if (v := getattr(options, name)) is not None}
+
+
+def measured_shares(profile: Profile, workload: WorkloadSettings) -> tuple[float, ...] | None:
+    """What source and target take of the memory; nothing is known of another model than was tuned."""
+    shares = profile.memory.shares
+    return None if shares is None or workload.model != profile.run.model else tuple(shares)
 
 
 def rate_scale(profile: Profile, rule: str | None) -> float:
@@ -332,8 +339,13 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 def check_evaluation(settings: TrainSettings) -> None:
-    """Raises UsageError for what cannot be meant of evaluations, or of who is told about them."""
+    """Raises UsageError for what cannot be meant of evaluations and checkpoints, or of who hears of them.
+
+    A flag has a least value of its own; a run file's key is first looked at here.
+    """
     for flag, value, least in (
+        ("--checkpoint-every", settings.checkpoint_every, 1),
+        ("--keep-checkpoints", settings.keep_checkpoints, 1),
         ("--eval-every", settings.eval_every, 1),
         ("--patience", settings.patience, 1),
         ("--generate-rows", settings.generate_rows, 0),
@@ -341,6 +353,11 @@ def check_evaluation(settings: TrainSettings) -> None:
     ):
         if value is not None and value < least:
             raise UsageError(f"{flag} {value} means nothing; give {least} or more")
+    if settings.patience is not None and settings.workload.data and not settings.eval_data:
+        raise UsageError(
+            f"--patience {settings.patience} waits for evaluations, and there is nothing to evaluate on; "
+            f"give --eval-data too"
+        )
     for tracker in settings.track:
         if tracker not in TRACKERS:
             raise UsageError(f"--track {tracker} is not known; there are {' and '.join(TRACKERS)}")
