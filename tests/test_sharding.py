@@ -172,6 +172,7 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
     [
         (WorkloadSettings(fsdp=True, precision="fp16", device="cuda"), "--precision fp16"),
         (WorkloadSettings(fsdp=True, lora_rank=4), "--lora-rank"),
+        (WorkloadSettings(fsdp=True, optimizer="adafactor"), "--optimizer adafactor"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(settings: WorkloadSettings, words: str) -> None:
