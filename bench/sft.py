@@ -46,7 +46,10 @@ def main() -> None:
         / sum(s["tokens"] / (1 - s["padding"]) for s in steps),
         "real_tokens_per_second": sum(s["tokens"] for s in steps)
         / sum(s["seconds"] for s in steps),
-        "evaluations": Journal(Path(FOLDER) / "evaluations.jsonl").read(),
+        "evaluations": [  # less the samples: the rows are not ours to hand on
+            {key: value for key, value in record.items() if key != "samples"}
+            for record in Journal(Path(FOLDER) / "evaluations.jsonl").read()
+        ],
     }
     write_result(options.result, document)
     if options.plot:

@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.commands import chatlm, steps
 
 
 def test_no_step_of_training_peaks_above_the_budget_or_its_probe(tmp_path: Path) -> None:
-    """Within 5 % of the probe on a CPU, the highest of all steps."""
+    """At most 5 % above the probe on a CPU, the highest of all steps; below it where a finer cut pays."""
     tuned = chatlm(
         tmp_path, "autotune", "--device", "cpu", "--vram-limit", "1GiB", "--target-vram", "0.6",
         "--max-batch", "64", "--effective-batch", "128", "--json", "--plain",
@@ -24,4 +22,4 @@ def test_no_step_of_training_peaks_above_the_budget_or_its_probe(tmp_path: Path)
     (card,) = json.loads(tuned.stdout)["devices"]
     highest = max(record["device_peak_bytes"] for record in steps(tmp_path / "run"))
     assert highest <= card["budget_bytes"]
-    assert highest == pytest.approx(card["peak_bytes"], rel=0.05)
+    assert 0.85 * card["peak_bytes"] <= highest <= 1.05 * card["peak_bytes"]

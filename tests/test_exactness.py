@@ -68,18 +68,26 @@ def test_no_cut_and_no_number_of_processes_changes_a_step(
     agree(train(model, tmp_path, sizes), whole)
 
 
-def test_a_cut_may_change_between_two_steps(
-    model: Path, whole: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    """In mid-run, in one process: 8 sequences at once, then 1, then 5."""
-    profile = tmp_path / "cut.toml"
+def started(model: Path, folder: Path, *, stop_at: int) -> Run:
+    """The same run in this process, in micro-batches of 8, which is to stop after each such step."""
+    profile = folder / "start.toml"
     profile.write_text(profile_of([8]))
     workload = WorkloadSettings(model=str(model), precision="fp32", dropout=0.0, seed=7)
     settings = TrainSettings(
         workload=workload, profile=str(profile), micro_batch=8, effective_batch=EFFECTIVE,
-        learning_rate=3e-3, max_steps=8, generate_rows=0, output_dir=str(tmp_path / "run"),
+        learning_rate=3e-3, max_steps=8, generate_rows=0, output_dir=str(folder / "run"),
     )  # fmt: skip
-    run: Run = prepare(settings, lambda message: None, lambda: None, lambda: run.done % 3 == 0)
+    run: Run = prepare(
+        settings, lambda message: None, lambda: None, lambda: run.done % stop_at == 0
+    )
+    return run
+
+
+def test_a_cut_may_change_between_two_steps(
+    model: Path, whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """In mid-run, in one process: 8 sequences at once, then 1, then 5."""
+    run = started(model, tmp_path, stop_at=3)
 
     for size in (8, 1, 5):
         run.plan = Plan(micro_batch=size, effective_batch=EFFECTIVE, world_size=1)
@@ -88,6 +96,19 @@ def test_a_cut_may_change_between_two_steps(
     assert finished
     found = steps(tmp_path / "run")
     assert found[3]["micro_batches"] > found[0]["micro_batches"]
+    agree(found, whole)
+
+
+def test_a_resume_on_other_processes_with_another_profile_changes_no_step(
+    model: Path, whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """One process stops after the third step, and three of unequal shares go on."""
+    run = started(model, tmp_path, stop_at=3)
+    assert not take_steps(run)
+
+    found = train(model, tmp_path, [3, 2, 1])
+
+    assert len(found) == 8
     agree(found, whole)
 
 

@@ -50,7 +50,9 @@ def test_a_llama_of_the_users_own_is_trained_whole(tmp_path: Path) -> None:
     records = steps(tmp_path / "run")
     model: Any = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path / "run")
-    answer = model.generate(**tokenizer("你好", return_tensors="pt"), max_new_tokens=3)
+    answer = model.generate(
+        **tokenizer("你好", return_tensors="pt"), min_new_tokens=3, max_new_tokens=3
+    )
     assert "parameters (" not in done.stdout
     assert records[-1]["loss"] < records[0]["loss"]
     assert not any(record["skipped"] for record in records)

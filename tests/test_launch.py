@@ -99,7 +99,8 @@ def test_two_nodes_train_as_one_process(launches: dict[str, Launch]) -> None:
 
     assert len(nodes) >= 2
     for parts, whole in zip(nodes, alone, strict=False):
-        assert (parts["tokens"], parts["micro_batches"]) == (whole["tokens"], 3)
+        assert parts["tokens"] == whole["tokens"]
+        assert parts["micro_batches"] > whole["micro_batches"]
         assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
         assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
         assert parts["host_bytes"] > 1.5 * whole["host_bytes"]  # over all nodes

@@ -69,6 +69,7 @@ def test_resident_counts_pages(tmp_path: Path) -> None:
 
 def test_the_peak_outlives_what_caused_it_until_it_is_reset() -> None:
     """A second probe in the same process starts from what is resident, not from the first's peak."""
+    reset_peak()
     block = b"x" * (64 * MIB)
     held = resident("self")
     del block

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from bench import peers, simulate
-from bench.table import read, table
+from bench.table import docs, read, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,6 +27,14 @@ def test_the_simulated_table_is_the_files() -> None:
 
     assert simulate.table(document) in (ROOT / "docs" / "search.md").read_text()
     assert f"after {probes:.1f} on average in simulation" in README
+
+
+def test_the_trainers_tables_are_the_files() -> None:
+    """On their own page, each from the file that is named over it."""
+    page = (ROOT / "docs" / "training.md").read_text()
+
+    for part in docs().split("\n\n"):
+        assert part in page
 
 
 def test_every_file_that_it_points_to_is_there() -> None:

@@ -49,6 +49,13 @@ def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
     )
 
 
+def test_one_key_written_in_two_ways_is_refused(tmp_path: Path) -> None:
+    """Either might be meant."""
+    said = refusal_of(written(tmp_path, "max-steps = 4\nmax_steps = 3\n"))
+
+    assert "has max-steps and max_steps, which are one key; keep one" in said
+
+
 @pytest.mark.parametrize("line", ['max_steps = "7"', 'precision = "int8"', "data = 3"])
 def test_a_value_of_another_type_is_refused_by_name(tmp_path: Path, line: str) -> None:
     """With the key and what stands there."""

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from autotune.errors import UsageError  # noqa: E402
+from bench.small import save_small  # noqa: E402
 from tests import sharded_script as script  # noqa: E402
 from tests.commands import ROOT, chatlm, start, steps  # noqa: E402
 from tests.processes import deadline, wait_until  # noqa: E402
@@ -136,16 +137,17 @@ def test_the_exported_model_is_transformers_own(both: Any) -> None:
 def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
     device: str, rows: Path, tmp_path: Path
 ) -> None:
-    """`chatlm train` on two processes, sharded as accelerate's configuration says; Ctrl-C; then one."""
+    """`chatlm train --fsdp` on two processes; Ctrl-C; then one process."""
+    model = save_small("t5", tmp_path / "model")
     train = (
         "train", "--device", device, "--plain", "--profile", "small", "--data", str(rows),
+        "--model", str(model), "--learning-rate", "1e-3", "--generate-rows", "4",
         "--precision", "fp32", "--max-steps", "8", "--dropout", "0", "--seed", "5", "--output-dir",
     )  # fmt: skip
     one = ("--num-processes", "1", "--micro-batch")
     whole = chatlm(tmp_path, *train, "whole", *one, "16")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_FSDP", "true")
-        process = start(tmp_path, *train, "parts", "--num-processes", "2", "--micro-batch", "3")
+    two = ("--num-processes", "2", "--micro-batch", "3", "--fsdp")
+    process = start(tmp_path, *train, "parts", *two)
     wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
@@ -170,6 +172,7 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
     [
         (WorkloadSettings(fsdp=True, precision="fp16", device="cuda"), "--precision fp16"),
         (WorkloadSettings(fsdp=True, lora_rank=4), "--lora-rank"),
+        (WorkloadSettings(fsdp=True, optimizer="adafactor"), "--optimizer adafactor"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(settings: WorkloadSettings, words: str) -> None:

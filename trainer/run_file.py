@@ -34,6 +34,11 @@ def load_run(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} is not TOML: {error}; mend it") from error
     chosen = {key.replace("-", "_"): value for key, value in document.items()}
+    if len(chosen) < len(document):
+        twice = next(key for key in document if "-" in key and key.replace("-", "_") in document)
+        raise UsageError(
+            f"--config {path} has {twice} and {twice.replace('-', '_')}, which are one key; keep one"
+        )
     known = [field.name for field in fields(TrainOptions)]
     for key in chosen:
         if key not in known:

@@ -270,6 +270,11 @@ def check_workload(settings: WorkloadSettings) -> None:
             "--fsdp does not go with --precision fp16, whose loss scale each process would choose by its "
             "own shard; use --precision bf16 or fp32"
         )
+    if settings.fsdp and settings.optimizer != "adamw":
+        raise UsageError(
+            f"--fsdp does not go with --optimizer {settings.optimizer}, whose state is not sharded here; "
+            f"use adamw"
+        )
     if settings.fsdp and settings.lora_rank is not None:
         raise UsageError(
             "--fsdp does not go with --lora-rank: adapters cannot be merged into sharded weights here; "
@@ -353,6 +358,11 @@ def check_evaluation(settings: TrainSettings) -> None:
     ):
         if value is not None and value < least:
             raise UsageError(f"{flag} {value} means nothing; give {least} or more")
+    if settings.patience is not None and settings.workload.data and not settings.eval_data:
+        raise UsageError(
+            f"--patience {settings.patience} waits for evaluations, and there is nothing to evaluate on; "
+            f"give --eval-data too"
+        )
     if settings.patience is not None and settings.workload.data and not settings.eval_data:
         raise UsageError(
             f"--patience {settings.patience} waits for evaluations, and there is nothing to evaluate on; "
