@@ -76,8 +76,6 @@ def autotune(
     events: Events = None,
 ) -> None:
     """Find the largest micro-batch that holds the memory target, and write it as a profile."""
-    from dataclasses import replace
-
     import profiles
     from autotune.events import Notice
     from autotune.host import HostMeter
@@ -117,11 +115,6 @@ def autotune(
             Plan(micro_batch=1, effective_batch=effective, world_size=devices.world_size)
         check_files(options.data, options.eval_data)
         settings = workload_settings(options, profile, device=devices.cards.kind)
-        settings = replace(
-            settings,
-            max_source_length=options.max_source_length or settings.max_source_length,
-            max_target_length=options.max_target_length or settings.max_target_length,
-        )
         log = log_path("autotune")
         emit = stack.enter_context(open_listeners(as_json, plain, log, events))
         for notice in (devices.notice, shared_memory_notice(devices, options.backend, loaders=0)):

@@ -43,7 +43,7 @@ class Costs:
         to 1 is at most their mean however weighted, to the mean of them by the measured shares.
         """
         relative = widest / np.asarray(self.longest)
-        if self.shares is None:
+        if self.shares is None or not any(self.shares):
             return counts * relative.max(-1)
         shares = np.asarray(self.shares) / min(1.0, sum(self.shares))
         return counts * (relative @ shares)

@@ -33,7 +33,7 @@ def main() -> None:
     Path("logs").mkdir(exist_ok=True)
     run("autotune", "--target-vram", "0.6", *card, *device, "--events", str(tuning))
     profile = load(str(FOLDER / "tuned.toml"))
-    epochs = ("--epochs", str(EPOCHS))
+    epochs = ("--epochs", str(EPOCHS), "--generate-rows", "20")  # it asks questions of its own
     run("train", "--profile", "tuned", *epochs, "--fresh", *device, "--events", str(training))
     small = run_small(device)
     steps = metrics("model_save/sft_tuned")

@@ -42,7 +42,7 @@ def test_either_kind_is_tuned_and_then_trained(
         "--max-batch", "4", "--effective-batch", "8", *SHORT, "--json", "--plain",
     )  # fmt: skip
     trained = chatlm(
-        tmp_path, "train", "--device", "cpu", "--profile", "tuned", "--max-steps", "2", "--plain",
+        tmp_path, "train", "--device", "cpu", "--profile", "tuned", "--max-steps", "2", "--plain", "--generate-rows", "4",
         "--output-dir", "run",
     )  # fmt: skip
 

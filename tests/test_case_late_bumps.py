@@ -13,7 +13,7 @@ def test_no_step_of_training_peaks_above_the_budget_or_its_probe(tmp_path: Path)
         "--max-batch", "64", "--effective-batch", "128", "--json", "--plain",
     )  # fmt: skip
     trained = chatlm(
-        tmp_path, "train", "--device", "cpu", "--profile", "tuned", "--max-steps", "12",
+        tmp_path, "train", "--device", "cpu", "--profile", "tuned", "--max-steps", "12", "--generate-rows", "4",
         "--output-dir", "run", "--plain",
     )  # fmt: skip
 

@@ -58,7 +58,7 @@ def run(
         settings = resolve(
             found,
             TrainOptions(
-                profile=str(profile),
+                profile=str(profile), generate_rows=0,
                 micro_batch=micro_batch, max_steps=STEPS, output_dir=str(output), dropout=0.0, seed=7
             ),
             device="cpu", world_size=1,
@@ -137,7 +137,7 @@ def test_where_weights_set_the_peak_a_resume_takes_no_more_than_a_fresh_start(
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     train = (
-        "train", "--device", "cpu", "--plain", "--profile", "small", "--model", "model",
+        "train", "--device", "cpu", "--plain", "--generate-rows", "0", "--profile", "small", "--model", "model",
         "--micro-batch", "1", "--max-steps", "8", "--output-dir", "run",
     )  # fmt: skip
 

@@ -360,7 +360,8 @@ def test_a_place_for_logs_that_cannot_be_written_is_refused_at_once(
 
 # --- what only a worker finds
 
-TRAIN = ("train", "--profile", "fast", "--device", "cpu", "--max-steps", "1", "--plain", "--json")
+TRAIN = ("train", "--profile", "fast", "--device", "cpu", "--max-steps", "1", "--plain", "--json",
+         "--generate-rows", "0")  # fmt: skip
 
 
 def test_damaged_data_ends_a_run_that_then_goes_well(folder: Path) -> None:

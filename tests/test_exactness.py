@@ -60,11 +60,11 @@ def agree(own: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
         assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [[3], [1, 1], [3, 1, 2], [2, 2, 2, 2]], ids=str)
+@pytest.mark.parametrize("sizes", [[3], [1, 1], [2, 2, 2, 2]], ids=str)
 def test_no_cut_and_no_number_of_processes_changes_a_step(
     sizes: list[int], model: Path, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """1 to 4 gloo processes, of unequal shares too."""
+    """1, 2 and 4 gloo processes; 3 of unequal shares go on with a run below."""
     agree(train(model, tmp_path, sizes), whole)
 
 

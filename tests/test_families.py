@@ -25,7 +25,7 @@ max_source_length = 32
 max_target_length = 32
 {run}
 """
-FEW = ("--device", "cpu", "--plain", "--seed", "5", "--max-steps", "6")
+FEW = ("--device", "cpu", "--plain", "--seed", "5", "--max-steps", "6", "--generate-rows", "4")
 
 
 def train(folder: Path, model: Path | str, run: str, *more: str) -> Any:

@@ -49,6 +49,13 @@ def test_measured_shares_let_more_of_the_short_travel_together() -> None:
     assert Costs(longest=LONGEST, shares=(0.1, 0.4)).sequences(10, widest) == pytest.approx(2.8)
 
 
+def test_shares_of_nothing_tell_nothing() -> None:
+    """A floor below the activations may hide both sides: the longer relative length counts then."""
+    widest = np.array([200, 12])
+
+    assert Costs(longest=LONGEST, shares=(0.0, 0.0)).sequences(10, widest) == 10
+
+
 def test_short_samples_travel_many_at_once_and_the_longest_few() -> None:
     """Three of the longest, or what takes no more, up to eight times as many."""
     lengths = np.array([[5, 5]] * 60 + [[100, 60]] * 12 + [[200, 120]] * 6)

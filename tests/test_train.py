@@ -13,7 +13,8 @@ from tests.commands import chatlm, start, steps
 from trainer.options import TrainOptions
 from trainer.settings import TrainSettings, resolve
 
-FEW = ("--device", "cpu", "--plain", "--dropout", "0", "--seed", "5", "--profile", "small")
+FEW = ("--device", "cpu", "--plain", "--dropout", "0", "--seed", "5", "--profile", "small",
+       "--generate-rows", "4")  # fmt: skip
 """The preset small: effective batch 16."""
 
 

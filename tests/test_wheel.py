@@ -47,7 +47,7 @@ def test_it_tunes_and_trains_without_the_clone(site: Path, tmp_path: Path) -> No
         return document
 
     tuned = chatlm("autotune", "--vram-limit", "2GiB", "--max-batch", "2")
-    trained = chatlm("train", "--profile", "tuned", "--max-steps", "1")
+    trained = chatlm("train", "--profile", "tuned", "--max-steps", "1", "--generate-rows", "4")
 
     assert tuned["micro_batch_size"] == 2
     assert trained["steps"] == 1

@@ -1,6 +1,7 @@
 """The loader of a run: optimizer steps in order, made here or by processes of their own."""
 
 import os
+import signal
 from collections.abc import Sequence
 
 from torch.utils.data import DataLoader
@@ -17,7 +18,14 @@ def feed(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoader[Step
         sampler=numbers,
         num_workers=loaders,
         multiprocessing_context="spawn" if loaders else None,
+        worker_init_fn=_heed_no_signal,
     )
+
+
+def _heed_no_signal(_: int) -> None:
+    """SLURM and a terminal reach the loaders too: the trainer still has a step to end, and ends them."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def loaders_memory() -> int:

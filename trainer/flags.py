@@ -88,9 +88,8 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
     if field.default is not None and not isinstance(field.default, bool):
         says = f"{says} [default: {field.default}]"
     name = field.name.replace("_", "-")
-    declared = flag.names or (f"--{name}",)
-    if _bare(annotation) is bool and field.default is None:
-        declared = (f"--{name}/--no-{name}",)
+    is_switch = _bare(annotation) is bool
+    declared = flag.names or (f"--{name}/--no-{name}" if is_switch else f"--{name}",)
     option = typer.Option(
         *declared,
         help=says,

@@ -18,7 +18,8 @@ class Damaged(Exception):
 
 def write_manifest(folder: Path) -> None:
     """Records size and CRC-32 of each file in the folder."""
-    manifest = {file.name: checksum(file) for file in sorted(folder.iterdir())}
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    manifest = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
     (folder / NAME).write_text(json.dumps(manifest, indent=1))
 
 

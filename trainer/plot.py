@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autotune.errors import ChatlmError, OutputError, UsageError
 from trainer.journal import Journal
 
@@ -128,12 +130,10 @@ def best_words(best: Mapping[str, Any]) -> str:
 def smoothed(values: Sequence[float]) -> list[float]:
     """The mean around each value, near ones weighing most; to both sides, so that it does not lag."""
     reach = max(2, len(values) // SMOOTHED)
-    means = []
-    for place in range(len(values)):
-        first, last = max(0, place - reach), min(len(values), place + reach + 1)
-        weights = [1 + reach - abs(place - other) for other in range(first, last)]
-        pairs = zip(weights, values[first:last], strict=True)
-        means.append(sum(weight * value for weight, value in pairs) / sum(weights))
+    weights = 1 + reach - np.abs(np.arange(-reach, reach + 1))
+    whole = slice(reach, reach + len(values))
+    sums = np.convolve(values, weights)[whole]
+    means: list[float] = (sums / np.convolve(np.ones(len(values)), weights)[whole]).tolist()
     return means
 
 

@@ -46,24 +46,28 @@ def prepare(
     if accelerator.is_main_process:
         say({"type": "built", "facts": fingerprint_facts(loaded, store, accelerator.num_processes)})
         confirm()
-        folder.check_space(disk_need(loaded, settings))
+    accelerator.wait_for_everyone()
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    engine = Engine(
+        accelerator,
+        loaded.model,
+        workload,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+    )
+    if accelerator.is_main_process:
+        trained = sum(p.numel() for p in engine.trainable.values())
+        folder.check_space(disk_need(parameters, trained, settings.keep_checkpoints))
         folder.claim(settings.identity(), fresh=settings.fresh, learning_rate=rate)
         save_run(folder.path, settings, rate)
     accelerator.wait_for_everyone()
-    parameters = sum(p.numel() for p in loaded.model.parameters())
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
     collator = Collator(store, loaded.codec, start)
     run = Run(
         settings=settings,
         say=say,
         should_stop=should_stop,
-        engine=Engine(
-            accelerator,
-            loaded.model,
-            workload,
-            weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm,
-        ),
+        engine=engine,
         loaded=loaded,
         collator=collator,
         eval_collator=None if eval_store is None else Collator(eval_store, loaded.codec, start),
@@ -147,10 +151,12 @@ def earlier_progress(run: Run) -> Progress:
     return progress
 
 
-def disk_need(loaded: Loaded, settings: TrainSettings) -> int:
-    """Bytes of the final model, the checkpoints that are kept, the best and the one being written."""
-    parameters = sum(p.numel() for p in loaded.model.parameters())
-    return 4 * parameters * (1 + 3 * (settings.keep_checkpoints + 2))
+def disk_need(parameters: int, trained: int, keep: int) -> int:
+    """Bytes of the final model, and of the checkpoints that are kept, the best and the one being written.
+
+    A checkpoint holds what is trained, and its two moments.
+    """
+    return 4 * (parameters + 3 * trained * (keep + 2))
 
 
 def say_started(run: Run, store: TokenStore) -> None:

@@ -363,11 +363,6 @@ def check_evaluation(settings: TrainSettings) -> None:
             f"--patience {settings.patience} waits for evaluations, and there is nothing to evaluate on; "
             f"give --eval-data too"
         )
-    if settings.patience is not None and settings.workload.data and not settings.eval_data:
-        raise UsageError(
-            f"--patience {settings.patience} waits for evaluations, and there is nothing to evaluate on; "
-            f"give --eval-data too"
-        )
     for tracker in settings.track:
         if tracker not in TRACKERS:
             raise UsageError(f"--track {tracker} is not known; there are {' and '.join(TRACKERS)}")

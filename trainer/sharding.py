@@ -36,10 +36,6 @@ def shard(model: PreTrainedModel, device: torch.device, world_size: int) -> None
     fully_shard(model, mesh=mesh)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    return isinstance(model, FSDPModule)
-
-
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """The model whole on every rank, for forward passes that are no collectives: one may run more.
