@@ -40,7 +40,8 @@ def engine(model: Any, **values: Any) -> Engine:
     ("family", "values"),
     [
         ("t5", {}),
-        ("llama", {"lora_rank": 4, "gradient_checkpointing": True}),
+        ("llama", {"lora_rank": 4}),
+        ("qwen2", {"gradient_checkpointing": True}),
     ],
 )
 def test_two_graphs_serve_every_shape_and_change_no_step(
