@@ -3,12 +3,13 @@
 The lock is the kernel's (`flock`), which lets go of it when its holder dies, however it dies.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from autotune.lock import try_lock
 
 POLL = 0.1
 """Seconds between two tries."""
@@ -24,7 +25,7 @@ def claimed(file: Path, waiting: Callable[[], None]) -> Iterator[None]:
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            while not _try(descriptor):
+            while not try_lock(descriptor):
                 waiting()
                 time.sleep(POLL)
             if _is_there(file, descriptor):
@@ -35,14 +36,6 @@ def claimed(file: Path, waiting: Callable[[], None]) -> Iterator[None]:
                 return
         finally:
             os.close(descriptor)
-
-
-def _try(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_there(file: Path, descriptor: int) -> bool:
