@@ -1,6 +1,7 @@
 """Processes through /proc: this one, its children, and made-up ones."""
 
 import ctypes
+import mmap
 import os
 import resource
 import signal
@@ -70,9 +71,10 @@ def test_resident_counts_pages(tmp_path: Path) -> None:
 def test_the_peak_outlives_what_caused_it_until_it_is_reset() -> None:
     """A second probe in the same process starts from what is resident, not from the first's peak."""
     reset_peak()
-    block = b"x" * (64 * MIB)
+    block = mmap.mmap(-1, 64 * MIB)  # a heap with a hole of that size would keep it
+    block.write(b"x" * len(block))
     held = resident("self")
-    del block
+    block.close()
 
     before = peak_resident()
     reset_peak()
