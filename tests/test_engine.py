@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from autotune.memory import HostMemory  # noqa: E402
 from autotune.pieces import Costs  # noqa: E402
 from autotune.plan import cut  # noqa: E402
 from trainer.batches import Batch, Collator  # noqa: E402
@@ -146,6 +147,29 @@ def test_a_rehearsed_evaluation_changes_nothing(seq2seq: Loaded) -> None:
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert all(parameter.grad is None for parameter in engine.unwrapped.parameters())
     assert engine.model.training
+
+
+class Counted(HostMemory):
+    """Memory that counts how often it was asked to give back what no tensor holds."""
+
+    def __init__(self, *, caches: bool) -> None:
+        self.caches, self.settled = caches, 0
+
+    def settle(self) -> None:
+        self.settled += 1
+
+
+@pytest.mark.parametrize(("caches", "settled"), [(False, 1), (True, 0)])
+def test_an_evaluation_leaves_no_pieces_on_a_host(
+    seq2seq: Loaded, caches: bool, settled: int
+) -> None:
+    """The next step would be laid between them, and peak where no probe did; a card keeps its cache."""
+    engine, collator = parts(seq2seq, data="valid")
+    engine.memory = memory = Counted(caches=caches)
+
+    evaluate(engine, collator, size=64)
+
+    assert memory.settled == settled
 
 
 def test_the_loss_is_the_mean_over_target_tokens(seq2seq: Loaded) -> None:

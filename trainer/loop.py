@@ -3,6 +3,7 @@
 It runs under a supervisor, which draws, or alone under `accelerate launch -m trainer`; it cannot tell.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from autotune.pieces import Costs
+from autotune.quantity import format_bytes
 from trainer.checkpoint import Position, save_checkpoint
 from trainer.evaluate import evaluate_with_answers
 from trainer.evaluations import as_record as evaluation_record
@@ -136,7 +138,13 @@ def step_seed(run: Run) -> int:
 
 
 def note_step(run: Run, record: Mapping[str, Any]) -> None:
-    run.peak = max(run.peak, record["device_peak_bytes"])
+    peak, budget = record["device_peak_bytes"], max(run.settings.budgets, default=math.inf)
+    if peak > budget >= run.peak:
+        run.notice(
+            f"step {run.done} peaked at {format_bytes(peak)}, above the budget of "
+            f"{format_bytes(int(budget))}; a smaller --micro-batch takes less"
+        )
+    run.peak = max(run.peak, peak)
     run.loss = record["loss"]
     if run.is_main:
         run.folder.metrics.add(record)

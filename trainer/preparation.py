@@ -18,6 +18,7 @@ from trainer.messages import Say
 from trainer.models import Loaded, load_model
 from trainer.nodes import check_alike
 from trainer.order import count_steps
+from trainer.positions import check_positions
 from trainer.rows import bundled
 from trainer.run import Run
 from trainer.run_file import save_run
@@ -41,6 +42,13 @@ def prepare(
     accelerator = make_accelerator(workload, track=settings.track, tracking=folder.tracking)
     loaded = load_model(workload.model, dropout=workload.dropout, seed=workload.seed)
     store, eval_store = open_stores(settings, loaded, accelerator, say, should_stop)
+    start = getattr(loaded.model.config, "decoder_start_token_id", None)
+    collator = Collator(store, loaded.codec, start)
+    check_positions(loaded.model, collator)
+    eval_collator = None
+    if eval_store is not None:
+        eval_collator = Collator(eval_store, loaded.codec, start)
+        check_positions(loaded.model, eval_collator)
     rate = settings.learning_rate or default_learning_rate(loaded.learning_rate, workload)
     rate *= settings.rate_scale
     if accelerator.is_main_process:
@@ -61,8 +69,6 @@ def prepare(
         folder.claim(settings.identity(), fresh=settings.fresh, learning_rate=rate)
         save_run(folder.path, settings, rate)
     accelerator.wait_for_everyone()
-    start = getattr(loaded.model.config, "decoder_start_token_id", None)
-    collator = Collator(store, loaded.codec, start)
     run = Run(
         settings=settings,
         say=say,
@@ -70,7 +76,7 @@ def prepare(
         engine=engine,
         loaded=loaded,
         collator=collator,
-        eval_collator=None if eval_store is None else Collator(eval_store, loaded.codec, start),
+        eval_collator=eval_collator,
         folder=folder,
         plan=settings.plan(accelerator.num_processes),
         steps=count_steps(

@@ -11,6 +11,7 @@ from trainer.evaluations import Progress
 from trainer.messages import Say
 from trainer.models import Loaded
 from trainer.order import GroupedSteps, PlainSteps, SampleOrder, StepOrder
+from trainer.positions import room_for_answers
 from trainer.run_folder import RunFolder
 from trainer.settings import TrainSettings
 
@@ -59,9 +60,11 @@ class Run:
 
     @property
     def longest_answer(self) -> int:
-        """Tokens, the end included: what the user says, or what there is in the data."""
-        stores = [c.store for c in (self.collator, self.eval_collator) if c is not None]
-        return self.settings.max_new_tokens or max(store.longest()[1] for store in stores)
+        """Tokens, the end included: what the user says, or what there is in the data, as far as the model goes."""
+        collators = [c for c in (self.collator, self.eval_collator) if c is not None]
+        wanted = self.settings.max_new_tokens or max(c.store.longest()[1] for c in collators)
+        room = room_for_answers(self.engine.unwrapped, collators[-1])
+        return wanted if room is None else min(wanted, room)
 
     @property
     def ends_epoch(self) -> bool:

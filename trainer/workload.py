@@ -13,6 +13,7 @@ from trainer.engine import Engine, make_accelerator, precision
 from trainer.feed import feed, loaders_memory
 from trainer.models import Loaded, load_model
 from trainer.order import PlainSteps, SampleOrder
+from trainer.positions import check_positions
 from trainer.rows import bundled
 from trainer.settings import WorkloadSettings
 from trainer.steps import Steps
@@ -44,6 +45,8 @@ class SftWorkload:
         start = getattr(loaded.model.config, "decoder_start_token_id", None)
         self._collator = Collator(store, loaded.codec, start)
         self._eval_collator = Collator(eval_store, loaded.codec, start)
+        for collator in (self._collator, self._eval_collator):
+            check_positions(loaded.model, collator)
         self.engine = Engine(accelerator, loaded.model, settings)
         self.engine.make_resident(self._collator.worst(1))
         self.memory = self.engine.memory
