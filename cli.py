@@ -89,8 +89,8 @@ def autotune(
     from profiles.store import FOLDER, check_name, check_place, free_path
     from trainer import tuned
     from trainer.devices import check_per_device, open_devices, shared_memory_notice
+    from trainer.resolve import workload_settings
     from trainer.rows import check_files
-    from trainer.settings import workload_settings
 
     options = AutotuneOptions(**given)
     limits = Limits(
@@ -197,10 +197,10 @@ def train(
     from dashboard.listeners import log_path, open_listeners
     from dashboard.outcome import trained_words
     from trainer.devices import open_devices, shared_memory_notice
+    from trainer.resolve import resolve
     from trainer.rows import check_files
     from trainer.run_file import load_run
     from trainer.run_folder import RunFolder
-    from trainer.settings import resolve
     from trainer.supervise import TrainJob, run_training
 
     options = TrainOptions(**{**({} if config is None else load_run(config)), **given})

@@ -21,7 +21,8 @@ import profiles
 from autotune.launch import memory_environment, worker_environment
 from autotune.quantity import parse_bytes
 from bench.commands import CHATLM, write_result
-from trainer.settings import WorkloadSettings, apply_profile
+from trainer.resolve import apply_profile
+from trainer.settings import WorkloadSettings
 from trainer.tuned import MOST
 
 ROOT = Path(__file__).parent.parent

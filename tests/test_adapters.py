@@ -19,8 +19,9 @@ from trainer.adapters import (  # noqa: E402
     described,
     export,
 )
+from trainer.checks import check_workload  # noqa: E402
 from trainer.engine import Engine, make_accelerator  # noqa: E402
-from trainer.settings import WorkloadSettings, check_workload  # noqa: E402
+from trainer.settings import WorkloadSettings  # noqa: E402
 
 
 def engine(model: Any, **values: Any) -> Engine:

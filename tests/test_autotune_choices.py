@@ -14,7 +14,7 @@ from tests.commands import CHATLM, chatlm
 from tests.processes import deadline, wait_until
 from tests.test_autotune_fake_gpus import NEIGHBOUR, autotune
 from trainer.options import TrainOptions
-from trainer.settings import rate_scale, resolve
+from trainer.resolve import rate_scale, resolve
 
 SHORT = ("--max-source-length", "32", "--max-target-length", "32")
 CARD = ("autotune", "--device", "cpu", "--vram-limit", "1GiB", *SHORT, "--json", "--plain")

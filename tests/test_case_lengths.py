@@ -25,8 +25,9 @@ from trainer.devices import Devices  # noqa: E402
 from trainer.models import load_model  # noqa: E402
 from trainer.options import TrainOptions  # noqa: E402
 from trainer.order import PlainSteps, SampleOrder, count_steps  # noqa: E402
+from trainer.resolve import resolve  # noqa: E402
 from trainer.rows import bundled  # noqa: E402
-from trainer.settings import WorkloadSettings, resolve  # noqa: E402
+from trainer.settings import WorkloadSettings  # noqa: E402
 from trainer.steps import Steps  # noqa: E402
 from trainer.store import open_store  # noqa: E402
 from trainer.tuned import differences, earlier, fingerprint  # noqa: E402

@@ -15,7 +15,7 @@ from trainer.devices import open_devices
 from trainer.events import StepEnded, TrainingEnded, TrainingStarted
 from trainer.models import load_model
 from trainer.options import TrainOptions
-from trainer.settings import resolve
+from trainer.resolve import resolve
 from trainer.supervise import TrainJob, run_training
 
 STEPS = 6

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from autotune.errors import UsageError
+from trainer.checks import check_training
 from trainer.evaluations import Best, Progress, as_record, evaluated
 from trainer.events import Evaluated, Sample
 from trainer.journal import Journal
 from trainer.plot import draw_loss, smoothed
-from trainer.settings import TrainSettings, WorkloadSettings, check_training
+from trainer.settings import TrainSettings, WorkloadSettings
 
 SAMPLE = Sample(prompt="从一\u2028数到二", reference="一、二", answer="一")
 EVENT = Evaluated(

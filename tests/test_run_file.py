@@ -9,9 +9,10 @@ import profiles
 from autotune.errors import OutputError, UsageError
 from trainer.flags import parse
 from trainer.options import PANELS, AutotuneOptions, TrainOptions, WorkloadOptions
+from trainer.resolve import resolve
 from trainer.run_file import load_run, save_run
 from trainer.run_folder import RunFolder
-from trainer.settings import TrainSettings, WorkloadSettings, resolve
+from trainer.settings import TrainSettings, WorkloadSettings
 
 
 def written(folder: Path, text: str) -> Path:

@@ -22,8 +22,9 @@ from tests.commands import ROOT, chatlm, start, steps  # noqa: E402
 from tests.processes import deadline, wait_until  # noqa: E402
 from tests.runs import rows_file  # noqa: E402
 from trainer.checkpoint import verify  # noqa: E402
+from trainer.checks import check_workload  # noqa: E402
 from trainer.evaluate import evaluate  # noqa: E402
-from trainer.settings import WorkloadSettings, check_workload  # noqa: E402
+from trainer.settings import WorkloadSettings  # noqa: E402
 from trainer.steps import weightless  # noqa: E402
 
 KINDS = ("seq2seq", "causal")

@@ -11,7 +11,8 @@ import pytest
 from profiles.schema import parse
 from tests.commands import chatlm, start, steps
 from trainer.options import TrainOptions
-from trainer.settings import TrainSettings, resolve
+from trainer.resolve import resolve
+from trainer.settings import TrainSettings
 
 FEW = ("--device", "cpu", "--plain", "--dropout", "0", "--seed", "5", "--profile", "small",
        "--generate-rows", "4")  # fmt: skip

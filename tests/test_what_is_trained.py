@@ -10,7 +10,8 @@ from autotune.launch import memory_environment
 from profiles import Profile
 from profiles.schema import Fingerprint, parse
 from trainer.options import TrainOptions
-from trainer.settings import WHAT_IS_TRAINED, TrainSettings, resolve
+from trainer.resolve import resolve
+from trainer.settings import WHAT_IS_TRAINED, TrainSettings
 from trainer.tuned import differences, what_is_trained
 
 LORA: dict[str, Any] = {

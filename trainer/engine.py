@@ -31,12 +31,13 @@ from autotune.errors import DeviceError
 from autotune.memory import CudaMemory, DeviceMemory, HostMemory
 from trainer.adapters import adapt
 from trainer.batches import IGNORED, Batch
+from trainer.checks import check_workload
 from trainer.compiling import compiled, padded
 from trainer.devices import wants_gloo
 from trainer.launchers import overrule
 from trainer.noise import add_noise
 from trainer.optimizers import make_optimizer, restart
-from trainer.settings import WorkloadSettings, check_workload
+from trainer.settings import WorkloadSettings
 from trainer.sharding import gathered, shard, whole
 
 

@@ -25,8 +25,9 @@ from trainer.flags import parse
 from trainer.launchers import overrule, wants_cpu, world_size
 from trainer.messages import Say
 from trainer.options import TrainOptions
+from trainer.resolve import resolve
 from trainer.run_file import load_run
-from trainer.settings import TrainSettings, resolve
+from trainer.settings import TrainSettings
 from trainer.tokenise import Interrupted
 
 
