@@ -300,6 +300,14 @@ def test_the_worst_rows_are_the_longest_of_all_and_those_longest_in_one_column()
     assert worst_rows([]) == []
 
 
+def test_where_one_row_is_longest_in_all_the_shortest_makes_a_mask_necessary() -> None:
+    """Rows of one length leave nothing to pad."""
+    rows: list[Any] = [{"ids": [0] * n, "labels": [0] * n} for n in (7, 3, 9, 5)]
+
+    assert worst_rows(rows) == [rows[2], rows[1]]
+    assert worst_rows([rows[0], rows[0]]) == [rows[0]]
+
+
 def test_rows_that_are_given_are_used_instead(tmp_path: Path) -> None:
     """For a dataset that is a stream, or slow to read."""
 

@@ -76,10 +76,16 @@ class Collator:
         """The largest micro-batch of that many sequences that the data can make.
 
         Seq2seq pads sources and targets apart: the longest of each. A causal model reads both as
-        one sequence: the longest of those.
+        one sequence: the longest of those. The last position counts as padded: where nothing is, transformers
+        leaves the mask out, and what attention makes of it (T5's position bias for each row instead of one
+        for all; a slower and larger attention in causal models).
         """
         source, target = self._worst_rows()
-        return self._build([source] * size, [target] * size)
+        batch = self._build([source] * size, [target] * size)
+        mask = batch.inputs["attention_mask"]  # (batch, source or both)
+        if mask.shape[1] > 1:
+            mask[-1, -1] = 0
+        return batch
 
     def longest(self) -> tuple[int, ...]:
         """Tokens of the longest on each side that is padded apart: source and target, or both as one."""

@@ -154,7 +154,8 @@ class MemoryTargetCallback(TrainerCallback):
 def worst_rows(dataset: Any) -> list[Row]:
     """The row that is longest in all its columns together, then those that are longest in one.
 
-    In one batch they are padded to the longest source and the longest target at once.
+    In one batch they are padded to the longest source and the longest target at once. Where that is one row, the
+    shortest of all comes second: a batch in which nothing is padded has no mask, and may hold less.
 
     Raises:
         DataError: a dataset without a length, which cannot be read from end to end.
@@ -177,6 +178,9 @@ def worst_rows(dataset: Any) -> list[Row]:
         longest = max(range(len(lengths)), key=lambda i: lengths[i].get(name, 0))
         if all(lengths[longest].get(name, 0) > lengths[i].get(name, 0) for i in chosen):
             chosen.append(longest)
+    shortest = min(range(len(lengths)), key=lambda i: sum(lengths[i].values()))
+    if len(chosen) == 1 and lengths[shortest] != lengths[chosen[0]]:
+        chosen.append(shortest)
     return [dataset[i] for i in chosen]  # type: ignore[index]
 
 

@@ -177,17 +177,11 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model as it is evaluated: no dropout, no gradients; every rank has all of it.
-
-        What it leaves in pieces on a host's heap is given back, which no probe has seen. A card's cache
-        stays: a neighbour could take it, and the next step needs it.
-        """
+        """The model as it is evaluated: no dropout, no gradients; every rank has all of it."""
         self.model.eval()
         with torch.no_grad(), gathered(self.unwrapped):
             yield
         self.model.train()
-        if not self.memory.caches:
-            self.memory.settle()
 
     def _sync_only(self, is_last: bool) -> AbstractContextManager[None]:
         at_each = is_last or self.is_sharded  # why: see `sharding`
