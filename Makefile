@@ -15,7 +15,7 @@ demo: .venv/main
 	$(BIN)/python -m bench.demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# threads that spin while they wait starve the other half of the tests; read when torch is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def pytest_sessionstart() -> None:
     """Lets the kernel forget the libraries' files, which are read again on use.

@@ -9,8 +9,8 @@ import pytest
 
 from autotune.shared_memory import SHARED_MEMORY, shared_memory
 from autotune.workers import Workers
+from trainer.alone import tell
 from trainer.faults import advice, lost_a_neighbour
-from trainer.process import tell
 from trainer.supervise import why
 
 SHARED_MEMORY_OF_NCCL = {

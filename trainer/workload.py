@@ -152,7 +152,12 @@ def fingerprint_facts(loaded: Loaded, store: TokenStore, world_size: int) -> dic
 
 
 def build(settings: dict[str, Any]) -> SftWorkload:
-    """The workload of those plain settings: `WorkloadSettings` and what only a probe has to know."""
+    """The workload of those plain settings: `WorkloadSettings` and what only a probe has to know.
+
+    On a CPU what is resident counts, so that all the code is loaded that a training worker has.
+    """
+    if settings["device"] == "cpu":
+        import trainer.loop  # noqa: F401
     values = dict(settings)
     effective, fixed = values.pop("effective"), values.pop("effective_fixed")
     eval_data = tuple(values.pop("eval_data", ()))
