@@ -190,18 +190,19 @@ def train(
     plain: Plain = False,
     events: Events = None,
 ) -> None:
-    """Train with a profile: its effective batch, cut as it says."""
+    """Train with a profile: its effective batch, cut as it says. --no-… denies a switch that it has on."""
     import profiles
     from autotune.events import Notice
     from autotune.host import HostMeter
     from dashboard.listeners import log_path, open_listeners
     from dashboard.outcome import trained_words
     from trainer.devices import open_devices, shared_memory_notice
+    from trainer.job import TrainJob
     from trainer.resolve import resolve
     from trainer.rows import check_files
     from trainer.run_file import load_run
     from trainer.run_folder import RunFolder
-    from trainer.supervise import TrainJob, run_training
+    from trainer.supervise import run_training
 
     options = TrainOptions(**{**({} if config is None else load_run(config)), **given})
     profile = profiles.load(options.profile)

@@ -13,10 +13,11 @@ from tests.commands import chatlm, start, steps
 from tests.processes import deadline, wait_until
 from trainer.devices import open_devices
 from trainer.events import StepEnded, TrainingEnded, TrainingStarted
+from trainer.job import TrainJob
 from trainer.models import load_model
 from trainer.options import TrainOptions
 from trainer.resolve import resolve
-from trainer.supervise import TrainJob, run_training
+from trainer.supervise import run_training
 
 STEPS = 6
 STOPPED = 2

@@ -325,12 +325,16 @@ def test_an_output_folder_of_other_things_is_refused_fresh_or_not(
     assert (folder / "model" / "config.json").read_text() == "{}"
 
 
-def test_a_model_is_not_replaced_by_its_own_training(chatlm: Chatlm) -> None:
+@pytest.mark.parametrize("model", ["./sft", "sft/checkpoint-2"])
+def test_a_model_is_not_replaced_by_its_own_training(
+    chatlm: Chatlm, folder: Path, model: str
+) -> None:
     """`--fresh` would remove it, and a run that fails then leaves neither."""
-    train = ("train", "--profile", "fast", "--device", "cpu", "--fresh", "--model", "./sft")
+    (folder / model).mkdir(parents=True)
+    train = ("train", "--profile", "fast", "--device", "cpu", "--fresh", "--model", model)
 
     assert chatlm(*train, "--output-dir", "sft").message == (
-        "--output-dir sft is the --model itself, which the run would replace; choose another "
+        "--output-dir sft has the --model itself in it, which the run would replace; choose another "
         "--output-dir"
     )
 

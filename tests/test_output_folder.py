@@ -146,6 +146,8 @@ def test_the_card_tells_the_runs_own_figures(run: Path) -> None:
     assert "base_model" not in card  # a preset's weights were random
     for figures in (
         f"| data | many.jsonl ({QUESTIONS * COPIES:,} rows) |",
+        "| what is trained | all weights |",
+        "| optimizer | adamw |",
         "| optimizer steps | 100 |",
         f"| effective batch | {QUESTIONS} |",
         f"| loss of the last step, per target token | {final['loss']:.4f} |",

@@ -82,9 +82,10 @@ def check_training(settings: TrainSettings) -> TrainSettings:
         raise UsageError(
             f"--clip-norm {settings.clip_norm:g} leaves no gradient; give a number above 0, or inf"
         )
-    if Path(workload.model).resolve() == Path(settings.output_dir).resolve():
+    model, output = Path(workload.model), Path(settings.output_dir)
+    if model.exists() and model.resolve().is_relative_to(output.resolve()):
         raise UsageError(
-            f"--output-dir {settings.output_dir} is the --model itself, which the run would replace; "
+            f"--output-dir {output} has the --model itself in it, which the run would replace; "
             f"choose another --output-dir"
         )
     check_evaluation(settings)

@@ -17,6 +17,8 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", help="TOML with the flags' names as keys; flags overrule it."),
 ]
+NO = "no_"
+"""What the parameter of `--no-x` begins with."""
 Given = dict[str, Any]
 """The flags that were given, by the names of their fields."""
 
@@ -32,14 +34,18 @@ def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[...,
         ]
         flags = [_parameter(field, hint) for field, hint in _hints(kind)]
         names = {flag.name for flag in flags}
+        denials = [denial for field, hint in _hints(kind) if (denial := _denial(field, hint))]
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
+            for denial in denials:
+                if values.pop(denial.name):
+                    values[denial.name.removeprefix(NO)] = False
             given = {k: v for k, v in values.items() if k in names and v not in (None, [])}
             given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
             command(given=given, **{k: v for k, v in values.items() if k not in names})
 
-        parameters = [*flags, *own]
+        parameters = [*flags, *denials, *own]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         return run
@@ -84,15 +90,16 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
     annotation, flag = get_args(hint)
     assert isinstance(flag, Flag)
     assert field.default is not MISSING
-    says = flag.help
+    says, bare = flag.help, _bare(annotation)
+    metavar = None
+    if get_origin(bare) is Literal:  # in the column of types they would cut the flags' names
+        says, metavar = f"{' | '.join(get_args(bare))}. {says}", "<name>"
     if field.default is not None and not isinstance(field.default, bool):
         says = f"{says} [default: {field.default}]"
-    name = field.name.replace("_", "-")
-    is_switch = _bare(annotation) is bool
-    declared = flag.names or (f"--{name}/--no-{name}" if is_switch else f"--{name}",)
     option = typer.Option(
-        *declared,
+        flag.names or f"--{field.name.replace('_', '-')}",
         help=says,
+        metavar=metavar,
         min=flag.least,
         show_default=False,
         rich_help_panel=panel_of(field.name),
@@ -101,7 +108,21 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[_listed(_bare(annotation)) | None, option],
+        annotation=Annotated[_listed(bare) | None, option],
+    )
+
+
+def _denial(field: Field[Any], hint: Any) -> inspect.Parameter | None:
+    """`--no-x` of a switch `--x`: taken, and left out of the help, where a column of them cuts all others."""
+    annotation, flag = get_args(hint)
+    if _bare(annotation) is not bool or flag.names:
+        return None
+    option = typer.Option(f"--no-{field.name.replace('_', '-')}", hidden=True)
+    return inspect.Parameter(
+        f"{NO}{field.name}",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, option],
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.quantity import format_bytes
-from trainer.settings import TrainSettings
+from trainer.settings import TrainSettings, WorkloadSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,8 @@ class CardFacts:
     from_hub: bool
     """Whether the model that was trained is a hub id."""
     parameters: int
+    learning_rate: float
+    """The run's highest."""
     rows: int
     eval_rows: int | None
     steps: int
@@ -153,6 +155,9 @@ def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
             "tokens of a prompt / a response, at most",
             f"{workload.max_source_length} / {workload.max_target_length}",
         ),
+        ("what is trained", what_is_trained(workload)),
+        ("optimizer", workload.optimizer),
+        ("learning rate", f"{facts.learning_rate:.3g}, {settings.schedule}"),
         ("optimizer steps", f"{facts.steps:,}"),
         ("effective batch", f"{settings.effective_batch:,}"),
         ("micro-batch", facts.micro_batch),
@@ -168,6 +173,15 @@ def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
     if facts.loss is not None:
         rows.append(("loss of the last step, per target token", f"{facts.loss:.4f}"))
     return rows
+
+
+def what_is_trained(workload: WorkloadSettings) -> str:
+    if workload.lora_rank is not None:
+        alpha = workload.lora_alpha or 2 * workload.lora_rank
+        return (
+            f"LoRA adapters of rank {workload.lora_rank}, alpha {alpha:g}, merged into the weights"
+        )
+    return "all weights" if workload.freeze is None else f"all but the {workload.freeze}"
 
 
 def evaluation_parts(facts: CardFacts) -> list[str]:

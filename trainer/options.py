@@ -18,7 +18,7 @@ class Flag:
     help: str
     least: int | None = None
     """The smallest number that is accepted."""
-    names: tuple[str, ...] = ()
+    names: str | None = None
     """Its flags, where they are not the field's name with dashes."""
 
 
@@ -120,7 +120,7 @@ class TrainOptions(WorkloadOptions):
     output_dir: Annotated[str | None, Flag("model_save/sft_PROFILE by default.")] = None
     fresh: Annotated[
         bool,
-        Flag("Replace an unfinished run, or go on with it.", names=("--fresh/--resume",)),
+        Flag("Replace an unfinished run, or go on with it.", names="--fresh/--resume"),
     ] = False
     checkpoint_every: Annotated[
         int | None, Flag("Optimizer steps; each epoch by default.", least=1)

@@ -52,6 +52,7 @@ def card_facts(run: Run) -> CardFacts:
         templated=codec.templated,
         from_hub=model not in PRESETS and not Path(model).is_dir(),
         parameters=run.parameters,
+        learning_rate=run.learning_rate,
         rows=len(run.collator.store),
         eval_rows=None if run.eval_collator is None else len(run.eval_collator.store),
         steps=run.done,

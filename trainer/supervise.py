@@ -1,53 +1,25 @@
-"""`chatlm train` seen from outside the workers: start them, relay what they say, end them well.
+"""`chatlm train` seen from outside the workers: start them, hear what they say, end them well.
 
-It imports no torch. The supervisor outlives its workers: whatever ends one becomes a message.
+It imports no torch. The supervisor outlives its workers: whatever ends one becomes a message, or a finer cut.
 """
 
 import signal
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from autotune.cards import budgets
-from autotune.channel import Message
-from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
-from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, ReadingTaken
-from autotune.host import HostMeter
+from autotune.errors import ChatlmError, OutOfMemory, WorkerError
+from autotune.events import Notice, ProbeEnded, ProbeStarted
 from autotune.launch import memory_environment, worker_command, worker_environment
 from autotune.prober import Limits, Prober, WorkloadSpec
-from autotune.trial import DeviceBudget
 from autotune.workers import Workers
-from profiles import Profile
 from profiles.schema import Fingerprint
-from trainer.devices import Devices
-from trainer.evaluations import evaluated
-from trainer.events import (
-    CheckpointSaved,
-    StepEnded,
-    Tokenising,
-    TrainingEnded,
-    TrainingStarted,
-)
-from trainer.faults import advice, lost_a_neighbour
+from trainer.events import TrainingEnded
+from trainer.faults import advice
+from trainer.job import TrainJob
+from trainer.relay import Relay, Stale
 from trainer.settings import TrainSettings
-from trainer.silence import Silence
-from trainer.tuned import check_still_fits, differences, fingerprint
-
-TICK = 0.25
-"""Seconds between two readings of the meters."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainJob:
-    """A training run and everything around it."""
-
-    settings: TrainSettings
-    profile: Profile
-    devices: Devices
-    host: HostMeter
-    emit: Emit
-    log_path: Path
+from trainer.tuned import check_still_fits
 
 
 def run_training(job: TrainJob) -> TrainingEnded:
@@ -58,7 +30,7 @@ def run_training(job: TrainJob) -> TrainingEnded:
         OutOfMemory, WorkerError, ChatlmError: as `supervise` does.
     """
     try:
-        return supervise(job, job.profile.fingerprint)
+        return finish(job, job.profile.fingerprint)
     except Stale as stale:
         sizes = job.settings.plan(job.settings.world_size)
         job.emit(
@@ -69,7 +41,46 @@ def run_training(job: TrainJob) -> TrainingEnded:
         )
         probe_again(job)
         # what each side takes of the memory was measured elsewhere too
-        return supervise(replace(job, settings=replace(job.settings, shares=None)), None)
+        return finish(replace(job, settings=replace(job.settings, shares=None)), None)
+
+
+def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
+    """Trains to the end: where memory runs out on the way, the run goes on with half the micro-batch.
+
+    Nothing else changes, since a cut changes no step. What does not fit to begin with is told at once.
+
+    Raises:
+        Stale, OutOfMemory, WorkerError, ChatlmError: as `supervise` does.
+    """
+    try:
+        return supervise(job, expected)
+    except Outgrown as outgrown:
+        error = outgrown.error
+    while True:
+        if job.settings.micro_batch == 1:
+            raise error
+        job = replace(job, settings=halved(job.settings))
+        cut = job.settings.plan(job.settings.world_size)
+        said = str(error).partition(";")[0]
+        job.emit(
+            Notice(text=f"{said}; going on with micro-batch {cut}: the same run in less memory")
+        )
+        try:
+            return supervise(job, None)
+        except (Outgrown, OutOfMemory) as again:
+            error = again.error if isinstance(again, Outgrown) else again
+
+
+def halved(settings: TrainSettings) -> TrainSettings:
+    """The same run in micro-batches half as large, and evaluated so; it goes on where it was."""
+    sizes = settings.micro_batch_sizes
+    return replace(
+        settings,
+        micro_batch=settings.micro_batch // 2,
+        micro_batch_sizes=None if sizes is None else tuple(max(1, size // 2) for size in sizes),
+        eval_batch=None if settings.eval_batch is None else max(1, settings.eval_batch // 2),
+        fresh=False,
+    )
 
 
 def probe_again(job: TrainJob) -> None:
@@ -97,12 +108,12 @@ def probe_again(job: TrainJob) -> None:
         check_still_fits(trial, prober.budgets[trial.tightest].budget, job.settings.profile)
 
 
-class Stale(Exception):
-    """The profile's fingerprint is not this machine's; carries what differs."""
+class Outgrown(Exception):
+    """A run that had taken a step ran out of memory; carries what is to be said of it."""
 
-    def __init__(self, differences: list[str]) -> None:
-        super().__init__("; ".join(differences))
-        self.differences = differences
+    def __init__(self, error: OutOfMemory) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
@@ -112,6 +123,7 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
 
     Raises:
         Stale: what the workers found is not what was `expected`.
+        Outgrown: memory ran out after a step.
         OutOfMemory: the device or the host had too little memory for it.
         WorkerError: a worker crashed or was killed.
         ChatlmError: what a worker refused.
@@ -134,13 +146,18 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         Workers(command, environment=environment, log_path=job.log_path) as workers,
     ):
         relay = Relay(job, settings, workers, expected, known)
-        while relay.ended is None:
-            ended = workers.ended()  # asked first: its last words are read after it
-            heard = relay.tick()
-            if interrupts.count > relay.stops:
-                relay.stop()
-            if relay.ended is None and not heard and (ended or relay.gone):
-                raise why(workers, host.oom_kills() > kills, job.log_path)
+        try:
+            while relay.ended is None:
+                ended = workers.ended()  # asked first: its last words are read after it
+                heard = relay.tick()
+                if interrupts.count > relay.stops:
+                    relay.stop()
+                if relay.ended is None and not heard and (ended or relay.gone):
+                    raise why(workers, host.oom_kills() > kills, job.log_path)
+        except OutOfMemory as error:
+            if relay.has_stepped and not relay.stops:
+                raise Outgrown(error) from error
+            raise
         return relay.ended
 
 
@@ -162,123 +179,6 @@ class Interrupts:
 
     def _note(self, *_: object) -> None:
         self.count += 1
-
-
-class Relay:
-    """Turns the workers' messages into events, and the meters into readings."""
-
-    def __init__(
-        self,
-        job: TrainJob,
-        settings: TrainSettings,
-        workers: Workers,
-        expected: Fingerprint | None,
-        budgets: tuple[DeviceBudget, ...],
-    ) -> None:
-        self.job = job
-        self.budgets = budgets
-        self.settings = settings
-        self.workers = workers
-        self.expected = expected
-        self.emit = job.emit
-        self.ended: TrainingEnded | None = None
-        self.gone = False
-        """Whether a worker has closed its wire; the others may still have something to say."""
-        self.stops = 0
-        self._started = False
-        self._read_at = 0.0
-        self._silence = Silence()
-
-    def tick(self) -> bool:
-        """Handles what arrives within a moment; whether anything did.
-
-        Raises:
-            ChatlmError: a worker said that it failed.
-        """
-        messages = self.workers.receive(TICK)
-        for message in messages:
-            self._silence.hear(message, time.monotonic())
-            self._handle(message)
-        if said := self._silence.notice(time.monotonic(), self.workers.pids.values()):
-            self.emit(Notice(text=said))
-        if time.monotonic() - self._read_at >= TICK:
-            self._read_at = time.monotonic()
-            self._show_meters()
-        return bool(messages)
-
-    def _show_meters(self) -> None:
-        resident = self.workers.resident()
-        try:
-            devices = self.job.devices.cards.read(resident)
-        except DeviceError as error:  # the run may go on: it is for its workers to fail
-            self.emit(Notice(text=str(error)))
-            devices = ()
-        self.emit(
-            ReadingTaken(devices=devices, host=self.job.host.read(), workers=sum(resident.values()))
-        )
-
-    def stop(self) -> None:
-        """Asks the workers to save and end; raises KeyboardInterrupt the second time.
-
-        Before the first step there is nothing to save: then at once.
-        """
-        self.stops += 1
-        if self.stops > 1 or not self._started:
-            raise KeyboardInterrupt
-        self.workers.send({"type": "stop"})
-        self.emit(Notice(text="stopping after this step; press Ctrl-C again to stop at once"))
-
-    def _handle(self, message: Message) -> None:
-        match message["type"]:
-            case "hello" if message["present"] == self.settings.world_size:
-                self.workers.send({"type": "train", "settings": self.settings.as_json()})
-            case "built":
-                found = fingerprint(message["facts"], self.job.devices)
-                if self.expected is not None:
-                    differing = differences(self.job.profile, found, self.settings, self.budgets)
-                    if differing:
-                        raise Stale(differing)
-                self.workers.send({"type": "go"})
-            case "tokenising":
-                self.emit(Tokenising(**_fields(message)))
-            case "notice":
-                self.emit(Notice(text=message["text"]))
-            case "started":
-                self._started = True
-                self.emit(TrainingStarted(**_fields(message), devices=self.budgets))
-            case "step":
-                self.emit(StepEnded(record=message["record"]))
-            case "evaluated":
-                self.emit(evaluated(_fields(message)))
-            case "checkpoint":
-                self.emit(CheckpointSaved(step=message["step"], path=message["path"]))
-            case "done":
-                self.ended = TrainingEnded(
-                    result=message["result"], interrupted=message["interrupted"]
-                )
-                self.emit(self.ended)
-            case "gone":
-                self.gone = True
-            case "oom":
-                said = message["text"].splitlines()[0]
-                raise OutOfMemory(
-                    f"out of memory at micro-batch {self.settings.plan(self.settings.world_size)}: {said}; "
-                    f"use a smaller --micro-batch, or `chatlm autotune` to find the largest"
-                )
-            case "refused":
-                raise ChatlmError(message["text"])
-            case "crash" if self.settings.world_size > 1 and lost_a_neighbour(message["text"]):
-                pass  # the neighbour says why it ended, or its exit code does: see `why`
-            case "crash":
-                known = advice(f"{message['text']}\n{self.workers.log_tail()}")
-                raise WorkerError(
-                    f"training crashed ({message['text']}); its log is {self.workers.log_path}"
-                    f"{f'; {known}' if known else ''}"
-                )
-
-
-def _fields(message: Message) -> dict[str, Any]:
-    return {key: value for key, value in message.items() if key not in ("type", "rank")}
 
 
 def why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
