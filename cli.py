@@ -190,7 +190,7 @@ def train(
     plain: Plain = False,
     events: Events = None,
 ) -> None:
-    """Train with a profile: its effective batch, cut as it says. --no-… denies a switch that it has on."""
+    """Train with a profile: its effective batch, cut as it says. --no-NAME denies a switch that it has on."""
     import profiles
     from autotune.events import Notice
     from autotune.host import HostMeter

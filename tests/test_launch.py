@@ -112,7 +112,8 @@ def test_only_the_main_process_writes_and_speaks(launches: dict[str, Launch]) ->
 
     kinds = [json.loads(line)["type"] for line in main.out.splitlines()]
 
-    assert kinds[:2] == ["built", "started"]
+    # how far tokenising is, is said where it takes a while
+    assert [kind for kind in kinds if kind != "tokenising"][:2] == ["built", "started"]
     assert other.out == ""
     assert {path.name for path in other.folder.iterdir()} == {"cache", "out", "err"}
     assert any((other.folder / "cache").iterdir())
