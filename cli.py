@@ -75,7 +75,10 @@ def autotune(
     workload: Annotated[str, typer.Option(hidden=True)] = "trainer.workload:build",
     events: Events = None,
 ) -> None:
-    """Find the largest micro-batch that holds the memory target, and write it as a profile."""
+    """Find the largest micro-batch that holds the memory target, and write it as a profile.
+
+    --no-NAME denies a switch that the base profile has on.
+    """
     import profiles
     from autotune.events import Notice
     from autotune.host import HostMeter
@@ -190,7 +193,10 @@ def train(
     plain: Plain = False,
     events: Events = None,
 ) -> None:
-    """Train with a profile: its effective batch, cut as it says. --no-NAME denies a switch that it has on."""
+    """Train with a profile: its effective batch, cut as it says.
+
+    --no-NAME denies a switch that the profile has on.
+    """
     import profiles
     from autotune.events import Notice
     from autotune.host import HostMeter

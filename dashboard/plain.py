@@ -82,6 +82,7 @@ class PlainLines:
                 self.tokenised_at = self.now()
                 return [f"tokenise {tokenise_words(event)}"]
             case TrainingStarted():
+                self.printed_step = 0  # a run that goes on may be behind what was printed
                 return [training_line(event)]
             case StepEnded() if self.step_is_due():
                 self.printed_step, self.printed_at = self.screen.step, self.now()

@@ -325,12 +325,15 @@ def test_an_output_folder_of_other_things_is_refused_fresh_or_not(
     assert (folder / "model" / "config.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("model", ["./sft", "sft/checkpoint-2"])
+@pytest.mark.parametrize(
+    ("model", "there"), [("./sft", True), ("sft", False), ("sft/checkpoint-2", True)]
+)
 def test_a_model_is_not_replaced_by_its_own_training(
-    chatlm: Chatlm, folder: Path, model: str
+    chatlm: Chatlm, folder: Path, model: str, there: bool
 ) -> None:
-    """`--fresh` would remove it, and a run that fails then leaves neither."""
-    (folder / model).mkdir(parents=True)
+    """`--fresh` would remove it, and a run that fails then leaves neither; nor may a hub id name the run."""
+    if there:
+        (folder / model).mkdir(parents=True)
     train = ("train", "--profile", "fast", "--device", "cpu", "--fresh", "--model", model)
 
     assert chatlm(*train, "--output-dir", "sft").message == (

@@ -1,6 +1,7 @@
 """A run that runs out of memory on its way: it goes on by itself, finer cut, and is the same run."""
 
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,10 +31,22 @@ def nothing_hangs() -> Iterator[None]:
         yield
 
 
-def train(folder: Path, name: str, *, refused: int = 0, micro_batch: int = 4) -> list[object]:
-    """The events of a run whose worker gets no more memory after its second step, so many times."""
+def train(
+    folder: Path,
+    name: str,
+    *,
+    refused: int = 0,
+    micro_batch: int = 4,
+    interrupted: bool = False,
+    heard: list[object] | None = None,
+) -> list[object]:
+    """The events of a run whose worker gets no more memory after its second step, so many times.
+
+    `interrupted` presses Ctrl-C at the last of them.
+    """
     rows = rows_file(folder / "rows.jsonl", 40)
-    host, events, left = HostMeter(), [], refused
+    events = [] if heard is None else heard
+    host, left = HostMeter(), refused
     found = profiles.load("small")
 
     def emit(event: object) -> None:
@@ -44,6 +57,8 @@ def train(folder: Path, name: str, *, refused: int = 0, micro_batch: int = 4) ->
             (worker,) = psutil.Process().children()
             _, hard = resource.prlimit(worker.pid, resource.RLIMIT_DATA)
             resource.prlimit(worker.pid, resource.RLIMIT_DATA, (2**20, hard))
+            if interrupted and not left:
+                signal.raise_signal(signal.SIGINT)
 
     with open_devices("cpu", num_processes=1, vram_limit=2**30, host=host) as devices:
         settings = resolve(
@@ -69,13 +84,15 @@ def test_a_run_that_outgrows_its_memory_goes_on_finer_cut(tmp_path: Path) -> Non
 
     began = [event for event in events if isinstance(event, TrainingStarted)]
     said = [
-        event.text for event in events if isinstance(event, Notice) if "going on with" in event.text
+        event.text for event in events if isinstance(event, Notice) if "going on from" in event.text
     ]
     assert [start.micro_batch for start in began] == [4, 2, 1]
     assert [start.first_step > 1 for start in began] == [False, True, True]
     assert len(said) == 2
     assert said[0].startswith("out of memory at micro-batch 4: ")
-    assert said[0].endswith("; going on with micro-batch 2: the same run in less memory")
+    assert said[0].endswith(
+        "; going on from the last checkpoint, or anew without one, with micro-batch 2"
+    )
     assert isinstance(events[-1], TrainingEnded)
     for one, other in zip(steps(tmp_path / "whole"), steps(tmp_path / "refused"), strict=True):
         assert (one["step"], one["samples"]) == (other["step"], other["samples"])
@@ -88,3 +105,14 @@ def test_a_single_sequence_that_does_not_fit_ends_the_run(tmp_path: Path) -> Non
         train(tmp_path, "run", refused=1, micro_batch=1)
 
     assert list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_ctrl_c_begins_nothing_anew(tmp_path: Path) -> None:
+    """In a run that was begun again, too, where memory runs out while it ends."""
+    events: list[object] = []
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "run", refused=2, interrupted=True, heard=events)
+
+    began = [event for event in events if isinstance(event, TrainingStarted)]
+    assert [start.micro_batch for start in began] == [4, 2]

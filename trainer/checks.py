@@ -83,7 +83,8 @@ def check_training(settings: TrainSettings) -> TrainSettings:
             f"--clip-norm {settings.clip_norm:g} leaves no gradient; give a number above 0, or inf"
         )
     model, output = Path(workload.model), Path(settings.output_dir)
-    if model.exists() and model.resolve().is_relative_to(output.resolve()):
+    same = model.resolve() == output.resolve()
+    if same or (model.exists() and model.resolve().is_relative_to(output.resolve())):
         raise UsageError(
             f"--output-dir {output} has the --model itself in it, which the run would replace; "
             f"choose another --output-dir"

@@ -83,6 +83,8 @@ def take_steps(run: Run) -> bool:
             save(run)  # an evaluation that is due now is made up for when the run goes on
             return False
         if at_end or evaluation_is_due(run):
+            if at_end and run.eval_collator is not None:
+                save(run)  # whatever ends the last evaluation, the training is not lost
             evaluate(run)
             if at_end or gives_up(run):
                 return True
@@ -140,9 +142,10 @@ def step_seed(run: Run) -> int:
 def note_step(run: Run, record: Mapping[str, Any]) -> None:
     peak, budget = record["device_peak_bytes"], max(run.settings.budgets, default=math.inf)
     if peak > budget >= run.peak:
+        advice = "; a smaller --micro-batch takes less" if run.plan.micro_batch > 1 else ""
         run.notice(
-            f"step {run.done} peaked at {format_bytes(peak)}, above the budget of "
-            f"{format_bytes(int(budget))}; a smaller --micro-batch takes less"
+            f"by step {run.done} the run has peaked at {format_bytes(peak)}, above the budget of "
+            f"{format_bytes(int(budget))}{advice}"
         )
     run.peak = max(run.peak, peak)
     run.loss = record["loss"]

@@ -155,7 +155,7 @@ def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
             "tokens of a prompt / a response, at most",
             f"{workload.max_source_length} / {workload.max_target_length}",
         ),
-        ("what is trained", what_is_trained(workload)),
+        ("what is trained", trained_words(workload)),
         ("optimizer", workload.optimizer),
         ("learning rate", f"{facts.learning_rate:.3g}, {settings.schedule}"),
         ("optimizer steps", f"{facts.steps:,}"),
@@ -175,7 +175,7 @@ def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
     return rows
 
 
-def what_is_trained(workload: WorkloadSettings) -> str:
+def trained_words(workload: WorkloadSettings) -> str:
     if workload.lora_rank is not None:
         alpha = workload.lora_alpha or 2 * workload.lora_rank
         return (

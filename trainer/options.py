@@ -1,7 +1,7 @@
 """What a user can choose: each field is a flag of the command line and a key of a run's TOML file.
 
 One definition serves `chatlm autotune`, `chatlm train`, `python -m trainer` and the file. `None` leaves a
-choice to the profile or the model. What the choices mean together is `settings`' business.
+choice to the profile or the model. What they mean together is `resolve`'s and `checks`' business.
 """
 
 from dataclasses import dataclass

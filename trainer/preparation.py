@@ -136,6 +136,10 @@ def rehearse(run: Run) -> None:
     rows = min(run.settings.generate_rows, len(run.eval_collator.store))
     if rows == 0:
         return
+    if run.longest_answer < (run.settings.max_new_tokens or 0):
+        run.notice(
+            f"answers have {run.longest_answer} tokens at most: the model has no more positions"
+        )
     share = -(-rows // run.plan.world_size)
     size = rehearse_answers(
         run.engine,

@@ -1,7 +1,7 @@
 """One training process: what `python -m trainer` runs.
 
 Under `chatlm train` the settings come over the wire; under a launcher of the user's own they are flags, see
-`alone`. What a supervised worker imports counts on a CPU: nothing here knows flags or profiles.
+`alone`.
 """
 
 import os
@@ -22,7 +22,7 @@ def main() -> None:
     """Trains; the exit status is 0 done, 1 an error that the user can mend, 130 interrupted."""
     wire = Wire.from_environment()
     if wire is None:
-        from trainer.alone import train_alone  # flags and profiles: not in a supervised worker
+        from trainer.alone import train_alone  # and its flags: a supervised worker has none
 
         sys.exit(train_alone())
     stop = threading.Event()

@@ -56,8 +56,8 @@ class Relay:
         self.gone = False
         """Whether a worker has closed its wire; the others may still have something to say."""
         self.stops = 0
-        self.has_stepped = False
         self._started = False
+        self._steps = self._done = self._saved = 0
         self._read_at = 0.0
         self._silence = Silence()
 
@@ -89,6 +89,11 @@ class Relay:
             ReadingTaken(devices=devices, host=self.job.host.read(), workers=sum(resident.values()))
         )
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it has taken a step, and need not take all of them again."""
+        return self._done > 0 and (self._done < self._steps or self._saved == self._done)
+
     def stop(self) -> None:
         """Asks the workers to save and end; raises KeyboardInterrupt the second time.
 
@@ -116,14 +121,15 @@ class Relay:
             case "notice":
                 self.emit(Notice(text=message["text"]))
             case "started":
-                self._started = True
+                self._started, self._steps = True, message["steps"]
                 self.emit(TrainingStarted(**_fields(message), devices=self.budgets))
             case "step":
-                self.has_stepped = True
+                self._done = message["record"]["step"]
                 self.emit(StepEnded(record=message["record"]))
             case "evaluated":
                 self.emit(evaluated(_fields(message)))
             case "checkpoint":
+                self._saved = message["step"]
                 self.emit(CheckpointSaved(step=message["step"], path=message["path"]))
             case "done":
                 self.ended = TrainingEnded(

@@ -77,7 +77,10 @@ def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> Non
     profile = profiles.load(settings.profile)
     profiles.save(profile, folder / "profile.toml")
     world_size = settings.world_size
-    is_its_own = settings.plan(world_size) == profile.plan(world_size)
+    is_its_own = (
+        settings.micro_batch_sizes is not None  # those of a profile, if only halved
+        or settings.plan(world_size) == profile.plan(world_size)
+    )
     values = {
         **asdict(settings.workload),
         **asdict(settings),

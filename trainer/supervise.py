@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from autotune.cards import budgets
-from autotune.errors import ChatlmError, OutOfMemory, WorkerError
+from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
 from autotune.events import Notice, ProbeEnded, ProbeStarted
 from autotune.launch import memory_environment, worker_command, worker_environment
+from autotune.plan import Plan
 from autotune.prober import Limits, Prober, WorkloadSpec
 from autotune.workers import Workers
 from profiles.schema import Fingerprint
@@ -50,34 +51,42 @@ def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     Nothing else changes, since a cut changes no step. What does not fit to begin with is told at once.
 
     Raises:
-        Stale, OutOfMemory, WorkerError, ChatlmError: as `supervise` does.
+        Stale, OutOfMemory, WorkerError, ChatlmError: as `supervise` does; KeyboardInterrupt after Ctrl-C.
     """
-    try:
-        return supervise(job, expected)
-    except Outgrown as outgrown:
-        error = outgrown.error
+    is_under_way = False
     while True:
-        if job.settings.micro_batch == 1:
-            raise error
-        job = replace(job, settings=halved(job.settings))
-        cut = job.settings.plan(job.settings.world_size)
-        said = str(error).partition(";")[0]
-        job.emit(
-            Notice(text=f"{said}; going on with micro-batch {cut}: the same run in less memory")
-        )
         try:
-            return supervise(job, None)
-        except (Outgrown, OutOfMemory) as again:
-            error = again.error if isinstance(again, Outgrown) else again
+            return supervise(job, expected)
+        except Outgrown as outgrown:
+            error, is_under_way = outgrown.error, True
+        except OutOfMemory as refused:
+            if not is_under_way:
+                raise
+            error = refused
+        except DeviceError as full:  # others hold more than the target leaves
+            if not is_under_way:
+                raise
+            raise DeviceError(f"{full}; the same command goes on with the run") from full
+        finer = halved(job.settings)
+        if finer == replace(job.settings, fresh=False):
+            raise error
+        job, expected = replace(job, settings=finer), None
+        cut, said = finer.plan(finer.world_size), str(error).partition(";")[0]
+        text = f"{said}; going on from the last checkpoint, or anew without one, with micro-batch {cut}"
+        job.emit(Notice(text=text))
 
 
 def halved(settings: TrainSettings) -> TrainSettings:
     """The same run in micro-batches half as large, and evaluated so; it goes on where it was."""
-    sizes = settings.micro_batch_sizes
+    plan = Plan(
+        micro_batch=[max(1, size // 2) for size in settings.plan(settings.world_size).sizes],
+        effective_batch=settings.effective_batch,
+        world_size=settings.world_size,
+    )
     return replace(
         settings,
-        micro_batch=settings.micro_batch // 2,
-        micro_batch_sizes=None if sizes is None else tuple(max(1, size // 2) for size in sizes),
+        micro_batch=plan.micro_batch,
+        micro_batch_sizes=None if plan.is_even else plan.sizes,
         eval_batch=None if settings.eval_batch is None else max(1, settings.eval_batch // 2),
         fresh=False,
     )
@@ -141,24 +150,25 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     kills = host.oom_kills()
     environment = worker_environment(memory_environment(cards.kind), settings.world_size)
     command = worker_command("trainer", settings.world_size)
-    with (
-        Interrupts() as interrupts,
-        Workers(command, environment=environment, log_path=job.log_path) as workers,
-    ):
-        relay = Relay(job, settings, workers, expected, known)
+    with Interrupts() as interrupts:
         try:
-            while relay.ended is None:
-                ended = workers.ended()  # asked first: its last words are read after it
-                heard = relay.tick()
-                if interrupts.count > relay.stops:
-                    relay.stop()
-                if relay.ended is None and not heard and (ended or relay.gone):
-                    raise why(workers, host.oom_kills() > kills, job.log_path)
+            with Workers(command, environment=environment, log_path=job.log_path) as workers:
+                relay = Relay(job, settings, workers, expected, known)
+                while relay.ended is None:
+                    ended = workers.ended()  # asked first: its last words are read after it
+                    heard = relay.tick()
+                    if interrupts.count > relay.stops:
+                        relay.stop()
+                    if relay.ended is None and not heard and (ended or relay.gone):
+                        raise why(workers, host.oom_kills() > kills, job.log_path)
+                return relay.ended
         except OutOfMemory as error:
-            if relay.has_stepped and not relay.stops:
+            if interrupts.count:  # asked to end, also while its workers did
+                job.emit(Notice(text=str(error)))
+                raise KeyboardInterrupt from error
+            if relay.is_under_way:
                 raise Outgrown(error) from error
             raise
-        return relay.ended
 
 
 class Interrupts:
@@ -184,7 +194,7 @@ class Interrupts:
 def why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
     """What to say of a worker that is gone without a word."""
     code = workers.exit_code()
-    if killed_by_kernel:
+    if killed_by_kernel and code == -signal.SIGKILL:
         return OutOfMemory(
             "the kernel killed a worker: host memory ran out; use fewer processes or a smaller "
             "--micro-batch; the same command goes on from the last checkpoint, if there is one"

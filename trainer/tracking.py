@@ -1,6 +1,6 @@
 """TensorBoard and Weights & Biases, through accelerate's trackers; without any, nothing happens.
 
-`settings` has checked that their packages are there: accelerate would leave out one that is not.
+`checks` has checked that their packages are there: accelerate would leave out one that is not.
 """
 
 import math
