@@ -3,6 +3,7 @@
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,15 @@ def nothing_hangs() -> Iterator[None]:
         yield
 
 
+def worker() -> int:
+    """The process id of the one that trains: other tests may have left children of their own."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # one that has ended
+            if "trainer" in child.cmdline():
+                return child.pid
+    raise AssertionError("nothing trains")
+
+
 def train(
     folder: Path,
     name: str,
@@ -54,9 +64,9 @@ def train(
         events.append(event)
         if isinstance(event, StepEnded) and left and event.record["step"] >= 2:
             left -= 1
-            (worker,) = psutil.Process().children()
-            _, hard = resource.prlimit(worker.pid, resource.RLIMIT_DATA)
-            resource.prlimit(worker.pid, resource.RLIMIT_DATA, (2**20, hard))
+            pid = worker()
+            _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+            resource.prlimit(pid, resource.RLIMIT_DATA, (2**20, hard))
             if interrupted and not left:
                 signal.raise_signal(signal.SIGINT)
 
