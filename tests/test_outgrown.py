@@ -37,7 +37,7 @@ def worker() -> int:
     for child in psutil.Process().children():
         with suppress(psutil.Error):  # one that has ended
             if "trainer" in child.cmdline():
-                return child.pid
+                return int(child.pid)
     raise AssertionError("nothing trains")
 
 
