@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,28 @@ def test_positions_are_those_that_a_forward_pass_takes(family: str) -> None:
     if most is not None:
         with pytest.raises(IndexError):
             forward(most + 1)
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "OpenAIGPT"])
+def test_positions_that_count_from_the_padding_are_fewer(kind: str) -> None:
+    """RoBERTa's table of 20 has 18 positions behind its padding, 1; the first GPT calls its own otherwise."""
+    import transformers
+
+    sizes: dict[str, dict[str, Any]] = {
+        "Roberta": {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16, "max_position_embeddings": 20, "pad_token_id": 1, "is_decoder": True,
+        },
+        "OpenAIGPT": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 18},
+    }  # fmt: skip
+    names = {"Roberta": "RobertaForCausalLM", "OpenAIGPT": "OpenAIGPTLMHeadModel"}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=50, **sizes[kind])
+    model = getattr(transformers, names[kind])(config)
+
+    assert positions(model) == 18
+    model(input_ids=torch.full((1, 18), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 19), 5))
 
 
 def long_run(family: str, folder: Path, *, words: int) -> TrainSettings:
