@@ -68,8 +68,7 @@ OTHERS = {
         "set GLOO_SOCKET_IFNAME",
     ),
     "pytorch/pytorch#108732": (
-        "RuntimeError: [/opt/conda/conda-bld/pytorch_1682343967769/work/third_party/gloo/gloo/transport/"
-        "tcp/pair.cc:799] connect [172.31.71.170]:13195: Connection refused",
+        "RuntimeError: [third_party/gloo/gloo/transport/tcp/pair.cc:799] connect [172.31.71.170]:13195: Connection refused",
         "no name may stand for 127.x.x.x in /etc/hosts",
     ),
     "torch 2.13, no first node": (
