@@ -16,8 +16,8 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from autotune.errors import ChatlmError
-from trainer.flags import Config, Given, with_flags
-from trainer.options import AutotuneOptions, TrainOptions
+from trainer.config.flags import Config, Given, with_flags
+from trainer.config.options import AutotuneOptions, TrainOptions
 
 P = ParamSpec("P")
 
@@ -80,20 +80,20 @@ def autotune(
     --no-NAME denies a switch that the base profile has on.
     """
     import profiles
+    from autotune.devices.host import HostMeter
+    from autotune.devices.lock import locked
+    from autotune.devices.selection import check_per_device, open_devices, shared_memory_notice
     from autotune.events import Notice
-    from autotune.host import HostMeter
-    from autotune.lock import locked
     from autotune.plan import Plan
-    from autotune.prober import Limits, Prober, WorkloadSpec
-    from autotune.quantity import check_fraction, parse_bytes
-    from autotune.tuning import tune
+    from autotune.tuning.loop import tune
+    from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+    from autotune.units import check_fraction, parse_bytes
     from dashboard.listeners import log_path, open_listeners
-    from dashboard.outcome import tuned_words
+    from dashboard.summary import tuned_words
     from profiles.store import FOLDER, check_name, check_place, free_path
-    from trainer import tuned
-    from trainer.devices import check_per_device, open_devices, shared_memory_notice
-    from trainer.resolve import workload_settings
-    from trainer.rows import check_files
+    from trainer.config.resolve import workload_settings
+    from trainer.data.readers import check_files
+    from trainer.supervisor import tuning
 
     options = AutotuneOptions(**given)
     limits = Limits(
@@ -139,7 +139,7 @@ def autotune(
         )
         outcome = tune(
             prober,
-            ceiling=lambda facts: tuned.ceiling(
+            ceiling=lambda facts: tuning.ceiling(
                 facts["rows"],
                 world_size=devices.world_size,
                 effective=effective,
@@ -147,11 +147,11 @@ def autotune(
                 per_device=options.per_device,
             ),
             prefer=options.prefer,
-            guess=tuned.earlier(path, limits, limit, devices, settings),
+            guess=tuning.earlier(path, limits, limit, devices, settings),
             per_device=options.per_device,
             most=effective,
             after=functools.partial(
-                tuned.after_the_search,
+                tuning.after_the_search,
                 effective=wanted,
                 fixed=effective is not None,
                 evaluates=options.eval_data is not None,
@@ -162,8 +162,8 @@ def autotune(
         if outcome.answer is None and outcome.interrupted:
             raise KeyboardInterrupt
         if outcome.answer is None:
-            raise tuned.nothing_fits(outcome)
-        found = tuned.make_profile(
+            raise tuning.nothing_fits(outcome)
+        found = tuning.make_profile(
             outcome,
             limits=limits,
             settings=settings,
@@ -174,9 +174,9 @@ def autotune(
         )
         path = free_path(path) if outcome.interrupted else path
         profiles.save(found, path)
-    room = tuned.would_hold(outcome, effective, devices.world_size)
+    room = tuning.would_hold(outcome, effective, devices.world_size)
     if as_json:
-        _print_json(tuned.as_json(outcome, found, str(path), limits, room))
+        _print_json(tuning.as_json(outcome, found, str(path), limits, room))
     else:
         sys.stdout.write(tuned_words(found, outcome.seconds, path, room))
     if outcome.interrupted:
@@ -198,17 +198,17 @@ def train(
     --no-NAME denies a switch that the profile has on.
     """
     import profiles
+    from autotune.devices.host import HostMeter
+    from autotune.devices.selection import open_devices, shared_memory_notice
     from autotune.events import Notice
-    from autotune.host import HostMeter
     from dashboard.listeners import log_path, open_listeners
-    from dashboard.outcome import trained_words
-    from trainer.devices import open_devices, shared_memory_notice
-    from trainer.job import TrainJob
-    from trainer.resolve import resolve
-    from trainer.rows import check_files
-    from trainer.run_file import load_run
-    from trainer.run_folder import RunFolder
-    from trainer.supervise import run_training
+    from dashboard.summary import trained_words
+    from trainer.artifacts.run_folder import RunFolder
+    from trainer.config.resolve import resolve
+    from trainer.config.run_config import load_run
+    from trainer.data.readers import check_files
+    from trainer.supervisor.job import TrainJob
+    from trainer.supervisor.training import run_training
 
     options = TrainOptions(**{**({} if config is None else load_run(config)), **given})
     profile = profiles.load(options.profile)
@@ -267,7 +267,7 @@ def monitor(
     as_json: AsJson = False,
 ) -> None:
     """Show what the devices and the host hold now."""
-    from autotune.host import HostMeter
+    from autotune.devices.host import HostMeter
     from dashboard import monitor as live
     from dashboard import open_screen
 
@@ -317,7 +317,7 @@ def show_profile(name: str) -> None:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    from autotune.quantity import finite
+    from autotune.units import finite
 
     sys.stdout.write(json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
 

@@ -7,7 +7,7 @@ asked for, since every command imports this package and few need them.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autotune.library import Found, find_micro_batch
+    from autotune.api import Found, find_micro_batch
 
 __all__ = ["Found", "find_micro_batch"]
 
@@ -15,6 +15,6 @@ __all__ = ["Found", "find_micro_batch"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from autotune import library
+    from autotune import api
 
-    return getattr(library, name)
+    return getattr(api, name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.errors import PlanError
-from autotune.pieces import Costs, Counts, borders, orders
+from autotune.partition import Costs, Counts, borders, orders
 
 MicroBatch = int | Sequence[int]
 """Micro-batches: one size for all ranks, or one for each."""

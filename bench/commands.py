@@ -43,7 +43,7 @@ def machine() -> dict[str, Any]:
     """What the figures of a result file depend on."""
     import torch
 
-    from autotune.host import HostMeter
+    from autotune.devices.host import HostMeter
 
     has_gpu = torch.cuda.is_available()
     return {

@@ -62,8 +62,8 @@ def main() -> None:
 
 def has_gpu(device: str) -> bool:
     """Whether the run will use NVIDIA cards."""
+    from autotune.devices.nvml import Nvml
     from autotune.errors import DeviceError
-    from autotune.nvml import Nvml
 
     if device == "cpu":
         return False
@@ -90,7 +90,7 @@ def exact_match(folder: str) -> float:
     import transformers
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from trainer.rows import bundled, read_rows
+    from trainer.data.readers import bundled, read_rows
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder)

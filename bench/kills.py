@@ -218,9 +218,9 @@ def look_at(output: Path) -> tuple[int, list[str]]:
     """The step of the newest checkpoint, and the faults of all that are there."""
     from safetensors import safe_open
 
-    from trainer.checkpoint import verify
-    from trainer.manifest import Damaged
-    from trainer.run_folder import RunFolder
+    from trainer.artifacts.run_folder import RunFolder
+    from trainer.checkpointing.checkpoint import verify
+    from trainer.checkpointing.manifest import Damaged
 
     faults, newest = [], 0
     for path in RunFolder(output).checkpoints():
@@ -286,7 +286,7 @@ def wait_for_the_end(pids: list[int]) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    from autotune.process import descendants as found
+    from autotune.devices.processes import descendants as found
 
     return sorted(found(pid))
 
@@ -311,7 +311,7 @@ def write_profile(folder: Path) -> Path:
 
 def write_rows(folder: Path) -> Path:
     """The first of the bundled rows: an epoch, and so an evaluation, is 12 steps."""
-    from trainer.rows import bundled, read_rows
+    from trainer.data.readers import bundled, read_rows
 
     rows = []
     for row in read_rows(bundled("train")):

@@ -15,9 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from autotune.memory import is_out_of_memory
-from autotune.probe import Load
-from autotune.process import resident
+from autotune.devices.allocator import is_out_of_memory
+from autotune.devices.processes import resident
+from autotune.tuning.probe import Load
 
 STEPS = 3
 """Optimizer steps a try; Lightning's default."""

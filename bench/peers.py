@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import profiles
-from autotune.launch import memory_environment, worker_environment
-from autotune.quantity import parse_bytes
+from autotune.units import parse_bytes
+from autotune.workers.launch import memory_environment, worker_environment
 from bench.commands import CHATLM, write_result
-from trainer.resolve import apply_profile
-from trainer.settings import WorkloadSettings
-from trainer.tuned import MOST
+from trainer.config.resolve import apply_profile
+from trainer.config.settings import WorkloadSettings
+from trainer.supervisor.tuning import MOST
 
 ROOT = Path(__file__).parent.parent
 PEERS = {

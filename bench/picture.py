@@ -1,6 +1,6 @@
 """Draws the dashboard of a recorded run as SVG: `python -m bench.picture EVENTS.jsonl OUT.svg`.
 
-The events are a real run's, as `dashboard.record.EventLog` wrote them; nothing is made up.
+The events are a real run's, as `dashboard.event_log.EventLog` wrote them; nothing is made up.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dashboard.record import read_events
+from dashboard.event_log import read_events
 from dashboard.state import Screen, update
 from dashboard.view import render
 

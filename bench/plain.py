@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import trainer.steps
+import trainer.batching.step_loader
 from autotune.plan import Plan
-from trainer.process import main
+from trainer.launch.process import main
 
 Counts = npt.NDArray[np.int64]
 
@@ -30,7 +30,7 @@ def in_order(
 
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter is a loader process
-    trainer.steps.cut = in_order  # type: ignore[attr-defined]  # its own name for `plan.cut`
+    trainer.batching.step_loader.cut = in_order  # type: ignore[attr-defined]  # its own name for `plan.cut`
 
 if __name__ == "__main__":
     main()

@@ -24,9 +24,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autotune.process import descendants
+from autotune.devices.processes import descendants
 from bench.commands import CHATLM, write_result
-from trainer.rows import bundled, read_rows
+from trainer.data.readers import bundled, read_rows
 
 PROMISE = 60 * 10**6
 """Bytes."""

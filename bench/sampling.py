@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autotune.cards import GpuCards
-from autotune.host import HostMeter
-from autotune.meter import PERIOD, Meter
-from autotune.nvml import Nvml
-from autotune.process import resident
+from autotune.devices.group import GpuCards
+from autotune.devices.host import HostMeter
+from autotune.devices.nvml import Nvml
+from autotune.devices.processes import resident
+from autotune.devices.sampler import PERIOD, Meter
 from autotune.readings import HostReading
 from bench.commands import write_result
-from tests.fake_nvml import FakeDriver, FakeGpu
+from tests.support.fake_nvml import FakeDriver, FakeGpu
 
 DEVICES = 8
 CONTRACT = 0.01

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.commands import metrics, run_json, write_result
-from trainer.journal import Journal
+from trainer.artifacts.jsonl_log import Journal
 
 FOLDER = "model_save/bench_sft"
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from autotune.cards import CPU_NOISE
+from autotune.devices.group import CPU_NOISE
 from autotune.search import AIM, Search
 from autotune.verdict import Verdict
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.trainer_runs import Task
-from trainer.settings import TrainSettings
+from trainer.config.settings import TrainSettings
 
 EPSILON = 1e-6
 """Of our AdamW."""
@@ -128,8 +128,8 @@ def count(peer: Any, task: Task, write: Any, *, mean_losses: bool) -> None:
     """
     from transformers import PrinterCallback, TrainerCallback
 
-    from autotune.memory import CudaMemory, DeviceMemory, HostMemory
-    from autotune.process import resident
+    from autotune.devices.allocator import CudaMemory, DeviceMemory, HostMemory
+    from autotune.devices.processes import resident
 
     batches_of, loss_of = peer.get_batch_samples, peer.compute_loss
     step: dict[str, Any] = {"losses": []}

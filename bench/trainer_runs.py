@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.host import HostMeter
-from autotune.launch import memory_environment, worker_environment
-from autotune.process import descendants, proportional
+from autotune.devices.host import HostMeter
+from autotune.devices.processes import descendants, proportional
+from autotune.devices.selection import open_devices
+from autotune.workers.launch import memory_environment, worker_environment
 from bench.commands import CHATLM
-from trainer.devices import open_devices
 
 ROOT = Path(__file__).parent.parent
 WARM = 2

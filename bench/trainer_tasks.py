@@ -13,7 +13,7 @@ from bench.commands import CHATLM
 from bench.peers import TOKENIZER
 from bench.trainer_runs import Task, environment
 from profiles.schema import Batch, Profile, Run
-from trainer.rows import bundled
+from trainer.data.readers import bundled
 
 LLAMAS = {
     "llama-tiny": {
@@ -101,7 +101,7 @@ def make_model(name: str, folder: Path) -> bool:
     """Writes a preset, or one of `LLAMAS`, or another folder's model; returns whether it is causal."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
-    from trainer.models import load_model
+    from trainer.model.loading import load_model
 
     if name in LLAMAS:
         tokenizer: Any = AutoTokenizer.from_pretrained(TOKENIZER)
@@ -153,8 +153,8 @@ def write_tokens(task: Task, max_source: int, max_target: int) -> None:
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer
 
-    from trainer.codec import Codec
-    from trainer.store import open_store
+    from trainer.data.encoder import Codec
+    from trainer.data.token_store import open_store
 
     codec = Codec(AutoTokenizer.from_pretrained(task.model), is_causal=task.is_causal)
     store = open_store([task.data], codec, max_source=max_source, max_target=max_target)

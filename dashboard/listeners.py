@@ -8,9 +8,9 @@ from pathlib import Path
 
 from autotune.errors import OutputError
 from autotune.events import Emit, Listeners
+from dashboard.event_log import EventLog
 from dashboard.live import open_screen
-from dashboard.plain import PlainLines
-from dashboard.record import EventLog
+from dashboard.plain_lines import PlainLines
 
 
 @contextmanager

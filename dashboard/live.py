@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from autotune.events import Emit, ProbeEnded, TuningEnded
-from dashboard.plain import PlainLines
+from dashboard.plain_lines import PlainLines
 from dashboard.state import Screen, update
 from trainer.events import TrainingEnded
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from autotune.devices.host import HostMeter
+from autotune.devices.nvml import Nvml, NvmlDevice
 from autotune.errors import DeviceError
 from autotune.events import Emit, Notice, ReadingTaken
-from autotune.host import HostMeter
-from autotune.nvml import Nvml, NvmlDevice
-from autotune.quantity import format_bytes
 from autotune.readings import DeviceReading, HostReading
+from autotune.units import format_bytes
 
 INTERVAL = 1.0
 

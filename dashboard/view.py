@@ -11,11 +11,7 @@ from rich.text import Text
 
 from dashboard import bars
 from dashboard.bars import progress_bar, sparkline
-from dashboard.memory import device_rows, host_rows
-from dashboard.rows import GAP, LABEL, Part, Pen, finished, labelled, pair, spread
-from dashboard.state import Screen
-from dashboard.trials import bracket_row, fit_rows, peak_rows, trial_rows
-from dashboard.words import (
+from dashboard.formatting import (
     clean,
     clock,
     figure,
@@ -25,6 +21,10 @@ from dashboard.words import (
     share,
     tokenise_words,
 )
+from dashboard.layout import GAP, LABEL, Part, Pen, finished, labelled, pair, spread
+from dashboard.memory_panel import device_rows, host_rows
+from dashboard.state import Screen
+from dashboard.trials_panel import bracket_row, fit_rows, peak_rows, trial_rows
 from trainer.events import TrainingStarted
 
 HEIGHT = 24

@@ -10,7 +10,7 @@ from pathlib import Path
 import tomli_w
 
 from autotune.errors import OutputError, ProfileError
-from autotune.folders import check_writable
+from autotune.files import check_writable
 from profiles.schema import Profile, parse
 
 FOLDER = Path("profiles")

@@ -5,19 +5,19 @@ from typing import Any
 
 import torch
 
-from autotune.pieces import Costs
+from autotune.partition import Costs
 from autotune.plan import Plan, choose_effective
-from autotune.probe import Load
-from trainer.batches import Batch, Collator
-from trainer.engine import Engine, make_accelerator, precision
-from trainer.feed import feed, loaders_memory
-from trainer.models import Loaded, load_model
-from trainer.order import PlainSteps, SampleOrder
-from trainer.positions import check_positions
-from trainer.rows import bundled
-from trainer.settings import WorkloadSettings
-from trainer.steps import Steps
-from trainer.store import TokenStore, open_store
+from autotune.tuning.probe import Load
+from trainer.batching.collator import Batch, Collator
+from trainer.batching.feed import feed, loaders_memory
+from trainer.batching.step_loader import Steps
+from trainer.config.settings import WorkloadSettings
+from trainer.data.readers import bundled
+from trainer.data.sample_order import PlainSteps, SampleOrder
+from trainer.data.token_store import TokenStore, open_store
+from trainer.model.engine import Engine, make_accelerator, precision
+from trainer.model.loading import Loaded, load_model
+from trainer.model.position_limits import check_positions
 
 PROBE_LEARNING_RATE = 1e-6
 """A real optimizer step, on weights that nobody keeps."""
@@ -157,7 +157,7 @@ def build(settings: dict[str, Any]) -> SftWorkload:
     On a CPU what is resident counts, so that all the code is loaded that a training worker has.
     """
     if settings["device"] == "cpu":
-        import trainer.loop  # noqa: F401
+        import trainer.run.loop  # noqa: F401
     values = dict(settings)
     effective, fixed = values.pop("effective"), values.pop("effective_fixed")
     eval_data = tuple(values.pop("eval_data", ()))

@@ -1,0 +1,186 @@
+"""Memory as a worker sees its own: the counters that a probe reads between its phases.
+
+`HostMemory` counts resident pages, for a CPU. `CudaMemory` counts what torch's caching allocator
+reserves; the supervisor adds the context, which torch cannot see, from NVML.
+"""
+
+import gc
+from typing import Protocol
+
+from autotune.devices import processes
+
+OOM_TEXTS = (
+    "CUDA error: out of memory",
+    "CUDA out of memory",
+    "CUDA driver error: out of memory",  # expandable segments call the driver directly
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",  # NCCL, which allocates outside torch
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+)
+"""What an allocation failure says where it has no type of its own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error, or one that it was raised from, is a failed allocation."""
+    while True:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, RuntimeError | OSError) and any(t in str(error) for t in OOM_TEXTS):
+            return True
+        cause = error.__cause__ or error.__context__
+        if cause is None:
+            return False
+        error = cause
+
+
+def same_device(one: str, other: str) -> bool:
+    """Whether two identifiers name one device: torch's of a card or a MIG slice, NVML's, a user's.
+
+    Torch's has no prefix, neither `GPU-` nor `MIG-`. A slice of a driver before 470 is
+    `MIG-GPU-<its card>/3/0`, of which torch knows the card alone: one that names no slice means any.
+    """
+    (card, _, part), (other_card, _, other_part) = (_bare(one), _bare(other))
+    return card == other_card and (part == other_part or not part or not other_part)
+
+
+def _bare(identifier: str) -> tuple[str, str, str]:
+    bare = identifier.lower().removeprefix("mig-").removeprefix("gpu-")
+    return bare.partition("/")
+
+
+class DeviceMemory(Protocol):
+    """Bytes that this process holds on its device."""
+
+    device: str
+    """The card's UUID, `cpu` for the host; compare by `same_device`: torch does not tell a MIG
+    slice from a card, so here it begins with `GPU-` where NVML says `MIG-`."""
+    caches: bool
+    """Whether freed memory stays counted: then only the first step tells its phases apart."""
+
+    def settle(self) -> None:
+        """Gives back what no tensor holds, as a fresh process would not have it."""
+
+    def reset_peak(self) -> None: ...
+    def resident(self) -> int:
+        """What the device cannot give to others now: on a card, tensors and torch's cache."""
+
+    def peak(self) -> int:
+        """The highest `resident` since `reset_peak`."""
+
+    def allocated(self) -> int:
+        """What tensors hold now; on the host, where nothing tells, `resident`."""
+
+    def peak_allocated(self) -> int:
+        """The highest `allocated` since `reset_peak`."""
+
+    def retries(self) -> int:
+        """How often the allocator had to flush its cache to go on; above 0 it thrashes."""
+
+    def synchronize(self) -> None:
+        """Returns when the device has done all that was asked of it."""
+
+    def limit(self, amount: int) -> None:
+        """Makes an allocation fail that would take this process beyond `amount`."""
+
+    def unlimit(self) -> None:
+        """Puts back what was in force before the first `limit`."""
+
+
+class HostMemory:
+    """Resident memory of this process."""
+
+    device = "cpu"
+    caches = False
+    _before_limit: int | None = None
+
+    def settle(self) -> None:
+        processes.trim()
+
+    def reset_peak(self) -> None:
+        processes.reset_peak()
+
+    def resident(self) -> int:
+        return processes.resident("self")
+
+    def peak(self) -> int:
+        return processes.peak_resident("self")
+
+    def allocated(self) -> int:
+        return self.resident()
+
+    def peak_allocated(self) -> int:
+        return self.peak()
+
+    def retries(self) -> int:
+        return 0
+
+    def synchronize(self) -> None:
+        return
+
+    def limit(self, amount: int) -> None:
+        """As `DeviceMemory.limit`: what was reserved and never touched, as by Arrow, fills no card."""
+        left = amount - processes.resident("self")
+        before = processes.limit_data(processes.private() + max(0, left))
+        if self._before_limit is None:
+            self._before_limit = before
+
+    def unlimit(self) -> None:
+        if self._before_limit is not None:
+            processes.restore_data_limit(self._before_limit)
+            self._before_limit = None
+
+
+class CudaMemory:
+    """What torch reserves on the current CUDA device."""
+
+    caches = True
+    _before_limit: float | None = None
+
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+        self._index = torch.cuda.current_device()
+        uuid = str(torch.cuda.get_device_properties(self._index).uuid)
+        self.device = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+
+    def settle(self) -> None:
+        gc.collect()
+        self._cuda.synchronize()
+        self._cuda.empty_cache()
+
+    def reset_peak(self) -> None:
+        self._cuda.reset_peak_memory_stats()
+
+    def resident(self) -> int:
+        return self._cuda.memory_reserved()
+
+    def peak(self) -> int:
+        return self._cuda.max_memory_reserved()
+
+    def allocated(self) -> int:
+        return self._cuda.memory_allocated()
+
+    def peak_allocated(self) -> int:
+        return self._cuda.max_memory_allocated()
+
+    def retries(self) -> int:
+        return int(self._cuda.memory_stats().get("num_alloc_retries", 0))
+
+    def synchronize(self) -> None:
+        self._cuda.synchronize()
+
+    def limit(self, amount: int) -> None:
+        if self._before_limit is None:
+            self._before_limit = self._cuda.get_per_process_memory_fraction()
+        total = self._cuda.get_device_properties(self._index).total_memory
+        self._cuda.set_per_process_memory_fraction(min(1.0, amount / total))
+
+    def unlimit(self) -> None:
+        if self._before_limit is not None:
+            self._cuda.set_per_process_memory_fraction(self._before_limit)
+            self._before_limit = None

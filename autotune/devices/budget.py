@@ -1,0 +1,45 @@
+"""Where a probe is stopped, whatever it was about to show: it must not harm who else is there.
+
+The target itself is no reason to stop: a probe that runs to its end above it tells the search how far
+above. The hard limit lies a small margin further, and below what the device needs to breathe.
+"""
+
+from collections.abc import Sequence
+
+from autotune.readings import HostReading
+from autotune.trial import DeviceBudget
+from autotune.units import format_bytes
+
+MARGIN = 0.05
+"""Share of a device beyond the target that a probe may take."""
+RESERVE = 0.02
+"""Share of a device that no probe takes, unless the target itself does."""
+HOST_FLOOR = 0.03
+"""Share of host memory that must stay free, whatever the target."""
+
+
+def hard_limit(*, total: int, used: int, target: float) -> int:
+    """Our bytes on a device beyond which a probe is stopped; others hold `used` of it."""
+    share = max(target, min(target + MARGIN, 1 - RESERVE))
+    return int(share * total) - used
+
+
+def device_breach(budgets: Sequence[DeviceBudget], used: Sequence[int]) -> tuple[int, str] | None:
+    """Which device is past its hard limit, and that in words; `used` is everyone's, by device."""
+    for index, (budget, highest) in enumerate(zip(budgets, used, strict=True)):
+        ours = highest - budget.others
+        if budget.hard is not None and ours > budget.hard:
+            return index, (
+                f"stopped at {format_bytes(ours)} on {budget.name}, past the guard's "
+                f"{format_bytes(budget.hard)}"
+            )
+    return None
+
+
+def host_breach(host: HostReading, target: float) -> tuple[str, str] | None:
+    """Why the workers must end for the host's sake: `oom` or `over`, and the words."""
+    if host.free <= HOST_FLOOR * host.total:
+        return "oom", "host memory ran out, the workers were stopped"
+    if host.used > max(target, min(target + MARGIN, 1 - HOST_FLOOR)) * host.total:
+        return "over", "host memory"
+    return None

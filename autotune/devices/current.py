@@ -1,0 +1,99 @@
+"""The device that this very process computes on, for tuning without workers.
+
+What `cards` is to a supervisor, for a step function in the caller's own process.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from autotune.devices.allocator import CudaMemory, DeviceMemory, HostMemory, same_device
+from autotune.devices.group import Cards, EmulatedCards, GpuCards, HostCard, budget
+from autotune.devices.host import HostMeter
+from autotune.devices.nvml import Nvml, NvmlDevice
+from autotune.errors import DeviceError
+
+
+class OwnDevice:
+    """The device that this process computes on: its budget, and what we hold of it.
+
+    What the allocator cannot see of us is told from others only as far as it is new: a CUDA context
+    that was there before counts as others', in the budget and in the peak alike. A neighbour that
+    grows meanwhile counts as ours, which errs towards smaller sizes.
+    """
+
+    def __init__(self, memory: DeviceMemory, cards: Cards, target: float) -> None:
+        self.memory = memory
+        self._cards = cards
+        memory.settle()
+        (reading,) = cards.survey()
+        others = max(0, reading.used - memory.resident())
+        self.budget = budget(reading.device, reading.name, reading.total, others, target)
+
+    def context(self) -> int:
+        """What we hold of a card beside what the allocator knows, since we began; bytes."""
+        if self._cards.kind == "cpu":
+            return 0
+        (reading,) = self._cards.read({})
+        return max(0, reading.used - self.budget.others - self.memory.resident())
+
+    def fixed(self) -> int:
+        return self.context() + self.memory.resident()
+
+    def peak(self) -> int:
+        """Since `memory.reset_peak()`; before the allocator's cache is emptied."""
+        return self.context() + self.memory.peak()
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Allocations beyond the budget and its small margin fail; afterwards as they were."""
+        assert self.budget.hard is not None
+        self.memory.limit(max(0, self.budget.hard - self.context()))
+        try:
+            yield
+        finally:
+            self.memory.unlimit()
+
+
+@contextmanager
+def own_device(target: float, vram_limit: int | None) -> Iterator[OwnDevice]:
+    """The device on which this process holds memory now; a driver stays open until the block ends.
+
+    Raises:
+        DeviceError: it cannot be read, others hold the target already, or there are several.
+    """
+    memory = _own_memory()
+    if isinstance(memory, CudaMemory):
+        with Nvml.open() as nvml:
+            card = card_of(nvml, memory.device)
+            yield OwnDevice(memory, GpuCards([card], vram_limit), target)
+    elif vram_limit is not None:
+        yield OwnDevice(memory, EmulatedCards(vram_limit, 1), target)
+    else:
+        yield OwnDevice(memory, HostCard(HostMeter()), target)
+
+
+def _own_memory() -> DeviceMemory:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return HostMemory()
+    held = [i for i in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(i)]
+    if not held:
+        return HostMemory()
+    if held != [torch.cuda.current_device()]:
+        cards = ", ".join(f"cuda:{i}" for i in held)
+        raise DeviceError(
+            f"this process holds memory on {cards}, and the current device is "
+            f"cuda:{torch.cuda.current_device()}; use one card, and call torch.cuda.set_device first"
+        )
+    return CudaMemory()
+
+
+def card_of(nvml: Nvml, uuid: str) -> NvmlDevice:
+    """The card, or the MIG slice, of that UUID."""
+    slices = (part for device in nvml.devices for part in device.slices())
+    for device in (*nvml.devices, *slices):
+        if same_device(device.uuid, uuid):
+            return device
+    listed = ", ".join(device.uuid for device in nvml.devices) or "none"
+    raise DeviceError(f"the driver lists no card {uuid}, only {listed}; check CUDA_VISIBLE_DEVICES")

@@ -1,0 +1,143 @@
+"""Host memory as this process is allowed to use it: the machine's, or a cgroup's that is tighter.
+
+psutil and /proc/meminfo know nothing of cgroups, so a container on a large machine would be tuned
+into its own OOM kill. Leaves one process's share to `process`, and the target to the caller.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from autotune.devices.kernel import contents, field
+from autotune.errors import DeviceError
+from autotune.readings import HostReading
+
+OOM_KILLS = b"oom_kill "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """The files of one cgroup that bounds this process."""
+
+    limits: tuple[Path, ...]
+    current: Path
+    stat: Path
+    inactive: bytes
+    """The key in `stat` of file pages that the kernel drops first: counted, yet free to take."""
+
+    def read(self, machine: int) -> HostReading | None:
+        """`None` without a limit below the machine's memory, or when the cgroup is gone.
+
+        No limit is written `max` in version 2 and 9223372036854771712 in version 1. Without one
+        nothing more is read: the kernel adds up every group below for `memory.stat`.
+        """
+        limits = [limit for file in self.limits if (limit := _number(file)) is not None]
+        if not limits or min(limits) >= machine:
+            return None
+        current = _number(self.current)
+        if current is None:
+            return None
+        inactive = field(_text(self.stat), self.inactive) or 0
+        return HostReading(total=min(limits), used=max(current - inactive, 0))
+
+
+class HostMeter:
+    """Finds the files once, reads them anew each time."""
+
+    def __init__(
+        self, proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")
+    ) -> None:
+        self._meminfo = proc / "meminfo"
+        self._levels: list[Level] = []
+        self._oom_counters = [proc / "vmstat"]
+        for version, folders in _cgroups(proc, cgroup_root):
+            self._levels += [_level(version, folder) for folder in folders]
+            self._oom_counters += _oom_counters(version, folders)
+
+    def read(self) -> HostReading:
+        """Total and used of whatever has the least free: the machine or a cgroup above us.
+
+        Raises:
+            DeviceError: there is no /proc/meminfo to read, as outside Linux.
+        """
+        machine = self._machine()
+        levels = (level.read(machine.total) for level in self._levels)
+        readings = [machine, *(reading for reading in levels if reading is not None)]
+        return min(readings, key=lambda reading: reading.free)
+
+    def oom_kills(self) -> int:
+        """A number that grows with each kernel OOM kill: compare it before and after.
+
+        One kill may count in several files, and those above our cgroup count others' kills too, so
+        it says that host memory ran out, not how many processes it cost.
+        """
+        return sum(field(_text(file), OOM_KILLS) or 0 for file in self._oom_counters)
+
+    def _machine(self) -> HostReading:
+        text = _text(self._meminfo)
+        total, available = field(text, b"MemTotal:"), field(text, b"MemAvailable:")  # kB
+        if total is None or available is None:
+            raise DeviceError(
+                f"{self._meminfo} does not tell how much host memory there is (MemTotal, "
+                f"MemAvailable); run on Linux with /proc mounted"
+            )
+        return HostReading(total=total * 1024, used=(total - available) * 1024)
+
+
+def _cgroups(proc: Path, root: Path) -> Iterator[tuple[int, list[Path]]]:
+    """Of each hierarchy that may count memory: its version, and our folder with all above it."""
+    for line in os.fsdecode(_text(proc / "self" / "cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2, at `unified` where both are mounted
+            unified = root / "unified"
+            yield 2, _lineage(unified if unified.is_dir() else root, path)
+        elif "memory" in controllers.split(","):
+            yield 1, _lineage(root / "memory", path)
+
+
+def _lineage(mount: Path, path: str) -> list[Path]:
+    """The folder of `path` and every one above it, nearest first, up to the mount itself.
+
+    Inside a container the path may be the host's, while the mount shows only our own part.
+    """
+    folder = mount / path.lstrip("/")
+    if ".." in folder.parts or not folder.is_dir():
+        return [mount]
+    return [folder, *(above for above in folder.parents if above.is_relative_to(mount))]
+
+
+def _level(version: int, folder: Path) -> Level:
+    if version == 2:
+        return Level(
+            limits=(folder / "memory.max", folder / "memory.high"),
+            current=folder / "memory.current",
+            stat=folder / "memory.stat",
+            inactive=b"inactive_file ",
+        )
+    return Level(
+        limits=(folder / "memory.limit_in_bytes",),
+        current=folder / "memory.usage_in_bytes",
+        stat=folder / "memory.stat",
+        inactive=b"total_inactive_file ",
+    )
+
+
+def _oom_counters(version: int, folders: list[Path]) -> list[Path]:
+    if version == 1:  # counts the kills of this very cgroup
+        return [folders[0] / "memory.oom_control"]
+    counters = [folder / "memory.events" for folder in folders]  # count those below them too
+    return [file for file in counters if field(_text(file), OOM_KILLS) is not None][-1:]
+
+
+def _text(file: Path) -> bytes:
+    # A cgroup can be removed, or its files be closed to us, at any moment: then it says nothing.
+    try:
+        return contents(file)
+    except OSError:
+        return b""
+
+
+def _number(file: Path) -> int | None:
+    text = _text(file).strip()
+    return int(text) if text.isdigit() else None

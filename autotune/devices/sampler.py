@@ -1,0 +1,154 @@
+"""The meters, read by a thread of its own: what a probe held is known however busy the rest is.
+
+A reading that is too old counts as a failure: a probe whose memory nobody sees must not run. What a
+reading means for a budget is for `guard` and `cards`.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from autotune.devices.group import Cards
+from autotune.devices.host import HostMeter
+from autotune.errors import ChatlmError, DeviceError
+from autotune.readings import DeviceReading, HostReading
+
+PERIOD = 0.05
+"""Seconds between two readings of the devices."""
+SLOWLY = 4
+"""Readings of which one is of the host and the workers too, where these are no device: 8 cards, the
+host and 8 workers every time would cost a whole per cent of a core."""
+STALE = 1.0
+"""Seconds after which a reading counts as none."""
+JOIN = 2.0
+"""Seconds that a driver's call may take before it is left behind at the end."""
+
+Resident = Callable[[], Mapping[int, int]]
+"""The workers' host memory by rank, bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What the meters saw since the last `reset`, and last; bytes."""
+
+    devices: tuple[DeviceReading, ...]
+    host: HostReading
+    workers: int
+    """Resident host memory of our workers."""
+    highest: tuple[int, ...]
+    """Of each device, everyone's."""
+    host_tightest: HostReading
+    """When the host had the smallest share free."""
+    workers_highest: int
+
+
+class Meter:
+    """Samples devices, host and workers while its `with` lasts; join it before the driver closes."""
+
+    def __init__(
+        self, cards: Cards, host: HostMeter, resident: Resident, *, stale: float = STALE
+    ) -> None:
+        self._cards = cards
+        self._host = host
+        self._resident = resident
+        self._stale = stale
+        self._lock = threading.Lock()
+        self._window: Window | None = None
+        self._held: Mapping[int, int] = {}
+        self._read_at = 0.0
+        self._failure: Exception | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="chatlm-meter", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(JOIN)
+
+    def sample(self, *, full: bool = True) -> None:
+        """One more reading, now; of the devices alone unless it is to be full.
+
+        Raises:
+            DeviceError: a device does not answer.
+        """
+        with self._lock:
+            last = self._window
+        if full or last is None or self._cards.kind == "cpu":
+            self._held = self._resident()
+        devices = self._cards.read(self._held)
+        host = self._host.read() if full or last is None else last.host
+        with self._lock:
+            self._window = merged(self._window, devices, host, sum(self._held.values()))
+            self._read_at = time.monotonic()
+            self._failure = None
+
+    def reset(self) -> None:
+        """Begins a new window with a new reading.
+
+        Raises:
+            DeviceError: a device does not answer.
+        """
+        with self._lock:
+            self._window = None
+        self.sample()
+
+    def window(self) -> Window:
+        """The window so far.
+
+        Raises:
+            DeviceError: the last reading is too old to be believed.
+        """
+        with self._lock:
+            window, age = self._window, time.monotonic() - self._read_at
+            failure = self._failure
+        if window is None or age > self._stale:
+            why = f" ({failure})" if isinstance(failure, ChatlmError) else ""
+            raise DeviceError(
+                f"the memory meters have not answered for {age:.1f} s{why}, and no probe runs "
+                f"unwatched; check nvidia-smi, then tune again"
+            ) from failure
+        return window
+
+    def _run(self) -> None:
+        for reading in itertools.count(1):
+            if self._stop.wait(PERIOD):
+                return
+            try:
+                self.sample(full=reading % SLOWLY == 0)
+            except Exception as error:  # noqa: BLE001  raised by `window`, once it has lasted
+                with self._lock:
+                    self._failure = error
+
+
+def merged(
+    before: Window | None, devices: tuple[DeviceReading, ...], host: HostReading, workers: int
+) -> Window:
+    """The window after one more reading."""
+    used = tuple(device.used for device in devices)
+    if before is None:
+        return Window(
+            devices=devices, host=host, workers=workers, highest=used, host_tightest=host,
+            workers_highest=workers,
+        )  # fmt: skip
+    return Window(
+        devices=devices,
+        host=host,
+        workers=workers,
+        highest=tuple(map(max, before.highest, used)),
+        host_tightest=max(before.host_tightest, host, key=lambda h: h.used / h.total),
+        workers_highest=max(before.workers_highest, workers),
+    )

@@ -1,0 +1,129 @@
+"""Which devices a run gets: NVIDIA cards, emulated cards, or the host's memory. Imports no torch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from autotune.devices.group import Cards, EmulatedCards, GpuCards, HostCard
+from autotune.devices.host import HostMeter
+from autotune.devices.nvml import Nvml, NvmlDevice, visible
+from autotune.devices.shared_memory import free_shared_memory, shortage
+from autotune.errors import DeviceError, UsageError
+from autotune.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    """The devices of a run, one a process, and what to say about them."""
+
+    cards: Cards
+    world_size: int
+    driver: str | None = None
+    notice: str | None = None
+    shared: tuple[str, ...] = ()
+    """What another tuning at the same time would disturb: cards by UUID, or the host's memory."""
+
+
+@contextmanager
+def open_devices(
+    device: str, *, num_processes: int | None, vram_limit: int | None, host: HostMeter
+) -> Iterator[Devices]:
+    """The devices for `auto`, `cuda` or `cpu`; the driver stays open until the block ends.
+
+    Raises:
+        DeviceError: no driver or card where one is asked for, or more processes than cards.
+    """
+    if num_processes is not None and num_processes < 1:
+        raise UsageError(f"--num-processes {num_processes} runs nothing; give 1 or more")
+    why: str | None = None
+    try:
+        nvml = None if device == "cpu" else Nvml.open()
+    except DeviceError as error:
+        if device == "cuda":
+            raise
+        nvml, why = None, str(error).split(";")[0]
+    if nvml is None:
+        yield _on_cpu(num_processes or 1, vram_limit, host, why)
+        return
+    with nvml:
+        shown = visible(nvml, os.environ)
+        if not shown and device == "auto":
+            why = "CUDA_VISIBLE_DEVICES hides every card" if nvml.devices else "there is no card"
+            yield _on_cpu(num_processes or 1, vram_limit, host, why)
+            return
+        yield _on_gpus(nvml, shown, num_processes, vram_limit)
+
+
+def _on_gpus(
+    nvml: Nvml, shown: tuple[NvmlDevice, ...], num_processes: int | None, vram_limit: int | None
+) -> Devices:
+    if not shown:
+        raise DeviceError(
+            "the driver shows no card; check CUDA_VISIBLE_DEVICES, or use --device cpu"
+        )
+    world_size = num_processes or len(shown)
+    if world_size > len(shown):
+        raise DeviceError(
+            f"{world_size} processes, but {len(shown)} GPU{'s' if len(shown) > 1 else ''}; use "
+            f"--num-processes {len(shown)} or fewer"
+        )
+    return Devices(
+        cards=GpuCards(shown[:world_size], vram_limit),
+        world_size=world_size,
+        driver=nvml.driver_version,
+        shared=tuple(device.uuid for device in shown[:world_size]),
+    )
+
+
+def _on_cpu(world_size: int, vram_limit: int | None, host: HostMeter, why: str | None) -> Devices:
+    shared: tuple[str, ...]
+    if vram_limit is None:
+        cards: Cards = HostCard(host)
+        shared = ("host-memory",)
+        notice = "on the CPU, against host RAM"
+    else:
+        if vram_limit * world_size > host.read().total:
+            raise DeviceError(
+                f"{world_size} emulated card(s) of {format_bytes(vram_limit)} do not fit into "
+                f"{format_bytes(host.read().total)} of host RAM; use a smaller --vram-limit"
+            )
+        cards = EmulatedCards(vram_limit, world_size)
+        shared = ()
+        notice = f"on the CPU, which plays a card of {format_bytes(vram_limit)}"
+    return Devices(
+        cards=cards,
+        world_size=world_size,
+        notice=f"{why}: {notice}" if why else notice,
+        shared=shared,
+    )
+
+
+def check_per_device(wanted: bool, devices: Devices) -> None:
+    """Raises UsageError where a micro-batch for each process is wanted, but not each has a card."""
+    if wanted and devices.world_size == 1:
+        raise UsageError(
+            "--per-device is for several cards, and there is one process; leave it out"
+        )
+    if wanted and isinstance(devices.cards, HostCard):
+        raise UsageError(
+            "--per-device needs a card for each process, and these share the host's memory; leave "
+            "it out, or give --vram-limit"
+        )
+
+
+def shared_memory_notice(devices: Devices, backend: str | None, *, loaders: int) -> str | None:
+    """A line that says that NCCL or the loaders will lack shared memory; None where none will."""
+    uses_nccl = devices.cards.kind == "cuda" and devices.world_size > 1 and not wants_gloo(backend)
+    return shortage(
+        free_shared_memory(),
+        nccl_ranks=devices.world_size if uses_nccl else 0,
+        loader_workers=loaders * devices.world_size,
+    )
+
+
+def wants_gloo(backend: str | None) -> bool:
+    """Whether the user asked for gloo, by the flag or by the variable that scripts set."""
+    if backend is not None:
+        return backend == "gloo"
+    return os.environ.get("ACCELERATE_USE_GLOO", "0") not in ("", "0")

@@ -1,0 +1,53 @@
+"""Shared memory: NCCL and loader workers die without enough of it, with words that do not say so.
+
+A container has 64 MiB of it unless it is started with more. (pytorch#5040; NCCL says "Error while
+attaching to shared memory segment", a loader worker ends with a bus error.)
+"""
+
+import shutil
+from pathlib import Path
+
+from autotune.units import format_bytes
+
+SHARED_MEMORY = Path("/dev/shm")
+NEEDED = 64 * 2**20
+"""Bytes for each process that uses it: a rule of thumb, what Docker gives a whole container."""
+
+
+def free_shared_memory(path: Path = SHARED_MEMORY) -> int | None:
+    """Free bytes of shared memory; `None` where there is none at all."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+def shared_memory(path: Path = SHARED_MEMORY) -> str:
+    """How much of it there is and is free, in words."""
+    try:
+        disk = shutil.disk_usage(path)
+    except OSError:
+        return f"there is no {path}"
+    return f"{path} has {format_bytes(disk.total)}, {format_bytes(disk.free)} of them free"
+
+
+def shortage(free: int | None, *, nccl_ranks: int, loader_workers: int) -> str | None:
+    """A line that says what is missing and how to mend it; None when there is enough.
+
+    `nccl_ranks` is how many processes talk through NCCL, 0 where one is alone or gloo is used;
+    `loader_workers` is how many there are in all, over all ranks.
+    """
+    users = nccl_ranks + loader_workers
+    needed = NEEDED * users
+    if needed == 0 or (free is not None and free >= needed):
+        return None
+    has = "there is no" if free is None else f"{format_bytes(free)} free in"
+    cures = ["in Docker, run with --shm-size 1g"]
+    if nccl_ranks:
+        cures.append("set NCCL_SHM_DISABLE=1 or use --backend gloo")
+    if loader_workers:
+        cures.append("use no loader workers")
+    return (
+        f"{has} {SHARED_MEMORY}, and {users} process{'es' if users > 1 else ''} may want "
+        f"{format_bytes(needed)}: {', or '.join(cures)}"
+    )

@@ -1,0 +1,1 @@
+"""The tuner inside other people's trainers."""

@@ -1,0 +1,288 @@
+"""The tuner for users of transformers' own Trainer: tune it once, then hold the run to its target.
+
+    tune_trainer(trainer, target=0.6)
+    trainer.train()
+
+A callback alone cannot tune: the Trainer hands callbacks no reference to itself, and has read its
+batch size before the first of them is called (transformers 5.23: `_train_batch_size` in `__init__`).
+What a callback can do is to watch what the run really peaks at. Of `autotune` this knows the library
+only; our own trainer is not concerned.
+"""
+
+import copy
+import logging
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    DefaultFlowCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers import logging as transformers_logging
+from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from autotune.api import Found, find_micro_batch
+from autotune.devices.current import OwnDevice, own_device
+from autotune.errors import DataError, UsageError
+from autotune.events import Emit
+from autotune.units import check_fraction, format_bytes, parse_bytes
+
+log = logging.getLogger("chatlm")
+
+Row = Mapping[str, Any]
+"""One sample, as the dataset gives it to the collator."""
+
+
+def tune_trainer(
+    trainer: Trainer,
+    *,
+    target: float,
+    vram_limit: int | str | None = None,
+    longest: Sequence[Row] | None = None,
+    emit: Emit | None = None,
+) -> Found:
+    """Sets the largest micro-batch that holds the target; the effective batch stays what it is.
+
+    Call it before `trainer.train()`. Only sizes that divide `per_device_train_batch_size ×
+    gradient_accumulation_steps` are tried, by the trainer's own training on a worst-case batch: the
+    `longest` rows, or those of the train dataset, which is read once from end to end. Weights,
+    optimizer and random numbers are afterwards as before.
+
+    Raises:
+        NothingFits: not even one sample; the trainer is as it was.
+        UsageError: several processes or devices, DeepSpeed or FSDP.
+        DataError: no rows to make the worst-case batch of.
+    """
+    args = trainer.args
+    if args.world_size > 1 or args.n_gpu > 1:
+        raise UsageError(
+            f"tune_trainer tunes one device, and this run has {max(args.world_size, args.n_gpu)}; "
+            f"tune in one process on one card, and give all of them the size that it finds"
+        )
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise UsageError(
+            "tune_trainer cannot put back weights that DeepSpeed or FSDP have sharded; tune a copy "
+            "of the run by find_micro_batch with a workload in a worker process"
+        )
+    before = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
+    effective = before[0] * before[1]
+    rows = worst_rows(trainer.train_dataset) if longest is None else list(longest)
+    if not rows:
+        raise DataError("there are no rows to make a batch of; give the trainer a train_dataset")
+    with _kept(trainer):
+        found = find_micro_batch(
+            Probe(trainer, rows, effective),
+            ceiling=effective,
+            target=target,
+            vram_limit=vram_limit,
+            divides=effective,
+            emit=emit,
+        )
+    args.per_device_train_batch_size = found.size
+    args.gradient_accumulation_steps = effective // found.size
+    trainer._train_batch_size = found.size  # read from args by __init__ alone
+    log.warning(
+        "micro-batch %d × accumulation %d → %d × %d: the effective batch stays %d; peak %s of %s",
+        *before,
+        found.size,
+        args.gradient_accumulation_steps,
+        effective,
+        format_bytes(found.peak),
+        format_bytes(found.budget),
+    )
+    return found
+
+
+class MemoryTargetCallback(TrainerCallback):
+    """Watches that a run holds its memory target, and says so once when a step does not.
+
+    Trainer(..., callbacks=[MemoryTargetCallback(target=0.6)])
+
+    `peak` is the highest of all steps so far, others' memory subtracted, `budget` what it may be.
+    """
+
+    def __init__(self, target: float, vram_limit: int | str | None = None) -> None:
+        self._target = check_fraction(target, "target")
+        self._limit = parse_bytes(vram_limit) if isinstance(vram_limit, str) else vram_limit
+        self._device: OwnDevice | None = None
+        self._open = ExitStack()
+        self._warned = False
+        self.peak = 0
+        self.budget: int | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._open.close()  # of a run that an exception ended
+        self._device = self._open.enter_context(own_device(self._target, self._limit))
+        self._warned = False
+        self.peak = 0
+        self.budget = self._device.budget.budget
+        self._device.memory.reset_peak()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self._device is not None
+        assert self.budget is not None
+        self.peak = max(self.peak, self._device.peak())
+        if self.peak > self.budget and not self._warned:
+            self._warned = True
+            log.warning(
+                "step %d peaked at %s, above the budget of %s; tune_trainer finds a cut that fits",
+                state.global_step,
+                format_bytes(self.peak),
+                format_bytes(self.budget),
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._open.close()
+
+
+def worst_rows(dataset: Any) -> list[Row]:
+    """The row that is longest in all its columns together, then those that are longest in one.
+
+    In one batch they are padded to the longest source and the longest target at once. Where that is one row, the
+    shortest of all comes second: a batch in which nothing is padded has no mask, and may hold less.
+
+    Raises:
+        DataError: a dataset without a length, which cannot be read from end to end.
+    """
+    if dataset is None:
+        return []
+    if not isinstance(dataset, Sized):
+        raise DataError(
+            "the train dataset has no length, so its longest rows cannot be looked for; give them "
+            "as longest=[...]"
+        )
+    lengths = [
+        {name: _length(value) for name, value in dataset[i].items()}  # type: ignore[index]
+        for i in range(len(dataset))
+    ]
+    if not lengths:
+        return []
+    chosen = [max(range(len(lengths)), key=lambda i: sum(lengths[i].values()))]
+    for name in lengths[chosen[0]]:
+        longest = max(range(len(lengths)), key=lambda i: lengths[i].get(name, 0))
+        if all(lengths[longest].get(name, 0) > lengths[i].get(name, 0) for i in chosen):
+            chosen.append(longest)
+    shortest = min(range(len(lengths)), key=lambda i: sum(lengths[i].values()))
+    if len(chosen) == 1 and lengths[shortest] != lengths[chosen[0]]:
+        chosen.append(shortest)
+    return [dataset[i] for i in chosen]  # type: ignore[index]
+
+
+def _length(value: Any) -> int:
+    """Tokens or pixels of one column; nothing of a number or a text."""
+    if hasattr(value, "shape"):
+        return int(np.prod(value.shape))
+    return len(value) if isinstance(value, list | tuple) else 0
+
+
+class Probe:
+    """`trainer.train()` for one optimizer step on a worst-case batch, by a shadow of the trainer.
+
+    The shadow shares model and accelerator; its optimizer lives from step to step. It has none of
+    the callbacks, writes nothing and logs nowhere.
+    """
+
+    def __init__(self, trainer: Trainer, rows: Sequence[Row], effective: int) -> None:
+        self._rows = rows
+        self._effective = effective
+        self._trainer = copy.copy(trainer)
+        self._trainer.args = _quiet(trainer.args)
+        self._trainer.model_init = None  # type: ignore[assignment]  # train() would build it anew
+        self._trainer.lr_scheduler = None
+        self._trainer.control = TrainerControl()
+        self._trainer.callback_handler = CallbackHandler(  # type: ignore[no-untyped-call]
+            [DefaultFlowCallback()], trainer.model, trainer.processing_class, None, None
+        )
+        self.__name__ = type(trainer.model).__name__
+
+    def __call__(self, size: int) -> None:
+        accumulation = min(2, self._effective // size)  # more change no memory
+        shadow = self._trainer
+        shadow._train_batch_size = shadow.args.per_device_train_batch_size = size
+        shadow.args.gradient_accumulation_steps = accumulation
+        shadow.train_dataset = [self._rows[i] for i in self._order(size)] * accumulation
+        try:
+            shadow.train()
+        finally:
+            hook = getattr(shadow, "neftune_hook_handle", None)
+            if hook is not None:  # a train() that fails leaves it in place
+                hook.remove()
+
+    def _order(self, size: int) -> list[int]:
+        """One of each row, and the rest the longest of all."""
+        others = range(1, min(size, len(self._rows)))
+        return [0] * (size - len(others)) + list(others)
+
+
+def _quiet(args: TrainingArguments) -> TrainingArguments:
+    """The arguments of one step that leaves no trace."""
+    args = copy.copy(args)
+    args.max_steps = 1
+    args.save_strategy = SaveStrategy.NO
+    args.eval_strategy = args.logging_strategy = IntervalStrategy.NO
+    args.eval_on_start = args.load_best_model_at_end = args.push_to_hub = False
+    args.logging_first_step = args.auto_find_batch_size = False
+    args.train_sampling_strategy = "sequential"  # the rows are in the order that is meant
+    args.disable_tqdm = args.skip_memory_metrics = True
+    args.dataloader_num_workers = 0
+    args.dataloader_prefetch_factor = None
+    args.dataloader_persistent_workers = False
+    return args
+
+
+@contextmanager
+def _kept(trainer: Trainer) -> Iterator[None]:
+    """Whatever is trained inside, the trainer is afterwards as it was, and nobody hears of it.
+
+    The weights wait in a file: on a CPU a copy in memory would count in every peak.
+    """
+    model = trainer.model
+    assert model is not None
+    parts = {"optimizer": trainer.optimizer, "scaler": trainer.accelerator.scaler}
+    parts = {name: part for name, part in parts.items() if part is not None}
+    was_training = model.training
+    numbers = random.getstate(), np.random.get_state()
+    verbosity = transformers_logging.get_verbosity()
+    cards = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+    with tempfile.TemporaryFile() as file, torch.random.fork_rng(cards):
+        states = {name: part.state_dict() for name, part in parts.items()}
+        torch.save((_changing(model), states), file)
+        del states
+        try:
+            transformers_logging.set_verbosity(max(verbosity, logging.WARNING))
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            random.setstate(numbers[0])
+            np.random.set_state(numbers[1])
+            trainer.accelerator.free_memory()
+            model.zero_grad()
+            model.train(was_training)
+            file.seek(0)
+            tensors, states = torch.load(file, map_location="cpu", weights_only=False)
+            for tensor, before in zip(_changing(model), tensors, strict=True):
+                tensor.copy_(before)
+            for name, part in parts.items():
+                part.load_state_dict(states[name])
+
+
+def _changing(model: torch.nn.Module) -> list[torch.Tensor]:
+    """What training changes in place: weights that learn, and buffers like running means."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return [tensor.detach() for tensor in (*weights, *model.buffers())]

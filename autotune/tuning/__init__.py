@@ -1,0 +1,1 @@
+"""Probes and the search wired together. The supervisor's half imports no torch."""

@@ -1,0 +1,47 @@
+"""How many loader processes a rank needs: as few as keep the device from waiting for its data."""
+
+import os
+from collections.abc import Callable
+
+from autotune.devices.shared_memory import free_shared_memory, shortage
+from autotune.tuning.prober import Prober, Wait
+
+WORTH = 0.02
+"""Share of a step that it may wait: less is not worth a process."""
+TRIED = (1, 2, 4, 8)
+
+
+def tune_loaders(prober: Prober, size: int, *, busy: float, ranks: int, room: int) -> int | None:
+    """Loader processes per rank for steps of `busy` seconds; None when it could not be measured.
+
+    `room` is the host memory that they may take, bytes. Where shared memory is short none is tried:
+    a loader that finds it full dies of a bus error.
+    """
+    cores = len(os.sched_getaffinity(0)) // ranks
+    free = free_shared_memory()
+
+    def measure(loaders: int) -> Wait | None:
+        if shortage(free, nccl_ranks=0, loader_workers=loaders * ranks) is not None:
+            return None
+        return prober.wait(size, loaders=loaders, busy=busy)
+
+    return fewest(measure, busy=busy, most=cores - 1, room=room)
+
+
+def fewest(
+    measure: Callable[[int], Wait | None], *, busy: float, most: int, room: int
+) -> int | None:
+    """The fewest loaders whose wait is not worth one more, among those that there is room for."""
+    alone = measure(0)
+    if alone is None:
+        return None
+    best, waits = 0, alone.seconds
+    for loaders in TRIED:
+        if waits <= WORTH * busy or loaders > most:
+            break
+        wait = measure(loaders)
+        if wait is None or wait.host_peak > room:
+            break
+        if wait.seconds < waits - WORTH * busy:
+            best, waits = loaders, wait.seconds
+    return best

@@ -1,0 +1,222 @@
+"""The engine: ask, probe, tell, until nothing more is worth a probe. It draws and writes nothing."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.errors import ChatlmError
+from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
+from autotune.knee import knee
+from autotune.search import Search
+from autotune.trial import DeviceBudget, Trial, still_tells
+from autotune.tuning.per_device import Sizes, ask_each
+from autotune.tuning.prober import Prober
+from autotune.units import format_bytes
+from autotune.verdict import Verdict
+
+CLOSE = 1.25
+"""The knee is known well enough when the next smaller size that was tried is this much smaller."""
+EVEN = 0.85
+"""Budgets of which the smallest has this share of the largest are as good as equal."""
+KNEE_PROBES = 3
+"""More than this are not spent on finding it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a tuning found; `answer` is None when nothing fitted or nothing had been probed."""
+
+    answer: Trial | None
+    trials: tuple[Trial, ...]
+    facts: dict[str, Any]
+    ceiling: int
+    interrupted: bool
+    seconds: float
+    extras: "Extras"
+    """What was measured once the size was known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What else a profile knows; None where it was not measured."""
+
+    eval_batch: int | None = None
+    """Sequences per device per forward pass in evaluation."""
+    loaders: int | None = None
+    """Loader processes per training process."""
+    shares: tuple[float, ...] | None = None
+    """What source and target each take of a micro-batch's memory, where they are padded apart."""
+
+
+After = Callable[[Prober, Trial], Extras]
+"""Measures them."""
+
+
+def tune(
+    prober: Prober,
+    *,
+    ceiling: Callable[[dict[str, Any]], int],
+    prefer: str = "memory",
+    guess: Callable[[dict[str, Any]], Sizes | None] = lambda facts: None,
+    per_device: bool = False,
+    most: int | None = None,
+    after: After | None = None,
+    emit: Emit,
+) -> Outcome:
+    """Searches the largest size that holds the target; Ctrl-C ends it with the best so far.
+
+    `ceiling` turns the workload's facts into the largest size worth trying, `guess` into the sizes
+    of an earlier tuning of the same, if there was one. `per_device` searches a size for each rank;
+    `most` is what they may sum up to.
+
+    Raises:
+        ChatlmError: the workload was refused, or its workers fail for another reason than memory.
+    """
+    started = time.monotonic()
+    facts = prober.open()
+    top = ceiling(facts)
+    hint = guess(facts)
+    if facts.get("notice"):
+        emit(Notice(text=facts["notice"]))
+    emit(
+        TuningStarted(
+            model=facts["model"],
+            target=prober.limits.target,
+            ceiling=top,
+            devices=prober.budgets,
+        )
+    )
+    if not per_device and (hint_text := uneven(prober.budgets)) is not None:
+        emit(Notice(text=hint_text))
+    noise = prober.cards.noise
+    trials: list[Trial] = []
+    interrupted = False
+    extras = Extras()
+
+    def ask() -> int | Sizes | None:
+        if per_device:
+            return ask_each(trials, prober.budgets, ceiling=top, most=most, guess=hint, noise=noise)
+        one = None if hint is None else min(hint)
+        return replayed(trials, prober.budgets, top, noise=noise, guess=one).ask()
+
+    try:
+        while (size := ask()) is not None:
+            trials = probed(prober, size, trials, top, emit)
+        for _ in range(KNEE_PROBES if prefer == "throughput" and not per_device else 0):
+            if (slower := before_the_knee(trials)) is None:
+                break
+            trials = probed(prober, slower, trials, top, emit)
+        answer = choose(trials, prefer)
+        if answer is not None and after is not None:
+            extras = measured_after(after, prober, answer)
+    except KeyboardInterrupt:
+        interrupted = True
+        emit(Notice(text="interrupted; keeping the best so far"))
+    answer = choose(trials, prefer)
+    seconds = time.monotonic() - started
+    emit(
+        TuningEnded(
+            answer=None if answer is None else answer.size, interrupted=interrupted, seconds=seconds
+        )
+    )
+    return Outcome(
+        answer=answer,
+        trials=tuple(trials),
+        facts=facts,
+        ceiling=top,
+        interrupted=interrupted,
+        seconds=seconds,
+        extras=extras,
+    )
+
+
+def measured_after(after: After, prober: Prober, answer: Trial) -> Extras:
+    """What `after` finds; an error there costs what it would have found, not the answer."""
+    try:
+        return after(prober, answer)
+    except ChatlmError as error:
+        prober.emit(Notice(text=f"evaluation and loaders stay as they were: {error}"))
+        return Extras()
+
+
+def probed(
+    prober: Prober, size: int | Sizes, trials: Sequence[Trial], ceiling: int, emit: Emit
+) -> list[Trial]:
+    """The trials and one more, all of them against the budgets as they are now."""
+    noise = prober.cards.noise
+    search = replayed(trials, prober.budgets, ceiling, noise=noise)
+    largest = size if isinstance(size, int) else max(size)
+    emit(ProbeStarted(size=largest, low=search.low, high=search.high))
+    trial = prober.probe(size)
+    known = [still_tells(t, prober.budgets) or t for t in (*trials, trial)]
+    search = replayed(known, prober.budgets, ceiling, noise=noise)
+    emit(ProbeEnded(trial=known[-1], low=search.low, high=search.high))
+    return known
+
+
+def replayed(
+    trials: Iterable[Trial],
+    budgets: Sequence[DeviceBudget],
+    ceiling: int,
+    *,
+    noise: float,
+    guess: int | None = None,
+) -> Search:
+    """The search that knows the trials, under the budgets of now: neighbours may have moved since."""
+    search = Search(ceiling, min(device.budget for device in budgets), guess, noise=noise)
+    for trial in trials:
+        if (known := still_tells(trial, budgets)) is not None:
+            search = tell(search, known)
+    return search
+
+
+def tell(search: Search, trial: Trial) -> Search:
+    """The search that knows the trial, as if all devices had the search's one budget.
+
+    Only headroom matters; a device with a larger budget is shifted down to the smallest one.
+    """
+    shift = search.budget - trial.budgets[trial.tightest].budget
+
+    def shifted(amount: int | None) -> int | None:
+        return None if amount is None else amount + shift
+
+    return search.tell(
+        trial.size,
+        trial.verdict,
+        peak=shifted(trial.peak),
+        fixed=shifted(trial.fixed),
+        growing=shifted(trial.growing),
+    )
+
+
+def choose(trials: Iterable[Trial], prefer: str) -> Trial | None:
+    """The trial to train with: the largest that fits, or the smallest that is as fast as any."""
+    fits = sorted((t for t in trials if t.verdict is Verdict.FITS), key=lambda t: t.sequences)
+    if not fits or prefer == "memory":
+        return fits[-1] if fits else None
+    smallest = knee({trial.sequences: trial.samples_per_second or 0.0 for trial in fits})
+    return next(trial for trial in fits if trial.sequences == smallest)
+
+
+def uneven(budgets: Sequence[DeviceBudget]) -> str | None:
+    """What to say where one device allows much less than another: it decides for all of them."""
+    least = min(budgets, key=lambda budget: budget.budget)
+    most = max(budgets, key=lambda budget: budget.budget)
+    if least.budget > EVEN * most.budget:
+        return None
+    return (
+        f"{least.name} allows {format_bytes(least.budget)} and {most.name} "
+        f"{format_bytes(most.budget)}: the smaller one decides, unless you give --per-device"
+    )
+
+
+def before_the_knee(trials: Iterable[Trial]) -> int | None:
+    """A size between the knee and the next smaller one that is slower; None when they are close."""
+    fits = sorted((t for t in trials if t.verdict is Verdict.FITS), key=lambda t: t.size)
+    fast = choose(fits, "throughput")
+    slower = [trial.size for trial in fits if fast is not None and trial.size < fast.size]
+    if fast is None or not slower or fast.size <= CLOSE * slower[-1]:
+        return None
+    return math.isqrt(fast.size * slower[-1])

@@ -1,0 +1,208 @@
+"""One probe, inside a worker: a few real optimizer steps at one size, and what they peaked at.
+
+What a step is, the workload knows; the supervisor turns these counters into a verdict.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from autotune.devices.allocator import DeviceMemory
+
+LEAST_STEPS = 3
+"""The worst case, a mix of short and long, and the worst case again, in what the mix has left."""
+MOST_STEPS = 8
+"""Where the peak has not settled or the steps are too short to be timed."""
+SETTLED = 1.02
+"""A step whose peak is at most this times the highest before it has settled. On a CPU the worst case
+reads up to 0.5 % more after the mix than before it (T5 of d_model 128, 187 sequences of 256)."""
+TIMED = 0.3
+"""Seconds of timed steps that a speed should rest on, where steps are short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one step took part with, on this rank."""
+
+    samples: int
+    tokens: int
+    """Not counting padding."""
+
+
+class Workload(Protocol):
+    """The training step to be measured, built in a fresh process from plain settings."""
+
+    memory: DeviceMemory
+    facts: Mapping[str, Any]
+    """What the supervisor has to know (JSON): `model`, `rows`, and a `fingerprint`."""
+
+    def accumulate(self, size: int) -> Load:
+        """Forward and backward over the worst-case micro-batches of one step, as in training."""
+
+    def mix(self, size: int) -> None:
+        """The same over shuffled micro-batches, short and long, none above that size.
+
+        They leave the allocator's cache in pieces, as hours of training do.
+        """
+
+    def update(self) -> None:
+        """The optimizer's step."""
+
+    def evaluate(self, size: int) -> Load:
+        """Forward alone over one worst-case batch, as in evaluation."""
+
+    def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
+        """Seconds that a step of `busy` seconds waits for its data, and the loaders' bytes."""
+
+    def side(self, size: int, side: int) -> bool:
+        """Forward and backward of so many sequences, longest on that side and shortest on the other.
+
+        Sides are what is padded apart: source 0, target 1. False where all is one.
+        """
+
+    def any_rank(self, claim: bool) -> bool:
+        """Whether any rank claims it; all ranks ask at the same time and get the same answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a rank's allocator holds between two probes."""
+
+    device: str
+    resident: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One rank's counters after a probe; bytes and seconds."""
+
+    device: str
+    fixed: int
+    growing: int
+    peak: int
+    allocated: int
+    """The peak of what tensors held."""
+    resident: int
+    retries: int
+    seconds: tuple[float, ...]
+    """Of each timed step; the first warms up, and the mix is another size."""
+    samples: int
+    """Of one step."""
+    tokens: int
+
+    @property
+    def held(self) -> Held:
+        return Held(device=self.device, resident=self.resident)
+
+    def as_message(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(
+    workload: Workload, size: int, beat: Callable[[int], None], *, far: int | None = None
+) -> Report:
+    """Runs training steps until their peak has settled; `beat(step)` is called after each.
+
+    A peak below `far` bytes need not settle: whatever it still wavers, it fits. Raises whatever the
+    step raises; out of memory is told apart by `is_out_of_memory`.
+    """
+    memory = workload.memory
+    memory.settle()
+    retries = memory.retries()
+    fixed = memory.resident()
+    peaks: list[int] = []
+    seconds: list[float] = []
+    growing = allocated = 0
+    load = Load(0, 0)
+    for step in range(MOST_STEPS):
+        memory.reset_peak()
+        started = time.perf_counter()
+        if step == 1:
+            workload.mix(size)
+        else:
+            load = workload.accumulate(size)
+        memory.synchronize()
+        if step == 0:
+            growing = memory.peak()
+        workload.update()
+        memory.synchronize()
+        if step > 1:
+            seconds.append(time.perf_counter() - started)
+        peaks.append(memory.peak())
+        allocated = max(allocated, memory.peak_allocated())
+        beat(step)
+        grows = step + 1 < LEAST_STEPS or (
+            peaks[-1] > SETTLED * max(peaks[:-1]) and (far is None or peaks[-1] > far)
+        )
+        # ranks that stopped at different steps would wait for each other for ever
+        if not workload.any_rank(grows or sum(seconds) < TIMED):
+            break
+    retries = memory.retries() - retries
+    memory.settle()  # what stays cached would look like a neighbour's, and fill the next window
+    return Report(
+        device=memory.device,
+        fixed=fixed,
+        growing=growing,
+        peak=max(peaks),
+        allocated=allocated,
+        resident=memory.resident(),
+        retries=retries,
+        seconds=tuple(seconds),
+        samples=load.samples,
+        tokens=load.tokens,
+    )
+
+
+def measure_sides(workload: Workload, size: int) -> list[float] | None:
+    """What source and target each take of what a micro-batch grows by; None where both are one.
+
+    Of tensors' memory: what an allocator caches between them is neither's.
+    """
+    memory = workload.memory
+
+    def growth(run: Callable[[], object]) -> int:
+        memory.settle()
+        before = memory.allocated()
+        memory.reset_peak()
+        run()
+        memory.synchronize()
+        return max(0, memory.peak_allocated() - before)
+
+    if not workload.side(1, 0):
+        return None
+    whole = growth(lambda: workload.accumulate(size))
+    sides = [growth(lambda side=side: workload.side(size, side)) for side in (0, 1)]  # type: ignore[misc]
+    memory.settle()
+    return [part / whole for part in sides] if whole else None
+
+
+def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None]) -> Report:
+    """The same for evaluation: forward alone, twice, beside all that training keeps resident."""
+    memory = workload.memory
+    memory.settle()
+    retries = memory.retries()
+    fixed = memory.resident()
+    memory.reset_peak()
+    workload.evaluate(size)
+    memory.synchronize()
+    beat(0)
+    started = time.perf_counter()
+    load = workload.evaluate(size)
+    memory.synchronize()
+    seconds = time.perf_counter() - started
+    peak, allocated = memory.peak(), memory.peak_allocated()
+    retries = memory.retries() - retries
+    memory.settle()
+    return Report(
+        device=memory.device,
+        fixed=fixed,
+        growing=peak,
+        peak=peak,
+        allocated=allocated,
+        resident=memory.resident(),
+        retries=retries,
+        seconds=(seconds,),
+        samples=load.samples,
+        tokens=load.tokens,
+    )

@@ -1,0 +1,356 @@
+"""Runs probes and turns how they end into trials.
+
+One group of workers serves many sizes. It is replaced after anything but a clean probe, since an
+allocation that failed or a process that died leaves nothing to rely on, and when what it holds
+between two probes has grown. How a probe can end:
+
+    report          FITS or OVER, by the memory identity
+    over            OVER: the guard stopped it
+    out of memory   OOM, whether an allocation was refused or the kernel killed the process
+    killed          SIGKILL without a trace of the kernel's OOM killer: tried once more, then OOM
+    crashed         tried once more; then a limit of size (OOM) where a smaller one ran, else an error
+    died, hung      tried once more, then a WorkerError: neither says anything about memory
+
+A neighbour who came or left in the meantime makes a probe unsettled: it is measured again, under the
+new budget.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from autotune.devices.group import Cards
+from autotune.devices.host import HostMeter
+from autotune.devices.tenants import Neighbours, device_of
+from autotune.errors import ChatlmError, NothingFits, WorkerError
+from autotune.events import Emit, Notice
+from autotune.trial import DeviceBudget, Trial, judged
+from autotune.tuning.probe import Report
+from autotune.verdict import Verdict
+from autotune.workers.session import Ended, Limits, Session, WorkloadSpec
+
+__all__ = ["Limits", "Prober", "WorkloadSpec"]
+
+Phase = Literal["train", "evaluate"]
+UNSETTLED = 2
+"""How often a probe is measured again because of a neighbour."""
+DRIFT = 1.01
+"""Workers that hold this much more between two probes than before their first are replaced."""
+FAR = 0.75
+"""A peak below this share of the budget fits, however it wavers."""
+SLOW = 20
+"""A probe that takes so many times what its size should is hung."""
+PATIENCE = 60.0
+"""Seconds that any probe gets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """What feeding a step costs."""
+
+    seconds: float
+    """That the slowest rank waits for a step's data."""
+    host_peak: int
+    """Bytes of all ranks' loader processes."""
+
+
+class Prober:
+    """Probes sizes one after another; use it in a `with`, so that no worker outlives it.
+
+    Budgets are read before the first worker starts, and again before each replacement.
+    """
+
+    def __init__(
+        self,
+        spec: WorkloadSpec,
+        *,
+        cards: Cards,
+        host: HostMeter,
+        limits: Limits,
+        emit: Emit,
+        log_path: Path,
+    ) -> None:
+        self.spec = spec
+        self.cards = cards
+        self.host = host
+        self.limits = limits
+        self.emit = emit
+        self.log_path = log_path
+        self.neighbours = Neighbours(cards, limits.target, emit)
+        self._session: Session | None = None
+        self._fixed: list[int] = []
+        """By rank, what these workers held before their first probe."""
+        self._drifted = False
+        """Whether the next probe needs fresh ones."""
+        self._largest = 0
+        """Of the sizes that ran to their end."""
+        self._confirmed: set[str] = set()
+        """Ends that came twice at one size: at another they need no second try."""
+        self._pace: float | None = None
+        """Seconds a sequence takes, once a probe has told."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def budgets(self) -> tuple[DeviceBudget, ...]:
+        """What the devices allow now."""
+        return self.neighbours.budgets
+
+    def open(self) -> dict[str, Any]:
+        """Starts the workers and returns the facts of the workload that they built.
+
+        Raises:
+            NothingFits: the model alone is too large.
+            ChatlmError: what the workload refused, or that a worker never became ready.
+        """
+        for attempt in (1, 2):
+            try:
+                return self._start()
+            except Ended as ended:
+                self.close()
+                if ended.kind == "refused":
+                    raise ChatlmError(ended.text) from None
+                if ended.kind in ("oom", "over"):
+                    raise NothingFits(
+                        f"the model and its optimizer alone do not fit: {ended.first_line}; try a "
+                        f"higher target, a smaller model, or a device or --vram-limit with more memory"
+                    ) from None
+                if attempt == 2 or ended.kind == "crash":
+                    raise self._error(ended, "while it built the workload") from None
+        raise AssertionError("unreachable")
+
+    def probe(self, size: int | Sequence[int], phase: Phase = "train") -> Trial:
+        """One trial at that size, or at one size a rank.
+
+        Raises:
+            WorkerError: the workers crashed or hung twice.
+            DeviceError: the meters do not answer, or neighbours took the whole target.
+            ChatlmError: what the workload refused.
+        """
+        started = time.monotonic()
+        sizes = [size] * self.spec.world_size if isinstance(size, int) else list(size)
+        failures = unsettled = 0
+        if self._drifted:
+            self.close()
+        while True:
+            session = self._ready()
+            self.neighbours.follow(session.held)
+            session.budgets = self.budgets
+            try:
+                reports = self._ask(session, phase, sizes)
+            except Ended as ended:
+                self.close()
+                for_memory = ended.kind in ("oom", "over")
+                if unsettled < UNSETTLED and for_memory and self.neighbours.were_in_the_way():
+                    unsettled += 1
+                    self._say_unsettled(sizes)
+                    continue
+                failures += 1
+                trial = self._failed(sizes, ended, time.monotonic() - started, failures)
+                if trial is not None:
+                    return trial
+                continue
+            session.held = [report.held for report in reports]
+            trial = self._trial(sizes, session, reports, time.monotonic() - started)
+            highest = session.meter.window().highest
+            if unsettled < UNSETTLED and self.neighbours.disturbed(
+                session.held, highest, trial.measured
+            ):
+                unsettled += 1
+                self._say_unsettled(sizes)
+                continue
+            self._drifted = self._has_drifted(reports)
+            if phase == "train":
+                self._largest = max(self._largest, *sizes)
+                self._pace = max(_pace(report) for report in reports)
+            return trial
+
+    def wait(self, size: int, *, loaders: int, busy: float) -> Wait | None:
+        """How a step of `busy` seconds gets its data from that many loader processes a rank.
+
+        None when the workers did not survive it.
+        """
+        sizes = [size] * self.spec.world_size
+        session = self._ready()
+        request = {
+            "type": "wait",
+            "sizes": sizes,
+            "guards": self.neighbours.guards(self.spec.world_size),
+            "loaders": loaders,
+            "busy": busy,
+        }
+        try:
+            reports = session.ask(request, self.limits.silence)
+        except Ended:
+            self.close()
+            return None
+        return Wait(
+            seconds=max(float(report["seconds"]) for report in reports),
+            host_peak=sum(int(report["host"]) for report in reports),
+        )
+
+    def sides(self, size: int) -> tuple[float, ...] | None:
+        """What source and target each take of a micro-batch's memory, on the rank that says most.
+
+        None where both are padded as one, or when the workers did not survive it.
+        """
+        request = {
+            "type": "sides",
+            "sizes": [size] * self.spec.world_size,
+            "guards": self.neighbours.guards(self.spec.world_size),
+        }
+        try:
+            reports = self._ready().ask(request, self.limits.silence)
+        except Ended:
+            self.close()
+            return None
+        shares = [report["shares"] for report in reports]
+        return None if None in shares else tuple(map(max, zip(*shares, strict=True)))
+
+    def close(self) -> None:
+        """Ends the workers, if any."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _ready(self) -> Session:
+        if self._session is None:
+            self.open()
+        assert self._session is not None
+        return self._session
+
+    def _start(self) -> dict[str, Any]:
+        survey = self.neighbours.survey()
+        self._session = Session(
+            self.spec, cards=self.cards, host=self.host, limits=self.limits, emit=self.emit,
+            log_path=self.log_path,
+        )  # fmt: skip
+        self._session.budgets = self.budgets
+        self._fixed, self._drifted = [], False
+        facts = self._session.build(self.cards.allowance(survey))
+        self.neighbours.meet(self._session.held)
+        return facts
+
+    def _ask(self, session: Session, phase: Phase, sizes: Sequence[int]) -> list[Report]:
+        longest = self.limits.silence
+        if self._pace is not None:
+            longest = min(longest, max(PATIENCE, SLOW * self._pace * max(sizes)))
+        request = {
+            "type": phase,
+            "sizes": list(sizes),
+            "guards": self.neighbours.guards(self.spec.world_size),
+            "far": [int(FAR * room) for room in self.neighbours.rooms(self.spec.world_size)],
+        }
+        replies = session.ask(request, longest)
+        return [Report(**{**reply, "seconds": tuple(reply["seconds"])}) for reply in replies]
+
+    def _say_unsettled(self, sizes: Sequence[int]) -> None:
+        text = f"probe {max(sizes)}: a neighbour's memory moved meanwhile; measuring again"
+        self.emit(Notice(text=text))
+
+    def _has_drifted(self, reports: Sequence[Report]) -> bool:
+        """A warm worker counts as a fresh one only while it holds no more than one."""
+        fixed = [report.fixed for report in reports]
+        self._fixed = self._fixed or fixed
+        return any(now > DRIFT * first for now, first in zip(fixed, self._fixed, strict=True))
+
+    def _trial(
+        self, sizes: Sequence[int], session: Session, reports: Sequence[Report], seconds: float
+    ) -> Trial:
+        window = session.meter.window()
+        measured = self.cards.measure(reports, self.budgets, window.highest)
+        slowest = max(reports, key=lambda report: sum(report.seconds) / len(report.seconds))
+        step = sum(slowest.seconds) / len(slowest.seconds)
+        trial = judged(
+            Trial(
+                size=max(sizes),
+                sizes=tuple(sizes),
+                verdict=Verdict.FITS,
+                peak=None,
+                seconds=seconds,
+                measured=tuple(measured),
+                host_peak=session.host_peak(),
+                samples_per_second=sum(report.samples for report in reports) / step,
+                tokens_per_second=sum(report.tokens for report in reports) / step,
+                speed_spread=_spread(slowest.seconds),
+            ),
+            self.budgets,
+        )
+        host = window.host_tightest
+        if trial.verdict is Verdict.FITS and host.used > self.limits.target_ram * host.total:
+            return replace(trial, verdict=Verdict.OVER, reason="host memory")
+        if trial.verdict is Verdict.FITS and any(report.retries for report in reports):
+            return replace(trial, verdict=Verdict.OVER, reason="the allocator thrashed")
+        return trial
+
+    def _failed(
+        self, sizes: Sequence[int], ended: Ended, seconds: float, failures: int
+    ) -> Trial | None:
+        """The trial of a probe that did not answer, or None when it is to be tried once more.
+
+        Raises:
+            ChatlmError: it failed for another reason than its size.
+        """
+        size = max(sizes)
+        device = 0 if ended.rank is None else self._device_of(ended.rank)
+        again = failures == 1 and ended.kind not in self._confirmed
+        verdict, reason = Verdict.OOM, ended.first_line
+        match ended.kind:
+            case "refused":
+                raise ChatlmError(ended.text)
+            case "over":
+                verdict = Verdict.OVER
+            case "oom" if ended.rank is not None and self.budgets[device].stops_early:
+                verdict, reason = Verdict.OVER, f"stopped at the guard's limit: {reason}"
+            case "oom":
+                pass
+            case _ if again:
+                self.emit(
+                    Notice(text=f"probe {size}: the worker {_as_clause(ended)}; trying once more")
+                )
+                return None
+            case "killed":
+                self._confirmed.add(ended.kind)
+            case "crash" if size > self._largest > 0:
+                self._confirmed.add(ended.kind)
+                reason = f"no size for it: {ended.first_line}"
+            case _:
+                raise self._error(ended, f"at micro-batch {size}, twice")
+        return Trial(
+            size=size,
+            sizes=tuple(sizes),
+            verdict=verdict,
+            peak=None,
+            seconds=seconds,
+            budgets=self.budgets,
+            tightest=device,
+            reason=reason,
+            failed_rank=ended.rank,
+        )
+
+    def _device_of(self, rank: int) -> int:
+        return device_of(rank, self.spec.world_size, self.budgets)
+
+    def _error(self, ended: Ended, when: str) -> WorkerError:
+        return WorkerError(f"the worker {_as_clause(ended)} {when}; its log is {self.log_path}")
+
+
+def _spread(seconds: Sequence[float]) -> float | None:
+    if len(seconds) < 2:
+        return None
+    return (max(seconds) - min(seconds)) * len(seconds) / sum(seconds)
+
+
+def _as_clause(ended: Ended) -> str:
+    return f"crashed ({ended.first_line})" if ended.kind == "crash" else ended.text
+
+
+def _pace(report: Report) -> float:
+    """Seconds a sequence, of the slowest step."""
+    return max(report.seconds) / max(1, report.samples)

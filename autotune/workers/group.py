@@ -1,0 +1,137 @@
+"""A group of worker processes, one a rank: start them, talk to them, see how they ended."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Self
+
+from autotune.devices.processes import resident
+from autotune.errors import OutputError
+from autotune.workers.channel import SOCKET_VARIABLE, Hub, Message
+
+PATIENCE = 5.0
+"""Seconds between the request to end and the kill."""
+
+
+class Workers:
+    """Processes that were launched together; use it in a `with`, so that none outlives it."""
+
+    def __init__(
+        self, command: Sequence[str], *, environment: Mapping[str, str], log_path: Path
+    ) -> None:
+        self.log_path = log_path
+        self._log = _open_log(log_path)
+        self._log_start = self._log.tell()
+        self._hub = Hub()
+        self.pids: dict[int, int] = {}
+        """Process id by rank, of the ranks that said hello."""
+        self._launcher = subprocess.Popen(
+            list(command),
+            env={**environment, SOCKET_VARIABLE: self._hub.path},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is the supervisor's to handle
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def receive(self, timeout: float) -> list[Message]:
+        """Messages of any rank within `timeout` seconds; see `Hub.receive`.
+
+        A hello's `present` is how many ranks there are with it: several may arrive together.
+        """
+        messages = self._hub.receive(timeout)
+        for message in messages:
+            if message["type"] == "hello":
+                self.pids[message["rank"]] = message["pid"]
+                message["present"] = len(self.pids)
+        return messages
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        self._hub.send(message)
+
+    def resident(self) -> dict[int, int]:
+        """Resident host memory by rank, bytes."""
+        pids = list(self.pids.items())  # asked by the meter's thread, while a rank may say hello
+        return {rank: resident(pid) for rank, pid in pids}
+
+    def ended(self) -> bool:
+        """Whether the launcher has ended; its last messages may still be unread."""
+        return self._launcher.poll() is not None
+
+    def exit_code(self) -> int:
+        """How the worker that failed ended, negative for a signal; waits for the launcher.
+
+        Of several the one that was killed: without it, the others fail in the next collective.
+        """
+        try:
+            code = self._launcher.wait(PATIENCE * 2)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            code = 1  # ours, not the worker's: what torchrun wrote of it counts
+        found = [int(n) for n in re.findall(r"exitcode\s*:\s*(-?\d+)", self.log_tail())]
+        if code <= 0 or not found:
+            return code
+        return -signal.SIGKILL if -signal.SIGKILL in found else found[0]
+
+    def log_tail(self, lines: int = 200) -> str:
+        """The end of what these workers printed."""
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+
+    def close(self) -> None:
+        """Ends every process of the group, gently first; returns when they are gone."""
+        self._hub.close()  # a worker ends itself when its supervisor's socket closes
+        if not self.pids:  # still importing: nobody listens yet
+            self._launcher.terminate()
+        try:
+            self._launcher.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._launcher.terminate()
+        finally:
+            self._kill()
+            self._log.close()
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether that number is still the process that we started: the kernel gives it out again."""
+        try:
+            return self._hub.path.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+
+    def _kill(self) -> None:
+        for pid in self.pids.values():
+            if self._is_ours(pid):
+                with suppress(ProcessLookupError):  # it has ended since
+                    os.kill(pid, signal.SIGKILL)
+        try:
+            self._launcher.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._launcher.kill()
+            self._launcher.wait()
+        # torchrun's processes are not our children: what they hold is free once they are gone
+        deadline = time.monotonic() + PATIENCE
+        while any(map(self._is_ours, self.pids.values())) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("ab")
+    except OSError as error:
+        raise OutputError(f"cannot write the log {path}: {error.strerror}") from error
+    log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
+    log.flush()
+    return log

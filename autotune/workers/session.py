@@ -1,0 +1,241 @@
+"""One group of workers and the talk with it: a question to all ranks, and the answers or the end.
+
+Whatever ends it is an `Ended` of one kind, which says nothing yet about a size: that is `prober`'s.
+
+    over       the guard stopped it, or an allocation failed at the guard's limit
+    oom        out of memory: an allocation was refused, or the kernel killed a process
+    killed     SIGKILL without a trace of the kernel's OOM killer
+    crash      an exception; `died`: gone without a word; `hung`: alive, and doing nothing
+    refused    what the workload says that the user can mend
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.devices.budget import device_breach, host_breach
+from autotune.devices.group import Cards
+from autotune.devices.host import HostMeter
+from autotune.devices.processes import cpu_seconds_of_families, proportional, resident
+from autotune.devices.sampler import Meter
+from autotune.events import Emit, ReadingTaken
+from autotune.trial import DeviceBudget
+from autotune.tuning.probe import Held
+from autotune.workers.channel import Message
+from autotune.workers.group import Workers
+from autotune.workers.launch import memory_environment, worker_command, worker_environment
+
+TICK = 0.05
+"""Seconds between two looks at the meters."""
+SHOW_EVERY = 4
+"""Looks that a reading is emitted once in."""
+BUSY = 0.05
+"""Share of one core: workers below it do nothing. Waiting in a collective costs none."""
+LOOK = 1.0
+"""Seconds between two looks at what they have computed."""
+FAILURES = ("oom", "refused", "crash")
+"""What a worker says of its own end, that which explains the other ranks' first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadSpec:
+    """What to probe: `module:function`, called in a fresh process with plain settings."""
+
+    path: str
+    settings: Mapping[str, Any]
+    world_size: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a trial must hold; shares of a whole."""
+
+    target: float
+    target_ram: float
+    silence: float = 600.0
+    """Seconds without a word from any worker in a probe after which it counts as hung."""
+    building: float = 7200.0
+    """The same while it reads the model and tokenises the data, which says nothing."""
+    idle: float = 10.0
+    """Seconds in a probe without a word or any work of the processors, which count as hung too."""
+
+
+class Ended(Exception):
+    """The workers' end, before they had all answered."""
+
+    def __init__(self, kind: str, text: str, rank: int | None = None) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+        self.rank = rank
+        """Of the worker that failed first, where one is known."""
+
+    @property
+    def first_line(self) -> str:
+        return self.text.splitlines()[0] if self.text else self.kind
+
+
+class Session:
+    """Workers that build a workload and then answer about it; `close` it whatever happens."""
+
+    def __init__(
+        self, spec: WorkloadSpec, *, cards: Cards, host: HostMeter, limits: Limits, emit: Emit,
+        log_path: Path,
+    ) -> None:  # fmt: skip
+        self.spec = spec
+        self.budgets: Sequence[DeviceBudget] = ()
+        """What the guard watches; neighbours may change it between two probes."""
+        self.held: list[Held] = []
+        """By rank, since its last answer."""
+        self._host = host
+        self._limits = limits
+        self._emit = emit
+        self._ticks = 0
+        self._oom_kills = host.oom_kills()
+        self._workers = Workers(
+            worker_command("autotune.tuning.probe_worker", spec.world_size),
+            environment=worker_environment(memory_environment(cards.kind), spec.world_size),
+            log_path=log_path,
+        )
+        self.meter = Meter(cards, host, self._workers.resident)
+
+    def build(self, capacity: int | None) -> dict[str, Any]:
+        """The facts of the workload, built in every rank; raises Ended."""
+        settings = {**self.spec.settings, "memory_limit": capacity}
+        request = {"type": "build", "workload": self.spec.path, "settings": settings}
+        ready: dict[int, Message] = {}
+
+        def take(message: Message) -> bool:
+            if message["type"] == "hello" and message["present"] == self.spec.world_size:
+                self._workers.send(request)
+            if message["type"] == "ready":
+                ready[message["rank"]] = message
+            return len(ready) == self.spec.world_size
+
+        self.meter.__enter__()
+        self._wait(take, Silence(longest=self._limits.building))
+        self.held = [Held(**ready[rank]["held"]) for rank in sorted(ready)]
+        facts: dict[str, Any] = ready[0]["facts"]
+        return facts
+
+    def ask(self, request: Mapping[str, Any], silence: float) -> list[dict[str, Any]]:
+        """Every rank's report, in the order of the ranks, `silence` seconds apart at most.
+
+        Raises Ended.
+        """
+        self.meter.reset()
+        self._oom_kills = self._host.oom_kills()
+        reports: dict[int, dict[str, Any]] = {}
+
+        def take(message: Message) -> bool:
+            if message["type"] == "report":
+                reports[message["rank"]] = message["report"]
+            return len(reports) == self.spec.world_size
+
+        self._workers.send(request)
+        patience = Silence(
+            longest=silence, idle=self._limits.idle, processor_seconds=self._processor_seconds
+        )
+        self._wait(take, patience)
+        self.meter.sample()  # a quick probe has ended before the thread's next reading
+        return [reports[rank] for rank in sorted(reports)]
+
+    def host_peak(self) -> int:
+        """Highest host memory of the workers since the last request, shared pages counted once."""
+        shared = sum(resident(pid) - proportional(pid) for pid in self._workers.pids.values())
+        return self.meter.window().workers_highest - shared
+
+    def close(self) -> None:
+        """Ends the workers and the meter."""
+        self.meter.__exit__(None, None, None)
+        self._workers.close()
+
+    def _wait(self, take: Callable[[Message], bool], silence: "Silence") -> None:
+        """Reads messages and meters until `take` says that all is there; raises Ended."""
+        while True:
+            ended = self._workers.ended()  # asked first: its last words are read after it
+            messages = self._workers.receive(TICK)
+            failures = [message for message in messages if message["type"] in FAILURES]
+            if failures:
+                raise self._failure(min(failures, key=lambda m: FAILURES.index(m["type"])))
+            for message in messages:
+                if take(message):
+                    return
+            if any(message["type"] == "gone" for message in messages) or (ended and not messages):
+                raise self._how_it_ended()
+            self._watch()
+            if (why := silence.broken(bool(messages))) is not None:
+                raise Ended("hung", why)
+
+    def _watch(self) -> None:
+        """Looks at the meters; raises Ended where the guard must stop the probe."""
+        window = self.meter.window()
+        if self._ticks % SHOW_EVERY == 0:
+            self._emit(
+                ReadingTaken(devices=window.devices, host=window.host, workers=window.workers)
+            )
+        self._ticks += 1
+        if (breach := host_breach(window.host_tightest, self._limits.target_ram)) is not None:
+            raise Ended(*breach)
+        if (past := device_breach(self.budgets, window.highest)) is not None:
+            device, words = past
+            raise Ended(
+                "over", words, device if len(self.budgets) == self.spec.world_size else None
+            )
+
+    def _failure(self, message: Message) -> Ended:
+        if message["type"] == "crash" and self.spec.world_size > 1:
+            # when one rank is killed, the others crash waiting for it
+            silent = self._how_it_ended()
+            if silent.kind in ("oom", "killed"):
+                return silent
+        return Ended(message["type"], message["text"], message["rank"])
+
+    def _how_it_ended(self) -> Ended:
+        code = self._workers.exit_code()
+        if self._host.oom_kills() > self._oom_kills:
+            return Ended("oom", "host memory: the kernel killed the worker")
+        if code == -signal.SIGKILL:
+            return Ended("killed", "was killed (SIGKILL)")
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return Ended("died", f"died ({how})")
+
+    def _processor_seconds(self) -> float:
+        return cpu_seconds_of_families(list(self._workers.pids.values()))  # loaders work for them
+
+
+class Silence:
+    """Tells workers that compute in silence from those that wait for ever."""
+
+    def __init__(
+        self,
+        *,
+        longest: float,
+        idle: float = math.inf,
+        processor_seconds: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._longest = longest
+        self._idle = idle
+        self._processor_seconds = processor_seconds
+        self._clock = clock
+        self._heard = self._worked = self._looked = clock()
+        self._spent = processor_seconds()
+
+    def broken(self, heard: bool) -> str | None:
+        """Why it has lasted too long, in words; `heard` is whether anybody spoke just now."""
+        now = self._clock()
+        if heard:
+            self._heard = self._worked = now
+        if now - self._heard > self._longest:
+            return f"was silent for {self._longest:.0f} s"
+        if now - self._looked >= LOOK:
+            spent = self._processor_seconds()
+            if spent - self._spent > BUSY * (now - self._looked):
+                self._worked = now
+            self._spent, self._looked = spent, now
+        return f"did nothing for {self._idle:.0f} s" if now - self._worked > self._idle else None

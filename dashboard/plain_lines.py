@@ -1,0 +1,212 @@
+"""One line per event worth a line: for pipes, log files, dumb terminals and `--plain`.
+
+No colour, no cursor codes, no rich. Meter readings print nothing, steps are thinned.
+"""
+
+import textwrap
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from autotune.events import Notice, ProbeEnded, TuningEnded, TuningStarted
+from autotune.trial import DeviceBudget, Trial
+from autotune.units import format_bytes
+from dashboard.formatting import (
+    clean,
+    clock,
+    counted,
+    duration,
+    encodable,
+    figure,
+    give_or_take,
+    micro_batches,
+    peak_words,
+    percent,
+    reason_words,
+    scores_words,
+    share,
+    shortened,
+    tokenise_words,
+    trial_size,
+    verdict_word,
+)
+from dashboard.state import Screen, budget_of, update
+from trainer.events import (
+    CheckpointSaved,
+    Evaluated,
+    Sample,
+    StepEnded,
+    Tokenising,
+    TrainingEnded,
+    TrainingStarted,
+)
+
+QUIET = 10.0
+"""Seconds after which a step is printed even when little has been done since the last line."""
+LONGEST_TEXT = 60
+"""Characters of a sample's prompt or answer."""
+LONGEST_REASON = 120
+"""Columns: torch says a paragraph when memory ran out; the profile keeps all of it."""
+
+
+class PlainLines:
+    """A listener that prints; use it as `emit`."""
+
+    def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
+        self.stream = stream
+        self.encoding = stream.encoding or "utf-8"
+        self.now = now
+        self.screen = Screen()
+        self.printed_step = 0
+        self.printed_at = now()
+        self.tokenised_at: float | None = None
+
+    def __call__(self, event: object) -> None:
+        self.screen = update(self.screen, event)
+        for line in self.lines(event):
+            self.stream.write(encodable(clean_line(line), self.encoding) + "\n")
+        self.stream.flush()
+
+    def lines(self, event: object) -> list[str]:
+        match event:
+            case Notice():
+                return [f"note    {clean(event.text)}"]
+            case TuningStarted():
+                head = f"tune    {event.model}  target {percent(event.target)}  sizes 1 … {event.ceiling}"
+                return [head, *(budget_line(device) for device in event.devices)]
+            case ProbeEnded():
+                return [self.probe_line(event.trial)]
+            case TuningEnded():
+                return [self.answer_line(event), *self.peak_lines()]
+            case Tokenising() if self.tokenising_is_due():
+                self.tokenised_at = self.now()
+                return [f"tokenise {tokenise_words(event)}"]
+            case TrainingStarted():
+                self.printed_step = 0  # a run that goes on may be behind what was printed
+                return [training_line(event)]
+            case StepEnded() if self.step_is_due():
+                self.printed_step, self.printed_at = self.screen.step, self.now()
+                return [self.step_line()]
+            case Evaluated():
+                return [evaluation_line(event), *map(sample_line, event.samples)]
+            case CheckpointSaved():
+                return [f"saved   step {event.step}  {event.path}"]
+            case TrainingEnded():
+                return [self.end_line(event)]
+            case _:
+                return []
+
+    def probe_line(self, trial: Trial) -> str:
+        budget = budget_of(trial, self.screen.budgets)
+        words = [f"probe   {trial_size(trial):<4}  {verdict_word(trial):<5}"]
+        if trial.peak is not None and budget is not None:
+            of_budget = f"{format_bytes(budget)} ({share(trial.peak, budget)})"
+            words.append(f"peak {format_bytes(trial.peak, like=budget)} of {of_budget}")
+        if trial.samples_per_second is not None:
+            around = give_or_take(trial)
+            speed = figure(trial.samples_per_second) + (f" {around}" if around else "")
+            words.append(f"{speed} samples/s")
+        if (reason := reason_words(trial)) is not None:
+            words.append(textwrap.shorten(reason, LONGEST_REASON, placeholder=" …"))
+        return "  ".join([*words, duration(trial.seconds)])
+
+    def answer_line(self, event: TuningEnded) -> str:
+        trial = self.screen.answer_trial
+        answer = "no size fits" if event.answer is None else str(event.answer)
+        answer = answer if trial is None else trial_size(trial)
+        if event.interrupted:
+            answer = (
+                "interrupted" if event.answer is None else f"{answer}  best so far, interrupted"
+            )
+        probes = counted(len(self.screen.trials), "probe")
+        return f"answer  {answer}  {probes}  {duration(event.seconds)}"
+
+    def peak_lines(self) -> list[str]:
+        trial = self.screen.answer_trial
+        words = None if trial is None else peak_words(trial)
+        return [] if words is None else [f"peak    {words}"]
+
+    def step_is_due(self) -> bool:
+        """First, last, every twentieth of the run, and never silent for long."""
+        step, steps = self.screen.step, self.screen.steps
+        return (
+            self.printed_step == 0
+            or step >= steps
+            or (step - self.printed_step) * 20 >= steps
+            or self.now() - self.printed_at >= QUIET
+        )
+
+    def tokenising_is_due(self) -> bool:
+        return self.tokenised_at is None or self.now() - self.tokenised_at >= QUIET
+
+    def step_line(self) -> str:
+        screen, record = self.screen, self.screen.record
+        width = len(str(screen.steps))
+        words = [f"step    {screen.step:>{width}}/{screen.steps}"]
+        for key, form in (
+            ("loss", "loss {}"),
+            ("learning_rate", "lr {}"),
+            ("grad_norm", "grad norm {}"),
+            ("samples_per_second", "{} samples/s"),
+            ("tokens_per_second", "{} tokens/s"),
+        ):
+            if record.get(key) is not None:
+                words.append(form.format(figure(record[key])))
+        if screen.peak is not None:
+            words.append(f"peak {format_bytes(screen.peak)}")
+        if screen.seconds_left and screen.step < screen.steps:
+            words.append(f"{clock(screen.seconds_left)} left")
+        return "  ".join(words)
+
+    def end_line(self, event: TrainingEnded) -> str:
+        screen = self.screen
+        words = [
+            f"{'stopped' if event.interrupted else 'done   '} step {screen.step}/{screen.steps}"
+        ]
+        loss, seconds = event.result.get("final_loss"), event.result.get("seconds")
+        if isinstance(loss, int | float):
+            words.append(f"loss {figure(loss)}")
+        if isinstance(seconds, int | float):
+            words.append(f"{duration(seconds)}")
+        if screen.training is not None:
+            words.append(screen.training.output_dir)
+        return "  ".join(words)
+
+
+def budget_line(device: DeviceBudget) -> str:
+    guard = "" if device.hard is None else f", guard {format_bytes(device.hard)}"
+    return (
+        f"device  {device.name}  budget {format_bytes(device.budget)} of {format_bytes(device.total)}, "
+        f"others hold {format_bytes(device.others)}{guard}"
+    )
+
+
+def training_line(event: TrainingStarted) -> str:
+    size = micro_batches(event.micro_batch, event.micro_batch_sizes)
+    resumed = f" from step {event.first_step}" if event.first_step > 1 else ""
+    return (
+        f"train   {event.model}  {event.rows:,} rows  {event.steps} steps{resumed}  "
+        f"effective batch {event.effective_batch}  micro-batch {size}  "
+        f"accumulation {event.accumulation}  processes {event.world_size}  {event.precision}"
+    )
+
+
+def evaluation_line(event: Evaluated) -> str:
+    words = [f"eval    step {event.step}  loss {figure(event.loss)}", *scores_words(event)]
+    if event.seconds:
+        words.append(duration(event.seconds))
+    return "  ".join(words)
+
+
+def sample_line(sample: Sample) -> str:
+    """What was asked and answered; what was wanted, where that is something else."""
+    asked, answer = shortened(sample.prompt, LONGEST_TEXT), shortened(sample.answer, LONGEST_TEXT)
+    line = f"sample  {asked} → {answer or '(nothing)'}"
+    if sample.answer == sample.reference:
+        return f"{line}  ✓"
+    return f"{line}  ✗ wanted {shortened(sample.reference, LONGEST_TEXT)}"
+
+
+def clean_line(text: str) -> str:
+    """Printable, with the columns' spaces kept."""
+    return "".join(c if c.isprintable() else " " for c in text)

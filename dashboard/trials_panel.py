@@ -1,0 +1,241 @@
+"""The search as it is drawn: the bracket, the trials by size, and the line that they lie on."""
+
+from collections.abc import Mapping
+
+from rich.text import Text
+
+from autotune.trial import Trial
+from autotune.units import format_bytes
+from autotune.verdict import Verdict
+from dashboard.bars import distance_style, peak_bar
+from dashboard.formatting import (
+    duration,
+    figure,
+    give_or_take,
+    peak_words,
+    share,
+    short_reason,
+    trial_size,
+    verdict_word,
+)
+from dashboard.layout import Part, Pen, in_columns, labelled, pair
+from dashboard.memory_fit import fit_line
+from dashboard.memory_panel import memories
+from dashboard.state import Screen, budget_of
+
+BAR = ""
+COLUMNS = {
+    "size": 0, "verdict": 0, "peak": 1, "of budget": 3, BAR: 5, "samples/s": 2, "spread": 7,
+    "tokens/s": 6, "time": 4,
+}  # fmt: skip
+"""In order; the highest number goes first when the terminal is narrow, 0 stays."""
+WIDEST_SIZE = 16
+LEAST_BAR = 12
+WIDEST_BAR = 42
+
+
+def bracket_row(pen: Pen, screen: Screen) -> Text:
+    """What is still in doubt, or what was found."""
+    if screen.tuned is not None:
+        return outcome_row(pen, screen)
+    assert screen.tuning is not None
+    ceiling = screen.tuning.ceiling
+    low = max(1, screen.low or 0)
+    high = ceiling if screen.high is None else max(low, screen.high - 1)
+    parts = [Part(Text(sizes(low, high), "bold"))]
+    if (low, high) != (1, ceiling):
+        parts.append(Part(pair("of", sizes(1, ceiling)), 2))
+    if screen.running is not None:
+        parts.append(Part(pair("running", f"{screen.running:,}"), 1))
+    return labelled(pen, "in doubt", *parts)
+
+
+def outcome_row(pen: Pen, screen: Screen) -> Text:
+    assert screen.tuned is not None
+    glyphs, interrupted = pen.glyphs, screen.tuned.interrupted
+    if screen.answer is None:
+        words = "interrupted before any size fitted" if interrupted else "no size fits"
+        return labelled(pen, "answer", Part(Text(f"{glyphs.oom} {words}", "bold")))
+    trial = screen.answer_trial
+    size = f"{screen.answer:,}" if trial is None else trial_size(trial)
+    parts = [Part(Text(f"{glyphs.fits} {size}", "bold green"))]
+    if interrupted:
+        parts.append(Part(Text("best so far, interrupted"), 1))
+    budget = None if trial is None else budget_of(trial, screen.budgets)
+    if trial is not None and trial.peak is not None and budget is not None:
+        parts.append(Part(pair("holds", format_bytes(trial.peak)), 2))
+        parts.append(Part(pair("headroom", format_bytes(budget - trial.peak)), 3))
+    return labelled(pen, "answer", *parts)
+
+
+def peak_rows(pen: Pen, screen: Screen) -> list[Text]:
+    """What the answer's peak is made of, where that is known and there is room for all of it."""
+    words = None if screen.answer_trial is None else peak_words(screen.answer_trial)
+    if words is None:
+        return []
+    parts = words.partition(" = ")[2]  # the sum is in the answer's row too
+    rows = [labelled(pen, "peak", Part(Text(text))) for text in (words, parts)]
+    return [row for row in rows if row.cell_len <= pen.width][:1]
+
+
+def sizes(low: int, high: int) -> str:
+    return f"{low:,} … {high:,}" if low < high else f"{low:,}"
+
+
+def trial_rows(pen: Pen, screen: Screen, most: int) -> list[Text]:
+    """A heading and at most `most` rows below it, by size, so that the bars draw the curve."""
+    running = running_trial(screen)
+    trials = nearest(screen, most - (running is not None))
+    if running is not None:
+        trials = sorted([*trials, running], key=lambda trial: trial.size)
+    if not trials or most < 1:
+        return []
+    knee = knee_of(screen)
+    table = [cells(pen, trial, screen, running is trial, knee is trial) for trial in trials]
+    widths = {
+        name: max(len(name), *(row[name].cell_len for row in table)) if name else LEAST_BAR
+        for name in COLUMNS
+        if not name or any(row[name].plain for row in table)
+    }
+    for name in sorted(COLUMNS, key=lambda name: -COLUMNS[name]):
+        if sum(widths.values()) + 2 * (len(widths) - 1) > pen.width and COLUMNS[name]:
+            widths.pop(name, None)
+    if BAR in widths:
+        room = pen.width - sum(widths.values()) - 2 * (len(widths) - 1)
+        widths[BAR] = min(WIDEST_BAR, widths[BAR] + room)
+        for row, trial in zip(table, trials, strict=True):
+            row[BAR] = bar(pen, trial, screen, widths[BAR])
+    heading = {name: Text(name, "dim") for name in COLUMNS}
+    return [
+        in_columns(sides(widths), [heading[name] for name in widths]),
+        *(trial_row(trial, row, widths) for trial, row in zip(trials, table, strict=True)),
+    ]
+
+
+def sides(widths: Mapping[str, int]) -> list[int]:
+    return [-width if name in ("verdict", BAR) else width for name, width in widths.items()]
+
+
+def trial_row(trial: Trial, row: Mapping[str, Text], widths: Mapping[str, int]) -> Text:
+    """The cells; where nothing was measured, the reason in the place of all that is missing."""
+    reason = short_reason(trial)
+    missing = [name for name in widths if name not in ("size", "verdict", "time")]
+    if trial.peak is None and reason is not None and missing:
+        room = sum(widths[name] for name in missing) + 2 * (len(missing) - 1)
+        around = {name: width for name, width in widths.items() if name not in missing}
+        time = around.pop("time", None)
+        widths = {**around, BAR: room} | ({} if time is None else {"time": time})
+        row = {**row, BAR: shortened(reason, room)}
+    return in_columns(sides(widths), [row[name] for name in widths])
+
+
+def shortened(words: str, width: int) -> Text:
+    text = Text(words, "dim")
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
+def running_trial(screen: Screen) -> Trial | None:
+    """The probe that runs now, with the peak that the meters have seen of it so far."""
+    if screen.running is None:
+        return None
+    seen = [device for device in memories(screen) if device.peak and device.budget]
+    tightest = max(seen, key=lambda d: (d.peak or 0) - (d.budget or 0), default=None)
+    peak = None if tightest is None else tightest.peak
+    return Trial(size=screen.running, verdict=Verdict.FITS, peak=peak, seconds=0.0)
+
+
+def knee_of(screen: Screen) -> Trial | None:
+    """Once the search is over, the smallest size that is as fast as any; None if that is the answer."""
+    answer = screen.answer_trial
+    if answer is None:
+        return None
+    from autotune.tuning.loop import choose  # brings the engine along, 50 ms: training needs none
+
+    knee = choose(screen.trials, "throughput")
+    is_known = knee is not None and knee.samples_per_second and knee.sequences < answer.sequences
+    return knee if is_known else None
+
+
+def nearest(screen: Screen, most: int) -> list[Trial]:
+    """The trials that say most about what is in doubt, by size."""
+    low, high = screen.low or 0, screen.high or 0
+
+    def distance(trial: Trial) -> int:
+        return low - trial.size if trial.size <= low else trial.size - high
+
+    return sorted(sorted(screen.trials, key=distance)[: max(0, most)], key=lambda t: t.size)
+
+
+def cells(pen: Pen, trial: Trial, screen: Screen, running: bool, knee: bool) -> dict[str, Text]:
+    budget = budget_of(trial, screen.budgets)
+    style = style_of(trial, budget)
+    row = {name: Text() for name in COLUMNS}
+    row["size"] = Text(size_cell(trial), "bold" if trial is screen.answer_trial else "")
+    row["verdict"] = verdict(pen, trial, screen, style)
+    if knee:
+        row["verdict"].append(", knee", "dim")
+    if trial.peak is not None:
+        row["peak"] = Text(format_bytes(trial.peak, like=budget), "dim" if running else "")
+        if budget is not None:
+            row["of budget"] = Text(share(trial.peak, budget), "dim" if running else style)
+    speeds = [t.samples_per_second for t in screen.trials if t.samples_per_second is not None]
+    if trial.samples_per_second is not None:
+        row["samples/s"] = Text(figure(trial.samples_per_second, like=max(speeds)))
+    row["spread"] = Text((give_or_take(trial) or "").replace("±", pen.glyphs.give_or_take), "dim")
+    if trial.tokens_per_second is not None:
+        row["tokens/s"] = Text(f"{trial.tokens_per_second:,.0f}")
+    if not running:
+        row["time"] = Text(duration(trial.seconds), "dim")
+    return row
+
+
+def size_cell(trial: Trial) -> str:
+    """The sizes of many unequal devices as a range."""
+    size = trial_size(trial)
+    return size if len(size) <= WIDEST_SIZE else f"{min(trial.sizes):,}–{max(trial.sizes):,}"
+
+
+def verdict(pen: Pen, trial: Trial, screen: Screen, style: str) -> Text:
+    glyphs = pen.glyphs
+    if trial.size == screen.running:
+        return Text(f"{glyphs.running} running", "bold")
+    glyph = {Verdict.FITS: glyphs.fits, Verdict.OVER: glyphs.over, Verdict.OOM: glyphs.oom}
+    return Text(f"{glyph[trial.verdict]} {verdict_word(trial)}", style)
+
+
+def style_of(trial: Trial, budget: int | None) -> str:
+    if trial.verdict is Verdict.OOM:
+        return "red"
+    return distance_style(trial.peak or 0, budget)
+
+
+def bar(pen: Pen, trial: Trial, screen: Screen, width: int) -> Text:
+    """The peak against the budget, whose mark is at one column in all rows; or why there is none."""
+    if (reason := short_reason(trial)) is not None:
+        return shortened(reason, width)
+    budget = budget_of(trial, screen.budgets)
+    if trial.peak is None or not budget:
+        return Text()
+    style = "dim" if trial.size == screen.running else style_of(trial, budget)
+    mark = round(width * 0.72)
+    return peak_bar(pen.glyphs, width, share=trial.peak / budget, mark=mark, style=style)
+
+
+def fit_rows(pen: Pen, screen: Screen) -> list[Text]:
+    """How memory grows with the size, once two trials tell."""
+    line = fit_line(screen.trials)
+    if line is None:
+        return []
+    sign = "+" if line.fixed >= 0 else "-"
+    words = f"peak ≈ {format_bytes(abs(line.slope))} × size"
+    if sign == "+":
+        words = f"peak ≈ {format_bytes(line.fixed)} + {format_bytes(line.slope)} × size"
+    parts = [Part(Text(words))]
+    if line.trials > 2:
+        within = f"within {100 * line.error:.1f} % of {line.trials} trials"
+        parts.append(Part(Text(within, "dim"), 2))
+    if screen.budgets and screen.tuned is None:
+        budget = min(device.budget for device in screen.budgets)
+        parts.append(Part(pair("meets the budget at", str(line.reaches(budget))), 1))
+    return [labelled(pen, "fit", *parts)]

@@ -1,0 +1,120 @@
+"""Where a probe is stopped, and what tells a hang from a long computation."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.devices.budget import HOST_FLOOR, MARGIN, device_breach, hard_limit, host_breach
+from autotune.readings import HostReading
+from autotune.trial import DeviceBudget
+from autotune.workers.session import Silence
+
+GIB = 2**30
+TOTALS = st.integers(GIB, 200 * GIB)
+SHARES = st.floats(0.01, 1.0)
+
+
+@given(TOTALS, SHARES, SHARES)
+def test_the_hard_limit_lies_between_the_budget_and_what_is_left(
+    total: int, target: float, held: float
+) -> None:
+    """A small margin above the target; others' memory is never part of it."""
+    used = int(held * total)
+
+    hard = hard_limit(total=total, used=used, target=target)
+
+    assert int(target * total) - used <= hard <= total - used
+    assert hard <= int((target + MARGIN) * total) - used
+
+
+def test_the_device_that_is_past_its_limit_is_named() -> None:
+    """With the figures, others' share not counted."""
+    small = DeviceBudget(
+        device="a", name="A", total=8 * GIB, others=GIB, budget=2 * GIB, hard=3 * GIB
+    )
+    large = DeviceBudget(
+        device="b", name="B", total=8 * GIB, others=0, budget=6 * GIB, hard=7 * GIB
+    )
+
+    assert device_breach([small, large], [4 * GIB, 7 * GIB]) is None
+    assert device_breach([small, large], [4 * GIB, 8 * GIB]) == (
+        1, "stopped at 8.00 GiB on B, past the guard's 7.00 GiB"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("hard", "early"), [(None, False), (5 * GIB, True), (6 * GIB, False)])
+def test_a_limit_of_ours_counts_where_the_device_still_has_more(
+    hard: int | None, early: bool
+) -> None:
+    """At the same amount the device itself says no."""
+    device = DeviceBudget(
+        device="a", name="A", total=8 * GIB, others=2 * GIB, budget=4 * GIB, hard=hard
+    )
+
+    assert device.stops_early is early
+
+
+def host(used: float) -> HostReading:
+    return HostReading(total=100 * GIB, used=int(used * 100 * GIB))
+
+
+def test_the_host_keeps_a_floor_whatever_the_target() -> None:
+    """The kernel would choose a victim itself."""
+    assert host_breach(host(1 - HOST_FLOOR), 1.0) == (
+        "oom", "host memory ran out, the workers were stopped"
+    )  # fmt: skip
+
+
+def test_past_the_share_of_host_memory_and_a_margin_a_probe_is_over() -> None:
+    """Up to the margin it may run to its end, and tell."""
+    assert host_breach(host(0.84), 0.8) is None
+    assert host_breach(host(0.86), 0.8) == ("over", "host memory")
+
+
+class Clock:
+    """A clock that a test turns, and what processors have computed by it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.spent = 0.0
+
+    def silence(self) -> Silence:
+        return Silence(
+            longest=100.0, idle=15.0, processor_seconds=lambda: self.spent, clock=lambda: self.now
+        )
+
+    def turn(self, silence: Silence, seconds: int, load: float) -> list[str]:
+        found = []
+        for _ in range(seconds):
+            self.now += 1.0
+            self.spent += load
+            if (why := silence.broken(heard=False)) is not None:
+                found.append(why)
+        return found
+
+
+def test_workers_that_do_nothing_are_hung_soon() -> None:
+    """Waiting for a rank that never comes costs no processor."""
+    clock = Clock()
+
+    assert clock.turn(clock.silence(), 15, load=0.01) == []
+    assert clock.turn(clock.silence(), 16, load=0.01) == ["did nothing for 15 s"]
+
+
+def test_workers_that_compute_in_silence_are_not_hung_before_their_time() -> None:
+    """A step of a large model on a few cores takes minutes."""
+    clock = Clock()
+    silence = clock.silence()
+
+    assert clock.turn(silence, 100, load=1.0) == []
+    assert clock.turn(silence, 1, load=1.0) == ["was silent for 100 s"]
+
+
+def test_a_word_begins_the_silence_anew() -> None:
+    """Each step says that it has ended."""
+    clock = Clock()
+    silence = clock.silence()
+    clock.turn(silence, 14, load=0.0)
+
+    assert silence.broken(heard=True) is None
+    assert clock.turn(silence, 15, load=0.0) == []

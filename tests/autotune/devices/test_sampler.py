@@ -1,0 +1,124 @@
+"""The sampler: what it keeps of a window, and what it does when a driver is gone or stuck."""
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from autotune.devices.group import EmulatedCards
+from autotune.devices.host import HostMeter
+from autotune.devices.sampler import Meter, merged
+from autotune.errors import DeviceError
+from autotune.readings import DeviceReading, HostReading
+from tests.support.processes import wait_until
+
+GIB = 2**30
+
+
+class Cards(EmulatedCards):
+    """One card of which a test says what is read."""
+
+    def __init__(self, used: Sequence[int] = (), broken: bool = False) -> None:
+        super().__init__(16 * GIB, 1)
+        self.used = iter(used)
+        self.broken = broken
+        self.asked = 0
+        self.stuck = threading.Event()
+        self.stuck.set()
+
+    def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
+        self.stuck.wait(20)
+        self.asked += 1
+        if self.broken:
+            raise DeviceError("GPU 0 fell off the bus; check nvidia-smi")
+        return super().read({0: next(self.used, 0)})
+
+
+def meter(cards: Cards) -> Meter:
+    return Meter(cards, HostMeter(), lambda: {0: 5}, stale=0.2)
+
+
+def test_the_highest_of_a_window_is_kept_and_a_reset_begins_anew() -> None:
+    """The latest is beside it."""
+    with meter(Cards([3 * GIB, 5 * GIB, 4 * GIB, *[GIB] * 10**6])) as sampler:
+        assert wait_until(lambda: sampler.window().devices[0].used == GIB)
+        window = sampler.window()
+        sampler.reset()
+        after = sampler.window()
+
+    assert (window.highest, window.devices[0].used, window.workers) == ((5 * GIB,), GIB, 5)
+    assert after.highest == (GIB,)
+
+
+def test_the_host_is_remembered_when_it_had_least_to_spare() -> None:
+    """By share: a cgroup above ours may be the tighter one for a moment."""
+    tight, loose = HostReading(total=10, used=9), HostReading(total=100, used=50)
+
+    window = merged(merged(None, (), tight, 7), (), loose, 3)
+
+    assert (window.host, window.host_tightest) == (loose, tight)
+    assert (window.workers, window.workers_highest) == (3, 7)
+
+
+def test_a_device_that_stops_answering_makes_the_readings_stale() -> None:
+    """The message has the driver's own words."""
+    cards = Cards()
+    with meter(cards) as sampler:
+        cards.broken = True
+        with pytest.raises(DeviceError) as caught:
+            wait_until(lambda: sampler.window() is None)
+
+    assert "s (GPU 0 fell off the bus; check nvidia-smi), and no probe runs unwatched" in str(
+        caught.value
+    )
+
+
+def test_a_driver_that_is_stuck_makes_the_readings_stale() -> None:
+    """A call that never returns says nothing, so its silence must."""
+    cards = Cards()
+    with meter(cards) as sampler:
+        cards.stuck.clear()
+        with pytest.raises(DeviceError, match="have not answered for"):
+            wait_until(lambda: sampler.window() is None)
+        cards.stuck.set()
+
+
+def test_an_error_that_has_passed_is_not_blamed_for_a_later_silence() -> None:
+    """A driver that answered again, and then got stuck."""
+    cards = Cards()
+
+    def is_asked_thrice() -> bool:
+        """The answers to the first two are in the meter by then, the first since the last change."""
+        return cards.asked >= 3
+
+    with meter(cards) as sampler:
+        for broken in (True, False):
+            cards.broken = broken
+            cards.asked = 0
+            assert wait_until(is_asked_thrice)
+        cards.stuck.clear()
+        with pytest.raises(DeviceError) as caught:
+            wait_until(lambda: sampler.window() is None)
+        cards.stuck.set()
+
+    assert " s, and no probe runs unwatched" in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_one_failure_between_two_answers_is_no_failure() -> None:
+    """Drivers hiccup."""
+    cards = Cards()
+    sampler = Meter(cards, HostMeter(), dict, stale=30.0)
+    with sampler:
+        cards.broken = True
+        with pytest.raises(DeviceError):
+            sampler.sample()
+        cards.broken = False
+
+        assert sampler.window().devices[0].used == 0
+
+
+def test_a_meter_that_never_answered_does_not_start() -> None:
+    """Before any worker runs unwatched."""
+    with pytest.raises(DeviceError, match="fell off the bus"), meter(Cards(broken=True)):
+        pass

@@ -1,0 +1,261 @@
+"""Neighbours on a card who come, leave, or pass through while a probe runs."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.devices.group import GpuCards
+from autotune.devices.host import HostMeter
+from autotune.devices.nvml import Nvml
+from autotune.devices.processes import resident
+from autotune.devices.tenants import LOADING, STILL, Neighbours, device_of, moved, passed_through
+from autotune.errors import DeviceError
+from autotune.events import Notice
+from autotune.readings import DeviceReading
+from autotune.trial import Measured
+from autotune.tuning.loop import tune
+from autotune.tuning.probe import Held
+from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.verdict import Verdict
+from tests.support.fake_nvml import FakeDriver, FakeGpu
+from tests.support.processes import deadline, workers_of
+from tests.support.toy_workload import MIB, PATH, toy
+
+GIB = 2**30
+CARD = 4 * GIB
+CONTEXT = 100 * MIB
+UUID = "GPU-00000000-0000-0000-0000-000000000000"
+BYTES = st.integers(0, 8 * GIB)
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs() -> Iterator[None]:
+    with deadline(90):
+        yield
+
+
+@contextmanager
+def prober_beside(
+    folder: Path, neighbour: Callable[[], int], settings: dict[str, Any], events: list[object]
+) -> Iterator[Prober]:
+    """A prober of the toy on a made-up card of 4 GiB, beside a neighbour; the target is half of it."""
+
+    def used() -> int:
+        held = [resident(worker.pid) for worker in workers_of(os.getpid())]
+        return neighbour() + sum(amount + CONTEXT for amount in held if amount)
+
+    with (
+        FakeDriver([FakeGpu(uuid=UUID, total=CARD, used=used)]),
+        Nvml.open() as nvml,
+        Prober(
+            WorkloadSpec(path=PATH, settings={**settings, "device": UUID}),
+            cards=GpuCards(nvml.devices),
+            host=HostMeter(),
+            limits=Limits(target=0.5, target_ram=0.99),
+            emit=events.append,
+            log_path=folder / "log",
+        ) as prober,
+    ):
+        yield prober
+
+
+def said(events: list[object]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Notice)]
+
+
+AGAIN = "probe 5: a neighbour's memory moved meanwhile; measuring again"
+
+
+def test_one_who_comes_in_mid_probe_shrinks_the_budget_and_the_probe_is_measured_again(
+    tmp_path: Path,
+) -> None:
+    """The peak is our own; what the neighbour took is missing from the budget instead."""
+    events: list[object] = []
+    came = tmp_path / "came"
+    settings = toy(how="touch", once=came, at=5)
+    with prober_beside(tmp_path, lambda: GIB * came.exists(), settings, events) as prober:
+        first = prober.probe(1)
+        disturbed = prober.probe(5)
+
+    assert (first.verdict, disturbed.verdict) == (Verdict.FITS, Verdict.FITS)
+    assert first.budgets[0].others == 0
+    assert disturbed.budgets[0].others == pytest.approx(GIB, 0.1)
+    assert disturbed.budgets[0].budget == CARD // 2 - disturbed.budgets[0].others
+    assert disturbed.peak is not None
+    assert disturbed.peak < 300 * MIB
+    assert said(events) == ["Fake GPU: a neighbour took 1.00 GiB", AGAIN]
+
+
+def test_one_who_leaves_in_mid_probe_frees_the_budget(tmp_path: Path) -> None:
+    """Without it a probe's peak would read a gibibyte too low."""
+    events: list[object] = []
+    left = tmp_path / "left"
+    settings = toy(how="touch", once=left, at=5)
+    with prober_beside(tmp_path, lambda: GIB * (not left.exists()), settings, events) as prober:
+        prober.probe(1)
+        disturbed = prober.probe(5)
+
+    assert disturbed.budgets[0].others == pytest.approx(0, abs=8 * MIB)
+    assert disturbed.peak is not None
+    assert 100 * MIB < disturbed.peak < 300 * MIB
+    assert said(events) == ["Fake GPU: a neighbour freed 1.00 GiB", AGAIN]
+
+
+def test_one_who_comes_and_goes_in_every_probe_is_given_up_on(tmp_path: Path) -> None:
+    """After the third time the reading stands, on the safe side: the visitor counts as ours."""
+    events: list[object] = []
+    here, seen = tmp_path / "here", tmp_path / "seen"
+
+    def visitor() -> int:
+        if not here.exists():
+            return 0
+        seen.touch()
+        return GIB
+
+    settings = toy(how="visit", once=here, after=seen, at=5)
+    with prober_beside(tmp_path, visitor, settings, events) as prober:
+        trial = prober.probe(5)
+
+    assert said(events) == [AGAIN, AGAIN]
+    assert trial.peak is not None
+    assert trial.peak > GIB
+
+
+def test_one_who_fills_the_target_between_two_probes_is_an_error(tmp_path: Path) -> None:
+    """No size can hold it any more; the figures say why."""
+    came = tmp_path / "came"
+    with prober_beside(tmp_path, lambda: 3 * GIB * came.exists(), toy(), []) as prober:
+        prober.probe(1)
+        came.touch()
+        with pytest.raises(DeviceError, match="which is the whole target of 50 % already"):
+            prober.probe(2)
+
+
+def test_what_fitted_before_a_neighbour_came_is_held_to_the_new_budget(tmp_path: Path) -> None:
+    """The answer fits beside who is there at the end."""
+    events: list[object] = []
+    came = tmp_path / "came"
+    settings = toy(how="touch", once=came, at=900, per_size=MIB)
+    with prober_beside(tmp_path, lambda: GIB * came.exists(), settings, events) as prober:
+        outcome = tune(prober, ceiling=lambda facts: 3000, emit=events.append)
+
+    answer = outcome.answer
+    assert came.exists()
+    assert answer is not None
+    assert answer.peak is not None
+    assert answer.budgets[0].others == pytest.approx(GIB, rel=0.1)
+    assert 0.95 * answer.budgets[0].budget < answer.peak <= answer.budgets[0].budget
+    assert answer.size < 900 <= max(trial.size for trial in outcome.trials)
+
+
+class Card:
+    """A card whose use and foreign memory are told one after another; the last value stays."""
+
+    kind = "cuda"
+    noise = 0.0
+
+    def __init__(self, *used: int, foreign: int = 0) -> None:
+        self._used = list(used)
+        self._foreign = foreign
+
+    def survey(self) -> tuple[DeviceReading, ...]:
+        used = self._used.pop(0) if len(self._used) > 1 else self._used[0]
+        return (DeviceReading(device=UUID, name="card", total=CARD, used=used),)
+
+    def read(self, resident: object) -> tuple[DeviceReading, ...]:
+        return self.survey()
+
+    def measure(self, reports: object, budgets: object, sampled: object) -> list[Measured]:
+        return []
+
+    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
+        return (self._foreign,)
+
+    def allowance(self, survey: object) -> int | None:
+        return None
+
+
+def neighbours_of(card: Card) -> Neighbours:
+    return Neighbours(card, 0.5, lambda event: None)
+
+
+def test_workers_that_died_while_they_were_built_are_waited_for_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The driver shows them for a moment after their end: they are nobody's neighbours."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    neighbours = neighbours_of(Card(GIB, 3 * GIB, 2 * GIB, GIB))
+
+    neighbours.survey()
+    neighbours.survey()
+
+    assert neighbours.budgets[0].others == GIB
+
+
+def test_the_context_is_missing_from_what_allocations_may_take() -> None:
+    """Of the budget, and of the limit at which they fail."""
+    neighbours = neighbours_of(Card(GIB, foreign=GIB + CONTEXT))
+
+    neighbours.survey()
+    before = neighbours.rooms(1), neighbours.guards(1)
+    neighbours.meet([])
+    (budget,) = neighbours.budgets
+
+    assert before == ([budget.budget], [budget.hard])
+    assert budget.hard is not None
+    assert neighbours.rooms(1) == [budget.budget - CONTEXT]
+    assert neighbours.guards(1) == [budget.hard - CONTEXT]
+
+
+def test_ranks_that_share_a_device_share_its_room() -> None:
+    """Each may take all of it at times: the meter sees what they hold together."""
+    neighbours = neighbours_of(Card(0))
+
+    neighbours.survey()
+    (budget,) = neighbours.budgets
+
+    assert neighbours.rooms(2) == [budget.budget // 2] * 2
+    assert neighbours.guards(2) == [budget.hard] * 2
+
+
+@given(st.integers(1, 8), st.integers(1, 4))
+def test_each_rank_has_its_device(devices: int, sharing: int) -> None:
+    """Its own, or the one that all share."""
+    own = [device_of(rank, devices, range(devices)) for rank in range(devices)]
+
+    assert own == list(range(devices))
+    assert {device_of(rank, sharing, [None]) for rank in range(sharing)} == {0}
+
+
+@given(BYTES, st.integers(-STILL, STILL))
+def test_a_context_may_move_a_little(before: int, change: int) -> None:
+    """Between two probes of the same workers."""
+    assert moved([before], [before + change], loading=False) == (0,)
+
+
+@given(BYTES, st.integers(-STILL, LOADING))
+def test_a_first_probe_loads_kernels(before: int, change: int) -> None:
+    """Up to half a gibibyte beside the allocator."""
+    assert moved([before], [before + change], loading=True) == (0,)
+
+
+@given(BYTES, st.integers(LOADING + 1, 8 * GIB), st.booleans())
+def test_what_moves_further_is_a_neighbour(before: int, change: int, loading: bool) -> None:
+    """In both directions, and told to the byte."""
+    now = [before + change, before - change]
+
+    assert moved([before, before], now, loading=loading) == (change, -change)
+
+
+def test_a_sample_far_above_our_own_peak_was_not_ours() -> None:
+    """The allocator's counter misses nothing of ours but what NCCL holds for a moment."""
+    assert passed_through([5 * GIB], [GIB], [GIB], loading=False)
+    assert not passed_through([2 * GIB + STILL], [GIB], [GIB], loading=False)
+    assert not passed_through([2 * GIB + LOADING], [GIB], [GIB], loading=True)

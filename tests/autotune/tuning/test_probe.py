@@ -1,0 +1,164 @@
+"""What a worker counts over the steps of one probe, on a made-up allocator that caches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from autotune.devices.allocator import DeviceMemory
+from autotune.tuning import probe
+from autotune.tuning.probe import (
+    LEAST_STEPS,
+    MOST_STEPS,
+    Load,
+    Report,
+    measure,
+    measure_evaluation,
+    measure_sides,
+)  # fmt: skip
+
+MODEL = 100
+SAMPLE = 10
+
+
+class CachingMemory:
+    """What was freed stays reserved until it is given back, as on a card."""
+
+    device = "GPU-0"
+    caches = True
+
+    def __init__(self) -> None:
+        self.reserved = self.highest = MODEL
+
+    def take(self, amount: int) -> None:
+        self.reserved = max(self.reserved, MODEL + amount)
+        self.highest = max(self.highest, self.reserved)
+
+    def settle(self) -> None:
+        self.reserved = MODEL
+
+    def reset_peak(self) -> None:
+        self.highest = self.reserved
+
+    def resident(self) -> int:
+        return self.reserved
+
+    def peak(self) -> int:
+        return self.highest
+
+    def allocated(self) -> int:
+        return MODEL
+
+    def peak_allocated(self) -> int:
+        return self.highest
+
+    def retries(self) -> int:
+        return 0
+
+    def synchronize(self) -> None:
+        return
+
+    def limit(self, amount: int) -> None:
+        return
+
+    def unlimit(self) -> None:
+        return
+
+
+class Growing:
+    """Each step takes `grows` bytes more than the one before it."""
+
+    def __init__(self, grows: int = 0) -> None:
+        self._memory = CachingMemory()
+        self.memory: DeviceMemory = self._memory
+        self.facts: Mapping[str, Any] = {}
+        self.sides: tuple[float, float] | None = None
+        self._grows = grows
+        self._more = 0
+
+    def accumulate(self, size: int) -> Load:
+        self._memory.take(SAMPLE * size + self._more)
+        self._more += self._grows
+        return Load(size, size)
+
+    def mix(self, size: int) -> None:
+        self.accumulate(size)
+
+    def update(self) -> None:
+        return
+
+    def evaluate(self, size: int) -> Load:
+        self._memory.take(SAMPLE * size // 2)
+        return Load(size, size)
+
+    def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
+        raise AssertionError("no probe waits")
+
+    def side(self, size: int, side: int) -> bool:
+        if self.sides is not None:
+            self._memory.take(int(SAMPLE * size * self.sides[side]))
+        return self.sides is not None
+
+    def any_rank(self, claim: bool) -> bool:
+        return claim
+
+
+@pytest.fixture(autouse=True)
+def speed_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "TIMED", 0.0)
+
+
+def ignored(step: int) -> None:
+    pass
+
+
+def measured(workload: Growing, far: int | None = None) -> tuple[Report, int]:
+    """The report of a probe at 8, and how many steps it took."""
+    steps: list[int] = []
+    report = measure(workload, 8, steps.append, far=far)
+    return report, len(steps)
+
+
+def test_after_a_probe_nothing_stays_cached() -> None:
+    """It would pass for a neighbour's, and be the first thing that the next probe's meter sees."""
+    report, _ = measured(Growing())
+
+    assert report.peak == MODEL + 8 * SAMPLE
+    assert report.resident == report.fixed == MODEL
+
+
+def test_after_an_evaluation_nothing_stays_cached() -> None:
+    """The same, forward alone."""
+    report = measure_evaluation(Growing(), 8, ignored)
+
+    assert report.peak == MODEL + 4 * SAMPLE
+    assert report.resident == report.fixed == MODEL
+
+
+def test_what_grows_with_the_size_is_read_before_anything_is_left_in_pieces() -> None:
+    """Later steps peak higher, and no two probes alike: a line through the first is the truer one."""
+    report, _ = measured(Growing(10))
+
+    assert report.growing == MODEL + 8 * SAMPLE
+    assert report.peak == report.growing + 10 * (MOST_STEPS - 1)
+
+
+@pytest.mark.parametrize(
+    ("grows", "far", "steps"),
+    [(0, None, LEAST_STEPS), (10, None, MOST_STEPS), (10, 10**6, LEAST_STEPS), (10, 1, MOST_STEPS)],
+    ids=["settled", "grows", "grows far below the budget", "grows near it"],
+)
+def test_steps_go_on_until_the_peak_has_settled(grows: int, far: int | None, steps: int) -> None:
+    """Unless it fits however it wavers."""
+    _, taken = measured(Growing(grows), far)
+
+    assert taken == steps
+
+
+def test_source_and_target_are_told_apart() -> None:
+    """Each as a share of what a micro-batch of both takes; what they take together is neither's."""
+    workload = Growing()
+    workload.sides = (0.25, 0.5)
+
+    assert measure_sides(workload, 8) == [0.25, 0.5]
+    assert measure_sides(Growing(), 8) is None

@@ -1,0 +1,161 @@
+"""A group of processes: how it is started, what its end tells, that none is left."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from autotune.errors import OutputError
+from autotune.workers.channel import Message
+from autotune.workers.group import Workers
+from tests.support.processes import wait_until
+from tests.support.toy_workload import ROOT
+
+CONNECT = """
+import json, os, socket, sys, time
+def connect():
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.environ["CHATLM_SOCKET"])
+    return connection
+def hello(connection, rank, pid):
+    connection.sendall(json.dumps({"type": "hello", "rank": rank, "pid": pid}).encode() + b"\\n")
+"""
+
+
+@contextmanager
+def workers_that(run: str, folder: Path) -> Iterator[Workers]:
+    """One process that runs this code, which can `connect()` and say `hello(connection, rank, pid)`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", CONNECT + run]
+    with Workers(command, environment=environment, log_path=folder / "log") as workers:
+        yield workers
+
+
+def receive(workers: Workers, count: int) -> list[Message]:
+    messages: list[Message] = []
+
+    def is_all() -> bool:
+        messages.extend(workers.receive(0.05))
+        return len(messages) >= count
+
+    assert wait_until(is_all), (messages, workers.log_tail())
+    return messages
+
+
+def test_one_hello_alone_completes_a_group(tmp_path: Path) -> None:
+    """Two may be read together, and what is sent to a complete group must be sent once."""
+    called, go, said = tmp_path / "called", tmp_path / "go", tmp_path / "said"
+    run = (
+        f"first, second = connect(), connect(); open({str(called)!r}, 'w')\n"
+        f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+        f"hello(first, 0, 1); hello(second, 1, 1); open({str(said)!r}, 'w'); first.recv(1)"
+    )
+    with workers_that(run, tmp_path) as workers:
+        assert wait_until(called.exists)
+        assert workers.receive(1) + workers.receive(1) == []  # both calls are taken
+        go.touch()
+        assert wait_until(said.exists)
+
+        messages = workers.receive(1)
+
+    assert [message["present"] for message in messages] == [1, 2]
+
+
+def test_the_log_has_what_was_printed_since_the_start(tmp_path: Path) -> None:
+    """One log serves many groups; the end of an earlier one is no evidence."""
+    (tmp_path / "log").write_text("exitcode : -9\n")
+    with workers_that("print('out'); print('err', file=sys.stderr); sys.exit(3)", tmp_path) as w:
+        code = w.exit_code()
+        printed = w.log_tail()
+
+    assert code == 3
+    assert sorted(printed.splitlines()) == ["err", "out"]
+    assert "exitcode : -9" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("printed", "code"),
+    [
+        ("exitcode  : -11 (pid: 7) Signal 11 (SIGSEGV)", -signal.SIGSEGV),
+        ("exitcode  : 1 (pid: 8)\nexitcode  : -9 (pid: 7)", -signal.SIGKILL),
+        ("failed (exitcode: 3) local_rank: 0 (pid: 8) of binary", 3),
+        ("no report", 1),
+    ],
+)
+def test_a_launchers_report_tells_how_its_worker_ended(
+    printed: str, code: int, tmp_path: Path
+) -> None:
+    """torchrun exits 1 whatever the signal; of several ranks the killed one is the cause."""
+    with workers_that(f"print({printed!r}); sys.exit(1)", tmp_path) as workers:
+        assert workers.exit_code() == code
+
+
+def test_a_process_of_the_same_number_is_not_killed(tmp_path: Path) -> None:
+    """The kernel gives numbers out again; a stranger has not our socket in its environment."""
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        run = f"a = connect(); hello(a, 0, {stranger.pid}); a.recv(1)"
+        try:
+            with workers_that(run, tmp_path) as workers:
+                receive(workers, 1)
+                resident = workers.resident()
+            is_alive = stranger.poll() is None
+        finally:
+            stranger.kill()
+
+    assert resident[0] > 0
+    assert is_alive
+
+
+def test_a_rank_may_say_hello_while_the_meter_asks_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meter has a thread of its own."""
+    with workers_that("", tmp_path) as workers:
+
+        def resident_as_another_comes(pid: int) -> int:
+            workers.pids[pid] = 2**30  # no such process
+            return pid
+
+        monkeypatch.setattr("autotune.workers.group.resident", resident_as_another_comes)
+        workers.pids = {0: 2**30 + 1}
+        resident = workers.resident()
+
+    assert resident == {0: 2**30 + 1}
+
+
+def test_a_worker_below_the_launcher_is_gone_when_the_group_is_closed(tmp_path: Path) -> None:
+    """It hears nothing, and the launcher does not look after it."""
+    run = (
+        "import subprocess; child = subprocess.Popen(['sleep', '60'], start_new_session=True); "
+        "a = connect(); hello(a, 0, child.pid); a.recv(1)"
+    )
+    with workers_that(run, tmp_path) as workers:
+        receive(workers, 1)
+        child = psutil.Process(workers.pids[0])
+
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_group_that_nobody_has_heard_of_yet_is_ended_too(tmp_path: Path) -> None:
+    """Ctrl-C while the workers import torch."""
+    with workers_that("time.sleep(60)", tmp_path) as workers:
+        assert not workers.ended()
+
+    assert workers.ended()
+    assert workers.exit_code() == -signal.SIGTERM
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    """Before anything is started."""
+    (tmp_path / "log").mkdir()
+
+    with pytest.raises(OutputError) as caught, workers_that("", tmp_path):
+        pass
+
+    assert str(caught.value) == f"cannot write the log {tmp_path / 'log'}: Is a directory"

@@ -1,0 +1,127 @@
+"""`torch.compile`: a step is the same, and graphs stay few however many shapes it meets."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from autotune.errors import UsageError  # noqa: E402
+from tests.support.tiny import batch, tiny  # noqa: E402
+from trainer.config.settings import WorkloadSettings  # noqa: E402
+from trainer.model.compilation import BACKEND, compiled, graphs, padded  # noqa: E402
+from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+
+SHAPES = [
+    (1, 64, 64), (8, 64, 64), (4, 17, 9), (16, 16, 16), (1, 33, 7), (6, 1, 1), (24, 24, 24),
+]  # fmt: skip
+"""(rows, source, target): single rows, sides as long as each other and as there are rows, single tokens."""
+
+
+@pytest.fixture(autouse=True)
+def _traced_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs are traced as for inductor and run as they are: in seconds, where inductor takes a minute."""
+    monkeypatch.setenv(BACKEND, "eager")
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # 10^5 lines
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def engine(model: Any, **values: Any) -> Engine:
+    settings = WorkloadSettings(**values)
+    return Engine(make_accelerator(settings), copy.deepcopy(model), settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("t5", {}),
+        ("llama", {"lora_rank": 4}),
+        ("qwen2", {"gradient_checkpointing": True}),
+    ],
+)
+def test_two_graphs_serve_every_shape_and_change_no_step(
+    family: str, values: dict[str, Any]
+) -> None:
+    """Seven shapes: loss and gradient norm to 1e-5; one graph for single rows, one for all others."""
+    model = tiny(family)
+    plain, fast = engine(model, **values), engine(model, compile=True, **values)
+    before = graphs()
+
+    for rows, source, target in SHAPES:
+        data = batch(model, rows, source, target)
+        losses, norms = [], []
+        for own in (plain, fast):
+            loss = own.accumulate([data], target_tokens=data.target_tokens)
+            losses.append(loss.item())
+            norms.append(own.update(1e-4))
+
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+    assert 1 <= graphs() - before <= 2
+    assert not torch._dynamo.utils.counters["recompile_limit"]
+
+
+def test_an_evaluation_makes_no_graph() -> None:
+    """It runs as if nothing were compiled; so does generation, whose shapes grow with each token."""
+    own = engine(tiny("llama"), compile=True)
+    data = batch(own.unwrapped, 4, 12, 8)
+    before = graphs()
+
+    with own.evaluating():
+        own.summed_loss(data)
+        model: Any = own.unwrapped
+        model.generate(**data.inputs, max_new_tokens=2)
+
+    assert graphs() == before
+
+
+def test_a_compiled_step_has_noise_too() -> None:
+    """NEFTune's hooks are traced: another draw gives another loss."""
+    own = engine(tiny("t5"), compile=True, neftune_alpha=5.0)
+    data = batch(own.unwrapped, 4, 12, 8)
+
+    losses = {own.accumulate([data], target_tokens=1).item() for _ in range(3)}
+
+    assert len(losses) == 3
+
+
+def test_lengths_are_padded_to_eight_and_no_further_than_the_model_reads() -> None:
+    """A GPT-2 of 20 positions has no place for 24; what is added is masked and not learnt."""
+    data = batch(tiny("gpt2"), 2, 17, 17)
+
+    wide, narrow = padded(data, None), padded(data, 20)
+
+    assert wide.inputs["input_ids"].shape == wide.labels.shape == (2, 24)
+    assert narrow.inputs["input_ids"].shape == narrow.labels.shape == (2, 20)
+    assert wide.inputs["attention_mask"].sum() == data.inputs["attention_mask"].sum()
+    assert (wide.labels != -100).sum() == data.target_tokens
+
+
+def test_a_missing_compiler_is_said_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor writes C++ and would fail in the middle of it."""
+    monkeypatch.setenv(BACKEND, "inductor")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+
+    with pytest.raises(UsageError) as caught:
+        compiled(tiny("t5"))
+
+    assert str(caught.value) == (
+        "--compile needs a C++ compiler; install g++, or leave --compile out"
+    )
+
+
+def test_a_launchers_wish_to_compile_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch` sets the variable from a user's configuration; ours is the setting."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    model, settings = tiny("t5"), WorkloadSettings()
+
+    own = Engine(make_accelerator(settings), model, settings)
+
+    assert own.model is model

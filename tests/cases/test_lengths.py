@@ -1,0 +1,195 @@
+"""Lengths that vary: the longest comes late, short and long alternate, and other data come next."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import profiles  # noqa: E402
+from autotune.devices.group import EmulatedCards  # noqa: E402
+from autotune.devices.host import HostMeter  # noqa: E402
+from autotune.devices.selection import Devices  # noqa: E402
+from autotune.partition import Costs  # noqa: E402
+from autotune.plan import Plan  # noqa: E402
+from autotune.tuning.prober import Limits, Prober, WorkloadSpec  # noqa: E402
+from autotune.verdict import Verdict  # noqa: E402
+from autotune.workers.launch import memory_environment  # noqa: E402
+from profiles.schema import parse  # noqa: E402
+from tests.support.processes import deadline  # noqa: E402
+from tests.support.toy_workload import MIB, PATH, toy  # noqa: E402
+from trainer.batching.collator import Batch, Collator  # noqa: E402
+from trainer.batching.step_loader import Steps  # noqa: E402
+from trainer.config.options import TrainOptions  # noqa: E402
+from trainer.config.resolve import resolve  # noqa: E402
+from trainer.config.settings import WorkloadSettings  # noqa: E402
+from trainer.data.readers import bundled  # noqa: E402
+from trainer.data.sample_order import PlainSteps, SampleOrder, count_steps  # noqa: E402
+from trainer.data.token_store import open_store  # noqa: E402
+from trainer.model.loading import load_model  # noqa: E402
+from trainer.supervisor.tuning import differences, earlier, fingerprint  # noqa: E402
+from trainer.workload import build  # noqa: E402
+
+LIMITS = Limits(target=0.6, target_ram=0.8)
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs() -> Iterator[None]:
+    with deadline(90):
+        yield
+
+
+@pytest.mark.parametrize("overhead", [None, 40.0])
+@pytest.mark.parametrize("shares", [None, (0.3, 0.6)])
+def test_no_step_of_an_epoch_has_a_batch_beyond_the_probes(
+    overhead: float | None, shares: tuple[float, ...] | None
+) -> None:
+    """A bump of memory hours later would be a batch that the probe's worst one did not cover."""
+    loaded = load_model("chatlm-tiny", dropout=0.0, seed=0)
+    store = open_store((bundled("train"),), loaded.codec, max_source=256, max_target=256)
+    collator = Collator(store, loaded.codec, loaded.model.config.decoder_start_token_id)
+    costs = Costs(longest=collator.longest(), shares=shares, overhead=overhead)
+    plan = Plan(micro_batch=24, effective_batch=64, world_size=1)
+    order = PlainSteps(SampleOrder(len(store), 3), plan.effective_batch)
+    steps = Steps(collator, order, plan, costs=costs, rank=0)
+    worst = shape(collator.worst(24))
+
+    shapes = [
+        shape(batch)
+        for step in range(count_steps(len(store), 64, 1.0, None))
+        for batch in steps[step].batches
+    ]
+
+    assert all(
+        size <= 24 or costs.sequences(size, np.array(sides)) <= 24 for size, *sides in shapes
+    )
+    if overhead is None:  # then as few micro-batches as fit: short samples travel together
+        assert max(size for size, *_ in shapes) > 24
+    highest = tuple(map(max, zip(*shapes, strict=True)))
+    assert highest[1:] == worst[1:]  # the longest do come up, in one batch or another
+
+
+def shape(batch: Batch) -> tuple[int, int, int]:
+    """Sequences, and the tokens to which sources and targets are padded."""
+    return batch.samples, batch.inputs["input_ids"].shape[1], batch.labels.shape[1]
+
+
+@pytest.mark.parametrize(("caches", "samples"), [(True, [32, 16, 1]), (False, [16, 1])])
+def test_a_probe_mixes_short_and_long_none_beyond_the_worst(
+    caches: bool, samples: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They leave an allocator's cache in pieces; where nothing stays cached, the largest leaves none."""
+    settings = {**WorkloadSettings().as_json(), "effective": 1, "effective_fixed": False}
+    workload = build(settings)
+    ran: list[tuple[int, int, int]] = []
+
+    def note(batches: list[Batch], *, target_tokens: int) -> Any:
+        ran.extend(map(shape, batches))
+        return torch.zeros(())
+
+    monkeypatch.setattr(workload.engine, "accumulate", note)
+    monkeypatch.setattr(workload.memory, "caches", caches)
+
+    workload.accumulate(32)
+    workload.mix(32)
+
+    worst, *mixed = ran
+    assert [count for count, _, _ in mixed] == samples
+    assert len({source for _, source, _ in mixed}) > 1
+    assert all(seen <= most for one in mixed for seen, most in zip(one, worst, strict=True))
+
+
+@pytest.fixture
+def toy_prober(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Prober]:
+    """A prober of the toy with the test's settings, on an emulated card of 256 MiB."""
+    with Prober(
+        WorkloadSpec(path=PATH, settings=toy(**request.param)),
+        cards=EmulatedCards(256 * MIB, 1),
+        host=HostMeter(),
+        limits=Limits(target=0.8, target_ram=1.0),
+        emit=lambda event: None,
+        log_path=tmp_path / "log",
+    ) as prober:
+        yield prober
+
+
+@pytest.mark.parametrize("toy_prober", [{"scattered": 30 * MIB}], indirect=True)
+def test_what_a_step_takes_more_after_a_mix_is_in_the_peak(toy_prober: Prober) -> None:
+    """The worst batch runs again in the memory that short and long ones have left in pieces."""
+    trial = toy_prober.probe(20)
+
+    assert trial.peak is not None
+    assert trial.growing is not None
+    assert trial.fixed is not None
+    assert trial.peak - trial.fixed == pytest.approx(50 * MIB, abs=4 * MIB)
+
+
+@pytest.mark.parametrize("toy_prober", [{"retries": 1}], indirect=True)
+def test_an_allocator_that_flushes_its_cache_to_go_on_is_over(toy_prober: Prober) -> None:
+    """It runs, thrashing; the next long batch would be out of memory."""
+    trial = toy_prober.probe(2)
+
+    assert (trial.verdict, trial.reason) == (Verdict.OVER, "the allocator thrashed")
+
+
+FOUND = {
+    "model": "toy", "torch": "2", "longest_source": 50, "longest_target": 40, "world_size": 1,
+}  # fmt: skip
+
+
+def cards() -> Devices:
+    return Devices(cards=EmulatedCards(1024 * MIB, 1), world_size=1)
+
+
+def tuned_on(facts: dict[str, Any]) -> profiles.Profile:
+    """The profile of a tuning that had these facts."""
+    document: dict[str, Any] = {
+        "schema": 1,
+        "batch": {
+            "micro_batch_size": 8, "gradient_accumulation_steps": 2, "effective_batch_size": 16,
+        },
+        "memory": {
+            "target_vram": 0.6, "target_ram": 0.8, "vram_limit_bytes": 1024 * MIB,
+            "peak_bytes": 500 * MIB,
+        },
+        "run": {"precision": "fp32", "environment": memory_environment("cpu")},
+    }  # fmt: skip
+    profile = parse(document, "tuned.toml")
+    return profile.model_copy(update={"fingerprint": fingerprint(facts, cards())})
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({}, []),
+        ({"longest_source": 50, "longest_target": 7}, []),
+        ({"longest_source": 500}, ["longest source 50 tokens, now 500"]),
+        ({"longest_target": 41}, ["longest target 40 tokens, now 41"]),
+    ],
+    ids=["the same", "shorter", "longer sources", "longer targets"],
+)
+def test_a_profile_of_shorter_data_is_not_believed(now: dict[str, Any], said: list[str]) -> None:
+    """Its size is probed once before the run; one of longer data still holds."""
+    profile = tuned_on(FOUND)
+    settings = resolve(profile, TrainOptions(), device="cpu", world_size=1)
+
+    differing = differences(profile, fingerprint({**FOUND, **now}, cards()), settings, ())
+
+    assert differing == said
+
+
+@pytest.mark.parametrize(("longest", "guess"), [(50, (8,)), (51, None), (49, None)])
+def test_an_earlier_size_is_a_guess_for_data_of_the_same_lengths_alone(
+    longest: int, guess: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    """And a guess is probed like any other size: it is never an answer unseen."""
+    path = tmp_path / "tuned.toml"
+    profiles.save(tuned_on(FOUND), path)
+    facts = {"fingerprint": {**FOUND, "longest_source": longest}, "precision": "fp32"}
+
+    found = earlier(path, LIMITS, 1024 * MIB, cards(), WorkloadSettings())(facts)
+
+    assert found == guess

@@ -1,0 +1,144 @@
+"""The lines that a tuning ends with, one by one."""
+
+from pathlib import Path
+
+import pytest
+
+from dashboard.summary import tuned_words
+from profiles import Profile
+from profiles.schema import Batch, Fingerprint, Memory, Run, TrialRow
+
+MIB = 2**20
+PATH = Path("profiles/tuned.toml")
+
+
+def row(size: int, speed: float, verdict: str = "fits", sizes: list[int] | None = None) -> TrialRow:
+    return TrialRow.model_validate(
+        {"size": size, "sizes": sizes, "verdict": verdict, "seconds": 4.2, "samples_per_second": speed}
+    )  # fmt: skip
+
+
+def profile(
+    size: int = 56,
+    effective: int = 64,
+    *,
+    sizes: list[int] | None = None,
+    ranks: int = 1,
+    accumulation: int = 2,
+    before: int | None = None,
+    eval_batch: int | None = None,
+    loaders: int = 0,
+    trials: tuple[TrialRow, ...] = (),
+) -> Profile:
+    return Profile(
+        schema=1,
+        batch=Batch(
+            micro_batch_size=size,
+            micro_batch_sizes=sizes,
+            gradient_accumulation_steps=accumulation,
+            effective_batch_size=effective,
+            base_effective_batch_size=before,
+            eval_batch_size=eval_batch,
+        ),
+        memory=Memory(peak_bytes=990 * MIB, budget_bytes=1000 * MIB),
+        run=Run(loader_workers=loaders),
+        fingerprint=Fingerprint(world_size=ranks, devices=["Card"] * ranks),
+        trial=list(trials),
+    )
+
+
+def lines(found: Profile, would_hold: int | None = None) -> list[str]:
+    return tuned_words(found, 72.0, PATH, would_hold).splitlines()
+
+
+def test_a_tuning_ends_with_the_cut_the_peak_and_the_next_command() -> None:
+    """No line more where there is nothing more to say."""
+    assert lines(profile()) == [
+        "micro-batch 56, accumulation 2, effective batch 64, found in 1 m 12 s",
+        "peak 990 MiB of a budget of 0.98 GiB (99 %)",
+        "wrote profiles/tuned.toml; train with it: chatlm train --profile tuned",
+    ]
+
+
+def test_several_devices_are_counted() -> None:
+    cut, peak, *_ = lines(profile(16, 64, ranks=2))
+
+    assert cut.startswith("micro-batch 16 on each of 2 devices, accumulation 2, effective batch 64")
+    assert peak.endswith("(99 %), on the device with the least headroom")
+
+
+def test_unequal_sizes_are_all_named() -> None:
+    first = lines(profile(12, 36, ranks=2, sizes=[12, 6]))[0]
+
+    assert first.startswith("micro-batch 12 + 6 on 2 devices, accumulation 2, effective batch 36")
+
+
+@pytest.mark.parametrize(
+    ("loaders", "words"),
+    [
+        (0, "evaluation batch 224, no loader process per device"),
+        (1, "evaluation batch 224, 1 loader process per device"),
+        (4, "evaluation batch 224, 4 loader processes per device"),
+    ],
+)
+def test_the_evaluation_batch_and_the_loaders_share_a_line(loaders: int, words: str) -> None:
+    assert words in lines(profile(eval_batch=224, loaders=loaders))
+
+
+def test_a_grown_effective_batch_offers_both_scalings_of_the_learning_rate() -> None:
+    grown = profile(128, 128, accumulation=1, before=32)
+
+    words = next(line for line in lines(grown) if "grew" in line)
+
+    assert words == (
+        "the effective batch grew from 32 to 128, to hold a whole micro-batch per device; the "
+        "learning rate stays, unless you train with --scale-lr sqrt (x 2.00) or linear (x 4.00)"
+    )
+
+
+def test_an_effective_batch_that_was_kept_is_not_said_to_have_grown() -> None:
+    assert not any("grew" in line for line in lines(profile(before=64)))
+
+
+def test_room_that_the_effective_batch_leaves_is_offered() -> None:
+    full = profile(32, 64, ranks=2, accumulation=1)
+
+    assert (
+        "there is room for about 90 sequences per device: --effective-batch 180 would use it"
+        in lines(full, would_hold=90)
+    )
+
+
+def test_no_larger_effective_batch_is_offered_where_something_else_was_the_bound() -> None:
+    """With --max-batch 8 a step is several micro-batches: a larger one has no room to use."""
+    bounded = profile(8, 64, accumulation=8)
+
+    assert not any("room" in line for line in lines(bounded, would_hold=90))
+
+
+def test_a_knee_below_the_answer_is_named_with_the_option_that_takes_it() -> None:
+    found = profile(trials=(row(1, 52.1), row(24, 405.0), row(56, 411.0), row(64, 420.0, "over")))
+
+    words = next(line for line in lines(found) if "knee" in line)
+
+    assert words == (
+        "the knee is micro-batch 24: the smallest tried that is as fast (within 3 %); --prefer "
+        "throughput tunes for it, and holds less memory"
+    )
+
+
+def test_the_knee_of_unequal_devices_names_all_sizes() -> None:
+    trials = (row(8, 405.0, sizes=[8, 4]), row(12, 411.0, sizes=[12, 6]))
+
+    found = profile(12, 36, ranks=2, sizes=[12, 6], trials=trials)
+
+    assert any(line.startswith("the knee is micro-batch 8 + 4: ") for line in lines(found))
+
+
+@pytest.mark.parametrize("speeds", [(), (411.0,), (300.0, 411.0)])
+def test_an_answer_that_is_the_knee_gets_no_word_of_it(speeds: tuple[float, ...]) -> None:
+    trials = tuple(
+        row(size, speed) for size, speed in zip((28, 56)[-len(speeds) :], speeds, strict=False)
+    )
+
+    assert not any("knee" in line for line in lines(profile(trials=trials)))

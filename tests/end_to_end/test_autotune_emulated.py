@@ -1,0 +1,235 @@
+"""`chatlm autotune` on emulated cards: the real model in real worker processes, as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+import profiles
+from autotune.devices.group import EmulatedCards
+from autotune.devices.host import HostMeter
+from autotune.events import ProbeEnded, ProbeStarted
+from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.verdict import Verdict
+from dashboard.event_log import read_events
+from tests.support.commands import CHATLM, chatlm, start
+from tests.support.processes import deadline, still_running, wait_until, workers_of
+from trainer.config.settings import WorkloadSettings
+
+GIB = 2**30
+MIB = 2**20
+SHORT = ("--max-source-length", "32", "--max-target-length", "32")
+TUNE = ("autotune", "--device", "cpu", "--vram-limit", "1GiB", "--target-vram", "0.6", *SHORT)
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs() -> Iterator[None]:
+    with deadline(120):
+        yield
+
+
+def has_event(file: Path, kind: type, count: int) -> bool:
+    """Whether so many events of this kind have been recorded."""
+    if not file.exists():
+        return False
+    return sum(isinstance(event, kind) for _, event in read_events(file)) >= count
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=100)
+    return process.returncode, out, err
+
+
+def check(document: dict[str, Any], folder: Path) -> None:
+    """What holds of every answer: it ran, it fitted on each device, and the next larger failed."""
+    size = document["micro_batch_size"]
+    by_size = {trial["size"]: trial for trial in document["trials"]}
+    larger = [trial for trial in document["trials"] if trial["size"] > size]
+    profile = profiles.load(str(folder / document["profile"]))
+    assert by_size[size]["verdict"] == "fits"
+    assert {trial["verdict"] for trial in larger} <= {"over", "oom"}
+    assert all(device["peak_bytes"] <= device["budget_bytes"] for device in document["devices"])
+    assert profile.batch.micro_batch_size == size
+    assert profile.interrupted == document["interrupted"]
+
+
+def test_the_answer_is_the_documented_json_and_a_profile(tmp_path: Path) -> None:
+    """One document on stdout, nothing else there, and a file that `train` can load."""
+    done = chatlm(tmp_path, *TUNE, "--max-batch", "512", "--json", "--plain")
+
+    document = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert list(document) == [
+        "schema", "profile", "micro_batch_size", "effective_batch_size",
+        "gradient_accumulation_steps", "target", "interrupted", "devices", "trials", "seconds",
+        "micro_batch_sizes", "eval_batch_size", "loader_workers", "knee", "would_hold",
+    ]  # fmt: skip
+    assert document["profile"] == "profiles/tuned.toml"
+    assert [list(device) for device in document["devices"]] == [
+        [
+            "name", "total_bytes", "others_bytes", "budget_bytes", "peak_bytes", "context_bytes",
+            "reserved_bytes", "allocated_bytes",
+        ]
+    ]  # fmt: skip
+    assert document["devices"][0]["total_bytes"] == GIB
+    assert document["devices"][0]["budget_bytes"] == int(0.6 * GIB)
+    assert document["devices"][0]["peak_bytes"] > 0.95 * document["devices"][0]["budget_bytes"]
+    check(document, tmp_path)
+
+
+def test_two_processes_each_hold_their_own_card(tmp_path: Path) -> None:
+    """Through torchrun and gloo; the samples of a step are those of both."""
+    done = chatlm(
+        tmp_path, *TUNE, "--num-processes", "2", "--max-batch", "6", "--json", "--plain"
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert len(document["devices"]) == 2
+    assert document["effective_batch_size"] <= (
+        2 * document["micro_batch_size"] * document["gradient_accumulation_steps"]
+    )
+    assert profiles.load(str(tmp_path / document["profile"])).fingerprint.world_size == 2
+    check(document, tmp_path)
+
+
+def test_the_host_is_a_device_of_its_own(tmp_path: Path) -> None:
+    """Without an emulated card the workers' pages count against what the host has free."""
+    done = chatlm(
+        tmp_path, "autotune", "--device", "cpu", "--target-vram", "1", "--target-ram", "1",
+        "--max-batch", "2", *SHORT, "--json", "--plain",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    (card,) = document["devices"]
+    assert "on the CPU, against host RAM" in done.stderr
+    assert card["name"] == "CPU"
+    assert card["others_bytes"] > 0
+    assert card["budget_bytes"] == card["total_bytes"] - card["others_bytes"]
+    assert document["micro_batch_size"] == 2
+    check(document, tmp_path)
+
+
+def test_a_worker_that_is_killed_in_a_probe_costs_no_answer(tmp_path: Path) -> None:
+    """The size is probed again by a fresh worker, and the search goes on."""
+    events = tmp_path / "events.jsonl"
+    process = start(
+        tmp_path, *TUNE, "--max-batch", "24", "--events", str(events), "--json", "--plain"
+    )
+    assert wait_until(lambda: has_event(events, ProbeStarted, 2))
+    (worker,) = workers_of(process.pid)
+
+    worker.kill()
+    code, out, err = finish(process)
+
+    assert code == 0, err
+    assert "the worker was killed (SIGKILL); trying once more" in err
+    document = json.loads(out)
+    assert document["micro_batch_size"] > 1
+    check(document, tmp_path)
+
+
+def test_ctrl_c_in_a_terminal_keeps_the_best_so_far(tmp_path: Path) -> None:
+    """The profile says so, the cursor is back, and no worker is left."""
+    events = tmp_path / "events.jsonl"
+    child = pexpect.spawn(
+        CHATLM[0], [*CHATLM[1:], *TUNE, "--events", str(events)],
+        cwd=tmp_path, dimensions=(30, 100), timeout=60, encoding="utf-8", codec_errors="replace",
+    )  # fmt: skip
+    try:
+        # what is not read fills the terminal, and whoever draws on it waits
+        assert wait_until(
+            lambda: (
+                not child.expect(pexpect.TIMEOUT, timeout=0.05)
+                and has_event(events, ProbeStarted, 2)
+            )
+        )
+        workers = workers_of(child.pid)
+
+        child.sendintr()
+        child.expect(pexpect.EOF)
+    finally:
+        child.close(force=True)
+
+    assert child.exitstatus == 130
+    assert len(workers) == 1
+    assert still_running(workers) == []
+    assert child.before.rfind("\x1b[?25h") > child.before.rfind("\x1b[?25l")
+    assert "Traceback" not in child.before
+    found = profiles.load(str(tmp_path / "profiles" / "tuned.toml"))
+    assert found.interrupted
+    assert [row.verdict for row in found.trial if row.size == found.batch.micro_batch_size] == [
+        "fits"
+    ]
+
+
+def test_ctrl_c_before_anything_fitted_writes_nothing(tmp_path: Path) -> None:
+    """While the worker loads torch; there is no best so far."""
+    process = start(tmp_path, *TUNE, "--json", "--plain")
+    assert wait_until(lambda: workers_of(process.pid) != [])
+    workers = workers_of(process.pid)
+
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+
+    assert (code, out) == (130, "")
+    assert err.endswith("chatlm: interrupted\n")
+    assert "Traceback" not in err
+    assert not (tmp_path / "profiles").exists()
+    assert still_running(workers) == []
+
+
+def test_a_card_that_is_too_small_for_one_sequence_is_said(tmp_path: Path) -> None:
+    """With the figures, and what to try; nothing is written."""
+    done = chatlm(tmp_path, *TUNE, "--target-vram", "0.3", "--max-batch", "64", "--plain")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "chatlm: the model and its optimizer alone do not fit: stopped at "
+    )
+    assert "past the guard's 358 MiB; try a higher target" in done.stderr
+    assert not (tmp_path / "profiles").exists()
+
+
+def test_a_card_that_holds_the_model_and_no_sequence_is_said(tmp_path: Path) -> None:
+    """With the figures, and what to try; nothing is written."""
+    done = chatlm(tmp_path, *TUNE, "--target-vram", "0.4", "--max-batch", "64", "--plain")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("chatlm: nothing fits: micro-batch 1 peaks at ")
+    assert "the budget of emulated card is 410 MiB" in done.stderr
+    assert "try a higher --target-vram" in done.stderr
+    assert not (tmp_path / "profiles").exists()
+
+
+def test_torch_refused_an_allocation_is_out_of_memory(tmp_path: Path) -> None:
+    """By the emulated card, in the middle of a real step; a fresh worker probes the next size."""
+    settings = WorkloadSettings(max_source_length=32, max_target_length=32).as_json()
+    events: list[object] = []
+    with Prober(
+        WorkloadSpec(
+            path="trainer.workload:build",
+            settings={**settings, "effective": 1, "effective_fixed": False},
+        ),
+        cards=EmulatedCards(700 * MIB, 1),
+        host=HostMeter(),
+        limits=Limits(target=1.0, target_ram=1.0),
+        emit=events.append,
+        log_path=tmp_path / "log",
+    ) as prober:
+        refused, fits = prober.probe(2000), prober.probe(2)
+        left = workers_of(os.getpid())
+
+    assert refused.verdict is Verdict.OOM
+    assert refused.reason is not None
+    assert "DefaultCPUAllocator: can't allocate memory" in refused.reason
+    assert fits.verdict is Verdict.FITS
+    assert still_running(left) == []
+    assert not any(isinstance(event, ProbeEnded) for event in events)

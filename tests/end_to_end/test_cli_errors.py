@@ -1,0 +1,419 @@
+"""What a user is told when something cannot be meant, read or written: by the real command.
+
+Most is refused before a worker starts and is asked of `cli.main` in this process; what only a worker
+can find is asked of the installed command.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import cli
+from autotune.workers.group import Workers
+from tests.support.fake_nvml import FakeDriver, FakeGpu
+
+NO_DRIVER = {"nvmlInitWithFlags": 9}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        """The one line of a refusal: exit 1, nothing on stdout, no traceback."""
+        assert (self.code, self.out) == (1, ""), self
+        assert self.err.startswith("chatlm: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("chatlm: ").rstrip("\n")
+
+
+Chatlm = Callable[..., Ended]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's current folder, with one good data file and nothing else."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "good.jsonl").write_text('{"prompt": "问", "response": "答"}\n' * 16)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CHATLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return folder
+
+
+@pytest.fixture
+def chatlm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> Chatlm:
+    """The command in this process; it fails the test where a worker would start."""
+    monkeypatch.setattr(Workers, "__init__", _no_worker)
+
+    def run(*arguments: str) -> Ended:
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+        monkeypatch.setattr(sys, "argv", ["chatlm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def _no_worker(*_: object, **__: object) -> None:
+    raise AssertionError("a worker was started")
+
+
+def installed(*arguments: str) -> Ended:
+    """The command as a process of its own, with its workers."""
+    command = [sys.executable, "-P", "-m", "cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def left() -> set[str]:
+    """What stands in the current folder beside the data and the logs."""
+    return {path.name for path in Path().iterdir() if path.suffix != ".jsonl"} - {"logs"}
+
+
+# --- settings
+
+
+@pytest.mark.parametrize("option", ["--target-vram", "--target-ram"])
+@pytest.mark.parametrize("value", ["0", "-0.5", "1.01", "60", "nan", "inf"])
+def test_a_fraction_outside_its_range_is_refused(chatlm: Chatlm, option: str, value: str) -> None:
+    """Percent are not a fraction."""
+    assert chatlm("autotune", option, value).message == (
+        f"{option} {value} is not a share of the device's memory; give a fraction above 0 and at "
+        f"most 1, like 0.6 for 60 %"
+    )
+    assert left() == set()
+
+
+def test_a_limit_in_an_unknown_unit_is_refused(chatlm: Chatlm) -> None:
+    """With how to write one."""
+    assert chatlm("autotune", "--vram-limit", "20XB").message == (
+        "'20XB' is not an amount of memory; write it like 20GiB or 512MB"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("autotune", "--target-vram", "much"),
+        ("autotune", "--effective-batch", "0"),
+        ("autotune", "--device", "tpu"),
+        ("autotune", "--max-source-length", "1"),
+        ("autotune", "--unknown"),
+        ("train", "--epochs", "all"),
+        ("train", "--checkpoint-every", "0"),
+        ("nothing",),
+    ],
+)
+def test_a_flag_that_cannot_be_parsed_is_a_usage_error(
+    chatlm: Chatlm, arguments: tuple[str, ...]
+) -> None:
+    """Exit 2, which says that the command line is wrong."""
+    ended = chatlm(*arguments)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert "Error" in ended.err
+    assert "Traceback" not in ended.err
+    assert left() == set()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--epochs", "0", "--epochs 0 is no length of a run; give a number above 0"),
+        ("--epochs", "nan", "--epochs nan is no length of a run; give a number above 0"),
+        ("--epochs", "inf", "--epochs inf is no length of a run; give a number above 0"),
+        ("--max-steps", "0", "--max-steps 0 trains nothing; give 1 or more"),
+        ("--dropout", "1", "--dropout 1 is not a probability below 1; give 0 to 0.9"),
+        ("--dropout", "nan", "--dropout nan is not a probability below 1; give 0 to 0.9"),
+        ("--learning-rate", "0", "--learning-rate 0 learns nothing; give a number above 0, like 1e-4"),
+        ("--learning-rate", "nan", "--learning-rate nan learns nothing; give a number above 0, like 1e-4"),
+        ("--seed", "-1", "--seed -1 is no seed; give 0 to 2^63 - 1"),
+        ("--num-processes", "0", "--num-processes 0 runs nothing; give 1 or more"),
+        ("--micro-batch", "0", "micro-batch 0 is not a number of sequences; use 1 or more"),
+    ],
+)  # fmt: skip
+def test_a_number_that_trains_nothing_is_refused(
+    chatlm: Chatlm, option: str, value: str, message: str
+) -> None:
+    """Rather than taken for the default."""
+    ended = chatlm("train", "--profile", "fast", "--device", "cpu", option, value)
+
+    assert ended.message == message
+    assert left() == set()
+
+
+# --- plans
+
+
+def test_a_micro_batch_above_its_share_is_refused(chatlm: Chatlm) -> None:
+    """With the arithmetic, and the largest that would do."""
+    ended = chatlm(
+        "train", "--profile", "fast", "--device", "cpu", "--num-processes", "2",
+        "--micro-batch", "17",
+    )  # fmt: skip
+
+    assert ended.message == (
+        "micro-batch 17 is larger than one device's share of the effective batch: 32 over "
+        "2 processes is 16; use --micro-batch 16 or less, or tune with a larger --effective-batch"
+    )
+
+
+def test_an_effective_batch_below_the_number_of_processes_is_refused(chatlm: Chatlm) -> None:
+    """In tuning as in training."""
+    tuned = chatlm("autotune", "--device", "cpu", "--num-processes", "3", "--effective-batch", "2")
+    trained = chatlm("train", "--profile", "small", "--device", "cpu", "--num-processes", "17")
+
+    assert tuned.message == (
+        "effective batch 2 is smaller than 3 processes; tune with --effective-batch 3 or more, or "
+        "use fewer processes"
+    )
+    assert trained.message == (
+        "effective batch 16 is smaller than 17 processes; tune with --effective-batch 17 or more, "
+        "or use fewer processes"
+    )
+
+
+# --- devices
+
+
+@pytest.mark.parametrize("command", ["autotune", "train"])
+def test_more_processes_than_gpus_are_refused(chatlm: Chatlm, command: str) -> None:
+    """With both numbers."""
+    options = ["--profile", "fast"] if command == "train" else []
+
+    with FakeDriver([FakeGpu(uuid="GPU-1"), FakeGpu(uuid="GPU-2")]):
+        ended = chatlm(command, *options, "--num-processes", "3")
+
+    assert ended.message == "3 processes, but 2 GPUs; use --num-processes 2 or fewer"
+
+
+@pytest.mark.parametrize("command", ["autotune", "train"])
+def test_cuda_without_a_driver_is_refused(chatlm: Chatlm, command: str) -> None:
+    """With what to use instead."""
+    options = ["--profile", "fast"] if command == "train" else []
+
+    with FakeDriver(fails=NO_DRIVER):
+        ended = chatlm(command, *options, "--device", "cuda")
+
+    assert ended.message == (
+        "no NVIDIA driver answers (Driver Not Loaded); use --device cpu, or check nvidia-smi"
+    )
+
+
+def test_cards_larger_than_the_host_are_refused(chatlm: Chatlm) -> None:
+    """An emulated card takes its memory from the host."""
+    ended = chatlm("autotune", "--device", "cpu", "--vram-limit", "2000TiB")
+
+    assert ended.message.startswith("1 emulated card(s) of 2048000 GiB do not fit into ")
+    assert ended.message.endswith(" of host RAM; use a smaller --vram-limit")
+
+
+# --- profiles
+
+
+def test_an_unknown_profile_is_answered_with_the_nearest(chatlm: Chatlm) -> None:
+    """To start from, to train with, or to show."""
+    expected = "no profile 'fats'; did you mean fast?"
+
+    assert chatlm("autotune", "--base", "fats").message == expected
+    assert chatlm("train", "--profile", "fats").message == expected
+    assert chatlm("profiles", "show", "fats").message == expected
+
+
+def test_training_before_tuning_says_what_makes_a_profile(chatlm: Chatlm) -> None:
+    """`tuned` is the default name."""
+    assert chatlm("train").message == (
+        "no profile 'tuned'; there are fast, small, standard, and `chatlm autotune` makes one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("schema = ", "p.toml is not TOML: Invalid value (at line 1, column 10); mend it, or tune again"),
+        ("schema = 9", "p.toml has schema 9, this version reads up to 1; update chatlm, or tune again"),
+        ("schema = 1\nbach = 2", "p.toml: unknown key 'bach'; did you mean 'batch'?"),
+        ("schema = 1\nbatch = 2", "p.toml: 'batch' is 2: it should be a table, [batch]"),
+    ],
+)  # fmt: skip
+def test_a_bad_profile_is_refused_by_every_command(
+    chatlm: Chatlm, folder: Path, text: str, message: str
+) -> None:
+    """Before anything is written; tests of the schema have the other faults."""
+    (folder / "p.toml").write_text(f"{text}\n")
+
+    assert chatlm("train", "--profile", "p.toml").message == message
+    assert chatlm("autotune", "--base", "p.toml").message == message
+    assert chatlm("profiles", "show", "p.toml").message == message
+    assert left() == {"p.toml"}
+
+
+def test_a_name_that_leaves_the_folder_of_profiles_is_refused(chatlm: Chatlm) -> None:
+    """Nothing is written elsewhere."""
+    assert chatlm("autotune", "--name", "../tuned").message == (
+        "'../tuned' cannot name a profile; use a plain word like tuned"
+    )
+
+
+# --- data
+
+
+@pytest.mark.parametrize("option", ["--data", "--eval-data"])
+def test_a_data_file_that_is_missing_or_empty_is_refused_at_once(
+    chatlm: Chatlm, folder: Path, option: str
+) -> None:
+    """No worker needs to start for it."""
+    (folder / "empty.jsonl").touch()
+    train = ("train", "--profile", "fast", "--device", "cpu", "--data", "good.jsonl", option)
+
+    assert chatlm(*train, "gone.jsonl").message.startswith(
+        "data file gone.jsonl is not there; give --data a Parquet, JSON or JSON-lines file"
+    )
+    assert chatlm(*train, "empty.jsonl").message.startswith(
+        "data file empty.jsonl is empty (0 bytes); give --data a Parquet"
+    )
+    assert chatlm(*train, ".").message.startswith("data file . is a folder, not a file; ")
+    assert left() == set()
+
+
+# --- places
+
+
+@pytest.mark.parametrize("place", ["good.jsonl/run", "good.jsonl", "/proc/run"])
+def test_an_output_folder_that_cannot_be_written_is_refused_at_once(
+    chatlm: Chatlm, place: str
+) -> None:
+    """Below a file, on one, or where the kernel keeps no files."""
+    message = chatlm("train", "--profile", "fast", "--device", "cpu", "--output-dir", place).message
+
+    assert message.startswith(f"cannot write to {place}: ")
+    assert message.endswith("; choose another --output-dir")
+
+
+def test_an_output_folder_of_other_things_is_refused_fresh_or_not(
+    chatlm: Chatlm, folder: Path
+) -> None:
+    """`--fresh` replaces a run, never anything else."""
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    train = ("train", "--profile", "fast", "--device", "cpu", "--output-dir", "model")
+    expected = "model holds other things (config.json); choose an empty --output-dir"
+
+    assert chatlm(*train).message == expected
+    assert chatlm(*train, "--fresh").message == expected
+    assert (folder / "model" / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("model", "there"), [("./sft", True), ("sft", False), ("sft/checkpoint-2", True)]
+)
+def test_a_model_is_not_replaced_by_its_own_training(
+    chatlm: Chatlm, folder: Path, model: str, there: bool
+) -> None:
+    """`--fresh` would remove it, and a run that fails then leaves neither; nor may a hub id name the run."""
+    if there:
+        (folder / model).mkdir(parents=True)
+    train = ("train", "--profile", "fast", "--device", "cpu", "--fresh", "--model", model)
+
+    assert chatlm(*train, "--output-dir", "sft").message == (
+        "--output-dir sft has the --model itself in it, which the run would replace; choose another "
+        "--output-dir"
+    )
+
+
+def test_a_place_for_profiles_that_cannot_be_written_is_refused_at_once(
+    chatlm: Chatlm, folder: Path
+) -> None:
+    """Not after a search of minutes."""
+    (folder / "profiles").touch()
+
+    assert chatlm("autotune", "--device", "cpu").message == (
+        "cannot write to profiles: Not a directory; run in a folder that you can write to"
+    )
+
+
+def test_a_place_for_logs_that_cannot_be_written_is_refused_at_once(
+    chatlm: Chatlm, folder: Path
+) -> None:
+    """They are needed to tell why a worker failed."""
+    (folder / "logs").touch()
+
+    message = chatlm("autotune", "--device", "cpu").message
+
+    assert message.startswith("cannot write the log logs/autotune_")
+    assert message.endswith("; run in a folder that you can write to")
+
+
+# --- what only a worker finds
+
+TRAIN = ("train", "--profile", "fast", "--device", "cpu", "--max-steps", "1", "--plain", "--json",
+         "--generate-rows", "0")  # fmt: skip
+
+
+def test_damaged_data_ends_a_run_that_then_goes_well(folder: Path) -> None:
+    """Nothing is left that the right run would stumble over; done, it is not done twice."""
+    (folder / "bad.jsonl").write_text('{"prompt": "问", "response": "答"}\n' * 16 + '{"prompt')
+
+    bad = installed(*TRAIN, "--data", "bad.jsonl", "--output-dir", "run")
+    left_by_bad = left()
+    good = installed(*TRAIN, "--data", "good.jsonl", "--output-dir", "run")
+    again = installed(*TRAIN, "--data", "good.jsonl", "--output-dir", "run")
+
+    assert (bad.code, bad.out) == (1, "")
+    assert bad.err.splitlines()[-1].startswith(
+        "chatlm: bad.jsonl, line 17 is damaged or cut off: Unterminated string starting at: "
+    )
+    assert "Traceback" not in bad.err
+    assert left_by_bad == set()
+    assert good.code == 0, good.err
+    assert json.loads(good.out)["steps"] == 1
+    assert again.message == (
+        "run holds this run, finished; use --fresh to train it again, or another --output-dir"
+    )
+
+
+def test_a_model_folder_without_weights_leaves_no_profile(folder: Path) -> None:
+    """As after a download that was broken off."""
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text('{"model_type": "t5"}')
+
+    ended = installed(
+        "autotune",
+        "--device",
+        "cpu",
+        "--model",
+        "model",
+        "--data",
+        "good.jsonl",
+        "--plain",
+        "--json",
+    )
+
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.splitlines()[-1] == (
+        "chatlm: model has a config.json but no weights (*.safetensors); save the model and its "
+        "tokenizer there, both with save_pretrained"
+    )
+    assert "Traceback" not in ended.err
+    assert left() == {"model"}

@@ -1,0 +1,158 @@
+"""One run however it is cut: losses and gradient norms of each step to 1e-5, by real processes and in this one.
+
+`python -m bench.exactness` holds many more cuts against each other. The model's activation is smooth: at a
+ReLU's kink float32's rounding decides which gradient it is.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from autotune.plan import Plan  # noqa: E402
+from bench.exactness import EFFECTIVE, profile_of  # noqa: E402
+from bench.small import save_small  # noqa: E402
+from tests.support.commands import chatlm, steps  # noqa: E402
+from trainer.config.settings import TrainSettings, WorkloadSettings  # noqa: E402
+from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.run.loop import take_steps  # noqa: E402
+from trainer.run.setup import prepare  # noqa: E402
+from trainer.run.state import Run  # noqa: E402
+
+FLAGS = (
+    "--device", "cpu", "--plain", "--dropout", "0", "--precision", "fp32", "--seed", "7",
+    "--learning-rate", "3e-3", "--max-steps", "8", "--generate-rows", "0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small("t5", tmp_path_factory.mktemp("models") / "t5")
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The steps of one process that takes each at once."""
+    return train(model, tmp_path_factory.mktemp("whole"), [EFFECTIVE])
+
+
+def train(model: Path, folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
+    """The run cut so, one size a process."""
+    profile = folder / "cut.toml"
+    profile.write_text(profile_of(sizes))
+    done = chatlm(
+        folder, "train", *FLAGS, "--model", str(model), "--profile", str(profile),
+        "--num-processes", str(len(sizes)), "--output-dir", "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return steps(folder / "run")
+
+
+def agree(own: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
+    """Every step, to the last."""
+    for step, other in zip(own, reference, strict=True):
+        assert step["tokens"] == other["tokens"]
+        assert step["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[3], [1, 1], [2, 2, 2, 2]], ids=str)
+def test_no_cut_and_no_number_of_processes_changes_a_step(
+    sizes: list[int], model: Path, whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """1, 2 and 4 gloo processes; 3 of unequal shares go on with a run below."""
+    agree(train(model, tmp_path, sizes), whole)
+
+
+def started(model: Path, folder: Path, *, stop_at: int) -> Run:
+    """The same run in this process, in micro-batches of 8, which is to stop after each such step."""
+    profile = folder / "start.toml"
+    profile.write_text(profile_of([8]))
+    workload = WorkloadSettings(model=str(model), precision="fp32", dropout=0.0, seed=7)
+    settings = TrainSettings(
+        workload=workload, profile=str(profile), micro_batch=8, effective_batch=EFFECTIVE,
+        learning_rate=3e-3, max_steps=8, generate_rows=0, output_dir=str(folder / "run"),
+    )  # fmt: skip
+    run: Run = prepare(
+        settings, lambda message: None, lambda: None, lambda: run.done % stop_at == 0
+    )
+    return run
+
+
+def test_a_cut_may_change_between_two_steps(
+    model: Path, whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """In mid-run, in one process: 8 sequences at once, then 1, then 5."""
+    run = started(model, tmp_path, stop_at=3)
+
+    for size in (8, 1, 5):
+        run.plan = Plan(micro_batch=size, effective_batch=EFFECTIVE, world_size=1)
+        finished = take_steps(run)
+
+    assert finished
+    found = steps(tmp_path / "run")
+    assert found[3]["micro_batches"] > found[0]["micro_batches"]
+    agree(found, whole)
+
+
+def test_a_resume_on_other_processes_with_another_profile_changes_no_step(
+    model: Path, whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """One process stops after the third step, and three of unequal shares go on."""
+    run = started(model, tmp_path, stop_at=3)
+    assert not take_steps(run)
+
+    found = train(model, tmp_path, [3, 2, 1])
+
+    assert len(found) == 8
+    agree(found, whole)
+
+
+def test_with_dropout_a_cut_changes_no_distribution(model: Path) -> None:
+    """Means over many draws of the noise: of the loss, and of the gradient's norm."""
+    from trainer.batching.collator import Collator
+    from trainer.data.readers import bundled
+    from trainer.data.token_store import open_store
+    from trainer.model.loading import load_model
+
+    loaded = load_model(str(model), dropout=0.2, seed=7)
+    store = open_store((bundled("train"),), loaded.codec, max_source=16, max_target=16)
+    collator = Collator(store, loaded.codec, loaded.model.config.decoder_start_token_id)
+    workload = WorkloadSettings(model=str(model), dropout=0.2)
+    engine = Engine(make_accelerator(workload), loaded.model, workload, clip_norm=float("inf"))
+    rows = np.arange(6)
+
+    def draws(size: int) -> np.ndarray[Any, Any]:
+        batches = [collator.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+        tokens = collator.target_tokens(rows)
+        found = []
+        for seed in range(60):
+            torch.manual_seed(1000 * size + seed)
+            loss = engine.accumulate(batches, target_tokens=tokens).item() / tokens
+            found.append((loss, engine.update(0.0)))
+        return np.array(found)  # (draws, loss and norm)
+
+    once, cut_up = draws(6), draws(1)
+
+    errors = np.sqrt(once.var(0) / len(once) + cut_up.var(0) / len(cut_up))
+    assert once.std(0).min() > 0  # there is noise
+    assert (np.abs(once.mean(0) - cut_up.mean(0)) < 4 * errors).all()
+    assert not np.allclose(once[:8], cut_up[:8], rtol=1e-5)
+
+
+def test_a_sequence_is_worth_the_same_in_any_company(model: Path) -> None:
+    """The settings that cut a run are no part of what it is."""
+    settings = TrainSettings(
+        workload=WorkloadSettings(model=str(model)),
+        profile="small",
+        micro_batch=8,
+        effective_batch=24,
+    )
+
+    other = replace(settings, micro_batch=2, micro_batch_sizes=(2, 1), overhead=9.0, world_size=2)
+
+    assert other.identity() == settings.identity()

@@ -1,0 +1,128 @@
+"""A run that runs out of memory on its way: it goes on by itself, finer cut, and is the same run."""
+
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+import profiles
+from autotune.devices.host import HostMeter
+from autotune.devices.selection import open_devices
+from autotune.errors import OutOfMemory
+from autotune.events import Notice
+from tests.support.commands import steps
+from tests.support.processes import deadline
+from tests.support.runs import rows_file
+from trainer.config.options import TrainOptions
+from trainer.config.resolve import resolve
+from trainer.events import StepEnded, TrainingEnded, TrainingStarted
+from trainer.supervisor.job import TrainJob
+from trainer.supervisor.training import run_training
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs() -> Iterator[None]:
+    with deadline(180):
+        yield
+
+
+def worker() -> int:
+    """The process id of the one that trains: other tests may have left children of their own."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # one that has ended
+            if "trainer" in child.cmdline():
+                return int(child.pid)
+    raise AssertionError("nothing trains")
+
+
+def train(
+    folder: Path,
+    name: str,
+    *,
+    refused: int = 0,
+    micro_batch: int = 4,
+    interrupted: bool = False,
+    heard: list[object] | None = None,
+) -> list[object]:
+    """The events of a run whose worker gets no more memory after its second step, so many times.
+
+    `interrupted` presses Ctrl-C at the last of them.
+    """
+    rows = rows_file(folder / "rows.jsonl", 40)
+    events = [] if heard is None else heard
+    host, left = HostMeter(), refused
+    found = profiles.load("small")
+
+    def emit(event: object) -> None:
+        nonlocal left
+        events.append(event)
+        if isinstance(event, StepEnded) and left and event.record["step"] >= 2:
+            left -= 1
+            pid = worker()
+            _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+            resource.prlimit(pid, resource.RLIMIT_DATA, (2**20, hard))
+            if interrupted and not left:
+                signal.raise_signal(signal.SIGINT)
+
+    with open_devices("cpu", num_processes=1, vram_limit=2**30, host=host) as devices:
+        settings = resolve(
+            found,
+            TrainOptions(
+                profile="small", data=(str(rows),), generate_rows=0, micro_batch=micro_batch, dropout=0.0,
+                max_steps=STEPS, checkpoint_every=1, output_dir=str(folder / name),
+            ),
+            device="cpu", world_size=1,
+        )  # fmt: skip
+        job = TrainJob(
+            settings=settings, profile=found, devices=devices, host=host, emit=emit,
+            log_path=folder / f"{name}.log",
+        )  # fmt: skip
+        run_training(job)
+    return events
+
+
+def test_a_run_that_outgrows_its_memory_goes_on_finer_cut(tmp_path: Path) -> None:
+    """Twice refused: from micro-batch 4 to 2 to 1, and every step is the undisturbed run's."""
+    train(tmp_path, "whole")
+    events = train(tmp_path, "refused", refused=2)
+
+    began = [event for event in events if isinstance(event, TrainingStarted)]
+    said = [
+        event.text for event in events if isinstance(event, Notice) if "going on from" in event.text
+    ]
+    assert [start.micro_batch for start in began] == [4, 2, 1]
+    assert [start.first_step > 1 for start in began] == [False, True, True]
+    assert len(said) == 2
+    assert said[0].startswith("out of memory at micro-batch 4: ")
+    assert said[0].endswith(
+        "; going on from the last checkpoint, or anew without one, with micro-batch 2"
+    )
+    assert isinstance(events[-1], TrainingEnded)
+    for one, other in zip(steps(tmp_path / "whole"), steps(tmp_path / "refused"), strict=True):
+        assert (one["step"], one["samples"]) == (other["step"], other["samples"])
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_a_single_sequence_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
+    """Nothing is finer than that; a checkpoint stays."""
+    with pytest.raises(OutOfMemory, match="out of memory at micro-batch 1: "):
+        train(tmp_path, "run", refused=1, micro_batch=1)
+
+    assert list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_ctrl_c_begins_nothing_anew(tmp_path: Path) -> None:
+    """In a run that was begun again, too, where memory runs out while it ends."""
+    events: list[object] = []
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "run", refused=2, interrupted=True, heard=events)
+
+    began = [event for event in events if isinstance(event, TrainingStarted)]
+    assert [start.micro_batch for start in began] == [4, 2]

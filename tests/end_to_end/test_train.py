@@ -1,0 +1,277 @@
+"""`chatlm train` end to end: a tiny model, real worker processes, from a user's folder."""
+
+import json
+import signal
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from profiles.schema import parse
+from tests.support.commands import chatlm, start, steps
+from trainer.config.options import TrainOptions
+from trainer.config.resolve import resolve
+from trainer.config.settings import TrainSettings
+
+FEW = ("--device", "cpu", "--plain", "--dropout", "0", "--seed", "5", "--profile", "small",
+       "--generate-rows", "4")  # fmt: skip
+"""The preset small: effective batch 16."""
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a user who trained 12 steps, undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = chatlm(folder, "train", *FEW, "--max-steps", "12", "--micro-batch", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    (folder / "out.json").write_text(done.stdout)
+    return folder
+
+
+def test_the_json_document_is_all_of_stdout(whole_run: Path) -> None:
+    """A script reads it without looking."""
+    document = json.loads((whole_run / "out.json").read_text())
+
+    assert document["schema"] == 1
+    assert document["steps"] == 12
+    assert document["samples"] == 12 * 16
+    assert document["peak_bytes"] > 100 * 2**20
+    assert Path(document["output_dir"]) == Path("model_save/sft_small")
+
+
+def test_every_step_is_in_the_metrics(whole_run: Path) -> None:
+    """One object a step, and the loss falls."""
+    records = steps(whole_run / "model_save/sft_small")
+
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert records[-1]["samples"] == 192
+    assert records[-1]["loss"] < records[0]["loss"] - 0.5
+    assert {"grad_norm", "padding", "device_peak_bytes", "host_bytes"} <= set(records[0])
+
+
+def test_the_final_model_loads_by_transformers_alone(whole_run: Path) -> None:
+    """safetensors, configuration and tokenizer, in the run's folder."""
+    transformers = pytest.importorskip("transformers")
+    folder = whole_run / "model_save/sft_small"
+
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    answer = model.generate(**tokenizer("你好[EOS]", return_tensors="pt"), max_new_tokens=3)
+    assert (folder / "model.safetensors").is_file()
+    assert answer.shape[0] == 1
+
+
+def test_a_text_log_lies_where_users_look(whole_run: Path) -> None:
+    """`tail -f logs/chat_trainer_*.log`."""
+    (log,) = (whole_run / "logs").glob("chat_trainer_*.log")
+
+    assert "step" in log.read_text()
+
+
+UNEVEN = """\
+schema = 1
+[batch]
+micro_batch_size = 5
+micro_batch_sizes = [5, 2]
+gradient_accumulation_steps = 3
+effective_batch_size = 16
+eval_batch_size = 64
+[fingerprint]
+world_size = 2
+"""
+"""Of 16 samples the first process takes 11, the second 5, in three micro-batches each."""
+
+
+def settings_of(profile: str, world_size: int, micro_batch: int | None = None) -> TrainSettings:
+    """What a run with that profile is told."""
+    return resolve(
+        parse(tomllib.loads(profile), "p.toml"), TrainOptions(micro_batch=micro_batch),
+        device="cpu", world_size=world_size,
+    )  # fmt: skip
+
+
+def test_each_process_is_told_its_own_size() -> None:
+    """They survive the way to the workers, as JSON."""
+    settings = settings_of(UNEVEN, 2)
+
+    arrived = TrainSettings.from_json(json.loads(json.dumps(settings.as_json())))
+
+    assert arrived == settings
+    assert arrived.plan(2).sizes == (5, 2)
+    assert arrived.micro_batch == 5
+    assert arrived.eval_batch == 64
+
+
+def test_the_users_own_micro_batch_is_for_every_forward_pass() -> None:
+    """On all processes, and in evaluation: it is what is asked for when memory ran out."""
+    settings = settings_of(UNEVEN, 2, micro_batch=4)
+
+    assert settings.plan(2).sizes == (4, 4)
+    assert settings.micro_batch_sizes is None
+    assert settings.eval_batch is None
+
+
+def test_measured_shares_are_of_the_model_that_was_tuned() -> None:
+    """Another has other ones; a causal model has no two sides at all."""
+    profile = parse(
+        tomllib.loads(f'{UNEVEN}[memory]\nshares = [0.3, 0.6]\n[run]\nmodel = "t5"\n'), "p.toml"
+    )
+
+    shares = [
+        resolve(profile, TrainOptions(model=model), device="cpu", world_size=2).shares
+        for model in (None, "t5", "gpt2")
+    ]
+
+    assert shares == [(0.3, 0.6), (0.3, 0.6), None]
+
+
+def test_the_cut_is_no_part_of_what_a_run_is() -> None:
+    """It may be resumed on other devices, with other sizes."""
+    two, one = settings_of(UNEVEN, 2), settings_of(UNEVEN, 1)
+
+    assert one.plan(1).sizes == (2,)
+    assert one.identity() == two.identity()
+
+
+def test_an_evaluation_that_does_not_fit_fails_before_the_first_step(tmp_path: Path) -> None:
+    """It would fail after an epoch: its largest batch is rehearsed too."""
+    profile = tmp_path / "large.toml"
+    profile.write_text(
+        "schema = 1\n[batch]\nmicro_batch_size = 1\ngradient_accumulation_steps = 16\n"
+        f"effective_batch_size = 16\neval_batch_size = 4096\n[memory]\n"
+        f"vram_limit_bytes = {800 * 2**20}\n"
+    )
+    rows = tmp_path / "long.jsonl"
+    row = json.dumps({"prompt": "你好吗" * 80, "response": "很好" * 90})
+    rows.write_text(f"{row}\n" * 512)
+
+    done = chatlm(
+        tmp_path, "train", "--device", "cpu", "--profile", str(profile), "--plain",
+        "--eval-data", str(rows),
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "out of memory" in done.stderr
+    assert not (tmp_path / "model_save/sft_large/metrics.jsonl").exists()
+
+
+def test_loader_workers_change_nothing(whole_run: Path, tmp_path: Path) -> None:
+    """A profile's `loader_workers` is obeyed: another process cuts and pads the same batches."""
+    profile = tmp_path / "two.toml"
+    profile.write_text(
+        "schema = 1\n[batch]\nmicro_batch_size = 8\ngradient_accumulation_steps = 2\n"
+        "effective_batch_size = 16\n[run]\nloader_workers = 1\n"
+    )
+
+    done = chatlm(
+        tmp_path, "train", *FEW, "--profile", str(profile), "--max-steps", "12", "--output-dir", "x"
+    )
+
+    assert done.returncode == 0, done.stderr
+    for own, other in zip(
+        steps(tmp_path / "x"), steps(whole_run / "model_save/sft_small"), strict=True
+    ):
+        assert own["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+def test_what_does_not_fit_fails_before_the_first_step(tmp_path: Path) -> None:
+    """The rehearsal of the worst batch is refused by the emulated card: exit 1, and what to do."""
+    profile = tmp_path / "large.toml"
+    profile.write_text(
+        "schema = 1\n[batch]\nmicro_batch_size = 512\ngradient_accumulation_steps = 1\n"
+        f"effective_batch_size = 512\n[memory]\nvram_limit_bytes = {800 * 2**20}\n"
+    )
+
+    done = chatlm(tmp_path, "train", "--device", "cpu", "--profile", str(profile), "--plain")
+
+    assert done.returncode == 1
+    assert "out of memory at micro-batch 512" in done.stderr
+    assert "use a smaller --micro-batch" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "model_save/sft_large/metrics.jsonl").exists()
+
+
+def test_an_interrupted_run_goes_on_where_it_was(whole_run: Path, tmp_path: Path) -> None:
+    """Ctrl-C saves after the step and exits 130; the same command then ends as if undisturbed."""
+    arguments = ("train", *FEW, "--max-steps", "12", "--micro-batch", "8", "--output-dir", "run")
+    run = tmp_path / "run"
+
+    process = start(tmp_path, *arguments)
+    while not (run / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    interrupted_after = len(steps(run))
+    resumed = chatlm(tmp_path, *arguments)
+
+    assert process.returncode == 130, err
+    assert 1 <= interrupted_after < 12
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on after step {interrupted_after} of 12" in resumed.stdout
+    for own, other in zip(steps(run), steps(whole_run / "model_save/sft_small"), strict=True):
+        assert own["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+
+
+def test_an_interrupted_tokenising_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends it at once with 130; the same command has the first rows already, and trains."""
+    monkeypatch.setenv("CHATLM_CACHE", str(tmp_path / "cache"))
+    rows = ({"prompt": f"第 {i} 问，" + "问" * 40, "response": "答" * 40} for i in range(60_000))
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    arguments = ("train", *FEW, "--max-steps", "1", "--data", "rows.jsonl")
+
+    process = start(tmp_path, *arguments)
+    while not list((tmp_path / "cache").glob(".partial-*/facts.json")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    (partial,) = (tmp_path / "cache").glob(".partial-*")
+    kept = json.loads((partial / "facts.json").read_text())
+    resumed = chatlm(tmp_path, *arguments)
+
+    assert process.returncode == 130, err
+    assert 0 < kept["rows"] < 60_000
+    assert resumed.returncode == 0, resumed.stderr
+    first = next(line for line in resumed.stdout.splitlines() if line.startswith("tokenise "))
+    assert int(first.split()[1].replace(",", "")) > kept["rows"]
+    assert "60,000 rows  1 steps" in resumed.stdout
+
+
+def test_the_users_own_folders_are_not_imported(tmp_path: Path) -> None:
+    """A trainer/, profiles/, autotune.py and cli.py that would raise, in the current folder."""
+    bomb = "raise SystemExit('the wrong module was imported')\n"
+    for name in ("trainer", "profiles"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(bomb)
+    for name in ("autotune.py", "cli.py", "dashboard.py"):
+        (tmp_path / name).write_text(bomb)
+
+    done = chatlm(
+        tmp_path, "train", *FEW, "--max-steps", "1", "--num-processes", "2", "--json"
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 1
+
+
+def test_a_launcher_of_the_users_own_works_too(tmp_path: Path) -> None:
+    """`accelerate launch -m trainer`: no supervisor, a line of JSON for each thing that happens."""
+    import subprocess
+    import sys
+
+    (tmp_path / "profiles").mkdir()  # as `chatlm autotune` leaves one
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    flags = ["-m", "trainer", "--profile", "small", "--max-steps", "2", "--device", "cpu"]
+
+    done = subprocess.run(
+        [*launch, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+
+    assert done.returncode == 0, done.stderr
+    kinds = [json.loads(line)["type"] for line in done.stdout.splitlines() if line[:1] == "{"]
+    assert kinds.count("step") == 2
+    assert kinds[-1] == "done"

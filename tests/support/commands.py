@@ -1,0 +1,44 @@
+"""Runs `chatlm` as a user does, in a folder of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+CHATLM = (sys.executable, "-P", "-m", "cli")
+"""The command from the installed package, or from the clone by PYTHONPATH (see conftest)."""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The running command; its output is piped."""
+    return subprocess.Popen(
+        [*CHATLM, *arguments],
+        cwd=folder,
+        env=os.environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def chatlm(
+    folder: Path, *arguments: str, timeout: float = 120
+) -> "subprocess.CompletedProcess[str]":
+    """The finished command."""
+    process = start(folder, *arguments)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate(timeout=30)
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

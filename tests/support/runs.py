@@ -1,0 +1,52 @@
+"""Training runs inside the test's own process: the real loop, a tiny model, a few rows."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trainer.config.settings import TrainSettings, WorkloadSettings
+from trainer.run.loop import train
+
+Messages = list[Mapping[str, Any]]
+
+
+def rows_file(path: Path, count: int) -> Path:
+    """That many rows, of different lengths."""
+    rows = [
+        {"prompt": f"第{n}问" * (1 + n % 5), "response": f"答{n}" * (1 + n % 7)}
+        for n in range(count)
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def settings(rows: Path, output: Path, **changes: Any) -> TrainSettings:
+    """A run of 8 steps of 8 samples."""
+    workload = WorkloadSettings(
+        data=(str(rows),), max_source_length=16, max_target_length=16, dropout=0.0, seed=3
+    )
+    run = TrainSettings(
+        workload=workload, micro_batch=4, effective_batch=8, output_dir=str(output), max_steps=8,
+        checkpoint_every=2, profile="small",
+    )  # fmt: skip
+    return replace(run, **changes)
+
+
+def run(
+    settings: TrainSettings, *, stop_after: int | None = None, heard: Messages | None = None
+) -> Messages:
+    """What was said in the run, which is asked to stop once that step is done."""
+    said = [] if heard is None else heard
+
+    def should_stop() -> bool:  # asked before a step is said: the step that is under way counts
+        done = [message["record"]["step"] for message in said if message["type"] == "step"]
+        return stop_after is not None and max(done, default=0) + 1 >= stop_after
+
+    train(settings, said.append, confirm=lambda: None, should_stop=should_stop)
+    return said
+
+
+def notices(said: Messages) -> list[str]:
+    return [message["text"] for message in said if message["type"] == "notice"]

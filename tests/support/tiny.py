@@ -1,0 +1,82 @@
+"""Tiny models of each family, with random weights and the bundled tokenizer's vocabulary."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+SEQ2SEQ = ("t5", "mt5", "bart")
+CAUSAL = ("gpt2", "llama", "qwen2")
+FAMILIES = (*SEQ2SEQ, *CAUSAL)
+
+
+def tiny(family: str, *, seed: int = 0, dropout: float = 0.0) -> Any:
+    """A model of that family with two layers of width 32 on each side."""
+    import torch
+    import transformers as hf
+
+    common = {"vocab_size": 2048, "pad_token_id": 0, "eos_token_id": 1}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    t5 = {
+        "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2,
+        "num_decoder_layers": 2, "decoder_start_token_id": 0, "dropout_rate": dropout,
+    }  # fmt: skip
+    llama = {**heads, "hidden_size": 32, "intermediate_size": 64, "bos_token_id": 3}
+    bart = {
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+        "decoder_start_token_id": 1, "bos_token_id": 3, "forced_eos_token_id": None,
+        "max_position_embeddings": 512, "dropout": dropout, "init_std": 0.2,
+    }  # fmt: skip
+    gpt2 = {
+        "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 510, "bos_token_id": 3,
+        "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout,
+    }  # fmt: skip
+    kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "t5": (hf.T5ForConditionalGeneration, hf.T5Config, t5),
+        "mt5": (hf.MT5ForConditionalGeneration, hf.MT5Config, t5),
+        "bart": (hf.BartForConditionalGeneration, hf.BartConfig, bart),
+        "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, gpt2),
+        "llama": (hf.LlamaForCausalLM, hf.LlamaConfig, llama),
+        "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, llama),
+    }
+    model, config, values = kinds[family]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model(config(**common, **values))
+
+
+def tokenizer() -> Any:
+    """The bundled one."""
+    import transformers as hf
+
+    return hf.AutoTokenizer.from_pretrained(str(resources.files("trainer") / "assets/tokenizer"))
+
+
+def save(family: str, folder: Path) -> Path:
+    """The model and its tokenizer as a user has them: written by `save_pretrained`."""
+    tiny(family).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def batch(model: Any, rows: int, source: int, target: int, *, seed: int = 0) -> Any:
+    """A micro-batch of random tokens; each row is a token shorter than the one before it."""
+    import torch
+
+    from trainer.batching.collator import IGNORED, Batch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(length: int) -> Any:
+        return torch.randint(5, 2048, (rows, length), generator=generator)
+
+    shorter = torch.arange(rows)[:, None]
+    mask = (torch.arange(source) < (source - shorter).clamp(min=1)).long()  # (rows, source)
+    inputs = {"input_ids": tokens(source), "attention_mask": mask}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens(target)
+        labels = tokens(target)
+    else:
+        labels = tokens(source).masked_fill(mask == 0, IGNORED)
+    counted = int((labels != IGNORED).sum())
+    return Batch(inputs, labels, rows, int(mask.sum()) + counted, counted, labels.numel())

@@ -1,0 +1,74 @@
+"""Files of JSON lines: right through a kill in the middle of a line, and through a resume."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from trainer.artifacts.evaluation_log import Best, Progress
+from trainer.artifacts.jsonl_log import Journal
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "lines.jsonl")
+
+
+def test_nothing_was_written_yet(journal: Journal) -> None:
+    """No file is no record, and nothing to forget."""
+    journal.forget_after(0)
+
+    assert journal.read() == []
+    assert Progress.of(journal.read()).best is None
+    assert not journal.path.exists()
+
+
+def test_records_are_read_as_they_were_added(journal: Journal) -> None:
+    """A number that JSON cannot hold is null."""
+    journal.add({"step": 1, "loss": 0.1})
+    journal.add({"step": 2, "loss": math.inf})
+
+    assert journal.read() == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": None}]
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"step": 3, "lo', '{"step": 3}', "", "\0\0\0\n", "[3]\n", "{}\n"]
+)
+def test_what_a_kill_has_torn_is_no_record(journal: Journal, torn: str) -> None:
+    """Nor is a line without its end: more may have been meant."""
+    journal.add({"step": 1})
+    journal.add({"step": 2})
+    with journal.path.open("a") as file:
+        file.write(torn)
+
+    assert [record["step"] for record in journal.read()] == [1, 2]
+
+
+def test_a_torn_line_is_gone_before_the_next_is_added(journal: Journal) -> None:
+    """They would be one line that nobody reads."""
+    journal.add({"step": 1})
+    with journal.path.open("a") as file:
+        file.write('{"step": 2, "lo')
+
+    journal.forget_after(1)
+    journal.add({"step": 2})
+
+    assert journal.path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_steps_after_the_checkpoint_are_forgotten(journal: Journal) -> None:
+    """By their number, whatever number of lines there is: evaluations are rare."""
+    for step in (4, 8, 12):
+        journal.add({"step": step})
+
+    journal.forget_after(9)
+
+    assert [record["step"] for record in journal.read()] == [4, 8]
+
+
+def test_the_best_is_the_first_of_the_lowest(journal: Journal) -> None:
+    """A loss that diverged is none."""
+    for step, loss in ((1, math.nan), (2, 3.0), (3, 2.0), (4, 2.0), (5, 2.5)):
+        journal.add({"step": step, "loss": loss})
+
+    assert Progress.of(journal.read()).best == Best(step=3, loss=2.0)

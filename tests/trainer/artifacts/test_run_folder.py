@@ -1,0 +1,288 @@
+"""The folder of a run: whose it is, and that it is found out before anything is started."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.errors import OutputError
+from trainer.artifacts.run_folder import RunFolder
+from trainer.config.settings import TrainSettings, WorkloadSettings
+
+RUN = TrainSettings(
+    workload=WorkloadSettings(data=("a.jsonl", "b.jsonl")),
+    profile="small",
+    micro_batch=4,
+    effective_batch=16,
+).identity()
+OTHER = {**RUN, "effective_batch": 32}
+
+
+def refusal_of(folder: RunFolder, identity: dict[str, Any], *, fresh: bool = False) -> str:
+    before = contents(folder.path)
+    with pytest.raises(OutputError) as caught:
+        folder.check(identity, fresh=fresh)
+    with pytest.raises(OutputError):
+        folder.claim(identity, fresh=fresh)
+    assert contents(folder.path) == before
+    return str(caught.value)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return {str(file): file.read_bytes() for file in files}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "models" / "sft_fast")
+
+
+def trained(folder: RunFolder, *, finished: bool = False) -> RunFolder:
+    """The folder after some steps of `RUN`, or all."""
+    folder.claim(RUN, fresh=False)
+    folder.metrics.path.write_text('{"step": 1}\n')
+    checkpoint = folder.path / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "state.json").write_text("{}")
+    if finished:
+        (folder.path / "model.safetensors").write_bytes(b"weights")
+        folder.finish()
+    return folder
+
+
+def test_a_check_writes_nothing(folder: RunFolder, tmp_path: Path) -> None:
+    """Not even the folders above it."""
+    folder.check(RUN, fresh=False)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run_goes_on(folder: RunFolder) -> None:
+    """Its checkpoints and its metrics stay: what is read back is the same run."""
+    trained(folder)
+    before = contents(folder.path)
+
+    folder.check(RUN, fresh=False)
+    folder.claim(RUN, fresh=False)
+
+    assert contents(folder.path) == before
+
+
+def test_a_finished_run_is_not_trained_again_unasked(folder: RunFolder) -> None:
+    """The model in it is the user's."""
+    trained(folder, finished=True)
+
+    assert refusal_of(folder, RUN) == (
+        f"{folder.path} holds this run, finished; use --fresh to train it again, or another "
+        f"--output-dir"
+    )
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_run_is_named_by_what_differs(folder: RunFolder, finished: bool) -> None:
+    """The first setting, with both values; also one of the workload's."""
+    trained(folder, finished=finished)
+    other_model = {**RUN, "workload": {**RUN["workload"], "model": "chatlm-0.2b"}}
+    advice = "use --fresh to replace it, or another --output-dir"
+
+    assert refusal_of(folder, OTHER) == (
+        f"{folder.path} holds another run (effective batch 16, now 32); {advice}"
+    )
+    assert refusal_of(folder, other_model) == (
+        f"{folder.path} holds another run (model chatlm-tiny, now chatlm-0.2b); {advice}"
+    )
+
+
+@pytest.mark.parametrize(("key", "old", "new"), [("max_steps", 40, 50), ("epochs", 1.0, 2.0)])
+def test_a_longer_run_is_another_run_and_the_refusal_says_how(
+    folder: RunFolder, key: str, old: float, new: float
+) -> None:
+    """Its learning rates would have been others from the first step on."""
+    folder.claim({**RUN, key: old}, fresh=False)
+    folder.metrics.path.write_text("")
+
+    assert refusal_of(folder, {**RUN, key: new}) == (
+        f"{folder.path} holds another run ({key.replace('_', ' ')} {old}, now {new}); its learning "
+        f"rates were those of that length, so it cannot be made longer: finish it as it was and "
+        f"train on with --model {folder.path} and another --output-dir, or use --fresh to replace "
+        f"it, or another --output-dir"
+    )
+
+
+def test_what_a_killed_process_had_begun_is_removed(folder: RunFolder) -> None:
+    """Half a checkpoint, half a model: hidden, and nobody's."""
+    trained(folder)
+    for name in (".checkpoint-2", ".model"):
+        (folder.path / name).mkdir()
+        (folder.path / name / "file").touch()
+
+    folder.claim(RUN, fresh=False)
+
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        "checkpoint-1", "metrics.jsonl", "run.json",
+    ]  # fmt: skip
+
+
+def test_a_damaged_checkpoint_is_set_aside(folder: RunFolder) -> None:
+    """It is no checkpoint any more, in the place of an earlier one; `--fresh` removes it."""
+    trained(folder)
+    (folder.path / "damaged-checkpoint-1").mkdir()
+
+    aside = folder.set_aside(folder.path / "checkpoint-1")
+
+    assert folder.checkpoints() == []
+    assert (aside / "state.json").exists()
+    folder.claim(RUN, fresh=True)
+    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
+
+
+def test_a_fresh_run_removes_every_file_of_the_model(folder: RunFolder) -> None:
+    """A large one has several, whose names only the run knows; never one outside the folder."""
+    trained(folder)
+    outside = folder.path.parent / "kept"
+    outside.touch()
+    names = ["model-00001-of-00002.safetensors", "spiece.model"]
+    for name in names:
+        (folder.path / name).touch()
+    templates = folder.path / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool_use.jinja").touch()
+    folder.note_model([*names, templates.name, "../kept"])
+
+    folder.claim(RUN, fresh=True)
+
+    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
+    assert outside.exists()
+
+
+def test_a_run_that_never_took_a_step_is_no_hindrance(folder: RunFolder) -> None:
+    """It failed before: the right run must not need `--fresh`."""
+    folder.claim(RUN, fresh=False)
+
+    folder.claim(OTHER, fresh=False)
+
+    assert json.loads((folder.path / "run.json").read_text())["identity"]["effective_batch"] == 32
+
+
+def test_a_fresh_run_removes_what_a_run_left_and_nothing_else(folder: RunFolder) -> None:
+    """Notes that the user put there are not ours."""
+    trained(folder, finished=True)
+    (folder.path / "notes.txt").write_text("mine")
+
+    folder.claim(OTHER, fresh=True)
+
+    assert sorted(file.name for file in folder.path.iterdir()) == ["notes.txt", "run.json"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_other_things_is_refused(folder: RunFolder, fresh: bool) -> None:
+    """`--fresh` would remove a model that no run of ours made."""
+    folder.path.mkdir(parents=True)
+    for name in ("model.safetensors", "config.json", "b", "a"):
+        (folder.path / name).write_text(name)
+
+    assert refusal_of(folder, RUN, fresh=fresh) == (
+        f"{folder.path} holds other things (a, b, config.json); choose an empty --output-dir"
+    )
+
+
+def test_an_empty_folder_is_taken(folder: RunFolder) -> None:
+    """So is one with hidden files only."""
+    folder.path.mkdir(parents=True)
+    (folder.path / ".gitkeep").touch()
+
+    folder.claim(RUN, fresh=False)
+
+    assert (folder.path / "run.json").exists()
+
+
+def test_a_damaged_record_is_refused_until_fresh(folder: RunFolder) -> None:
+    """Whose run it was cannot be told."""
+    trained(folder)
+    (folder.path / "run.json").write_text('{"identity": ')
+
+    message = refusal_of(folder, RUN)
+    folder.claim(RUN, fresh=True)
+
+    assert message.startswith(f"{folder.path / 'run.json'} is damaged (Expecting value")
+    assert message.endswith("; use --fresh to start anew, or another --output-dir")
+    assert not folder.checkpoints()
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"name": "a program of the user\'s"}'])
+def test_a_record_of_another_program_is_refused(folder: RunFolder, text: str) -> None:
+    """It is JSON, but not a run's."""
+    folder.path.mkdir(parents=True)
+    (folder.path / "run.json").write_text(text)
+
+    assert refusal_of(folder, RUN) == (
+        f"{folder.path / 'run.json'} is not a run of chatlm's; choose another --output-dir"
+    )
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_place_below_a_file_cannot_be_written(tmp_path: Path, fresh: bool) -> None:
+    """Permission bits do not bind the superuser, this does."""
+    (tmp_path / "file").touch()
+    folder = RunFolder(tmp_path / "file" / "run")
+
+    assert refusal_of(folder, RUN, fresh=fresh) == (
+        f"cannot write to {folder.path}: Not a directory; choose another --output-dir"
+    )
+
+
+@pytest.mark.parametrize("path", ["/proc/run", "/proc/self/run"])
+def test_a_file_system_without_room_for_files_cannot_be_written(path: str) -> None:
+    """Tried with a real file, whatever the permissions say."""
+    message = refusal_of(RunFolder(Path(path)), RUN)
+
+    assert message.startswith(f"cannot write to {path}: ")
+    assert message.endswith("; choose another --output-dir")
+
+
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
+    """With the system's reason."""
+    folder = RunFolder(tmp_path / ("x" * 300))
+
+    assert refusal_of(folder, RUN) == (
+        f"cannot write to {folder.path}: File name too long; choose another --output-dir"
+    )
+
+
+def test_a_link_to_nowhere_cannot_be_written(tmp_path: Path) -> None:
+    """No folder can be made in its place."""
+    link = tmp_path / "run"
+    link.symlink_to(tmp_path / "gone")
+
+    assert refusal_of(RunFolder(link), RUN) == (
+        f"cannot write to {link}: No such file or directory; choose another --output-dir"
+    )
+
+
+def test_a_disk_with_too_little_space_is_refused(folder: RunFolder) -> None:
+    """With what is free and what is needed; the folder need not be there yet."""
+    free = shutil.disk_usage("/").free
+
+    folder.check_space(1)
+    with pytest.raises(OutputError) as caught:
+        folder.check_space(2**60)
+
+    assert free < 2**60
+    assert str(caught.value).startswith(f"{folder.path} has ")
+    assert str(caught.value).endswith(
+        "free, the run's checkpoints and model need about 1073741824 GiB; free some, or choose "
+        "another --output-dir"
+    )
+    assert not folder.path.exists()
+
+
+def test_checkpoints_are_listed_oldest_first(folder: RunFolder) -> None:
+    """By number; what is half-written is not one."""
+    for name in ("checkpoint-10", "checkpoint-9", ".checkpoint-11", "checkpoint-x"):
+        (folder.path / name).mkdir(parents=True)
+
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint-9", "checkpoint-10"]

@@ -1,0 +1,465 @@
+"""What a checkpoint holds, that a resume is the run itself, and what a damaged one or a full disk does."""
+
+import copy
+import json
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from autotune.errors import OutputError  # noqa: E402
+from tests.support.commands import steps  # noqa: E402
+from tests.support.runs import Messages, notices, rows_file, run, settings  # noqa: E402
+from trainer.artifacts.evaluation_log import Best  # noqa: E402
+from trainer.artifacts.jsonl_log import Journal  # noqa: E402
+from trainer.artifacts.run_folder import RunFolder  # noqa: E402
+from trainer.batching.collator import Collator  # noqa: E402
+from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint, verify  # noqa: E402
+from trainer.checkpointing.export import export_model  # noqa: E402
+from trainer.config.settings import WorkloadSettings  # noqa: E402
+from trainer.data.token_store import open_store  # noqa: E402
+from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.loading import load_model  # noqa: E402
+
+WORKLOAD = WorkloadSettings(max_source_length=16, max_target_length=16, dropout=0.0, seed=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Enough for this model: several would wait for each other, and longest on a shared machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", 64)
+
+
+@pytest.fixture(scope="module")
+def whole(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 8 steps that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(settings(rows, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, stopped after step 5: checkpoints 4 and 5 are kept."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    said = run(settings(rows, folder), stop_after=5)
+    assert said[-1]["interrupted"]
+    return folder
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "model.safetensors")
+
+
+def are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def an_engine(rows: Path, *, freeze: str | None = None) -> Engine:
+    """A model and its optimizer before the first step."""
+    loaded = load_model("chatlm-tiny", dropout=0.0, seed=3)
+    for name, parameter in loaded.model.named_parameters():
+        parameter.requires_grad_(freeze is None or not name.startswith(freeze))
+    engine = Engine(make_accelerator(WORKLOAD), loaded.model, WORKLOAD)
+    engine.make_resident(collator(rows).worst(1))
+    return engine
+
+
+def collator(rows: Path) -> Collator:
+    loaded = load_model("chatlm-tiny", dropout=0.0, seed=3)
+    store = open_store((str(rows),), loaded.codec, max_source=16, max_target=16)
+    return Collator(store, loaded.codec, loaded.model.config.decoder_start_token_id)
+
+
+def take_step(engine: Engine, rows: Path) -> None:
+    batch = collator(rows).batch([1, 2, 3])
+    engine.accumulate([batch], target_tokens=batch.target_tokens)
+    engine.update(1e-3)
+
+
+def progress(step: int, best: Best | None = None) -> Position:
+    return Position(
+        step=step, steps=9, samples=8 * step, seed=3, profile=None, settings={}, best=best
+    )
+
+
+def save(folder: RunFolder, engine: Engine, at: Position, *, keep: int = 2) -> Path:
+    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=3).codec.tokenizer
+    return save_checkpoint(folder, engine, at, tokenizer, keep=keep)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The kernel refuses to write a file beyond that, as a full disk does: Python ignores SIGXFSZ."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_resume_is_the_run_itself_bit_for_bit(
+    whole: Path, stopped: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Stopped after steps 5 and 7: the same weights, the same numbers, and a second resume works."""
+    folder = shutil.copytree(stopped, tmp_path / "run")
+
+    second = run(settings(rows, folder), stop_after=7)
+    third = run(settings(rows, folder))
+
+    assert "going on after step 5 of 8" in notices(second)
+    assert "going on after step 7 of 8" in notices(third)
+    assert are_equal(weights(folder), weights(whole))
+    for own, other in zip(steps(folder), steps(whole), strict=True):
+        for key in ("step", "samples", "tokens", "loss", "grad_norm", "learning_rate"):
+            assert own[key] == other[key]
+
+
+def test_a_resume_with_another_cut_ends_with_the_same_weights(
+    whole: Path, stopped: Path, rows: Path, tmp_path: Path
+) -> None:
+    """To float32's precision: sums come in another order."""
+    folder = shutil.copytree(stopped, tmp_path / "run")
+
+    run(settings(rows, folder, micro_batch=3, overhead=10.0, profile="standard", loader_workers=1))
+
+    own, other = weights(folder), weights(whole)
+    assert all(torch.allclose(own[key], other[key], rtol=1e-5, atol=1e-5) for key in other)
+
+
+def test_a_checkpoint_says_where_the_run_is_and_what_it_was_told(stopped: Path) -> None:
+    """The order of samples and a step's random numbers follow from seed, samples and step."""
+    state = verify(stopped / "checkpoint-5")
+
+    assert (state["step"], state["steps"], state["samples"], state["seed"]) == (5, 8, 40, 3)
+    assert state["profile"] == "small"
+    assert state["settings"]["effective_batch"] == 8
+    assert state["settings"]["workload"]["max_source_length"] == 16
+    assert state["frozen"] is None
+
+
+def test_a_checkpoint_is_safetensors_by_name(stopped: Path) -> None:
+    """As the library reads them: each weight once, and Adam's two moments and count of each."""
+    model = load_file(stopped / "checkpoint-5" / "model.safetensors")
+    optimizer = load_file(stopped / "checkpoint-5" / "optimizer.safetensors")
+
+    assert "shared.weight" in model
+    assert "lm_head.weight" not in model
+    assert {key.rpartition("/")[0] for key in optimizer} == set(model)
+    assert {key.rpartition("/")[2] for key in optimizer} == {"step", "exp_avg", "exp_avg_sq"}
+    assert optimizer["shared.weight/step"].item() == 5
+
+
+def test_a_checkpoint_is_a_model_for_transformers(stopped: Path) -> None:
+    """The best one can be used as it is."""
+    transformers = pytest.importorskip("transformers")
+
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(stopped / "checkpoint-5")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(stopped / "checkpoint-5")
+
+    saved = weights(stopped / "checkpoint-5")
+    assert are_equal({key: model.state_dict()[key] for key in saved}, saved)
+    assert len(tokenizer) > 1000
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("temperature", 0.5), ("early_stopping", "perhaps")]
+)
+def test_generation_defaults_that_transformers_refuses_to_save_stop_no_run(
+    setting: str, value: float | str, rows: Path, tmp_path: Path
+) -> None:
+    """It loads them from the hub; the end of a run would be the first to find out."""
+    folder, engine = RunFolder(tmp_path), an_engine(rows)
+    folder.claim({}, fresh=False)
+    setattr(engine.unwrapped.generation_config, setting, value)
+    with pytest.raises(ValueError, match=setting):
+        engine.unwrapped.generation_config.save_pretrained(tmp_path)
+
+    path = save(folder, engine, progress(1))
+    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=3).codec.tokenizer
+    export_model(folder, engine, tokenizer, describe=lambda hidden: None)
+
+    assert (path / "generation_config.json").is_file()
+    assert (tmp_path / "generation_config.json").is_file()
+
+
+def truncate(checkpoint: Path) -> None:
+    with (checkpoint / "optimizer.safetensors").open("r+b") as file:
+        file.truncate(1000)
+
+
+def flip_a_byte(checkpoint: Path) -> None:
+    with (checkpoint / "model.safetensors").open("r+b") as file:
+        file.seek(100_000)
+        byte = file.read(1)[0]
+        file.seek(100_000)
+        file.write(bytes([byte ^ 1]))
+
+
+def change_the_step(checkpoint: Path) -> None:
+    file = checkpoint / "state.json"
+    file.write_text(file.read_text().replace('"step": 5', '"step": 6'))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (truncate, "optimizer.safetensors has 1,000 bytes instead of "),
+    "flipped": (flip_a_byte, "model.safetensors is altered: its checksum is not the manifest's"),
+    "altered state": (change_the_step, "state.json is altered"),
+    "missing": (lambda c: (c / "model.safetensors").unlink(), "model.safetensors: No such file"),
+    "no manifest": (lambda c: (c / "manifest.json").unlink(), "manifest.json: No such file"),
+    "bad JSON": (lambda c: (c / "manifest.json").write_text('{"a'), "manifest.json is no JSON"),
+    "empty": (lambda c: (c / "manifest.json").write_text("[]"), "manifest.json holds no object"),
+    "of others": (lambda c: (c / "manifest.json").write_text("{}"), "does not name model.safetens"),
+    "no entry": (
+        lambda c: (c / "manifest.json").write_text(
+            '{"model.safetensors": 1, "optimizer.safetensors": 1, "state.json": 1}'
+        ),
+        "manifest.json is altered",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
+    damage: str, stopped: Path, rows: Path, tmp_path: Path
+) -> None:
+    """The notice names it and its fault; it is set aside, so that its number is free."""
+    break_it, fault = DAMAGES[damage]
+    folder = RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+    break_it(folder.path / "checkpoint-5")
+    engine = an_engine(rows)
+    said: list[str] = []
+
+    done = resume(folder, engine, said.append)
+
+    (notice,) = said
+    assert done == 4
+    assert notice.startswith("checkpoint-5 is damaged (")
+    assert fault in notice
+    assert notice.endswith("is damaged-checkpoint-5 now: taking checkpoint-4")
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint-4"]
+    own = dict(engine.unwrapped.named_parameters())
+    assert all(torch.equal(own[k], v) for k, v in weights(folder.path / "checkpoint-4").items())
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_unasked(
+    stopped: Path, rows: Path, tmp_path: Path
+) -> None:
+    """They may be mended, and the metrics are the only trace: nothing is touched."""
+    folder = RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+    for checkpoint in folder.checkpoints():
+        truncate(checkpoint)
+
+    with pytest.raises(OutputError) as caught:
+        run(settings(rows, folder.path))
+
+    message = str(caught.value)
+    assert message.startswith(
+        f"no checkpoint in {folder.path} can be read (checkpoint-5: optimizer"
+    )
+    assert "; checkpoint-4: optimizer.safetensors has 1,000 bytes" in message
+    assert message.endswith("; put a good copy back, or use --fresh to start anew")
+    assert len(folder.checkpoints()) == 2
+    assert len(steps(folder.path)) == 5
+
+
+def test_the_best_and_the_last_checkpoints_are_kept(rows: Path, tmp_path: Path) -> None:
+    """The best is never removed; a better one takes its place."""
+    folder, engine = RunFolder(tmp_path), an_engine(rows)
+    names = []
+
+    for step, best in ((1, None), (2, 1), (3, 1), (4, 1), (5, 4), (6, 4), (7, 4)):
+        at = progress(step, None if best is None else Best(step=best, loss=1.0))
+        save(folder, engine, at, keep=1)
+        names.append([int(path.name[11:]) for path in folder.checkpoints()])
+
+    assert names == [[1], [1, 2], [1, 3], [1, 4], [4, 5], [4, 6], [4, 7]]
+
+
+def test_the_best_evaluation_has_a_checkpoint_and_is_in_the_result(
+    rows: Path, tmp_path: Path
+) -> None:
+    """Evaluated each epoch (4 steps of 16), where no checkpoint was due: step 4 has one, and the end."""
+    run_settings = settings(
+        rows, tmp_path / "run", effective_batch=16, checkpoint_every=100, eval_data=(str(rows),)
+    )
+
+    said = run(run_settings)
+
+    losses = {m["step"]: m["loss"] for m in said if m["type"] == "evaluated"}
+    result = said[-1]["result"]
+    assert list(losses) == [4, 8]
+    assert [m["step"] for m in said if m["type"] == "checkpoint"] == [4, 8]
+    assert result["best_step"] == min(losses, key=lambda step: losses[step])
+    assert result["best_loss"] == min(losses.values())
+    assert verify(tmp_path / "run" / "checkpoint-4")["best"] == {"step": 4, "loss": losses[4]}
+
+
+def test_an_evaluation_that_a_stop_left_out_is_made_up_for(rows: Path, tmp_path: Path) -> None:
+    """Stopped at the end of an epoch: the checkpoint comes first, the evaluation after the resume."""
+    run_settings = settings(
+        rows, tmp_path / "run", effective_batch=16, checkpoint_every=None, eval_data=(str(rows),)
+    )
+
+    first = run(run_settings, stop_after=4)
+    second = run(run_settings)
+
+    assert [m["type"] for m in first[-2:]] == ["checkpoint", "done"]
+    assert not [m for m in first if m["type"] == "evaluated"]
+    assert [m["step"] for m in second if m["type"] == "evaluated"] == [4, 8]
+    records = Journal(tmp_path / "run" / "evaluations.jsonl").read()
+    assert [record["step"] for record in records] == [4, 8]
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
+    whole: Path, rows: Path, tmp_path: Path
+) -> None:
+    """The write is really refused, in the optimizer's state; with room again, the run goes on."""
+    folder = RunFolder(tmp_path / "run")
+    heard: Messages = []
+    run(settings(rows, folder.path), stop_after=2)
+
+    with files_of_at_most(8 * 2**20), pytest.raises(OutputError) as caught:
+        run(settings(rows, folder.path), heard=heard)
+
+    message = str(caught.value)
+    assert message.startswith(
+        f"cannot write {folder.path / 'checkpoint-4'} (File too large): it needs 1"
+    )
+    assert message.endswith(" are free; free some (the same command goes on from checkpoint-2)")
+    assert "MiB, and " in message
+    assert [path.name for path in folder.path.glob("*checkpoint*")] == ["checkpoint-2"]
+    assert not list(folder.path.glob(".*"))
+    assert verify(folder.path / "checkpoint-2")["step"] == 2
+    run(settings(rows, folder.path))
+    assert are_equal(weights(folder.path), weights(whole))
+
+
+def test_metrics_that_cannot_be_written_are_told_with_what_to_do(
+    rows: Path, tmp_path: Path
+) -> None:
+    """A line more than the disk takes."""
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.add({"step": 1})
+
+    with files_of_at_most(20), pytest.raises(OutputError) as caught:
+        journal.add({"step": 2, "loss": 1.0})
+
+    assert str(caught.value) == (
+        f"cannot write {journal.path} (File too large); free some space, and the same command goes "
+        f"on from the last checkpoint, if there is one"
+    )
+    assert journal.read() == [{"step": 1}]
+
+
+def test_a_line_that_a_kill_has_torn_is_done_again(
+    whole: Path, stopped: Path, rows: Path, tmp_path: Path
+) -> None:
+    """So is one of a step after the checkpoint."""
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "loss": 0.0}\n{"step": 7, "lo')
+
+    run(settings(rows, folder))
+
+    assert [record["loss"] for record in steps(folder)] == [r["loss"] for r in steps(whole)]
+
+
+def test_frozen_weights_come_back_from_the_base_model(rows: Path, tmp_path: Path) -> None:
+    """They are not written; a folder of half a model does not claim to be one."""
+    folder, engine = RunFolder(tmp_path), an_engine(rows, freeze="encoder.")
+    take_step(engine, rows)
+    again = an_engine(rows, freeze="encoder.")
+
+    path = save(folder, engine, progress(1))
+    resume(folder, again, lambda text: None)
+    for one in (engine, again):
+        take_step(one, rows)
+
+    names = set(weights(path))
+    assert names
+    assert not [name for name in names if name.startswith("encoder.")]
+    assert not (path / "config.json").exists()
+    assert are_equal(engine.unwrapped.state_dict(), again.unwrapped.state_dict())
+
+
+def test_another_base_model_under_frozen_weights_is_refused(rows: Path, tmp_path: Path) -> None:
+    """What was trained beside the old ones is nothing beside the new."""
+    folder, engine = RunFolder(tmp_path), an_engine(rows, freeze="encoder.")
+    save(folder, engine, progress(1))
+    other = an_engine(rows, freeze="encoder.")
+    with torch.no_grad():
+        next(p for p in other.unwrapped.parameters() if not p.requires_grad).add_(1e-3)
+
+    with pytest.raises(OutputError, match="frozen weights are not these"):
+        resume(folder, other, lambda text: None)
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_anything_is_filled(
+    rows: Path, tmp_path: Path
+) -> None:
+    """The first tensor that differs is named."""
+    folder = RunFolder(tmp_path)
+    path = save(folder, an_engine(rows, freeze="encoder."), progress(1))
+    engine = an_engine(rows)
+    before = copy.deepcopy(engine.unwrapped.state_dict())
+
+    with pytest.raises(OutputError) as caught:
+        resume(folder, engine, lambda text: None)
+
+    assert str(caught.value).startswith(
+        f"{path / 'model.safetensors'} is not this run's: encoder.block.0.layer.0"
+    )
+    assert are_equal(engine.unwrapped.state_dict(), before)
+
+
+def test_a_final_model_that_is_half_there_claims_nothing(
+    stopped: Path, whole: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Its files move in one by one, the configuration last; here the tokenizer's place is taken."""
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    (folder / "tokenizer.json").mkdir()
+    (folder / "tokenizer.json" / "in the way").touch()
+
+    with pytest.raises(OutputError, match="goes on from checkpoint-6"):
+        run(settings(rows, folder))
+
+    assert not (folder / "config.json").exists()
+    assert not (folder / ".model").exists()
+    assert json.loads((folder / "run.json").read_text())["finished"] is False
+    shutil.rmtree(folder / "tokenizer.json")
+    run(settings(rows, folder))
+    assert json.loads((folder / "run.json").read_text())["finished"] is True
+    assert are_equal(weights(folder), weights(whole))
+
+
+def test_a_final_model_for_which_the_disk_is_too_full_is_not_begun(
+    stopped: Path, rows: Path, tmp_path: Path
+) -> None:
+    """safetensors' own writer is refused; checkpoints stand, nothing claims to be a model."""
+    folder = RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+
+    with files_of_at_most(2**20), pytest.raises(OutputError) as caught:
+        run(replace(settings(rows, folder.path), checkpoint_every=100))
+
+    assert str(caught.value).startswith(f"cannot write {folder.path / 'model.safetensors'} (")
+    assert not (folder.path / "config.json").exists()
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint-4", "checkpoint-5"]

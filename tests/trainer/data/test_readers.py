@@ -1,0 +1,368 @@
+"""Rows from Parquet, JSON and JSON lines, and what is said of files that hold none."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.errors import DataError
+from trainer.data.readers import ADVICE, Row, bundled, count_rows, read_rows
+
+Write = Callable[[Path, list[dict[str, Any]]], Path]
+
+
+def parquet(folder: Path, records: list[dict[str, Any]]) -> Path:
+    path = folder / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(records), path)
+    return path
+
+
+def as_json(folder: Path, records: list[Any]) -> Path:
+    path = folder / "rows.json"
+    path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
+    return path
+
+
+def json_lines(folder: Path, records: list[Any]) -> Path:
+    path = folder / "rows.jsonl"
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+every_format = pytest.mark.parametrize("write", [parquet, as_json, json_lines])
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"问题 {i}", "response": f"回答 {i}"} for i in range(count)]
+
+
+def rows_of(path: Path) -> list[Row]:
+    return list(read_rows(str(path)))
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        rows_of(path)
+    return str(caught.value)
+
+
+@every_format
+def test_rows_are_the_same_in_every_format(tmp_path: Path, write: Write) -> None:
+    """In order, also over the borders of what is read at once."""
+    path = write(tmp_path, pairs(2500))
+
+    rows = rows_of(path)
+
+    assert [row.response for row in rows] == [f"回答 {i}" for i in range(2500)]
+    assert rows[7] == Row((("user", "问题 7"),), "回答 7")
+    assert rows[7].prompt == "问题 7"
+
+
+@every_format
+def test_a_conversation_ends_with_the_answer_to_learn(tmp_path: Path, write: Write) -> None:
+    """The turns before it are the source."""
+    turns = [
+        ("system", "短"),
+        ("user", "早"),
+        ("assistant", "早。"),
+        ("user", "?"),
+        ("assistant", "好"),
+    ]
+    path = write(tmp_path, [{"messages": [{"role": r, "content": c} for r, c in turns]}])
+
+    (row,) = rows_of(path)
+
+    assert row == Row(tuple(turns[:-1]), "好")
+    assert row.prompt == "短\n早\n早。\n?"
+
+
+@every_format
+@pytest.mark.parametrize("skip", [1, 130, 1024, 1025, 2499, 2500])
+def test_rows_that_were_read_before_are_skipped(tmp_path: Path, write: Write, skip: int) -> None:
+    """Whole row groups, parts of one, all of them; the others are the same, and named the same."""
+    path = write(tmp_path, pairs(2500))
+    if write is parquet:
+        pq.write_table(pa.Table.from_pylist(pairs(2500)), path, row_group_size=130)
+
+    rows = list(read_rows(str(path), skip=skip))
+
+    assert rows == rows_of(path)[skip:]
+
+
+@every_format
+def test_a_fault_after_skipped_rows_is_named_by_its_place_in_the_file(
+    tmp_path: Path, write: Write
+) -> None:
+    """Not in what was left of it."""
+    path = write(tmp_path, [*pairs(3), {"prompt": "a", "response": None}])
+
+    with pytest.raises(DataError, match="row 4, column response: it is missing or null"):
+        list(read_rows(str(path), skip=2))
+
+
+def test_rows_are_counted_where_the_file_says_so(tmp_path: Path) -> None:
+    """Parquet does; of lines nobody knows before they are read."""
+    table, lines = str(parquet(tmp_path, pairs(7))), str(json_lines(tmp_path, pairs(3)))
+
+    assert count_rows([table, table]) == 14
+    assert count_rows([table, lines]) is None
+
+
+@given(
+    records=st.lists(
+        st.fixed_dictionaries({"prompt": st.text(max_size=9), "response": st.text(max_size=9)}),
+        min_size=1,
+        max_size=6,
+    ),
+    indent=st.sampled_from([None, 1]),
+    plain=st.booleans(),
+    piece=st.integers(1, 40),
+)
+def test_a_json_list_reads_the_same_in_any_pieces(
+    tmp_path_factory: pytest.TempPathFactory,
+    records: list[dict[str, str]],
+    indent: int | None,
+    plain: bool,
+    piece: int,
+) -> None:
+    """Cut within a character, an escape, a number, or between two items."""
+    path = tmp_path_factory.mktemp("json") / "rows.json"
+    listed = [{**record, "id": 12345} for record in records]
+    path.write_text(json.dumps(listed, indent=indent, ensure_ascii=plain), encoding="utf-8")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trainer.data.readers.PIECE", piece)
+        rows = rows_of(path)
+
+    assert [{"prompt": row.prompt, "response": row.response} for row in rows] == records
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('[{"prompt":"a","response":"b"} {}]', "'{' where a comma or the list's end is due"),
+        ('[{"prompt":"a","response":"b"}', "'the end' where a comma or the list's end is due"),
+        ('[{"prompt":"a","response":"b"}] x', "'x' after the list's end"),
+    ],
+)
+def test_a_json_list_that_is_none_says_where(tmp_path: Path, text: str, fault: str) -> None:
+    """After rows that were whole."""
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+
+    assert error_of(path) == f"{path} is damaged or cut off: {fault}; copy the file again"
+
+
+@every_format
+def test_other_columns_are_not_looked_at(tmp_path: Path, write: Write) -> None:
+    """Whatever they hold."""
+    path = write(tmp_path, [{**pair, "id": 3, "tags": None} for pair in pairs(2)])
+
+    assert len(rows_of(path)) == 2
+
+
+def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
+    """As Windows writes them."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"prompt":"a","response":"b"}\r\n\r\n \n{"prompt":"c","response":"d"}'
+    )
+
+    assert [row.prompt for row in rows_of(path)] == ["a", "c"]
+
+
+def test_the_bundled_files_have_rows() -> None:
+    """Both of them."""
+    assert next(read_rows(bundled("train"))).prompt
+    assert next(read_rows(bundled("valid"))).response
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """With what to give instead."""
+    assert error_of(tmp_path / "none.jsonl") == (
+        f"data file {tmp_path / 'none.jsonl'} is not there; {ADVICE}"
+    )
+
+
+def test_a_folder_is_no_data_file(tmp_path: Path) -> None:
+    """It is said to be one."""
+    assert error_of(tmp_path) == f"data file {tmp_path} is a folder, not a file; {ADVICE}"
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    """With the system's reason."""
+    path = tmp_path / ("x" * 300)
+
+    assert error_of(path) == f"cannot read {path}: File name too long; {ADVICE}"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path, name: str) -> None:
+    """Rather than damaged."""
+    path = tmp_path / name
+    path.touch()
+
+    assert error_of(path) == f"data file {path} is empty (0 bytes); {ADVICE}"
+
+
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
+    """A JSON list of nothing, a table of no rows."""
+    listed = as_json(tmp_path, [])
+    table = tmp_path / "rows.parquet"
+    pq.write_table(
+        pa.table({"prompt": pa.array([], pa.string()), "response": pa.array([], pa.string())}),
+        table,
+    )
+
+    assert error_of(listed) == f"data file {listed} has no rows; {ADVICE}"
+    assert error_of(table) == f"data file {table} has no rows; {ADVICE}"
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """By its content; a name that promises Parquet is held to it."""
+    text, named = tmp_path / "rows.csv", tmp_path / "rows.parquet"
+    text.write_text("prompt,response\na,b\n")
+    named.write_text("prompt,response\na,b\n")
+
+    assert error_of(text) == f"{text} is neither Parquet nor JSON nor JSON lines; {ADVICE}"
+    assert error_of(named) == (
+        f"{named} is not a Parquet file: it begins with b'prom', not with b'PAR1'; {ADVICE}"
+    )
+
+
+@every_format
+def test_a_missing_column_is_named_beside_those_found(tmp_path: Path, write: Write) -> None:
+    """Before any row is looked at."""
+    path = write(tmp_path, [{"prompt": "a", "answer": "b", "id": 1}])
+
+    assert error_of(path) == (
+        f"{path} has no column response (found: answer, id, prompt); "
+        f"rename its columns to prompt and response, or give messages"
+    )
+
+
+@every_format
+def test_text_that_is_null_is_named_by_row_and_column(tmp_path: Path, write: Write) -> None:
+    """Rows count from 1, as lines do."""
+    path = write(tmp_path, [*pairs(3), {"prompt": "a", "response": None}, *pairs(2)])
+
+    assert error_of(path) == (
+        f"{path}, row 4, column response: it is missing or null; make it a string or drop the row"
+    )
+
+
+@every_format
+def test_rows_that_are_not_text_are_named_by_row_and_column(tmp_path: Path, write: Write) -> None:
+    """With what stands there."""
+    path = write(tmp_path, [{"prompt": 17, "response": "b"}])
+
+    assert error_of(path) == (
+        f"{path}, row 1, column prompt: it is int '17', not text; make it a string or drop the row"
+    )
+
+
+@pytest.mark.parametrize("write", [as_json, json_lines])
+def test_a_row_that_is_no_object_is_named(tmp_path: Path, write: Write) -> None:
+    """A list of texts is not prompts and responses."""
+    path = write(tmp_path, [*pairs(2), "text"])  # type: ignore[list-item]
+
+    message = error_of(path)
+
+    assert message.startswith(
+        f"{path}, {'row' if write is as_json else 'line'} 3 is str 'text', not an object; "
+    )
+
+
+@pytest.mark.parametrize("write", [as_json, json_lines])
+def test_half_a_character_is_named_by_its_place(tmp_path: Path, write: Write) -> None:
+    """JSON can write one half of a surrogate pair, which no tokenizer takes."""
+    path = write(tmp_path, [])
+    row = r'{"prompt": "ok\ud83d", "response": "b"}'
+    path.write_text(f"[{row}]" if write is as_json else row)
+
+    assert error_of(path) == (
+        f"{path}, row 1, column prompt: half a character, '\\ud83d', at place 2; mend the text or "
+        f"drop the row"
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        ([], "not a list of at least two turns; mend the row or drop it"),
+        ("hello", "not a list of at least two turns; mend the row or drop it"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant"}],
+            "a turn without a text `role` and `content`; mend the row or drop it",
+        ),
+        (
+            [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}],
+            "the last turn is 'user', not 'assistant'; end each row with the answer to learn",
+        ),
+    ],
+)
+def test_a_conversation_without_an_answer_is_refused(
+    tmp_path: Path, messages: object, fault: str
+) -> None:
+    """By row, with what it lacks."""
+    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = json_lines(tmp_path, [{"messages": good}, {"messages": messages}])
+
+    assert error_of(path) == f"{path}, row 2, column messages: {fault}"
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_a_parquet_file_that_is_cut_off_is_refused(tmp_path: Path, share: float) -> None:
+    """Wherever it ends: what it holds is listed at its end."""
+    path = parquet(tmp_path, pairs(3000))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+
+    message = error_of(path)
+
+    assert message.startswith(f"{path} is damaged or cut off: ")
+    assert message.endswith("; copy the file again")
+
+
+def test_parquet_text_that_is_not_utf_8_is_damage(tmp_path: Path) -> None:
+    """Arrow's own string type does not check it."""
+    path = tmp_path / "rows.parquet"
+    bad = pa.StringArray.from_buffers(
+        1, pa.py_buffer(b"\x00\x00\x00\x00\x02\x00\x00\x00"), pa.py_buffer(b"\xff\xfe")
+    )
+    pq.write_table(pa.table({"prompt": bad, "response": ["b"]}), path)
+
+    assert error_of(path).startswith(f"{path} is damaged or cut off: 'utf-8' codec can't decode")
+
+
+@given(share=st.floats(0.001, 0.999))
+def test_a_json_file_that_is_cut_off_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, share: float
+) -> None:
+    """In the middle of a row, of a character, or between two rows."""
+    path = as_json(tmp_path_factory.mktemp("json"), pairs(20))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(1, int(len(whole) * share))])
+
+    assert error_of(path).startswith(f"{path} is damaged or cut off: ")
+
+
+@given(missing=st.integers(2, 30))
+def test_a_json_line_that_is_cut_off_is_named(
+    tmp_path_factory: pytest.TempPathFactory, missing: int
+) -> None:
+    """Also within a character: it takes three bytes."""
+    path = json_lines(tmp_path_factory.mktemp("lines"), pairs(20))
+    path.write_bytes(path.read_bytes()[:-missing])
+
+    message = error_of(path)
+
+    assert message.startswith(f"{path}, line 20 is damaged or cut off: ")
+    assert message.endswith("copy the file again (JSON lines hold one object a line, JSON a list)")

@@ -1,0 +1,293 @@
+"""Tokens on disk, and the codec that makes them, with the bundled tokenizer."""
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.errors import DataError, ModelError, OutputError
+from trainer.data.encoder import Codec
+from trainer.data.readers import Row
+from trainer.data.token_store import TokenStore, cache_folder, open_store
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(resources.files("trainer") / "assets/tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def codec(tokenizer: Any) -> Codec:
+    return Codec(tokenizer, is_causal=False)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("CHATLM_CACHE", str(folder))
+    return folder
+
+
+def written(folder: Path, texts: Sequence[tuple[str, str]], name: str = "rows.jsonl") -> str:
+    path = folder / name
+    lines = [json.dumps({"prompt": p, "response": r}, ensure_ascii=False) for p, r in texts]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def opened(*paths: str, codec: Codec, max_source: int = 64, max_target: int = 64) -> TokenStore:
+    return open_store(paths, codec, max_source=max_source, max_target=max_target)
+
+
+TEXTS = [
+    ("你好", "你好！有什么可以帮您？"),
+    ("一加一", "二"),
+    ("", "空"),
+    ("谢谢", "不客气，再见。"),
+]
+
+
+# --- the codec
+
+
+def text_of(tokenizer: Any, ids: Any) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text.replace(" ", "")
+
+
+def row(prompt: str, response: str) -> Row:
+    return Row((("user", prompt),), response)
+
+
+def test_source_and_target_end_with_the_end_of_sequence(tokenizer: Any, codec: Codec) -> None:
+    """And hold the text, whole, before it."""
+    (encoded,) = codec.encode([row("一加一等于几。", "等于二。")])
+    source, target = encoded.source, encoded.target
+
+    assert source[-1] == target[-1] == tokenizer.eos_token_id
+    assert codec.eos not in (*source[:-1], *target[:-1])
+    assert text_of(tokenizer, source) == "一加一等于几。"
+    assert text_of(tokenizer, target) == "等于二。"
+
+
+def test_a_causal_target_alone_has_an_end(tokenizer: Any) -> None:
+    """The prompt goes on into the answer; an empty one still has a token to predict from."""
+    causal = Codec(tokenizer, is_causal=True)
+
+    whole, empty = causal.encode([row("你好", "好"), row("", "好")])
+
+    assert causal.eos not in whole.source
+    assert whole.target[-1] == causal.eos
+    assert len(empty.source) == 1
+
+
+@given(st.lists(st.integers(5, 100), max_size=40), st.integers(1, 50))
+def test_what_is_cut_keeps_what_counts(codec: Codec, ids: list[int], longest: int) -> None:
+    """A source its beginning and its end of sequence; a target no end that it did not reach."""
+    whole = [*ids, codec.eos]
+
+    source, target = codec.fit_source(whole, longest), codec.fit_target(whole, longest)
+
+    assert len(source) == len(target) == min(len(whole), longest)
+    assert source[-1] == codec.eos
+    assert source[:-1] == whole[: len(source) - 1]
+    assert target == whole[:longest]
+
+
+def test_a_causal_prompt_keeps_its_last_part(tokenizer: Any) -> None:
+    """The question stands at its end."""
+    assert Codec(tokenizer, is_causal=True).fit_source([1, 2, 3, 4], 2) == [3, 4]
+
+
+def test_a_small_vocabulary_takes_two_bytes_a_token(codec: Codec) -> None:
+    """Every id of the bundled tokenizer fits."""
+    assert codec.dtype is np.uint16
+    assert max(codec.tokenizer.get_vocab().values()) < 2**16
+
+
+def test_the_identity_is_that_of_what_encoding_depends_on(tokenizer: Any, codec: Codec) -> None:
+    """The same for the same tokenizer, another for another kind of model."""
+    assert Codec(tokenizer, is_causal=False).identity == codec.identity
+    assert Codec(tokenizer, is_causal=True).identity != codec.identity
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    """A model could never learn to stop."""
+
+    class Endless:
+        eos_token_id = None
+
+    with pytest.raises(ModelError) as caught:
+        Codec(Endless(), is_causal=False)
+
+    assert str(caught.value) == (
+        "the model's tokenizer has no end-of-sequence token; set eos_token"
+    )
+
+
+# --- the store
+
+
+def test_a_store_holds_what_the_codec_made(tmp_path: Path, codec: Codec) -> None:
+    """Row by row, with their lengths; mapped from the disk, two bytes a token."""
+    store = opened(written(tmp_path, TEXTS), codec=codec)
+
+    pairs = [(e.source, e.target) for e in codec.encode([row(*texts) for texts in TEXTS])]
+    rows = np.arange(len(store))
+    assert len(store) == len(TEXTS)
+    assert [store.source(i).tolist() for i in range(4)] == [source for source, _ in pairs]
+    assert [store.target(i).tolist() for i in range(4)] == [target for _, target in pairs]
+    assert store.source_lengths(rows).tolist() == [len(source) for source, _ in pairs]
+    assert store.target_lengths(rows).tolist() == [len(target) for _, target in pairs]
+    assert store.target_lengths(rows[[2, 0]]).tolist() == [len(pairs[i][1]) for i in (2, 0)]
+    assert store.longest() == (max(len(s) for s, _ in pairs), max(len(t) for _, t in pairs))
+    assert store.tokens.dtype == np.uint16
+    assert isinstance(store.tokens, np.memmap)
+    assert isinstance(store.offsets, np.memmap)
+
+
+def test_more_rows_than_are_read_at_once_stay_in_order(tmp_path: Path, codec: Codec) -> None:
+    """Files follow each other as they were given."""
+    first = written(tmp_path, [(f"{i}", "甲") for i in range(1500)], "first.jsonl")
+    second = written(tmp_path, [(f"{i}", "乙") for i in range(1500, 1600)], "second.jsonl")
+
+    store = opened(first, second, codec=codec)
+
+    assert len(store) == 1600
+    assert [text_of(codec.tokenizer, store.source(i)) for i in (0, 1023, 1024, 1499, 1500, 1599)] == [
+        "0", "1023", "1024", "1499", "1500", "1599",
+    ]  # fmt: skip
+    assert text_of(codec.tokenizer, store.target(1499)) == "甲"
+    assert text_of(codec.tokenizer, store.target(1500)) == "乙"
+
+
+def test_what_was_cut_is_counted(tmp_path: Path, codec: Codec) -> None:
+    """Rows, of each side; exactly as long as allowed is not cut."""
+    path = written(tmp_path, TEXTS)
+    encoded = codec.encode([row(*texts) for texts in TEXTS])
+    lengths = np.array([[len(e.source), len(e.target)] for e in encoded])
+    most_source, most_target = sorted(lengths[:, 0])[1], sorted(lengths[:, 1])[2]
+
+    cut = opened(path, codec=codec, max_source=int(most_source), max_target=int(most_target))
+    whole = opened(path, codec=codec)
+
+    counts = (cut.facts.cut_sources, cut.facts.cut_targets)
+    assert counts == tuple((lengths > [most_source, most_target]).sum(0))
+    assert cut.longest() == (most_source, most_target)
+    assert cut.truncation_notice(5, 7) == (
+        f"truncated {counts[0]} of 4 sources to 5 tokens and {counts[1]} targets to 7"
+    )
+    assert whole.truncation_notice(64, 64) is None
+
+
+def test_a_store_is_tokenised_once(
+    tmp_path: Path, codec: Codec, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known by content: another name or folder for the same file is the same store."""
+    first = opened(written(tmp_path, TEXTS), codec=codec)
+    (tmp_path / "copy").mkdir()
+    copy = written(tmp_path / "copy", TEXTS, "renamed.jsonl")
+    monkeypatch.setattr(Codec, "encode", _never)
+
+    again = opened(copy, codec=codec)
+
+    assert np.array_equal(again.tokens, first.tokens)
+    assert len(list(cache.iterdir())) == 1
+
+
+def _never(*_: object) -> Any:
+    raise AssertionError("tokenised again")
+
+
+def test_what_changes_the_tokens_makes_another_store(
+    tmp_path: Path, codec: Codec, tokenizer: Any, cache: Path
+) -> None:
+    """The content, the order of the files, a length, the kind of model."""
+    one, two = written(tmp_path, TEXTS), written(tmp_path, TEXTS[:2], "two.jsonl")
+
+    opened(one, codec=codec)
+    opened(one, two, codec=codec)
+    opened(two, one, codec=codec)
+    opened(one, codec=codec, max_source=32)
+    opened(one, codec=codec, max_target=32)
+    opened(one, codec=Codec(tokenizer, is_causal=True))
+    written(tmp_path, TEXTS[1:])
+    opened(one, codec=codec)
+
+    assert len(list(cache.iterdir())) == 7
+
+
+def test_a_damaged_file_leaves_no_store(tmp_path: Path, codec: Codec, cache: Path) -> None:
+    """What was read of it before is not kept."""
+    path = written(tmp_path, [("问", "答")] * 1500)
+    whole = Path(path).read_bytes()
+    Path(path).write_bytes(whole[:-4])
+
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1500 is damaged or cut off"):
+        opened(path, codec=codec)
+
+    assert list(cache.iterdir()) == []
+
+
+def test_a_missing_file_is_named(tmp_path: Path, codec: Codec) -> None:
+    """Before anything is written."""
+    with pytest.raises(DataError, match=r"data file .*none\.jsonl is not there; give --data"):
+        opened(str(tmp_path / "none.jsonl"), codec=codec)
+
+
+def test_a_file_that_cannot_be_read_is_not_blamed_on_the_cache(
+    tmp_path: Path, codec: Codec, cache: Path
+) -> None:
+    """With the system's reason."""
+    path = written(tmp_path, TEXTS)
+    with pytest.MonkeyPatch.context() as patched:  # permission bits do not bind the superuser
+        patched.setattr(Path, "open", _forbidden)
+        with pytest.raises(DataError) as caught:
+            opened(path, codec=codec)
+
+    assert str(caught.value) == f"cannot read {path}: Permission denied"
+    assert not cache.exists()
+
+
+def _forbidden(path: Path, *_: object) -> Any:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the variable that moves it."""
+    path = written(tmp_path, TEXTS)
+    monkeypatch.setenv("CHATLM_CACHE", f"{path}/cache")
+
+    with pytest.raises(OutputError) as caught:
+        opened(path, codec=codec)
+
+    assert str(caught.value) == (
+        f"cannot write the token cache {path}/cache: Not a directory; set CHATLM_CACHE to a folder "
+        f"with space"
+    )
+
+
+def test_the_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a variable says otherwise."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    own = cache_folder()
+    monkeypatch.delenv("CHATLM_CACHE")
+    default = cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/fast/cache")
+
+    assert own.name == "cache"
+    assert default == Path("/home/someone/.cache/chatlm")
+    assert cache_folder() == Path("/fast/cache/chatlm")

@@ -1,0 +1,371 @@
+"""Tokenising goes on where it was interrupted, once for all processes, in bounded memory."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from autotune.errors import DataError
+from tests.support.tokenisers import tokenizer
+from trainer.data import tokenization
+from trainer.data.encoder import Codec, Encoded
+from trainer.data.readers import Row
+from trainer.data.token_store import TokenStore, open_store
+from trainer.data.tokenization import Facts, Interrupted, Progress
+
+ROWS = 1000
+CHUNK = 100
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return Codec(tokenizer(), is_causal=False)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, and chunks that are small."""
+    monkeypatch.setenv("CHATLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tokenization, "CHUNK_ROWS", CHUNK)
+    monkeypatch.setattr(tokenization, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(tokenization, "TELL_EVERY", 0.0)
+    monkeypatch.setattr("trainer.data.token_store.TELL_EVERY", 0.0)
+    return tmp_path / "cache"
+
+
+def pairs(count: int = ROWS) -> list[dict[str, str]]:
+    return [{"prompt": f"第 {i} 问" + "？" * (i % 9), "response": f"答 {i}"} for i in range(count)]
+
+
+def parquet(folder: Path, records: list[dict[str, str]]) -> str:
+    pq.write_table(pa.Table.from_pylist(records), folder / "rows.parquet", row_group_size=130)
+    return str(folder / "rows.parquet")
+
+
+def as_json(folder: Path, records: list[dict[str, str]]) -> str:
+    (folder / "rows.json").write_text(json.dumps(records), encoding="utf-8")
+    return str(folder / "rows.json")
+
+
+def json_lines(folder: Path, records: list[dict[str, str]]) -> str:
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
+    return str(folder / "rows.jsonl")
+
+
+Write = Callable[[Path, list[dict[str, str]]], str]
+every_format = pytest.mark.parametrize("write", [parquet, as_json, json_lines])
+
+
+def opened(*paths: str, codec: Codec, stop_after: int | None = None) -> TokenStore:
+    chunks = iter(range(1, ROWS))
+    return open_store(
+        paths, codec, max_source=64, max_target=64, should_stop=lambda: next(chunks) == stop_after
+    )
+
+
+def contents(store: TokenStore) -> dict[str, bytes]:
+    """All files but the facts, and those without the time that it took."""
+    files = {p.name: p.read_bytes() for p in store.folder.iterdir() if p.name != "facts.json"}
+    facts = json.loads((store.folder / "facts.json").read_text())
+    return {**files, "facts": json.dumps({**facts, "seconds": 0}).encode()}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each chunk that was encoded."""
+    counts: list[int] = []
+    encode = Codec.encode
+
+    def counting(self: Codec, rows: Sequence[Row]) -> list[Encoded]:
+        counts.append(len(rows))
+        return encode(self, rows)
+
+    monkeypatch.setattr(Codec, "encode", counting)
+    return counts
+
+
+def undisturbed(
+    *paths: str, codec: Codec, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, bytes]:
+    """What a store holds that nothing interrupted."""
+    with monkeypatch.context() as patched:
+        patched.setenv("CHATLM_CACHE", str(folder / "undisturbed"))
+        return contents(opened(*paths, codec=codec))
+
+
+def the_partial(cache: Path) -> Path:
+    (partial,) = cache.glob(".partial-*")
+    return partial
+
+
+@every_format
+@pytest.mark.parametrize("stop_after", [1, 4, 10])
+def test_an_interrupted_tokenising_goes_on_where_it_was(
+    write: Write, stop_after: int, tmp_path: Path, cache: Path, codec: Codec, counted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In each format; what was done is not done again, and the store is the same to the byte."""
+    path = write(tmp_path, pairs())
+    whole = undisturbed(path, codec=codec, folder=tmp_path, monkeypatch=monkeypatch)
+
+    with pytest.raises(Interrupted) as caught:
+        opened(path, codec=codec, stop_after=stop_after)
+    left = sorted(file.name for file in cache.iterdir())
+    counted.clear()
+    store = opened(path, codec=codec)
+
+    assert str(caught.value) == f"tokenising was interrupted after {CHUNK * stop_after:,} rows"
+    assert left == [f".partial-{store.folder.name}"]
+    assert sum(counted) == ROWS - CHUNK * stop_after
+    assert contents(store) == whole
+    assert list(cache.iterdir()) == [store.folder]
+
+
+@pytest.mark.parametrize("stop_after", [3, 5, 12])
+def test_of_several_files_the_finished_ones_are_left_alone(
+    stop_after: int, tmp_path: Path, codec: Codec, counted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Interrupted in the first, at its end, in the second."""
+    files = json_lines(tmp_path, pairs(500)), parquet(tmp_path, pairs())
+    whole = undisturbed(*files, codec=codec, folder=tmp_path, monkeypatch=monkeypatch)
+
+    with pytest.raises(Interrupted):
+        opened(*files, codec=codec, stop_after=stop_after)
+    counted.clear()
+    store = opened(*files, codec=codec)
+
+    assert sum(counted) == 1500 - CHUNK * stop_after
+    assert contents(store) == whole
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
+def test_whatever_ends_it_what_was_saved_is_kept(
+    error: type[BaseException], tmp_path: Path, cache: Path, codec: Codec, counted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ctrl-C, no memory, a full disk: after the last save the files hold more than the facts say."""
+    path = json_lines(tmp_path, pairs())
+    whole = undisturbed(path, codec=codec, folder=tmp_path, monkeypatch=monkeypatch)
+    calls = iter(range(1, ROWS))
+
+    def fails(folder: Facts, path: Path) -> None:
+        if next(calls) == 4:
+            raise error
+        save(folder, path)
+
+    save = Facts.save
+    with monkeypatch.context() as patched:
+        patched.setattr(Facts, "save", fails)
+        with pytest.raises(Exception if error is OSError else error):
+            opened(path, codec=codec)
+    kept = Facts.read(the_partial(cache))
+    longer = (the_partial(cache) / "tokens.bin").stat().st_size
+    counted.clear()
+    store = opened(path, codec=codec)
+
+    assert kept is not None
+    assert kept.rows == 300
+    assert longer > 2 * kept.tokens
+    assert sum(counted) == ROWS - 300
+    assert contents(store) == whole
+
+
+def test_files_that_lost_something_are_not_gone_on_with(
+    tmp_path: Path, cache: Path, codec: Codec, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a power cut: all is done again."""
+    path = json_lines(tmp_path, pairs())
+    whole = undisturbed(path, codec=codec, folder=tmp_path, monkeypatch=monkeypatch)
+    with pytest.raises(Interrupted):
+        opened(path, codec=codec, stop_after=4)
+    tokens = the_partial(cache) / "tokens.bin"
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    counted.clear()
+
+    store = opened(path, codec=codec)
+
+    assert sum(counted) == ROWS
+    assert contents(store) == whole
+
+
+def test_a_fault_in_a_row_keeps_nothing(tmp_path: Path, cache: Path, codec: Codec) -> None:
+    """The mended file is another one, and would never ask for it."""
+    path = json_lines(tmp_path, [*pairs(), {"prompt": "x"}])
+
+    with pytest.raises(DataError, match=f"row {ROWS + 1}, column response: it is missing or null"):
+        opened(path, codec=codec)
+
+    assert list(cache.iterdir()) == []
+
+
+WRITER = """
+import sys, time
+from tests.support.tokenisers import tokenizer
+from trainer.data import tokenization
+from trainer.data.encoder import Codec
+from trainer.data.token_store import open_store
+
+tokenization.CHUNK_ROWS, tokenization.SAVE_EVERY = {chunk}, 0.0
+
+def slowly():
+    time.sleep(0.05)
+    return False
+
+codec = Codec(tokenizer(), is_causal=False)
+open_store(sys.argv[1:], codec, max_source=64, max_target=64, should_stop=slowly)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
+    """Starts a process that tokenises slowly."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(path: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", WRITER.format(chunk=10), path]
+        started.append(subprocess.Popen(command))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_writer_is_followed_by_one_that_waited(
+    tmp_path: Path, cache: Path, codec: Codec, counted: list[int],
+    writer: Callable[[str], "subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Meanwhile it says how far the other is; after a kill -9 it goes on from there."""
+    path = parquet(tmp_path, pairs())
+    whole = undisturbed(path, codec=codec, folder=tmp_path, monkeypatch=monkeypatch)
+    process = writer(path)
+    _until(lambda: bool(list(cache.glob(".partial-*/facts.json"))))
+    counted.clear()
+    told: list[Progress] = []
+    stores: list[TokenStore] = []
+
+    def wait() -> None:
+        stores.append(
+            open_store((path,), codec, max_source=64, max_target=64, progress=told.append)
+        )
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    _until(lambda: len(told) >= 2)
+    encoded_while_waiting = sum(counted)
+    process.send_signal(signal.SIGKILL)
+    waiter.join(timeout=60)
+
+    assert process.wait() == -signal.SIGKILL
+    assert encoded_while_waiting == 0
+    assert told[0].total == ROWS
+    assert told[0].rows < told[1].rows + 1
+    assert 0 < sum(counted) < ROWS
+    assert contents(stores[0]) == whole
+
+
+def _until(claim: Callable[[], bool]) -> None:
+    """Waits until it holds."""
+    deadline = time.monotonic() + 60
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_who_waits_can_be_stopped(tmp_path: Path, cache: Path, codec: Codec) -> None:
+    """And leaves the other's work alone."""
+    path = json_lines(tmp_path, pairs())
+    stopped: list[str] = []
+
+    def other() -> None:
+        try:
+            opened(path, codec=codec, stop_after=1)
+        except Interrupted as error:
+            stopped.append(str(error))
+
+    def both() -> bool:
+        """Asked of the writer, it lets another one wait, and stops it first."""
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(timeout=60)
+        return True
+
+    with pytest.raises(Interrupted):
+        open_store((path,), codec, max_source=64, max_target=64, should_stop=both)
+
+    assert stopped == ["interrupted while another process tokenises"]
+    assert the_partial(cache).is_dir()
+
+
+def test_of_two_at_once_one_writes(tmp_path: Path, codec: Codec, counted: list[int]) -> None:
+    """As two ranks: every row becomes tokens once, and both have the store."""
+    path = json_lines(tmp_path, pairs())
+    stores: list[TokenStore] = []
+    threads = [
+        threading.Thread(target=lambda: stores.append(opened(path, codec=codec))) for _ in range(3)
+    ]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+
+    assert sum(counted) == ROWS
+    assert [len(store) for store in stores] == [ROWS] * 3
+
+
+@pytest.mark.parametrize(("write", "total"), [(parquet, ROWS), (json_lines, None)])
+def test_progress_is_told(write: Write, total: int | None, tmp_path: Path, codec: Codec) -> None:
+    """Of how many where the file says so; the last word is all of them."""
+    told: list[Progress] = []
+
+    store = open_store(
+        (write(tmp_path, pairs()),), codec, max_source=64, max_target=64, progress=told.append
+    )
+
+    assert [progress.rows for progress in told] == list(range(CHUNK, ROWS + 1, CHUNK))
+    assert {progress.total for progress in told} == {total}
+    assert told[-1].tokens == len(store.tokens)
+    assert sorted(progress.seconds for progress in told) == [progress.seconds for progress in told]
+
+
+@every_format
+def test_memory_does_not_grow_with_the_rows(
+    write: Write, tmp_path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight times the rows, about the same peak; a JSON list is read a piece at a time too."""
+    monkeypatch.setattr("trainer.data.readers.PIECE", 1 << 14)
+    peaks = []
+    for count in (ROWS, ROWS + 1, 8 * ROWS):  # the first fills caches
+        path = write(tmp_path, pairs(count))
+        tracemalloc.start()
+        opened(path, codec=codec)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+    assert peaks[2] < 2 * peaks[1]
+
+
+def test_long_rows_make_small_chunks(
+    tmp_path: Path, codec: Codec, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk is bounded by its characters, too."""
+    monkeypatch.setattr(tokenization, "CHUNK_CHARACTERS", 100)
+    rows = [{"prompt": "问" * 40, "response": "答"}] * 7
+
+    store = opened(json_lines(tmp_path, rows), codec=codec)
+
+    assert counted == [3, 3, 1]
+    assert len(store) == 7

@@ -1,0 +1,210 @@
+"""Many answers at once are the ones that a model gives one by one; what its maker set stays out."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from trainer.batching.collator import Collator  # noqa: E402
+from trainer.config.settings import WorkloadSettings  # noqa: E402
+from trainer.data.encoder import Codec  # noqa: E402
+from trainer.data.readers import bundled  # noqa: E402
+from trainer.data.token_store import open_store  # noqa: E402
+from trainer.evaluation.evaluator import Answering, evaluate_with_answers  # noqa: E402
+from trainer.evaluation.generation import answer, rehearse_answers  # noqa: E402
+from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.loading import load_model  # noqa: E402
+
+SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
+ROWS, LONGEST = range(13), 9
+
+
+def tiny(kind: str, vocabulary: int) -> Any:
+    """A model of random weights, large enough ones for answers that differ."""
+    import transformers
+
+    torch.manual_seed(1)
+    common: Any = {
+        "vocab_size": vocabulary,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 3,
+    }
+    model: Any
+    match kind:
+        case "llama":
+            model = transformers.LlamaForCausalLM(
+                transformers.LlamaConfig(
+                    hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                    num_attention_heads=4, initializer_range=0.3, **common,
+                )
+            )  # fmt: skip
+        case "gpt2":
+            model = transformers.GPT2LMHeadModel(
+                transformers.GPT2Config(
+                    n_embd=64, n_layer=2, n_head=4, initializer_range=0.3, resid_pdrop=0.0, **common
+                )
+            )
+        case _:
+            model = transformers.BartForConditionalGeneration(
+                transformers.BartConfig(
+                    d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+                    decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128,
+                    init_std=0.3, decoder_start_token_id=2, **common,
+                )
+            )  # fmt: skip
+    return model
+
+
+def parts(kind: str) -> tuple[Engine, Collator]:
+    preset = load_model("chatlm-tiny", dropout=0.0, seed=3)
+    tokenizer = preset.codec.tokenizer
+    if kind == "t5":
+        model: Any = copy.deepcopy(preset.model)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():  # else it repeats its first token
+                if "Attention" in name:
+                    weight.mul_(6)
+    else:
+        model = tiny(kind, len(tokenizer))
+    codec = Codec(tokenizer, is_causal=kind in ("llama", "gpt2"))
+    store = open_store((bundled("valid"),), codec, max_source=64, max_target=64)
+    start = getattr(model.config, "decoder_start_token_id", None)
+    return Engine(make_accelerator(SETTINGS), model, SETTINGS), Collator(store, codec, start)
+
+
+def step_by_step(engine: Engine, collator: Collator, row: int) -> list[int]:
+    """The greedy answer to one row from the model's forward pass alone: no cache, no padding."""
+    source = torch.from_numpy(collator.store.source(row).astype(np.int64))[None]
+    ids: list[int] = []
+    model: Any = engine.unwrapped
+    with engine.evaluating():
+        while len(ids) < LONGEST:
+            said = torch.tensor([ids], dtype=torch.int64)
+            if collator.codec.is_causal:
+                logits = model(torch.cat([source, said], dim=1)).logits
+            else:
+                start = torch.tensor([[model.config.decoder_start_token_id]])
+                decoder = torch.cat([start, said], dim=1)
+                logits = model(input_ids=source, decoder_input_ids=decoder).logits
+            token = int(logits[0, -1].argmax())
+            if token == collator.codec.eos:
+                break
+            ids.append(token)
+    return ids
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "llama", "gpt2"])
+def test_a_padded_batch_answers_as_one_row_does(kind: str) -> None:
+    """Prompts of many lengths, in batches of 5, 5 and 3; new tokens alone."""
+    engine, collator = parts(kind)
+
+    found = answer(engine, collator, ROWS, size=5, longest=LONGEST)
+
+    assert sorted(found) == list(ROWS)
+    assert len({tuple(ids) for ids in found.values()}) > 3  # they are not all the same
+    for row in ROWS:
+        assert found[row].tolist() == step_by_step(engine, collator, row)
+
+
+def test_what_the_models_maker_set_stays_out_and_is_put_back() -> None:
+    """Beams and a forced first token would make other answers than training taught."""
+    engine, collator = parts("bart")
+    plain = answer(engine, collator, ROWS, size=13, longest=LONGEST)
+    config: Any = engine.unwrapped.generation_config
+    config.update(num_beams=3, forced_bos_token_id=77, min_length=8, no_repeat_ngram_size=1)
+
+    found = answer(engine, collator, ROWS, size=13, longest=LONGEST)
+
+    assert {row: ids.tolist() for row, ids in found.items()} == {
+        row: ids.tolist() for row, ids in plain.items()
+    }
+    assert engine.unwrapped.generation_config is config
+    assert config.num_beams == 3
+    assert engine.model.training
+    assert engine.unwrapped.config.use_cache is False
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_as_many_are_answered_at_once_as_training_has_left_room_for(kind: str) -> None:
+    """Never more than there are rows; one where there is no room at all."""
+    engine, collator = parts(kind)
+    engine.rehearse([collator.worst(16)])
+
+    wide = rehearse_answers(engine, collator, most=7, longest=LONGEST)
+
+    engine.memory = Full()
+    narrow = rehearse_answers(engine, collator, most=7, longest=LONGEST)
+
+    assert wide == 7
+    assert narrow == 1
+
+
+class Full:
+    """Memory that has never held more than it does now."""
+
+    device, caches = "cpu", True
+
+    def settle(self) -> None: ...
+    def reset_peak(self) -> None: ...
+    def resident(self) -> int:
+        return 100
+
+    peak = allocated = peak_allocated = resident
+
+    def retries(self) -> int:
+        return 0
+
+    def synchronize(self) -> None: ...
+    def limit(self, amount: int) -> None: ...
+    def unlimit(self) -> None: ...
+
+
+TWO = """\
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from tests.trainer.evaluation.test_generation import evaluation
+print("FOUND" + json.dumps(evaluation()))
+"""
+
+
+def evaluation() -> list[Any]:
+    """[is main, loss, BLEU, samples] of an evaluation on this process's share."""
+    engine, collator = parts("t5")
+    found = evaluate_with_answers(
+        engine, collator, step=1, size=32,
+        answering=Answering(rows=5, size=2, longest=LONGEST),
+    )  # fmt: skip
+    is_main = bool(engine.accelerator.is_main_process)
+    return [is_main, found.loss, found.bleu, [sample.answer for sample in found.samples]]
+
+
+def test_ranks_share_the_rows_and_one_scores_all(tmp_path: Path) -> None:
+    """5 rows on two gloo processes, 3 and 2 of them, under DDP: the figures of one process."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    root = str(Path(__file__).parents[3])
+
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(script), root],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("FOUND")[1] for line in done.stdout.splitlines() if "FOUND" in line]
+    (_, loss, bleu, answers), (_, other_loss, other_bleu, _) = sorted(
+        map(json.loads, lines), reverse=True
+    )
+    _, one_loss, one_bleu, one_answers = evaluation()
+    assert loss == other_loss == pytest.approx(one_loss, rel=1e-6)
+    assert bleu == pytest.approx(one_bleu)
+    assert answers == one_answers
+    assert other_bleu is None

@@ -1,0 +1,203 @@
+"""FSDP2 on gloo processes: the same steps as one process, sharded memory, checkpoints that know no shards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from autotune.errors import UsageError  # noqa: E402
+from bench.small import save_small  # noqa: E402
+from tests.support import sharded_script as script  # noqa: E402
+from tests.support.commands import ROOT, chatlm, start, steps  # noqa: E402
+from tests.support.processes import deadline, wait_until  # noqa: E402
+from tests.support.runs import rows_file  # noqa: E402
+from trainer.batching.step_loader import weightless  # noqa: E402
+from trainer.checkpointing.checkpoint import verify  # noqa: E402
+from trainer.config.settings import WorkloadSettings  # noqa: E402
+from trainer.config.validation import check_workload  # noqa: E402
+from trainer.evaluation.evaluator import evaluate  # noqa: E402
+
+KINDS = ("seq2seq", "causal")
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs() -> Iterator[None]:
+    with deadline(240):
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", 64)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def both(
+    request: pytest.FixtureRequest, rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[dict[str, Any]], dict[str, Any], Path]:
+    """Figures of two processes, of one that took all steps, and the folder of the two."""
+    folder = tmp_path_factory.mktemp("run")
+    done = subprocess.run(
+        [
+            sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+            "2", "-m", "tests.support.sharded_script", request.param, str(rows), str(folder),
+        ],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = [json.loads((folder / f"figures-{rank}.json").read_text()) for rank in (0, 1)]
+    return two, alone(request.param, rows), folder
+
+
+def alone(kind: str, rows: Path) -> dict[str, Any]:
+    """The same steps in this process."""
+    loaded = script.load(kind)
+    collator = script.collate(loaded, str(rows))
+    engine = script.build(loaded, collator, fsdp=True)
+    assert not engine.is_sharded  # over one process there is nothing to share out
+    found: list[tuple[float, float]] = []
+    evaluations = []
+    for first in range(0, script.STEPS, 2):
+        found += script.take_steps(engine, collator, range(first, first + 2))
+        evaluations.append(evaluate(engine, collator, size=8))
+    weights = {name: p.detach().clone() for name, p in engine.unwrapped.named_parameters()}
+    return {"steps": found, "evaluations": evaluations, "weights": weights}
+
+
+def test_sharded_steps_are_those_of_one_process(both: Any) -> None:
+    """Loss and gradient norm to 1e-6, clipped, with an empty micro-batch, sharded, in DDP, sharded."""
+    two, one, _ = both
+
+    for figures in two:
+        assert figures["evaluations"] == pytest.approx(one["evaluations"], rel=1e-6)
+        for own, other in zip(figures["steps"], one["steps"], strict=True):
+            assert own == pytest.approx(other, rel=1e-6)
+    assert all(norm > script.CLIP for _, norm in one["steps"])
+
+
+def test_each_process_holds_half(both: Any) -> None:
+    """Weights, gradients and Adam's moments, against all of them in DDP."""
+    two, _, _ = both
+
+    for figures in two:
+        sharded, whole, again = figures["held"]
+        assert sharded == again
+        assert sharded == pytest.approx(whole / 2, rel=0.01)
+
+
+def test_a_checkpoint_knows_no_shards(both: Any) -> None:
+    """Full tensors, checked; the final model's are the one process's."""
+    _, one, folder = both
+
+    final = load_file(folder / "model.safetensors")
+    last = load_file(folder / "checkpoint-6" / "model.safetensors")
+
+    assert verify(folder / "checkpoint-2")["step"] == 2
+    assert final.keys() == last.keys() == one["weights"].keys()
+    for name, weight in one["weights"].items():
+        assert torch.equal(final[name], last[name])
+        assert torch.allclose(final[name], weight, rtol=1e-7, atol=1e-9)
+
+
+def test_the_exported_model_is_transformers_own(both: Any) -> None:
+    """Its class is named in the configuration as it was before sharding."""
+    transformers = pytest.importorskip("transformers")
+    _, _, folder = both
+
+    (kind,) = json.loads((folder / "config.json").read_text())["architectures"]
+
+    model = getattr(transformers, kind).from_pretrained(folder)
+    saved = load_file(folder / "model.safetensors")
+    assert all(torch.equal(p, saved[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs"),
+            ],
+        ),
+    ],
+)
+def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
+    device: str, rows: Path, tmp_path: Path
+) -> None:
+    """`chatlm train --fsdp` on two processes; Ctrl-C; then one process."""
+    model = save_small("t5", tmp_path / "model")
+    train = (
+        "train", "--device", device, "--plain", "--profile", "small", "--data", str(rows),
+        "--model", str(model), "--learning-rate", "1e-3", "--generate-rows", "4",
+        "--precision", "fp32", "--max-steps", "8", "--dropout", "0", "--seed", "5", "--output-dir",
+    )  # fmt: skip
+    one = ("--num-processes", "1", "--micro-batch")
+    whole = chatlm(tmp_path, *train, "whole", *one, "16")
+    two = ("--num-processes", "2", "--micro-batch", "3", "--fsdp")
+    process = start(tmp_path, *train, "parts", *two)
+    wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=100)
+    resumed = chatlm(tmp_path, *train, "parts", *one, "5")
+
+    assert whole.returncode == 0, whole.stderr
+    assert process.returncode == 130, err
+    assert "sharded over 2 processes" in out
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step" in resumed.stdout
+    for own, other in zip(steps(tmp_path / "parts"), steps(tmp_path / "whole"), strict=True):
+        assert own["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+    first, second = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")
+    )
+    assert all(torch.allclose(second[name], first[name], rtol=1e-5, atol=1e-5) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (WorkloadSettings(fsdp=True, precision="fp16", device="cuda"), "--precision fp16"),
+        (WorkloadSettings(fsdp=True, lora_rank=4), "--lora-rank"),
+        (WorkloadSettings(fsdp=True, optimizer="adafactor"), "--optimizer adafactor"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(settings: WorkloadSettings, words: str) -> None:
+    """A loss scale that each rank would choose by its own shard; adapters that are merged at the end."""
+    with pytest.raises(UsageError) as caught:
+        check_workload(settings)
+
+    assert f"--fsdp does not go with {words}" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_micro_batch_adds_nothing(kind: str, rows: Path) -> None:
+    """Neither to the loss nor to a gradient, not even an undefined number."""
+    loaded = script.load(kind)
+    collator = script.collate(loaded, str(rows))
+    engine = script.build(loaded, collator, fsdp=False)
+    batch = collator.batch([1, 2])
+    empty = weightless(batch)
+
+    engine.accumulate([batch], target_tokens=batch.target_tokens)
+    before = [p.grad.clone() for p in engine.unwrapped.parameters() if p.grad is not None]
+    loss = engine.accumulate([empty], target_tokens=batch.target_tokens)
+
+    after = [p.grad for p in engine.unwrapped.parameters() if p.grad is not None]
+    assert loss.item() == 0
+    assert (empty.samples, empty.tokens, empty.target_tokens) == (0, 0, 0)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))

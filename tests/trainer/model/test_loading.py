@@ -1,0 +1,167 @@
+"""Models and their folders: what is loaded, and what is said of what cannot be."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.errors import ModelError
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """chatlm-tiny as `save_pretrained` writes it."""
+    from trainer.model.loading import load_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    loaded = load_model("chatlm-tiny", dropout=None, seed=0)
+    loaded.model.save_pretrained(folder)
+    loaded.codec.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(saved: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def error_of(name: str | Path) -> str:
+    from trainer.model.loading import load_model
+
+    with pytest.raises(ModelError) as caught:
+        load_model(str(name), dropout=None, seed=0)
+    return str(caught.value)
+
+
+def configure(model: Path, **values: Any) -> None:
+    file = model / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def test_a_folder_is_loaded_as_it_was_saved(saved: Path) -> None:
+    """Weights, tokenizer, and the dropout that is asked for."""
+    import torch
+
+    from trainer.model.loading import load_model
+
+    preset = load_model("chatlm-tiny", dropout=None, seed=0)
+
+    loaded = load_model(str(saved), dropout=0.25, seed=1)
+
+    assert loaded.model.config.dropout_rate == 0.25
+    assert loaded.codec.identity == preset.codec.identity
+    for name, weight in preset.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("name", ["chatlm-tini", "chatlm-02b", "Chatlm-tiny"])
+def test_a_name_near_a_preset_is_answered_with_it(name: str) -> None:
+    """At once: the hub is not asked for half a minute first."""
+    near = "chatlm-0.2b" if "2" in name else "chatlm-tiny"
+
+    assert error_of(name) == f"there is no model {name!r}; did you mean {near}?"
+
+
+def test_a_path_without_a_folder_is_not_asked_of_the_hub(tmp_path: Path) -> None:
+    """Neither is a file."""
+    file = tmp_path / "model.bin"
+    file.touch()
+    presets = "presets: chatlm-0.2b, chatlm-tiny"
+
+    assert error_of("./gone") == f"there is no model folder ./gone; {presets}"
+    assert error_of("a/b/c") == f"there is no model folder a/b/c; {presets}"
+    assert error_of(file) == f"there is no model folder {file}; {presets}"
+
+
+def test_a_model_that_the_hub_does_not_give_is_named() -> None:
+    """With the reason and the presets."""
+    message = error_of("someone/nothing")
+
+    assert message.startswith(
+        "'someone/nothing' is no preset, no folder, and not to be had from the hub ("
+    )
+    assert message.endswith("); presets: chatlm-0.2b, chatlm-tiny")
+
+
+@pytest.mark.parametrize(
+    ("file", "lacks"),
+    [("model.safetensors", "weights (*.safetensors)"), ("tokenizer.json", "tokenizer (tokenizer.json)")],
+)  # fmt: skip
+def test_a_folder_that_lacks_a_part_is_refused(model: Path, file: str, lacks: str) -> None:
+    """transformers would make up an empty tokenizer, and train on nothing but unknown tokens."""
+    (model / file).unlink()
+
+    assert error_of(model) == (
+        f"{model} has a config.json but no {lacks}; save the model and its tokenizer there, both "
+        f"with save_pretrained"
+    )
+
+
+def test_a_folder_without_a_configuration_is_no_model(model: Path) -> None:
+    """Whatever else is in it."""
+    (model / "config.json").unlink()
+
+    assert error_of(model) == (
+        f"{model} is no model folder: it has no config.json; give --model a folder that "
+        f"save_pretrained wrote, or a preset: chatlm-0.2b, chatlm-tiny"
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_that_is_cut_off_is_the_models_fault(model: Path, file: str, share: float) -> None:
+    """Each library has errors of its own for it."""
+    whole = (model / file).read_bytes()
+    (model / file).write_bytes(whole[: int(len(whole) * share)])
+
+    message = error_of(model)
+
+    assert message.startswith(f"cannot load the model in {model}: ")
+    assert message.endswith("; copy the folder again, or save it anew with save_pretrained")
+    assert "\n" not in message
+
+
+Spoil = Callable[[Path], None]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "counts"),
+    [
+        (lambda model: configure(model, num_layers=3), "8 are missing and 0 have another shape"),
+        (lambda model: configure(model, d_model=64), "0 are missing and 45 have another shape"),
+    ],
+)
+def test_weights_of_another_configuration_are_refused(
+    model: Path, spoil: Spoil, counts: str
+) -> None:
+    """What they lack would be random, and nobody would know."""
+    spoil(model)
+
+    message = error_of(model)
+
+    assert message.startswith(
+        f"the weights of {model} do not belong to its config.json: {counts} (first "
+    )
+    assert message.endswith("); copy both from one model")
+
+
+def test_an_unknown_or_wrong_configuration_is_refused(model: Path) -> None:
+    """With what transformers says of it."""
+    configure(model, d_model="wide")
+    wrong = error_of(model)
+    configure(model, model_type="t9")
+    unknown = error_of(model)
+
+    assert "Validation error for field 'd_model'" in wrong
+    assert "model type `t9`" in unknown

@@ -1,0 +1,167 @@
+"""Each optimizer obeys the step's learning rate, and begins anew after its state was made resident."""
+
+import copy
+import sys
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from autotune.errors import UsageError  # noqa: E402
+from tests.support.tiny import batch, tiny  # noqa: E402
+from trainer.config.settings import WorkloadSettings  # noqa: E402
+from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.optimizers import make_optimizer  # noqa: E402
+
+NAMES = ["adamw", "adafactor", "adamw-8bit"]
+
+
+def engine(optimizer: str, model: Any, **values: Any) -> Engine:
+    settings = WorkloadSettings(optimizer=optimizer, **values)
+    return Engine(make_accelerator(settings), copy.deepcopy(model), settings)
+
+
+def needs(optimizer: str) -> None:
+    if optimizer == "adamw-8bit":
+        pytest.importorskip("bitsandbytes")
+
+
+def train(engine: Engine, steps: int, rate: float) -> list[float]:
+    """Steps on one micro-batch of the family's; the gradient norms."""
+    data = batch(engine.unwrapped, 4, 10, 8)
+    norms = []
+    for _ in range(steps):
+        engine.accumulate([data], target_tokens=data.target_tokens)
+        norms.append(engine.update(rate))
+    return norms
+
+
+def weights(engine: Engine) -> Any:
+    return torch.cat([p.detach().flatten() for p in engine.unwrapped.parameters()])
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_after_make_resident_is_the_step_without_it(name: str, family: str) -> None:
+    """To the bit, and so is the one after it; the weights and gradients are untouched before."""
+    needs(name)
+    model = tiny(family)
+    resident, plain = engine(name, model), engine(name, model)
+
+    resident.make_resident(batch(model, 1, 5, 5, seed=9))
+
+    assert torch.equal(weights(resident), weights(plain))
+    assert train(resident, 3, 1e-3) == train(plain, 3, 1e-3)
+    assert torch.equal(weights(resident), weights(plain))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_is_resident_before_the_first_step(name: str) -> None:
+    """A step allocates no more of it."""
+    needs(name)
+    own = engine(name, tiny("t5"))
+
+    def held() -> int:
+        return sum(
+            value.untyped_storage().nbytes()
+            for state in own.raw_optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor) and value.ndim > 0
+        )
+
+    own.make_resident(batch(own.unwrapped, 1, 5, 5))
+    before = held()
+    train(own, 1, 1e-3)
+
+    assert before > 0
+    assert held() == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_is_as_long_as_its_learning_rate(name: str) -> None:
+    """Twice the rate moves each matrix twice as far; none moves farther than the rate, in the mean."""
+    needs(name)
+    model = tiny("t5")
+
+    moved = []
+    for rate in (1e-3, 2e-3):
+        own = engine(name, model)
+        train(own, 1, rate)
+        pairs = zip(own.unwrapped.parameters(), model.parameters(), strict=True)
+        moved.append([((a - b).square().mean().sqrt() / rate).item() for a, b in pairs])
+
+    assert moved[0] == pytest.approx(moved[1], rel=2e-2, abs=1e-3)
+    assert 0.5 < max(moved[0]) <= 1.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_falls(name: str) -> None:
+    """On one batch, by a third in 20 steps."""
+    needs(name)
+    own = engine(name, tiny("llama"))
+    data = batch(own.unwrapped, 4, 10, 8)
+
+    losses = []
+    for _ in range(20):
+        losses.append(own.accumulate([data], target_tokens=data.target_tokens).item())
+        own.update(1e-2)
+
+    assert losses[-1] < losses[0] * 2 / 3
+
+
+def test_adafactor_holds_a_row_and_a_column_for_a_matrix() -> None:
+    """Of a T5's weights a twentieth, where Adam holds two numbers each."""
+    own = engine("adafactor", tiny("t5"))
+    own.make_resident(batch(own.unwrapped, 1, 5, 5))
+
+    state = sum(
+        value.numel()
+        for one in own.raw_optimizer.state.values()
+        for value in one.values()
+        if isinstance(value, torch.Tensor)
+    )
+
+    assert state < 0.05 * weights(own).numel()
+
+
+def test_weight_decay_pulls_at_matrices_alone() -> None:
+    """A bias or the scale of a norm stays as it is where its gradient is zero."""
+    layer = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+    before = copy.deepcopy(layer.state_dict())
+    optimizer = make_optimizer("adamw", layer.parameters(), weight_decay=0.5)
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+
+    optimizer.step()
+
+    after = layer.state_dict()
+    assert torch.allclose(after["0.weight"], 0.95 * before["0.weight"])
+    assert all(torch.equal(after[n], before[n]) for n in ("0.bias", "1.weight", "1.bias"))
+
+
+def test_a_missing_bitsandbytes_is_answered_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And with what needs nothing."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as an import that fails
+
+    with pytest.raises(UsageError) as caught:
+        make_optimizer("adamw-8bit", tiny("t5").parameters(), weight_decay=0.0)
+
+    assert str(caught.value) == (
+        "--optimizer adamw-8bit needs bitsandbytes, which is not installed; run "
+        "`pip install bitsandbytes`, or use --optimizer adafactor, whose state is smaller still"
+    )
+
+
+def test_an_unknown_optimizer_is_answered_with_the_known_ones() -> None:
+    """By name."""
+    with pytest.raises(UsageError) as caught:
+        make_optimizer("sgd", tiny("t5").parameters(), weight_decay=0.0)
+
+    assert str(caught.value) == (
+        "--optimizer 'sgd' is unknown; one of adamw, adafactor, adamw-8bit"
+    )

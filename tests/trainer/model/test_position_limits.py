@@ -1,0 +1,96 @@
+"""Models that look positions up in a table take sequences of so many tokens, and no longer ones."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from autotune.errors import UsageError  # noqa: E402
+from tests.support import tiny  # noqa: E402
+from tests.support.runs import Messages, run, settings  # noqa: E402
+from trainer.config.settings import TrainSettings  # noqa: E402
+from trainer.model.position_limits import positions  # noqa: E402
+from trainer.workload import build  # noqa: E402
+
+TABLE = {"gpt2": 510, "bart": 512}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_positions_are_those_that_a_forward_pass_takes(family: str) -> None:
+    """One more is an index out of range, or there is no such bound."""
+    model = tiny.tiny(family)
+    most = positions(model)
+
+    assert most == TABLE.get(family)
+
+    def forward(length: int) -> None:
+        ids = torch.ones((1, length), dtype=torch.long)
+        decoder = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+        model(input_ids=ids, **decoder)
+
+    forward(most or 600)
+    if most is not None:
+        with pytest.raises(IndexError):
+            forward(most + 1)
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "OpenAIGPT"])
+def test_positions_that_count_from_the_padding_are_fewer(kind: str) -> None:
+    """RoBERTa's table of 20 has 18 positions behind its padding, 1; the first GPT calls its own otherwise."""
+    import transformers
+
+    sizes: dict[str, dict[str, Any]] = {
+        "Roberta": {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16, "max_position_embeddings": 20, "pad_token_id": 1, "is_decoder": True,
+        },
+        "OpenAIGPT": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 18},
+    }  # fmt: skip
+    names = {"Roberta": "RobertaForCausalLM", "OpenAIGPT": "OpenAIGPTLMHeadModel"}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=50, **sizes[kind])
+    model = getattr(transformers, names[kind])(config)
+
+    assert positions(model) == 18
+    model(input_ids=torch.full((1, 18), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 19), 5))
+
+
+def long_run(family: str, folder: Path, *, words: int) -> TrainSettings:
+    """A run of one step on rows whose prompt and response have about that many tokens each."""
+    rows = folder / "rows.jsonl"
+    text = " ".join(str(n) for n in range(words))
+    rows.write_text(f"{json.dumps({'prompt': text, 'response': text})}\n" * 8)
+    plain = settings(rows, folder / "run", max_steps=1, eval_data=(str(rows),), generate_rows=2)
+    workload = replace(
+        plain.workload, model=str(tiny.save(family, folder / family)),
+        max_source_length=600, max_target_length=600,
+    )  # fmt: skip
+    return replace(plain, workload=workload)
+
+
+@pytest.mark.parametrize(("family", "words"), [("gpt2", 200), ("bart", 400)])
+def test_data_that_a_model_cannot_take_are_refused(family: str, words: int, tmp_path: Path) -> None:
+    """Before the run, and before a probe: by a count, not by an index in the middle of a step."""
+    chosen = long_run(family, tmp_path, words=words)
+    said: Messages = []
+
+    with pytest.raises(UsageError, match=f"the model takes {TABLE[family]}; lower"):
+        run(chosen, heard=said)
+    with pytest.raises(UsageError, match="the longest sequence of the data has"):
+        build({**chosen.workload.as_json(), "effective": 8, "effective_fixed": False})
+
+    assert not [message for message in said if message["type"] == "built"]
+
+
+def test_answers_end_where_the_positions_do(tmp_path: Path) -> None:
+    """A causal model's answers follow their prompts: 510 positions less those."""
+    chosen = replace(long_run("gpt2", tmp_path, words=60), max_new_tokens=2000)
+
+    (evaluated,) = [m for m in run(chosen) if m["type"] == "evaluated"]
+
+    assert evaluated["generated_rows"] == 2

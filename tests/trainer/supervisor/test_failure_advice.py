@@ -1,0 +1,197 @@
+"""What libraries say when a launch fails, quoted from where it was reported, and what we add."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from autotune.devices.shared_memory import SHARED_MEMORY, shared_memory
+from autotune.workers.group import Workers
+from trainer.launch.standalone import tell
+from trainer.supervisor.failure_advice import advice, lost_a_neighbour
+from trainer.supervisor.training import why
+
+SHARED_MEMORY_OF_NCCL = {
+    "the user's own": "Error while attaching to shared memory segment",
+    "NVIDIA/nccl#1589": (
+        "g148:14937:69361 [0] misc/shmutils.cc:129 NCCL WARN Error while attaching to shared memory "
+        "segment /dev/shm/nccl-glnlGK (size 14156128), error: No such file or directory (2)"
+    ),
+    "vllm-project/vllm#14537": (
+        "DistBackendError: NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:317, unhandled "
+        "system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.21.5\n"
+        "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device "
+        "error. \nLast error:\n"
+        "Error while creating shared memory segment /dev/shm/nccl-EoOvZr (size 7340384)"
+    ),
+    "NVIDIA/nccl-tests#166": (
+        "misc/shmutils.cc:71 NCCL WARN Error: failed to extend /dev/shm/nccl-fjwOOB to 5967876 bytes"
+    ),
+    "pytorch/ci-infra#490": (
+        "misc/shmutils.cc:88 NCCL WARN Error: failed to extend /dev/shm/nccl-WU88OE to 9637892 bytes, "
+        "error: No space left on device (28)"
+    ),
+    "NVIDIA/nccl#290": (
+        "include/shm.h:28 NCCL WARN Call to posix_fallocate failed : No space left on device"
+    ),
+    "NVIDIA/nccl#328": "include/shm.h:27 NCCL WARN Call to shm_open failed : Permission denied",
+}
+LOADERS = {
+    "pytorch/pytorch#108861": (
+        "RuntimeError: DataLoader worker (pid 11011) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of shared memory. Please try to raise your shared memory limit."
+    ),
+    "facebookresearch/mmf#441": (
+        "ERROR: Unexpected bus error encountered in worker. This might be caused by insufficient shared "
+        "memory (shm)."
+    ),
+}
+OTHERS = {
+    "NVIDIA/nccl#1837": (
+        "ncclInternalError: Internal check failed.\nLast error:\nncclSocketInit: connecting to address  "
+        "with family 59936 is neither AF_INET(2) nor AF_INET6(10)",
+        "set NCCL_SOCKET_IFNAME",
+    ),
+    "marin-community/marin#6940": (
+        "NCCL WARN Bootstrap : no socket interface found",
+        "set NCCL_SOCKET_IFNAME",
+    ),
+    "NVIDIA/nccl-tests#15": (
+        "include/socket.h:360 NCCL WARN Call to connect failed : Connection timed out",
+        "set NCCL_SOCKET_IFNAME",
+    ),
+    "sehoffmann/dmlcloud#47": (
+        "RuntimeError: Gloo connectFullMesh failed with [../third_party/gloo/gloo/transport/tcp/"
+        "pair.h:301] Connect timeout [none]",
+        "set GLOO_SOCKET_IFNAME",
+    ),
+    "pytorch/pytorch#108732": (
+        "RuntimeError: [third_party/gloo/gloo/transport/tcp/pair.cc:799] connect [172.31.71.170]:13195: Connection refused",
+        "no name may stand for 127.x.x.x in /etc/hosts",
+    ),
+    "torch 2.13, no first node": (
+        "torch.distributed.DistNetworkError: The client socket has timed out after 60000ms while trying "
+        "to connect to (10.0.0.1, 29500).",
+        "the first node did not answer",
+    ),
+    "torch 2.13, a port in use": (
+        "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network "
+        "address. port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
+        "give another --master-port",
+    ),
+    "hiyouga/LlamaFactory#7396": (
+        "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1580, OpType=ALLREDUCE, "
+        "NumelIn=466119168, NumelOut=466119168, Timeout(ms)=600000) ran for 600060 milliseconds",
+        "py-spy dump",
+    ),
+    "torch 2.13, a neighbour that died": (
+        "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer "
+        "[127.0.0.1]:21844",
+        "another process ended first",
+    ),
+    "NCCL without a reason": (
+        "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:1970, unhandled cuda "
+        "error (run with NCCL_DEBUG=INFO for details)\nncclUnhandledCudaError: Call to CUDA function failed.",
+        "set NCCL_DEBUG=WARN",
+    ),
+    "two processes on one card": (
+        "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\n"
+        "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000",
+        "no more processes a node than it has cards",
+    ),
+}
+
+
+@pytest.mark.parametrize("said", SHARED_MEMORY_OF_NCCL.values(), ids=SHARED_MEMORY_OF_NCCL)
+def test_nccls_shared_memory_is_answered_with_its_size_and_each_cure(said: str) -> None:
+    """Among all else that is said then, of NCCL's system error too."""
+    told = advice(f"some words before\n{said}\nConnection closed by peer\n")
+
+    assert told is not None
+    assert shared_memory() in told
+    assert "set NCCL_SHM_DISABLE=1, or use --backend gloo" in told
+
+
+@pytest.mark.parametrize("said", LOADERS.values(), ids=LOADERS)
+def test_a_loader_without_shared_memory_is_answered_with_its_cures(said: str) -> None:
+    """NCCL's would not help."""
+    told = advice(said)
+
+    assert told is not None
+    assert "in Docker, run with --shm-size 1g" in told
+    assert "set loader_workers = 0 in the profile" in told
+    assert "NCCL" not in told
+
+
+def test_a_bus_error_is_shared_memory_whatever_is_said() -> None:
+    """A process that is killed by it cannot say so."""
+    told = advice("", exit_code=-signal.SIGBUS)
+
+    assert told == advice(LOADERS["facebookresearch/mmf#441"])
+
+
+@pytest.mark.parametrize(("said", "cure"), OTHERS.values(), ids=OTHERS)
+def test_a_network_that_fails_is_answered_with_what_to_set(said: str, cure: str) -> None:
+    """The interface, the address, the port, or the process to look at."""
+    told = advice(said)
+
+    assert told is not None
+    assert cure in told
+
+
+def test_an_unknown_fault_is_not_explained() -> None:
+    """A bug of ours, a full disk elsewhere, a process that the kernel killed."""
+    assert advice("IndexError: list index out of range") is None
+    assert advice("OSError: [Errno 28] No space left on device: 'model_save/x'") is None
+    assert advice("Connection closed by peer", exit_code=-signal.SIGKILL) is None
+
+
+def test_shared_memory_is_said_by_size_and_what_is_free(tmp_path: Path) -> None:
+    """Or that there is none."""
+    assert shared_memory(tmp_path / "absent") == f"there is no {tmp_path / 'absent'}"
+    assert shared_memory(tmp_path).endswith("of them free")
+    assert str(SHARED_MEMORY) in shared_memory()
+
+
+def test_words_about_a_neighbours_end_are_no_cause() -> None:
+    """The neighbour has its own; and where shared memory is named beside them, that is the cause."""
+    gone = OTHERS["torch 2.13, a neighbour that died"][0]
+
+    assert lost_a_neighbour(gone)
+    assert not lost_a_neighbour(f"{gone}\n{SHARED_MEMORY_OF_NCCL['NVIDIA/nccl#1589']}")
+    assert not lost_a_neighbour("IndexError: list index out of range")
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        (
+            f"print({SHARED_MEMORY_OF_NCCL['NVIDIA/nccl#1589']!r}); raise SystemExit(1)",
+            "set NCCL_SHM_DISABLE=1, or use --backend gloo",
+        ),
+        ("import os; os.kill(os.getpid(), 7)", "in Docker, run with --shm-size 1g"),
+    ],
+    ids=["what its log says", "the signal that ended it"],
+)
+def test_a_worker_that_is_gone_is_explained(tmp_path: Path, script: str, told: str) -> None:
+    """Under `chatlm train`, beside where its log lies and that the same command goes on."""
+    log = tmp_path / "log"
+    with Workers([sys.executable, "-c", script], environment=os.environ, log_path=log) as workers:
+        error = why(workers, False, log)
+
+    assert told in str(error)
+    assert str(log) in str(error)
+    assert "goes on from the last checkpoint" in str(error)
+
+
+def test_a_process_of_its_own_says_what_to_try_after_its_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Under torchrun, on standard error."""
+    tell(RuntimeError(SHARED_MEMORY_OF_NCCL["vllm-project/vllm#14537"]))
+
+    *traceback, last = capsys.readouterr().err.splitlines()
+    assert "Error while creating shared memory segment /dev/shm/nccl-EoOvZr" in "\n".join(traceback)
+    assert last.startswith("chatlm: NCCL could not share memory between processes (/dev/shm has")

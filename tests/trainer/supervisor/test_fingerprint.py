@@ -1,0 +1,139 @@
+"""A profile trains what it was tuned with; what the user chooses otherwise is obeyed, and probed once."""
+
+import json
+from typing import Any
+
+import pytest
+
+from autotune.errors import ProfileError, UsageError
+from autotune.workers.launch import memory_environment
+from profiles import Profile
+from profiles.schema import Fingerprint, parse
+from trainer.config.options import TrainOptions
+from trainer.config.resolve import resolve
+from trainer.config.settings import WHAT_IS_TRAINED, TrainSettings
+from trainer.supervisor.tuning import differences, what_is_trained
+
+LORA: dict[str, Any] = {
+    "optimizer": "adafactor", "lora_rank": 4, "lora_alpha": 16.0, "lora_targets": ["q", "k"],
+    "neftune_alpha": 5.0, "compile": True, "gradient_checkpointing": True,
+}  # fmt: skip
+
+
+def tuned(**run: Any) -> Profile:
+    """A profile that was measured on this machine."""
+    document = {
+        "schema": 1,
+        "batch": {
+            "micro_batch_size": 4, "gradient_accumulation_steps": 4, "effective_batch_size": 16,
+        },
+        "run": {"precision": "fp32", "environment": memory_environment("cpu"), **run},
+        "fingerprint": {"model": "m", "longest_source": 9, "longest_target": 9},
+    }  # fmt: skip
+    return parse(document, "tuned.toml")
+
+
+def run_of(profile: Profile, **choices: Any) -> TrainSettings:
+    return resolve(profile, TrainOptions(**choices), device="cpu", world_size=1)
+
+
+def said(profile: Profile, settings: TrainSettings) -> list[str]:
+    found = Fingerprint(model="m", longest_source=9, longest_target=9)
+    return differences(profile, found, settings, ())
+
+
+@pytest.mark.parametrize("run", [{}, LORA, {"freeze": "encoder", "fsdp": True}])
+def test_a_run_trains_what_the_profile_was_tuned_with(run: dict[str, Any]) -> None:
+    """All of it, without a word, also after the way to the workers as JSON."""
+    profile = tuned(**run)
+
+    settings = run_of(profile)
+    arrived = TrainSettings.from_json(json.loads(json.dumps(settings.as_json())))
+
+    assert arrived == settings
+    assert what_is_trained(arrived.workload) == what_is_trained(profile.run)
+    assert said(profile, settings) == []
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"optimizer": "adafactor"}, "optimizer adamw, now adafactor"),
+        ({"freeze": "encoder"}, "freeze none, now encoder"),
+        ({"lora_rank": 8}, "lora rank none, now 8"),
+        ({"neftune_alpha": 5.0}, "neftune alpha none, now 5.0"),
+        ({"compile": True}, "compile off, now on"),
+        ({"fsdp": True}, "fsdp off, now on"),
+        ({"gradient_checkpointing": True}, "gradient checkpointing off, now on"),
+    ],
+)
+def test_what_the_user_chooses_otherwise_is_obeyed_and_probed(
+    choice: dict[str, Any], words: str
+) -> None:
+    """What differs from the profile's is said: that causes the one probe before the run."""
+    profile = tuned()
+
+    settings = run_of(profile, **choice)
+
+    ((name, value),) = choice.items()
+    assert getattr(settings.workload, name) == value
+    assert said(profile, settings) == [words]
+
+
+def test_what_was_on_can_be_turned_off() -> None:
+    """False is a choice; only None leaves it to the profile."""
+    profile = tuned(gradient_checkpointing=True, compile=True)
+
+    settings = run_of(profile, gradient_checkpointing=False)
+
+    assert not settings.workload.gradient_checkpointing
+    assert settings.workload.compile
+    assert said(profile, settings) == ["gradient checkpointing on, now off"]
+
+
+def test_another_rank_on_other_layers_is_probed() -> None:
+    """Both are named."""
+    profile = tuned(**LORA)
+
+    settings = run_of(profile, lora_rank=64, lora_targets=("q", "v", "o"))
+
+    assert said(profile, settings) == [
+        "lora rank 4, now 64",
+        "lora targets q + k, now q + v + o",
+    ]
+
+
+def test_every_choice_has_its_place_in_profile_and_choices() -> None:
+    """Under one name."""
+    for values in (tuned().run, TrainOptions(), run_of(tuned()).workload):
+        assert all(hasattr(values, name) for name in WHAT_IS_TRAINED)
+
+
+def test_what_is_trained_makes_the_run_and_how_it_is_computed_does_not() -> None:
+    """A resume may checkpoint activations or compile; it may not change adapters or schedule."""
+    same = run_of(tuned(), compile=True, gradient_checkpointing=True, fsdp=True)
+    other = [
+        run_of(tuned(), **choice)
+        for choice in ({"lora_rank": 4}, {"optimizer": "adafactor"}, {"schedule": "linear"})
+    ]
+
+    identity = run_of(tuned()).identity()
+
+    assert same.identity() == identity
+    assert all(run.identity() != identity for run in other)
+
+
+def test_an_unknown_choice_in_a_profile_is_refused_with_the_nearest() -> None:
+    """By the schema."""
+    with pytest.raises(ProfileError) as misspelt:
+        tuned(lora_rnk=4)
+    with pytest.raises(ProfileError) as unknown:
+        tuned(optimizer="sgd")
+    with pytest.raises(UsageError) as schedule:
+        run_of(tuned(), schedule="cosin")
+
+    assert (
+        str(misspelt.value) == "tuned.toml: unknown key 'run.lora_rnk'; did you mean 'lora_rank'?"
+    )
+    assert "'run.optimizer' is 'sgd'" in str(unknown.value)
+    assert str(schedule.value).startswith("--schedule 'cosin' is unknown")

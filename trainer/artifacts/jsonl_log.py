@@ -1,0 +1,63 @@
+"""Files of JSON lines, one object for each step or evaluation, that stay right through a kill."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import OutputError
+from autotune.units import finite
+from trainer.artifacts import durable
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """A file of records that each have a `step`, in order."""
+
+    path: Path
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Appends the record.
+
+        Raises:
+            OutputError: the disk is full, or cannot be written any more.
+        """
+        line = json.dumps(finite(record), allow_nan=False, ensure_ascii=False) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path} ({error.strerror}); free some space, and the same command "
+                f"goes on from the last checkpoint, if there is one"
+            ) from error
+
+    def sync(self) -> None:
+        """Returns once all of it is on the disk: a checkpoint must not outlive its steps' lines."""
+        if self.path.exists():
+            durable.sync(self.path)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The records; one that a kill has torn ends them."""
+        if not self.path.exists():
+            return []
+        records: list[dict[str, Any]] = []
+        for line in self.path.read_bytes().split(b"\n")[:-1]:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if not isinstance(record, dict) or "step" not in record:
+                break
+            records.append(record)
+        return records
+
+    def forget_after(self, step: int) -> None:
+        """Drops what came after that step, and a line that a kill has torn: it is done again."""
+        if not self.path.exists():
+            return
+        kept = [record for record in self.read() if record["step"] <= step]
+        durable.write_text(
+            self.path, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in kept)
+        )

@@ -1,0 +1,157 @@
+"""The loss of a run as a picture: `loss.png` and `loss.svg` in its folder, from what the run wrote there.
+
+`python -m trainer.artifacts.loss_plot RUN_FOLDER` draws them anew. It needs matplotlib (`pip install chatlm[reports]`),
+imported where it draws, and no torch.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autotune.errors import ChatlmError, OutputError, UsageError
+from trainer.artifacts.jsonl_log import Journal
+
+PAPER, INK, QUIET, GRID = "#fbfbfa", "#33383f", "#8a9099", "#e4e6e8"
+"""A paper of its own, so that the picture reads on a light page and on a dark one."""
+TRAINING, EVALUATION, RATE = "#2f6fb0", "#d1602b", "#c9ced4"
+SMOOTHED = 30
+"""The smooth line is a mean over a window of this share of the steps (1/30), to both sides of each."""
+
+
+def draw_loss(folder: Path) -> list[Path]:
+    """Draws training loss, evaluations and learning rate; returns the files.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+        OutputError: the folder holds no steps, or cannot be written.
+    """
+    steps = [r for r in Journal(folder / "metrics.jsonl").read() if r["loss"] is not None]
+    evaluations = [r for r in Journal(folder / "evaluations.jsonl").read() if r["loss"] is not None]
+    if not steps:
+        raise OutputError(f"{folder} holds no steps to draw (metrics.jsonl); give a run's folder")
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError(
+            "a picture needs matplotlib: pip install matplotlib, then "
+            f"python -m trainer.artifacts.loss_plot {folder}"
+        ) from error
+    style: Any = {
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": QUIET,
+        "ytick.color": QUIET,
+        "svg.hashsalt": "chatlm",  # the same run, the same bytes
+    }
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(9, 5), dpi=150, facecolor=PAPER, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw_axes(figure, folder.resolve().name, steps, evaluations)
+        files = [folder / "loss.png", folder / "loss.svg"]
+        try:
+            figure.savefig(files[0])
+            figure.savefig(files[1], metadata={"Date": None})
+        except OSError as error:
+            raise OutputError(f"cannot write {files[0]}: {error.strerror}") from error
+    return files
+
+
+def draw_axes(
+    figure: Any,
+    name: str,
+    steps: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]],
+) -> None:
+    from matplotlib.patheffects import withStroke
+
+    axes = figure.add_subplot(facecolor=PAPER)
+    rates = axes.twinx()
+    axes.set_zorder(rates.get_zorder() + 1)  # losses lie over the rate
+    axes.patch.set_visible(False)
+
+    numbers = [r["step"] for r in steps]
+    losses = [r["loss"] for r in steps]
+    axes.plot(numbers, losses, color=TRAINING, alpha=0.28, linewidth=0.9)
+    axes.plot(numbers, smoothed(losses), color=TRAINING, linewidth=2, label="training")
+    if evaluations:
+        axes.plot(
+            [r["step"] for r in evaluations],
+            [r["loss"] for r in evaluations],
+            color=EVALUATION, linewidth=1.4, marker="o", markersize=5.5,
+            markeredgecolor=PAPER, markeredgewidth=1.2, label="evaluation",
+        )  # fmt: skip
+        best = min(evaluations, key=lambda r: r["loss"])
+        axes.annotate(
+            best_words(best), (best["step"], best["loss"]), color=EVALUATION,
+            textcoords="offset points", xytext=(-4, 12), ha="right", va="bottom", fontsize=9,
+            path_effects=[withStroke(linewidth=3, foreground=PAPER)],
+        )  # fmt: skip
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("loss per target token")
+    axes.set_xlim(min(numbers[0], 0), numbers[-1] * 1.01)
+    lowest, highest = bounds(losses, [r["loss"] for r in evaluations])
+    axes.set_ylim(lowest, highest)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+    highest_rate = max(r["learning_rate"] for r in steps)
+    rates.plot(numbers, [r["learning_rate"] for r in steps], color=RATE, linewidth=1.1)
+    rates.set_facecolor(PAPER)
+    rates.set_ylim(0, 1.06 * highest_rate or 1)
+    rates.set_yticks([0, highest_rate], ["0", f"{highest_rate:.2g}"])
+    rates.set_ylabel("learning rate", color=QUIET, labelpad=-12)
+    for side in (axes, rates):
+        side.tick_params(length=0)
+        for spine in side.spines.values():
+            spine.set_visible(False)
+    axes.spines["bottom"].set(visible=True, color=GRID)
+
+    axes.set_title(name, loc="left", fontsize=13, fontweight="bold", pad=14)
+    handles, labels = axes.get_legend_handles_labels()
+    (line,) = rates.get_lines()
+    axes.legend(
+        [*handles, line], [*labels, "learning rate"], loc="lower right",
+        bbox_to_anchor=(1, 1.0), ncols=3, frameon=False, labelcolor=INK, handlelength=1.6,
+    )  # fmt: skip
+
+
+def best_words(best: Mapping[str, Any]) -> str:
+    bleu = "" if best["bleu"] is None else f", BLEU {best['bleu']:.1f}"
+    return f"lowest {best['loss']:.3g}{bleu}"
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The mean around each value, near ones weighing most; to both sides, so that it does not lag."""
+    reach = max(2, len(values) // SMOOTHED)
+    weights = 1 + reach - np.abs(np.arange(-reach, reach + 1))
+    whole = slice(reach, reach + len(values))
+    sums = np.convolve(values, weights)[whole]
+    means: list[float] = (sums / np.convolve(np.ones(len(values)), weights)[whole]).tolist()
+    return means
+
+
+def bounds(losses: Sequence[float], evaluated: Sequence[float]) -> tuple[float, float]:
+    """From 0 to the highest loss, less a few stray steps, which would press all others flat."""
+    usual = sorted(losses)[: len(losses) - len(losses) // 200]
+    return 0.0, 1.06 * max(usual[-1], *evaluated, 0.001)
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m trainer.artifacts.loss_plot RUN_FOLDER")
+    try:
+        files = draw_loss(Path(sys.argv[1]))
+    except ChatlmError as error:
+        sys.exit(f"chatlm: {error}")
+    sys.stdout.write("".join(f"{file}\n" for file in files))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""The card of a final model, as the hub shows it: `README.md`, and how it is asked, `generation_config.json`.
+
+Every figure is of the run; what is not known is left out. It writes files and knows no tensors.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from autotune.units import format_bytes
+from trainer.config.settings import TrainSettings, WorkloadSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardFacts:
+    """What a card is made of."""
+
+    settings: TrainSettings
+    micro_batch: str
+    accumulation: int
+    precision: str
+    is_causal: bool
+    templated: bool
+    """Whether prompts go through the tokenizer's chat template."""
+    from_hub: bool
+    """Whether the model that was trained is a hub id."""
+    parameters: int
+    learning_rate: float
+    """The run's highest."""
+    rows: int
+    eval_rows: int | None
+    steps: int
+    loss: float | None
+    """Of the last step, per target token."""
+    peak: int
+    """Bytes, of the fullest device."""
+    device: str
+    max_new_tokens: int
+    eos: int
+    pad: int
+    decoder_start: int | None
+    evaluation: Mapping[str, Any] | None
+    """The last object of `evaluations.jsonl`."""
+
+
+def write_card(folder: Path, facts: CardFacts, *, plot: bool) -> None:
+    """Writes both files into a folder that `save_pretrained` has written.
+
+    `plot` is whether there will be a loss.png beside the card.
+    """
+    (folder / "README.md").write_text(card(facts, plot=plot), "utf-8")
+    file = folder / "generation_config.json"
+    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    file.write_text(json.dumps(generation_config(known, facts), indent=2) + "\n", "utf-8")
+
+
+def generation_config(known: Mapping[str, Any], facts: CardFacts) -> dict[str, Any]:
+    """What the model's maker set, with the answers' length and the ids that training used."""
+    # of no use beside max_new_tokens, or at odds with targets that begin right after the start
+    stale = ("max_length", "forced_bos_token_id", "forced_eos_token_id", "_from_model_config")
+    kept = {key: value for key, value in known.items() if key not in stale}
+    start = {} if facts.decoder_start is None else {"decoder_start_token_id": facts.decoder_start}
+    return {
+        **kept,
+        **start,
+        "eos_token_id": facts.eos,
+        "pad_token_id": facts.pad,
+        "max_new_tokens": facts.max_new_tokens,
+    }
+
+
+def card(facts: CardFacts, *, plot: bool) -> str:
+    """The Markdown text; `plot` says whether there is a picture of the loss beside it."""
+    settings = facts.settings
+    name = Path(settings.output_dir).name
+    parts = [
+        front_matter(facts),
+        f"# {name}",
+        f"{origin(facts)}, fine-tuned with chatlm on {facts.rows:,} prompts and responses. "
+        f"It has {facts.parameters:,} parameters.",
+        "## Ask it",
+        f"```python\n{snippet(facts)}```",
+        "## Training",
+        table(training_rows(facts)),
+        *(["![Loss over the steps of the run](loss.png)"] if plot else []),
+        *evaluation_parts(facts),
+        "## Versions",
+        table([(package, version(package)) for package in ("torch", "transformers", "accelerate")]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(facts: CardFacts) -> str:
+    """What the hub reads."""
+    task = "text-generation" if facts.is_causal else "text2text-generation"
+    base = [f"base_model: {facts.settings.workload.model}"] if facts.from_hub else []
+    lines = [
+        "library_name: transformers",
+        f"pipeline_tag: {task}",
+        *base,
+        "tags:",
+        "- chatlm",
+        "- sft",
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def origin(facts: CardFacts) -> str:
+    model = facts.settings.workload.model
+    return (
+        f"[{model}](https://huggingface.co/{model})" if facts.from_hub else f"`{Path(model).name}`"
+    )
+
+
+def snippet(facts: CardFacts) -> str:
+    """How to load and ask it with transformers alone, with the prompt made as in training."""
+    kind = "AutoModelForCausalLM" if facts.is_causal else "AutoModelForSeq2SeqLM"
+    if facts.templated:
+        ask = (
+            'asked = tokenizer.apply_chat_template(\n    [{"role": "user", "content": question}], '
+            'add_generation_prompt=True,\n    return_tensors="pt", return_dict=True,\n)\n'
+        )
+    else:
+        prompt = "question" if facts.is_causal else "question + tokenizer.eos_token"
+        ask = f'asked = tokenizer({prompt}, add_special_tokens=False, return_tensors="pt")\n'
+    answer = 'answer[0, asked["input_ids"].shape[1] :]' if facts.is_causal else "answer[0]"
+    return (
+        f"from transformers import {kind}, AutoTokenizer\n\n"
+        f'folder = "."  # where this file lies\n'
+        f"tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        f"model = {kind}.from_pretrained(folder)\n\n"
+        f"question = {json.dumps(question(facts), ensure_ascii=False)}\n"
+        f"{ask}"
+        f"answer = model.generate(\n"
+        f'    input_ids=asked["input_ids"], attention_mask=asked["attention_mask"]\n)\n'
+        f"print(tokenizer.decode({answer}, skip_special_tokens=True))\n"
+    )
+
+
+def question(facts: CardFacts) -> str:
+    """One that the run answered; a templated prompt would be templated twice."""
+    samples = facts.evaluation["samples"] if facts.evaluation else []
+    return samples[0]["prompt"] if samples and not facts.templated else "你好"
+
+
+def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
+    settings, workload = facts.settings, facts.settings.workload
+    names = ", ".join(Path(file).name for file in workload.data) or "the bundled sample"
+    rows = [
+        ("data", f"{names} ({facts.rows:,} rows)"),
+        (
+            "tokens of a prompt / a response, at most",
+            f"{workload.max_source_length} / {workload.max_target_length}",
+        ),
+        ("what is trained", trained_words(workload)),
+        ("optimizer", workload.optimizer),
+        ("learning rate", f"{facts.learning_rate:.3g}, {settings.schedule}"),
+        ("optimizer steps", f"{facts.steps:,}"),
+        ("effective batch", f"{settings.effective_batch:,}"),
+        ("micro-batch", facts.micro_batch),
+        ("accumulation", f"{facts.accumulation:,}"),
+        ("processes", f"{settings.world_size:,}"),
+        ("precision", facts.precision),
+        ("seed", str(workload.seed)),
+        ("device", facts.device),
+        ("peak memory", format_bytes(facts.peak)),
+    ]
+    if settings.budgets:
+        rows.append(("memory budget of the profile", format_bytes(min(settings.budgets))))
+    if facts.loss is not None:
+        rows.append(("loss of the last step, per target token", f"{facts.loss:.4f}"))
+    return rows
+
+
+def trained_words(workload: WorkloadSettings) -> str:
+    if workload.lora_rank is not None:
+        alpha = workload.lora_alpha or 2 * workload.lora_rank
+        return (
+            f"LoRA adapters of rank {workload.lora_rank}, alpha {alpha:g}, merged into the weights"
+        )
+    return "all weights" if workload.freeze is None else f"all but the {workload.freeze}"
+
+
+def evaluation_parts(facts: CardFacts) -> list[str]:
+    found = facts.evaluation
+    if found is None or found["loss"] is None:
+        return []
+    names = ", ".join(Path(file).name for file in facts.settings.eval_data) or "the bundled sample"
+    rows = [
+        ("data", f"{names} ({facts.eval_rows:,} rows)"),
+        ("after step", f"{found['step']:,}"),
+        ("loss per target token", f"{found['loss']:.4f}"),
+        ("perplexity", f"{found['perplexity']:.2f}"),
+    ]
+    if found["generated_rows"]:
+        words = "Chinese characters" if found["words"] == "zh" else "13a words"
+        rows += [
+            ("answered greedily", f"the first {found['generated_rows']:,} rows"),
+            (f"corpus BLEU-4 (sacrebleu, {words})", f"{found['bleu']:.1f}"),
+            ("chrF", f"{found['chrf']:.1f}"),
+            ("exact match", f"{100 * found['exact_match']:.1f} %"),
+        ]
+    return ["## Evaluation", table(rows)]
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    cells = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows]
+    return "\n".join(["| | |", "| --- | --- |", *cells])

@@ -1,0 +1,215 @@
+"""The folder of a run: whose it is, whether it can be written, and what stands in it.
+
+run.json             settings that make it this run, and whether it is finished
+run.toml             all settings, for `chatlm train --config`; profile.toml, which it names
+metrics.jsonl        one object per optimizer step
+evaluations.jsonl    one object per evaluation
+checkpoint-N/        what a resume needs after step N; damaged-checkpoint-N, one that is not read
+config.json, model.safetensors, tokenizer…    the final model; README.md, its card
+adapter/             LoRA's weights, as peft reads them
+loss.png, loss.svg   the run's losses
+tracking/            what TensorBoard or Weights & Biases was told
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import OutputError
+from autotune.files import check_writable, nearest
+from autotune.units import format_bytes
+from trainer.artifacts import durable
+from trainer.artifacts.jsonl_log import Journal
+
+OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.json",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
+        "loss.svg")  # fmt: skip
+"""What a run leaves beside its checkpoints and run.json; first what makes others take it for a model.
+run.toml and profile.toml are replaced and never removed: the new run may be told to repeat them."""
+FOLDERS = ("adapter", "tracking")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A place for one run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Journal:
+        return Journal(self.path / "metrics.jsonl")
+
+    @property
+    def tracking(self) -> Path:
+        return self.path / "tracking"
+
+    @property
+    def evaluations(self) -> Journal:
+        return Journal(self.path / "evaluations.jsonl")
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, the oldest first."""
+        found = [p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()]
+        return sorted(found, key=lambda p: int(p.name[11:]))
+
+    def check(self, identity: dict[str, Any], *, fresh: bool) -> None:
+        """What `claim` would refuse, refused before anything is started; writes nothing.
+
+        Raises:
+            OutputError: it holds another run, or this one, finished; or it cannot be written.
+        """
+        check_writable(self.path, "choose another --output-dir")
+        if not self.path.exists():
+            return
+        self._check_ours()
+        if fresh:
+            return
+        known = self._read()
+        if known is None:
+            return
+        identity = _as_known(identity, known)
+        if known["identity"] != identity and (self.checkpoints() or self.metrics.path.exists()):
+            what, advice = _difference(known["identity"], identity)
+            raise OutputError(
+                f"{self.path} holds another run ({what}); {advice.format(folder=self.path)}use "
+                f"--fresh to replace it, or another --output-dir"
+            )
+        if known["identity"] == identity and known["finished"]:
+            raise OutputError(
+                f"{self.path} holds this run, finished; use --fresh to train it again, or another "
+                f"--output-dir"
+            )
+
+    def claim(
+        self, identity: dict[str, Any], *, fresh: bool, learning_rate: float | None = None
+    ) -> None:
+        """Makes the folder this run's; an unfinished part of the same run stays, to go on with.
+
+        `learning_rate` is the run's highest, whatever it came from.
+
+        Raises:
+            OutputError: as `check` does.
+        """
+        self.check(identity, fresh=fresh)
+        if not fresh and (known := self._read()) is not None:
+            identity = _as_known(identity, known)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if fresh:
+                self._clear()
+            self._tidy()
+            self._write({"identity": identity, "learning_rate": learning_rate, "finished": False})
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {self.path}: {error.strerror}; choose another --output-dir"
+            ) from error
+
+    def check_space(self, need: int) -> None:
+        """Raises OutputError when the disk has less than `need` bytes; the folder need not exist."""
+        free = shutil.disk_usage(nearest(self.path)).free
+        if free < need:
+            raise OutputError(
+                f"{self.path} has {format_bytes(free)} free, the run's checkpoints and model need "
+                f"about {format_bytes(need)}; free some, or choose another --output-dir"
+            )
+
+    def finish(self) -> None:
+        self._note(finished=True)
+
+    def note_model(self, files: list[str]) -> None:
+        """Records what the final model consists of, before it is there: `--fresh` removes that."""
+        self._note(model=files)
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """Renames a checkpoint that is not read, so that the next one may take its place."""
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        return checkpoint.rename(aside)
+
+    def _note(self, **values: Any) -> None:
+        known = self._read()
+        assert known is not None
+        self._write({**known, **values})
+
+    def _check_ours(self) -> None:
+        """Raises OutputError for what no run of ours left: `--fresh` must not remove it either."""
+        if (self.path / "run.json").is_file():
+            return
+        if others := [p.name for p in self.path.iterdir() if not p.name.startswith(".")]:
+            raise OutputError(
+                f"{self.path} holds other things ({', '.join(sorted(others)[:3])}); "
+                f"choose an empty --output-dir"
+            )
+
+    def _read(self) -> dict[str, Any] | None:
+        file = self.path / "run.json"
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:  # not JSON, or not text at all
+            raise OutputError(
+                f"{file} is damaged ({error}); use --fresh to start anew, or another --output-dir"
+            ) from error
+        if not isinstance(document, dict) or not {"identity", "finished"} <= set(document):
+            raise OutputError(f"{file} is not a run of chatlm's; choose another --output-dir")
+        return document
+
+    def _write(self, document: dict[str, Any]) -> None:
+        durable.write_text(self.path / "run.json", json.dumps(document, indent=1))
+
+    def _clear(self) -> None:
+        """Removes what a run of ours leaves, and nothing else."""
+        folders = [*self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]
+        for folder in [*folders, *(self.path / name for name in FOLDERS)]:
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in (self.path / name for name in {*OURS, *self._model_files()}):
+            if path.is_dir():  # a tokenizer's templates
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Removes what a killed process had begun."""
+        for folder in [*self.path.glob(".checkpoint-*"), *self.path.glob(".model")]:
+            shutil.rmtree(folder)
+
+    def _model_files(self) -> list[str]:
+        try:
+            known = self._read() or {}
+        except OutputError:  # damaged: that is what --fresh is for
+            return []
+        return [Path(name).name for name in known.get("model", [])]
+
+
+def _as_known(identity: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The identity in the words of the record, where it says the same in others.
+
+    A tuple is read back as a list. The rate that a run found for itself (the model's default, a scaled
+    one) stands in its run.toml as the user's own.
+    """
+    identity = json.loads(json.dumps(identity))
+    rate = known.get("learning_rate")
+    if rate is not None and (identity["learning_rate"], identity["rate_scale"]) == (rate, 1.0):
+        same = {name: known["identity"].get(name) for name in ("learning_rate", "rate_scale")}
+        return {**identity, **same}
+    return identity
+
+
+LONGER = (
+    "its learning rates were those of that length, so it cannot be made longer: finish it as it was "
+    "and train on with --model {folder} and another --output-dir, or "
+)
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
+    """The first setting that differs, as `name old, now new`, and what else can be done."""
+    for key, value in new.items():
+        if isinstance(value, dict) and old.get(key) != value:
+            return _difference(old.get(key, {}), value)
+        if old.get(key) != value:
+            what = f"{key.replace('_', ' ')} {old.get(key)}, now {value}"
+            return what, LONGER if key in ("max_steps", "epochs") else ""
+    return "other settings", ""

@@ -1,0 +1,170 @@
+"""Micro-batches as tensors, padded to their own longest sequence.
+
+Labels stand where the logits that predict them do, so that the loss shifts nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from autotune.errors import ModelError
+from trainer.data.encoder import Codec
+from trainer.data.token_store import TokenStore
+
+IGNORED = -100
+"""The label of a position that the loss does not count."""
+
+
+Rows = Sequence[int] | npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch on the CPU."""
+
+    inputs: dict[str, Tensor]
+    """Keyword arguments of the model's forward, each (batch, seq)."""
+    labels: Tensor
+    """(batch, seq of the logits)"""
+    samples: int
+    tokens: int
+    """Source and target tokens, padding not counted."""
+    target_tokens: int
+    """Those that the loss counts."""
+    area: int
+    """The same with padding."""
+
+
+class Collator:
+    """Builds micro-batches from rows of a store."""
+
+    def __init__(self, store: TokenStore, codec: Codec, decoder_start: int | None) -> None:
+        self.store = store
+        self.codec = codec
+        self._is_causal = codec.is_causal
+        self._pad = codec.pad
+        if decoder_start is None and not codec.is_causal:
+            raise ModelError(
+                "the model's config.json has no decoder_start_token_id, which its decoder begins "
+                "with; set it there (T5: the id of the padding token, BART: of the end of sequence)"
+            )
+        self._decoder_start = decoder_start
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the codec: a loader process would build its tokenizer, and needs none."""
+        return {name: value for name, value in self.__dict__.items() if name != "codec"}
+
+    def batch(self, rows: Rows) -> Batch:
+        """The micro-batch of those rows."""
+        return self._build(rows, rows)
+
+    def lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Tokens of what is padded apart: (rows, source and target), or (rows, both as one)."""
+        sides = np.stack([self.store.source_lengths(rows), self.store.target_lengths(rows)], axis=1)
+        return sides.sum(1, keepdims=True) if self._is_causal else sides
+
+    def target_tokens(self, rows: npt.NDArray[np.int64]) -> int:
+        """What the loss of those rows counts, without reading them."""
+        return int(self.store.learnt_lengths(rows).sum())
+
+    def worst(self, size: int) -> Batch:
+        """The largest micro-batch of that many sequences that the data can make.
+
+        Seq2seq pads sources and targets apart: the longest of each. A causal model reads both as
+        one sequence: the longest of those. The last position counts as padded: where nothing is, transformers
+        leaves the mask out, and what attention makes of it (T5's position bias for each row instead of one
+        for all; a slower and larger attention in causal models).
+        """
+        source, target = self._worst_rows()
+        batch = self._build([source] * size, [target] * size)
+        mask = batch.inputs["attention_mask"]  # (batch, source or both)
+        if mask.shape[1] > 1:
+            mask[-1, -1] = 0
+        return batch
+
+    def longest(self) -> tuple[int, ...]:
+        """Tokens of the longest on each side that is padded apart: source and target, or both as one."""
+        facts = self.store.facts
+        return (facts.longest_both[1],) if self._is_causal else self.store.longest()
+
+    def one_sided(self, size: int, side: int) -> Batch | None:
+        """That many sequences, longest on one side and one token on the other; None without sides.
+
+        Only its shape is meant: what it counts is the worst batch's.
+        """
+        if self._is_causal:
+            return None
+        batch = self.worst(size)
+        short = ("decoder_input_ids",) if side == 0 else ("input_ids", "attention_mask")
+        inputs = {k: v[:, :1] if k in short else v for k, v in batch.inputs.items()}
+        return replace(
+            batch, inputs=inputs, labels=batch.labels[:, :1] if side == 0 else batch.labels
+        )
+
+    def _worst_rows(self) -> tuple[int, int]:
+        """The rows that the source and the target of the largest micro-batch are from."""
+        facts = self.store.facts
+        if self._is_causal:
+            return facts.longest_both[0], facts.longest_both[0]
+        return facts.longest_source[0], facts.longest_target[0]
+
+    def _build(self, source_rows: Rows, target_rows: Rows) -> Batch:
+        sources = [self.store.source(row) for row in source_rows]
+        targets = [self.store.target(row) for row in target_rows]
+        if self._is_causal:
+            both = [np.concatenate(pair) for pair in zip(sources, targets, strict=True)]
+            learnt = [self.store.learnt(row) for row in source_rows]
+            nexts = [_nexts(*parts) for parts in zip(sources, learnt, targets, strict=True)]
+            input_ids = _padded(both, self._pad)  # (batch, source + target)
+            inputs = {"input_ids": input_ids, "attention_mask": _mask(both)}
+            labels = _padded(nexts, IGNORED)
+            area = input_ids.numel()
+        else:
+            input_ids = _padded(sources, self._pad)  # (batch, source)
+            labels = _padded(targets, IGNORED)  # (batch, target)
+            inputs = {
+                "input_ids": input_ids,
+                "attention_mask": _mask(sources),
+                "decoder_input_ids": self._shift_right(labels),
+            }
+            area = input_ids.numel() + labels.numel()
+        return Batch(
+            inputs,
+            labels,
+            samples=len(sources),
+            tokens=sum(map(len, sources)) + sum(map(len, targets)),
+            target_tokens=int((labels != IGNORED).sum()),
+            area=area,
+        )
+
+    def _shift_right(self, labels: Tensor) -> Tensor:
+        """What a decoder reads to predict the labels: a start token, then all but the last."""
+        assert self._decoder_start is not None
+        shifted = labels.new_full(labels.shape, self._decoder_start)
+        shifted[:, 1:] = labels[:, :-1]
+        return shifted.masked_fill_(shifted == IGNORED, self._pad)
+
+
+def _nexts(
+    source: npt.NDArray[Any], learnt: npt.NDArray[np.bool_], target: npt.NDArray[Any]
+) -> npt.NDArray[np.int64]:
+    """The label of each position of a causal sequence: what comes next, where the loss counts that."""
+    following = np.where(learnt, source.astype(np.int64), IGNORED)[1:]
+    return np.concatenate([following, target.astype(np.int64), [IGNORED]])
+
+
+def _padded(sequences: Sequence[npt.NDArray[Any]], value: int) -> Tensor:
+    longest = max(map(len, sequences))
+    padded = np.full((len(sequences), longest), value, dtype=np.int64)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return torch.from_numpy(padded)
+
+
+def _mask(sequences: Sequence[npt.NDArray[Any]]) -> Tensor:
+    return _padded([np.ones(len(s), dtype=np.int64) for s in sequences], 0)

@@ -1,0 +1,64 @@
+"""Optimizer steps as data: which samples, this rank's share of them, cut and padded."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+from autotune.partition import Costs
+from autotune.plan import Plan, cut
+from trainer.batching.collator import IGNORED, Batch, Collator
+from trainer.data.sample_order import StepOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rank's part in an optimizer step."""
+
+    batches: list[Batch]
+    target_tokens: int
+    """Of the whole step, over all ranks."""
+
+
+class Steps(Dataset[Step]):
+    """Step by number: its samples, this rank's share of them, cut and padded."""
+
+    def __init__(
+        self,
+        collator: Collator,
+        order: StepOrder,
+        plan: Plan,
+        *,
+        costs: Costs,
+        rank: int,
+        in_step: bool = False,
+    ) -> None:
+        """`in_step`: every rank runs as many micro-batches as the one that has the most."""
+        self._collator = collator
+        self._order = order
+        self._plan = plan
+        self._costs = costs
+        self._rank = rank
+        self._in_step = in_step
+
+    def __getitem__(self, step: int) -> Step:
+        rows = self._order.step(step)
+        ranks = cut(
+            self._collator.lengths(rows),
+            world_size=self._plan.world_size,
+            micro_batch=self._plan.sizes,
+            costs=self._costs,
+        )
+        batches = [self._collator.batch(rows[piece]) for piece in ranks[self._rank]]
+        if self._in_step:
+            most = max(map(len, ranks))
+            batches += [weightless(batches[0])] * (most - len(batches))
+        return Step(batches, self._collator.target_tokens(rows))
+
+
+def weightless(batch: Batch) -> Batch:
+    """One sequence of that micro-batch, of which the loss counts nothing."""
+    inputs = {name: tensor[:1] for name, tensor in batch.inputs.items()}
+    labels = torch.full_like(batch.labels[:1], IGNORED)
+    area = batch.area // batch.samples
+    return Batch(inputs, labels, samples=0, tokens=0, target_tokens=0, area=area)

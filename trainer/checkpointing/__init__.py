@@ -1,0 +1,1 @@
+"""Checkpoints and the exported model. Loads torch; only worker processes import it."""

@@ -1,0 +1,208 @@
+"""Checkpoints: all that a run needs to go on exactly, in a folder that appears whole or not at all.
+
+model.safetensors      the weights that are trained, by name; frozen ones come back from the base model
+optimizer.safetensors  the optimizer's state, as `name of the weight/name of the state`
+state.json             where the run is and what it was told; the loss scale; which evaluation was best
+manifest.json          size and CRC-32 of each of the others
+config.json, tokenizer…  where every weight is trained: the folder is then a model for transformers
+
+Nothing in it depends on the number of processes, on sharding, or on how a step is cut. No generator's
+state is in it: the order of samples follows from the seed and the samples consumed, and the random
+numbers of a step (dropout) from the seed and the step.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+
+from autotune.errors import OutputError
+from autotune.units import format_bytes
+from trainer.artifacts import durable
+from trainer.artifacts.evaluation_log import Best
+from trainer.artifacts.run_folder import RunFolder
+from trainer.checkpointing.manifest import Damaged, check_manifest, read_object, write_manifest
+from trainer.checkpointing.model_files import describe
+from trainer.checkpointing.safetensors_io import TensorFile, in_order, write_tensors
+from trainer.checkpointing.state_dict import (
+    contents,
+    fill_from,
+    frozen_checksum,
+    plain_states,
+    states,
+    weights,
+)
+from trainer.model.engine import Engine
+
+FORMAT = 1
+PARTS = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a run is and what it was told, for `state.json`."""
+
+    step: int
+    """Optimizer steps done; the schedule's position."""
+    steps: int
+    """Of the whole run; the schedule's length."""
+    samples: int
+    """Consumed, of the stream that the seed orders."""
+    seed: int
+    """Random numbers of a step follow from it and the step."""
+    profile: str | None
+    settings: dict[str, Any]
+    best: Best | None
+    """As it was known when this was written."""
+
+
+def save_checkpoint(
+    folder: RunFolder, engine: Engine, position: Position, tokenizer: Any, *, keep: int
+) -> Path:
+    """Writes `checkpoint-<step>`, then removes all but the last `keep` and the best.
+
+    Every rank calls it; the main process writes.
+
+    Raises:
+        OutputError: the disk is full or refuses; what was saved before is untouched.
+    """
+    final = folder.path / f"checkpoint-{position.step}"
+    scaler = engine.accelerator.scaler
+    parts = {"model.safetensors": weights(engine), "optimizer.safetensors": states(engine)}
+    state = {
+        "format": FORMAT,
+        **asdict(position),
+        "frozen": frozen_checksum(engine),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "optimizer": plain_states(engine),
+    }
+    if not engine.accelerator.is_main_process:
+        for tensors in parts.values():
+            for _ in contents(tensors):
+                pass
+        return final
+    need = sum(t.numel() * t.dtype.itemsize for tensors in parts.values() for t in tensors.values())
+    for journal in (folder.metrics, folder.evaluations):
+        journal.sync()
+    with refusals(folder, final.name, need), durable.appearing(final) as temporary:
+        for name, tensors in parts.items():
+            write_tensors(temporary / name, in_order(tensors), contents(tensors))
+        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        if state["frozen"] is None:
+            describe(engine.unwrapped, tokenizer, temporary)
+        write_manifest(temporary)
+    for old in folder.checkpoints()[:-keep]:
+        if position.best is None or old.name != f"checkpoint-{position.best.step}":
+            durable.remove_folder(old)
+    return final
+
+
+def resume(folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> int:
+    """Puts the engine where the last whole checkpoint left it; returns the steps done, 0 without one.
+
+    The optimizer's state must be there already (`Engine.make_resident`): it is filled, not replaced.
+    The main process reads and tells the others, which may be on machines without the folder.
+
+    Raises:
+        OutputError: there are checkpoints, and none can be gone on from.
+    """
+    found: tuple[Path, dict[str, Any]] | None = None
+    if engine.accelerator.is_main_process:
+        found = _last_whole(folder, say)
+        if found is not None:
+            _check_fits(found[0], engine)
+    (found,) = broadcast_object_list([found])
+    if found is None:
+        return 0
+    path, state = found
+    if state["frozen"] != (own := frozen_checksum(engine)):
+        raise OutputError(
+            f"{path} was trained on a base model whose frozen weights are not these (CRC-32 "
+            f"{state['frozen']}, now {own}); put the base model back, or use --fresh to start anew"
+        )
+    fill_from(path / "model.safetensors", weights(engine), engine)
+    fill_from(path / "optimizer.safetensors", states(engine), engine)
+    for name, values in state["optimizer"].items():
+        engine.raw_optimizer.state[engine.trainable[name]].update(values)
+    if state["scaler"] is not None and engine.accelerator.scaler is not None:
+        engine.accelerator.scaler.load_state_dict(state["scaler"])
+    step: int = state["step"]
+    return step
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The state of that checkpoint, after its manifest was found to be true.
+
+    Raises:
+        Damaged: it is not what was written, or was written by another version.
+    """
+    check_manifest(path, PARTS)
+    state = read_object(path / "state.json")
+    if state.get("format") != FORMAT:
+        raise Damaged(f"its format is {state.get('format')}, this version reads {FORMAT}")
+    return state
+
+
+@contextmanager
+def refusals(folder: RunFolder, name: str, need: int) -> Iterator[None]:
+    """Turns what a full disk raises into an OutputError with the numbers."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        free = shutil.disk_usage(folder.path).free
+        known = folder.checkpoints()
+        after = f"the same command goes on from {known[-1].name}" if known else "nothing was saved"
+        raise OutputError(
+            f"cannot write {folder.path / name} ({reason}): it needs {format_bytes(need)}, and "
+            f"{format_bytes(free)} are free; free some ({after})"
+        ) from error
+
+
+def _last_whole(
+    folder: RunFolder, say: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, and its state; newer ones are set aside.
+
+    Raises:
+        OutputError: there are some, and none is whole: to start anew is for the user to say.
+    """
+    faults: dict[Path, str] = {}
+    for path in reversed(folder.checkpoints()):
+        try:
+            state = verify(path)
+        except Damaged as fault:
+            faults[path] = str(fault)
+            continue
+        for damaged, what in faults.items():
+            aside = folder.set_aside(damaged)
+            say(f"{damaged.name} is damaged ({what}), and is {aside.name} now: taking {path.name}")
+        return path, state
+    if faults:
+        what = "; ".join(f"{path.name}: {fault}" for path, fault in faults.items())
+        raise OutputError(
+            f"no checkpoint in {folder.path} can be read ({what}); put a good copy back, or use "
+            f"--fresh to start anew"
+        )
+    return None
+
+
+def _check_fits(path: Path, engine: Engine) -> None:
+    """Raises OutputError where the file's tensors are not those of this model and optimizer."""
+    own = {"model.safetensors": weights(engine), "optimizer.safetensors": states(engine)}
+    for name, tensors in own.items():
+        with TensorFile(path / name) as file:
+            there = file.shapes()
+        here = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if there != here:
+            key = sorted(dict(there.items() ^ here.items()))[0]
+            raise OutputError(
+                f"{path / name} is not this run's: {key} is {there.get(key, 'not there')}, and "
+                f"{here.get(key, 'unknown')} here; use --fresh to start anew"
+            )

@@ -1,0 +1,1 @@
+"""What a run is told: options, flags, settings, and what cannot be meant. No torch."""

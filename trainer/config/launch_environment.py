@@ -1,0 +1,108 @@
+"""What a launcher of the user's own says in variables: what is heeded, and what is overruled.
+
+torchrun's say how many processes there are. Those that `accelerate launch` takes from its configuration
+file would change the run behind the user's flags: they are removed, and what differs is told. No torch.
+"""
+
+from collections.abc import Mapping, MutableMapping
+
+from autotune.errors import UsageError
+from trainer.config.settings import WorkloadSettings
+
+KEPT = (
+    "ACCELERATE_USE_GLOO",  # no variable of accelerate's: scripts set it, and `wants_gloo` reads it
+    "ACCELERATE_CPU_AFFINITY",
+    "ACCELERATE_DEBUG_MODE",
+    "ACCELERATE_LOG_LEVEL",
+)
+"""They change no result."""
+UNKNOWN_HERE = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "its parallelism",
+}
+TORCHRUN = "torchrun --nproc-per-node N -m trainer"
+
+
+def world_size(environment: Mapping[str, str]) -> int:
+    """How many processes there are, over all nodes.
+
+    Raises:
+        UsageError: several were started that do not know of each other, and would each train alone.
+    """
+    size = int(environment.get("WORLD_SIZE", "1"))
+    if "LOCAL_RANK" in environment:
+        return size
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1:
+        raise UsageError(
+            f"srun started {tasks} processes, each of which would train alone; start one a node: "
+            f"srun --ntasks-per-node 1 {TORCHRUN} (docs/nodes.md)"
+        )
+    if size > 1:
+        raise UsageError(
+            f"WORLD_SIZE is {size}, but without LOCAL_RANK this process would train alone; start it "
+            f"by {TORCHRUN}"
+        )
+    return size
+
+
+def wants_cpu(environment: Mapping[str, str]) -> bool:
+    """Whether `accelerate launch` was told to stay on the CPU."""
+    return _is_true(environment.get("ACCELERATE_USE_CPU"))
+
+
+def overrule(settings: WorkloadSettings, environment: MutableMapping[str, str]) -> str | None:
+    """Removes accelerate's own settings; a line that says which of them the run does not follow."""
+    said = [*_differences(settings, environment), *_alone(environment)]
+    for name in [*environment]:
+        if name.startswith(("ACCELERATE_", "FSDP_")) and name not in KEPT:
+            del environment[name]
+    return "; ".join(said) if said else None
+
+
+def _differences(settings: WorkloadSettings, environment: Mapping[str, str]) -> list[str]:
+    other = []
+    wanted = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if wanted not in ("no", *_precisions(settings)):  # "no" is what stands where nothing was asked
+        other.append(f"mixed precision {wanted} (here: --precision {settings.precision})")
+    steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        other.append(f"{steps} accumulation steps (here: by the profile)")
+    compiler = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if compiler != "no" and not settings.compile:
+        other.append(f"torch.compile by {compiler} (here: --compile)")
+    if _is_true(environment.get("ACCELERATE_USE_FSDP")) and not settings.fsdp:
+        other.append("FSDP (here: --fsdp)")
+    if wants_cpu(environment) and settings.device != "cpu":
+        other.append("the CPU (here: --device cpu)")
+    other += [
+        f"{what} (not offered)"
+        for name, what in UNKNOWN_HERE.items()
+        if _is_true(environment.get(name))
+    ]
+    if not other:
+        return []
+    return [f"not taken from accelerate's configuration: {', '.join(other)}; the flags decide"]
+
+
+def _precisions(settings: WorkloadSettings) -> tuple[str, ...]:
+    """What accelerate calls that precision; `auto` on a card takes bf16 where it computes in it."""
+    if settings.precision == "auto" and settings.device == "cuda":
+        return ("bf16",)
+    return () if settings.precision in ("auto", "fp32") else (settings.precision,)
+
+
+def _alone(environment: Mapping[str, str]) -> list[str]:
+    """`accelerate launch` names the other processes' address, yet starts one on a CPU."""
+    asked = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
+    if not asked or "LOCAL_RANK" in environment:
+        return []
+    return [
+        "accelerate launch was asked for several processes and started one, as it does with --cpu; "
+        f"for N of them: {TORCHRUN} --device cpu"
+    ]
+
+
+def _is_true(value: str | None) -> bool:
+    return (value or "").lower() in ("1", "true", "yes", "y", "on", "t")

@@ -1,0 +1,106 @@
+"""From a profile and the user's choices to the settings of a run."""
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from profiles import Profile
+from trainer.config.options import TrainOptions, WorkloadOptions
+from trainer.config.settings import WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
+from trainer.config.validation import check_training, check_workload
+
+
+def resolve(
+    profile: Profile, options: TrainOptions, *, device: str, world_size: int
+) -> TrainSettings:
+    """The run that a profile and the user's choices make.
+
+    The user's own micro-batch stands for every forward pass: on all devices, in evaluation too.
+
+    Raises:
+        PlanError: the micro-batch is larger than a device's share of the effective batch.
+        UsageError: a number outside its range.
+    """
+    plan = profile.plan(world_size, options.micro_batch)
+    chosen = {**chosen_for(TrainSettings, options), "micro_batch": plan.micro_batch}
+    workload = workload_settings(options, profile, device=device)
+    folder = str(Path("model_save") / f"sft_{Path(options.profile).stem}")
+    chosen.setdefault("output_dir", folder)
+    return check_training(
+        TrainSettings(
+            workload=workload,
+            effective_batch=plan.effective_batch,
+            world_size=world_size,
+            micro_batch_sizes=None if plan.is_even else plan.sizes,
+            eval_batch=None if options.micro_batch else profile.batch.eval_batch_size,
+            overhead=profile.overhead(),
+            shares=measured_shares(profile, workload),
+            loader_workers=profile.run.loader_workers,
+            rate_scale=rate_scale(profile, options.scale_lr),
+            **chosen,
+        )
+    )
+
+
+def workload_settings(
+    options: WorkloadOptions, profile: Profile, *, device: str
+) -> WorkloadSettings:
+    """What is trained and how: the user's choice, else the profile's, else the default.
+
+    Raises:
+        UsageError: choices that cannot be meant, alone or together.
+    """
+    chosen = {**chosen_for(WorkloadSettings, options), "device": device}
+    if chosen["precision"] == "auto":
+        del chosen["precision"]
+    for name, without in (("freeze", "none"), ("lora_rank", 0)):
+        if chosen.get(name) == without:
+            chosen[name] = None
+    if "lora_rank" in chosen and chosen["lora_rank"] is None:
+        chosen.update(lora_alpha=None, lora_targets=())
+    settings = replace(apply_profile(WorkloadSettings(), profile), **chosen)
+    check_workload(settings)
+    return settings
+
+
+def chosen_for(kind: Any, options: Any) -> dict[str, Any]:
+    """The choices that `kind` has a field for, less those that were left open."""
+    names = {field.name for field in fields(kind)} & {field.name for field in fields(options)}
+    return {name: v for name in names if (v := getattr(options, name)) is not None}
+
+
+def measured_shares(profile: Profile, workload: WorkloadSettings) -> tuple[float, ...] | None:
+    """What source and target take of the memory; nothing is known of another model than was tuned."""
+    shares = profile.memory.shares
+    return None if shares is None or workload.model != profile.run.model else tuple(shares)
+
+
+def rate_scale(profile: Profile, rule: str | None) -> float:
+    """How much faster to learn, now that the effective batch has grown: only when asked to.
+
+    In proportion (Goyal et al., arXiv 1706.02677), or by its root, as Adam's noise suggests
+    (Malladi et al., arXiv 2205.10287).
+    """
+    batch = profile.batch
+    if rule is None:
+        return 1.0
+    growth = batch.effective_batch_size / (
+        batch.base_effective_batch_size or batch.effective_batch_size
+    )
+    return growth if rule == "linear" else math.sqrt(growth)
+
+
+def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSettings:
+    """The settings with every `[run]` value of the profile that a step's memory depends on."""
+    run = profile.run
+    trained: dict[str, Any] = {name: getattr(run, name) for name in WHAT_IS_TRAINED}
+    return replace(
+        settings,
+        model=run.model or settings.model,
+        data=tuple(run.data or settings.data),
+        max_source_length=run.max_source_length,
+        max_target_length=run.max_target_length,
+        precision=run.precision or settings.precision,
+        **{**trained, "lora_targets": tuple(run.lora_targets)},
+    )

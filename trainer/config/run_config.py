@@ -1,0 +1,105 @@
+"""A run's settings as TOML: `chatlm train --config run.toml`, with the flags' names as keys.
+
+A run saves its own, resolved, so that the same command repeats it.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+import profiles
+from autotune.errors import OutputError, UsageError
+from trainer.artifacts import durable
+from trainer.config.options import TrainOptions
+from trainer.config.settings import TrainSettings
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """What the file chooses, by the names of `TrainOptions`; dashes in a key are underscores.
+
+    Raises:
+        UsageError: it cannot be read, is not TOML, has an unknown key, or a value of another type.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read --config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not TOML: {error}; mend it") from error
+    chosen = {key.replace("-", "_"): value for key, value in document.items()}
+    if len(chosen) < len(document):
+        twice = next(key for key in document if "-" in key and key.replace("-", "_") in document)
+        raise UsageError(
+            f"--config {path} has {twice} and {twice.replace('-', '_')}, which are one key; keep one"
+        )
+    known = [field.name for field in fields(TrainOptions)]
+    for key in chosen:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise UsageError(f"--config {path} has an unknown key {key}; {hint}")
+    options = checked(chosen, f"--config {path}")
+    return {key: getattr(options, key) for key in chosen}
+
+
+def checked(chosen: Mapping[str, Any], source: str) -> TrainOptions:
+    """The options, every value of its type; `source` is named in what is raised.
+
+    Raises:
+        UsageError: a value of another type, or none of a closed choice.
+    """
+    try:
+        # by JSON: where a list is as good as a tuple, and a text is no number
+        return TypeAdapter(TrainOptions).validate_json(json.dumps(chosen, default=str), strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise UsageError(
+            f"{source}: {place} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        ) from error
+
+
+def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> None:
+    """Writes `run.toml` and the `profile.toml` that it names: together they repeat the run.
+
+    `learning_rate` is the run's highest, whatever it came from.
+
+    Raises:
+        OutputError: no space, or no permission.
+    """
+    profile = profiles.load(settings.profile)
+    profiles.save(profile, folder / "profile.toml")
+    world_size = settings.world_size
+    is_its_own = (
+        settings.micro_batch_sizes is not None  # those of a profile, if only halved
+        or settings.plan(world_size) == profile.plan(world_size)
+    )
+    values = {
+        **asdict(settings.workload),
+        **asdict(settings),
+        "profile": str(folder / "profile.toml"),
+        "micro_batch": None if is_its_own else settings.micro_batch,
+        "learning_rate": learning_rate,
+        "num_processes": world_size,
+        # the profile may say otherwise: what was left out must stay out
+        "freeze": settings.workload.freeze or "none",
+        "lora_rank": settings.workload.lora_rank or 0,
+    }
+    # whether to start anew is said of one start, not of a run
+    names = [field.name for field in fields(TrainOptions) if field.name != "fresh"]
+    chosen = {name: values[name] for name in names if values.get(name) not in (None, ())}
+    text = tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()})
+    try:
+        durable.write_text(folder / "run.toml", text)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}; free some space, or choose another "
+            f"--output-dir"
+        ) from error

@@ -1,0 +1,201 @@
+"""From rows to token ids: one codec for each kind of model.
+
+Seq2seq: source = prompt, end-of-sequence; target = the last answer, end-of-sequence. Causal: the source
+is everything before the last answer (by the tokenizer's chat template where it has one), the target
+that answer and its end; the model reads both. The loss counts the target, and of a causal source the
+assistant's earlier turns, each with its end: `Encoded.learnt`.
+"""
+
+import hashlib
+import itertools
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autotune.errors import DataError, ModelError
+from trainer.data.chat_template import Rendered, TemplateFails, render
+from trainer.data.readers import Row
+
+Span = tuple[int, int]
+"""First and last-but-one, of tokens or of characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One row, untruncated."""
+
+    source: list[int]
+    target: list[int]
+    learnt: tuple[Span, ...] = ()
+    """The parts of the source that the loss counts as well."""
+    is_last_only: bool = False
+    """Whether there were earlier answers that the loss should count, and does not."""
+
+    def learnt_of_last(self, length: int) -> list[Span]:
+        """The same in the last `length` tokens of the source; its first is predicted from nothing."""
+        gone = len(self.source) - length
+        spans = [(max(1, first - gone), last - gone) for first, last in self.learnt]
+        return [(first, last) for first, last in spans if first < last]
+
+
+class Codec:
+    """Encodes rows for one tokenizer and kind of model."""
+
+    def __init__(self, tokenizer: Any, *, is_causal: bool) -> None:
+        self.tokenizer = tokenizer
+        self.is_causal = is_causal
+        if tokenizer.eos_token_id is None:
+            raise ModelError("the model's tokenizer has no end-of-sequence token; set eos_token")
+        self.eos: int = tokenizer.eos_token_id
+        self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.templated = is_causal and bool(getattr(tokenizer, "chat_template", None))
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        self._opening = self._find_opening()
+
+    @property
+    def dtype(self) -> type[np.uint16] | type[np.uint32]:
+        """The smallest type that holds every token id."""
+        return np.uint16 if len(self.tokenizer) <= 1 << 16 else np.uint32
+
+    @property
+    def identity(self) -> str:
+        """A hash of everything that encoding depends on."""
+        backend = self._backend
+        text = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab()))
+        parts = (
+            text,
+            str(self.is_causal),
+            str(getattr(self.tokenizer, "chat_template", None)),
+            str(self.eos),
+            str(self._opening),
+        )
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Each row, untruncated.
+
+        Raises:
+            DataError: the chat template refuses a conversation.
+        """
+        if not self.is_causal:
+            return self._encode_pairs(rows)
+        return self._encode_templated(rows) if self.templated else self._encode_turns(rows)
+
+    def fit_source(self, ids: list[int], longest: int) -> list[int]:
+        """At most that many tokens; a seq2seq source keeps its end, a causal prompt its last part.
+
+        Of a causal conversation the earliest turns go first, whole or in part, also where the loss
+        would have counted them.
+        """
+        if len(ids) <= longest:
+            return ids
+        return ids[-longest:] if self.is_causal else [*ids[: longest - 1], self.eos]
+
+    def fit_target(self, ids: list[int], longest: int) -> list[int]:
+        """At most that many tokens; a target that is cut off has no end to learn."""
+        return ids[:longest]
+
+    def _encode_pairs(self, rows: Sequence[Row]) -> list[Encoded]:
+        sources = self._ids([row.prompt for row in rows])
+        targets = self._ids([row.response for row in rows])
+        return [
+            Encoded([*self._opening, *s, self.eos], [*self._opening, *t, self.eos])
+            for s, t in zip(sources, targets, strict=True)
+        ]
+
+    def _encode_turns(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Without a template: the turns end to end, and the end of sequence after each answer."""
+        pieces = [list(_joined(row.turns)) for row in rows]
+        flat = iter(self._ids([text for parts in pieces for _, text in parts]))
+        targets = self._ids([row.response for row in rows])
+        encoded = []
+        for parts, target in zip(pieces, targets, strict=True):
+            source, learnt = list(self._opening), []
+            for (is_answer, _), ids in zip(parts, flat, strict=False):
+                if is_answer:
+                    learnt.append((len(source), len(source) + len(ids) + 1))
+                    source += [*ids, self.eos]
+                else:
+                    source += ids
+            encoded.append(Encoded(self._begun(source), [*target, self.eos], tuple(learnt)))
+        return encoded
+
+    def _encode_templated(self, rows: Sequence[Row]) -> list[Encoded]:
+        rendered = [self._render(row) for row in rows]
+        sources = self._located(
+            [each.source for each in rendered], [each.learnt for each in rendered]
+        )
+        targets = self._ids([each.target for each in rendered])
+        return [
+            Encoded(
+                self._begun(ids),
+                target if target[-1:] == [self.eos] else [*target, self.eos],
+                learnt,
+                each.is_last_only or len(learnt) < len(each.learnt),
+            )
+            for each, (ids, learnt), target in zip(rendered, sources, targets, strict=True)
+        ]
+
+    def _render(self, row: Row) -> Rendered:
+        try:
+            return render(self.tokenizer, row)
+        except TemplateFails as error:
+            beginning = row.prompt.strip().splitlines()[:1] or [""]
+            raise DataError(
+                f"the model's chat template refuses the conversation that begins "
+                f"{beginning[0][:40]!r}: {error}; mend the row or drop it"
+            ) from error
+
+    def _begun(self, source: list[int]) -> list[int]:
+        """Never empty: the first token of a causal target is predicted from something."""
+        start = self.tokenizer.bos_token_id
+        return source or [self.eos if start is None else start]
+
+    def _find_opening(self) -> list[int]:
+        """What the tokenizer puts before any text: `<s>` of BART and Llama, nothing of T5 and GPT-2."""
+        if self._backend is None:
+            return []
+        ids: list[int] = self.tokenizer("")["input_ids"]
+        return ids[: ids.index(self.eos)] if self.eos in ids else ids
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if self._backend is not None:  # transformers' own call takes twice the time, for its masks
+            self._bare()
+            return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, truncation=False)[
+            "input_ids"
+        ]
+        return ids
+
+    def _located(
+        self, texts: list[str], spans: list[tuple[Span, ...]]
+    ) -> list[tuple[list[int], tuple[Span, ...]]]:
+        """Ids, and the spans of characters as spans of tokens; none where no tokenizer tells places."""
+        if self._backend is None or not any(spans):
+            return [(ids, ()) for ids in self._ids(texts)]
+        self._bare()
+        found = []
+        for encoding, wanted in zip(
+            self._backend.encode_batch(texts, add_special_tokens=False), spans, strict=True
+        ):
+            begins = [first for first, _ in encoding.offsets]
+            learnt = tuple((bisect_left(begins, a), bisect_left(begins, b)) for a, b in wanted)
+            found.append((encoding.ids, learnt))
+        return found
+
+    def _bare(self) -> None:
+        """A tokenizer's file may say how to truncate and pad, which is not its business here."""
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+
+def _joined(turns: Sequence[tuple[str, str]]) -> list[tuple[bool, str]]:
+    """(whether the assistant says it, text): the turns of others that follow each other as one."""
+    pieces: list[tuple[bool, str]] = []
+    for is_answer, group in itertools.groupby(turns, lambda turn: turn[0] == "assistant"):
+        texts = [text for _, text in group]
+        pieces += [(True, text) for text in texts] if is_answer else [(False, "\n".join(texts))]
+    return pieces

@@ -1,0 +1,213 @@
+"""Tokens on disk: tokenised once, memory-mapped after that, so that host memory does not grow.
+
+A store is a folder of files that `tokenise` describes, named by a hash of the files' content, the
+tokenizer and the settings. It appears whole or not at all: until then it is `.partial-<name>`, which
+one process writes while the others wait, and which is gone on with after an interruption.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autotune.errors import DataError, OutputError
+from trainer.data.claim import claimed
+from trainer.data.encoder import Codec
+from trainer.data.readers import check_file, count_rows
+from trainer.data.tokenization import TELL_EVERY, Facts, Interrupted, Progress, tokenise
+
+VERSION = 2
+"""Part of the name: a change of format or of encoding makes old stores unreachable."""
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStore:
+    """Sources and targets by row number. All arrays are memory-mapped."""
+
+    folder: Path
+    facts: Facts
+    tokens: npt.NDArray[Any]
+    """(tokens,) uint16 or uint32."""
+    offsets: Numbers
+    """(2 · rows + 1,)"""
+    marks: npt.NDArray[np.bool_] | None
+    """(tokens,) those of sources that the loss counts; None where there are none."""
+    extra: npt.NDArray[np.int32] | None
+    """(rows,) how many those are."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A loader worker maps the same pages; an array that is pickled would be copied."""
+        return read_store, (self.folder,)
+
+    def __len__(self) -> int:
+        return self.facts.rows
+
+    def source(self, row: int) -> npt.NDArray[Any]:
+        return self.tokens[self.offsets[2 * row] : self.offsets[2 * row + 1]]
+
+    def target(self, row: int) -> npt.NDArray[Any]:
+        return self.tokens[self.offsets[2 * row + 1] : self.offsets[2 * row + 2]]
+
+    def learnt(self, row: int) -> npt.NDArray[np.bool_]:
+        """Which tokens of the source the loss counts; those of the target it counts all."""
+        first, last = self.offsets[2 * row], self.offsets[2 * row + 1]
+        return np.zeros(last - first, np.bool_) if self.marks is None else self.marks[first:last]
+
+    def source_lengths(self, rows: Numbers) -> Numbers:
+        return self.offsets[2 * rows + 1] - self.offsets[2 * rows]
+
+    def target_lengths(self, rows: Numbers) -> Numbers:
+        return self.offsets[2 * rows + 2] - self.offsets[2 * rows + 1]
+
+    def learnt_lengths(self, rows: Numbers) -> Numbers:
+        """Tokens of each row that the loss counts; reads no tokens."""
+        targets = self.target_lengths(rows)
+        return targets if self.extra is None else targets + self.extra[rows]
+
+    def longest(self) -> tuple[int, int]:
+        """Tokens of the longest source and of the longest target."""
+        return self.facts.longest_source[1], self.facts.longest_target[1]
+
+    def truncation_notice(self, max_source: int, max_target: int) -> str | None:
+        """A line that says what of the rows is not learnt as it stands there, None when all is."""
+        facts, said = self.facts, []
+        if facts.cut_sources or facts.cut_targets:
+            said.append(
+                f"truncated {facts.cut_sources:,} of {len(self):,} sources to {max_source} tokens "
+                f"and {facts.cut_targets:,} targets to {max_target}"
+            )
+        if facts.empty_responses:
+            said.append(
+                f"{facts.empty_responses:,} of {len(self):,} responses are empty: only their end "
+                f"is learnt"
+            )
+        if facts.last_only:
+            said.append(
+                f"of {facts.last_only:,} conversations only the last answer is learnt: the chat "
+                f"template rewrites the turns before it"
+            )
+        return "; ".join(said) or None
+
+
+def _never() -> bool:
+    return False
+
+
+def open_store(
+    paths: Sequence[str],
+    codec: Codec,
+    *,
+    max_source: int,
+    max_target: int,
+    progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = _never,
+) -> TokenStore:
+    """The store of those files, tokenised now if it was not yet.
+
+    `progress` is called about twice a second while that lasts, here or in the process that is
+    waited for.
+
+    Raises:
+        DataError: a file cannot be read as prompts and responses.
+        OutputError: the cache folder cannot be written.
+        Interrupted: `should_stop` said so; the next call goes on from there.
+    """
+    folder = cache_folder() / _name(paths, codec, max_source, max_target)
+    partial = folder.with_name(f".partial-{folder.name}")
+    if not folder.exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = folder.with_name(f".lock-{folder.name}")
+            with claimed(lock, _Waiting(partial, paths, progress, should_stop)):
+                if not folder.exists():  # else another process was quicker with the same content
+                    _write(
+                        folder, partial, paths, codec, max_source=max_source, max_target=max_target,
+                        progress=progress, should_stop=should_stop,
+                    )  # fmt: skip
+        except OSError as error:
+            raise OutputError(
+                f"cannot write the token cache {folder.parent}: {error.strerror}; set "
+                f"CHATLM_CACHE to a folder with space"
+            ) from error
+    return read_store(folder)
+
+
+def _write(folder: Path, partial: Path, *arguments: Any, **options: Any) -> None:
+    try:
+        tokenise(partial, *arguments, **options)
+    except DataError:  # the file must be mended, and is another one then
+        shutil.rmtree(partial)
+        raise
+    partial.rename(folder)
+
+
+class _Waiting:
+    """Tells how far the process is that is waited for."""
+
+    def __init__(
+        self,
+        partial: Path,
+        paths: Sequence[str],
+        progress: Callable[[Progress], None] | None,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._partial = partial
+        self._total = count_rows(paths)
+        self._progress = progress
+        self._should_stop = should_stop
+        self._told = time.monotonic()
+
+    def __call__(self) -> None:
+        if self._should_stop():
+            raise Interrupted("interrupted while another process tokenises")
+        now = time.monotonic()
+        if self._progress is not None and now - self._told >= TELL_EVERY:
+            self._told = now
+            if facts := Facts.read(self._partial):
+                self._progress(Progress(facts.rows, self._total, facts.tokens, facts.seconds))
+
+
+def read_store(folder: Path) -> TokenStore:
+    """The store in that folder."""
+    facts = Facts.read(folder)
+    assert facts is not None, folder
+
+    def mapped(name: str, kind: Any) -> Any:
+        return np.memmap(folder / name, dtype=kind, mode="r")
+
+    return TokenStore(
+        folder,
+        facts,
+        mapped("tokens.bin", np.dtype(f"u{facts.width}")),
+        mapped("offsets.bin", np.int64),
+        mapped("learnt.bin", np.bool_) if facts.learns_earlier else None,
+        mapped("extra.bin", np.int32) if facts.learns_earlier else None,
+    )
+
+
+def cache_folder() -> Path:
+    """`$CHATLM_CACHE`, or `chatlm` in the user's cache folder."""
+    if own := os.environ.get("CHATLM_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatlm"
+
+
+def _name(paths: Sequence[str], codec: Codec, max_source: int, max_target: int) -> str:
+    digest = hashlib.sha256(f"{VERSION} {codec.identity} {max_source} {max_target}".encode())
+    for path in paths:
+        check_file(path)
+        try:
+            with Path(path).open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()[:24]

@@ -1,0 +1,292 @@
+"""Rows become tokens on disk, in bounded memory, on all cores, and after an interruption from there on.
+
+A folder of four files grows a chunk at a time: `tokens.bin`, every sequence end to end; `offsets.bin`,
+where each begins, sources at even places and targets at odd ones; and only where a source holds
+answers that the loss counts, `learnt.bin`, a byte for each token that says whether it is one, and
+`extra.bin`, how many there are in each row. `facts.json` is replaced about once a second, by what is
+then safe on disk: a killed process loses no more. Names and locks are `store`'s business.
+"""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from trainer.data.encoder import Codec, Encoded
+from trainer.data.readers import Row, count_rows, read_rows
+
+CHUNK_ROWS = 4096
+CHUNK_CHARACTERS = 1 << 19
+"""A chunk ends with either: a token takes about 150 bytes until it is written."""
+SAVE_EVERY = 1.0
+"""Seconds."""
+TELL_EVERY = 0.5
+"""Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a tokenising has come, its earlier parts included."""
+
+    rows: int
+    total: int | None
+    """None where only reading on can tell."""
+    tokens: int
+    seconds: float
+
+
+class Interrupted(Exception):
+    """It was asked to stop; what was done is kept, and the next opening goes on from there."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Facts:
+    """What is known of the rows that are written."""
+
+    width: int
+    """Bytes of a token."""
+    rows: int = 0
+    tokens: int = 0
+    file: int = 0
+    """The file that is being read, from 0."""
+    file_rows: int = 0
+    """Rows of it that are written."""
+    cut_sources: int = 0
+    cut_targets: int = 0
+    empty_responses: int = 0
+    last_only: int = 0
+    """Conversations of which the loss should count earlier answers, and does not."""
+    learns_earlier: bool = False
+    """Whether the loss counts tokens of any source."""
+    longest_source: list[int] = field(default_factory=lambda: [0, 0])
+    """(row, tokens)"""
+    longest_target: list[int] = field(default_factory=lambda: [0, 0])
+    longest_both: list[int] = field(default_factory=lambda: [0, 0])
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Those of that folder, None where it has none."""
+        try:
+            return cls(**json.loads((folder / "facts.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+    def save(self, folder: Path) -> None:
+        """Replaces the folder's, once it is on the disk itself."""
+        temporary = folder / ".facts.json"
+        with temporary.open("w") as file:
+            json.dump(asdict(self), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / "facts.json")
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        sizes = {"tokens.bin": self.width * self.tokens, "offsets.bin": 8 * (2 * self.rows + 1)}
+        if self.learns_earlier:
+            sizes |= {"learnt.bin": self.tokens, "extra.bin": 4 * self.rows}
+        return sizes
+
+
+def tokenise(
+    folder: Path,
+    paths: Sequence[str],
+    codec: Codec,
+    *,
+    max_source: int,
+    max_target: int,
+    progress: Callable[[Progress], None] | None,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Writes the rows of those files there, or those that the folder still lacks.
+
+    Raises:
+        Interrupted: `should_stop` said so, between two chunks.
+        DataError: a file cannot be read as prompts and responses.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    total = count_rows(paths)
+    told = saved = began = time.monotonic()
+    with ExitStack() as stack:
+        writer = stack.enter_context(_Writer(folder, codec, max_source, max_target))
+        facts = writer.facts
+        before = facts.seconds
+        stack.enter_context(_all_cores())
+        chunks = _chunks(paths, facts.file, facts.file_rows)
+        for chunk, encoded in _encoded_ahead(chunks, codec):
+            writer.add(chunk, encoded)
+            now = time.monotonic()
+            facts.seconds = before + now - began
+            stop = should_stop()
+            if stop or now - saved >= SAVE_EVERY:
+                writer.save()
+                saved = now
+            if progress is not None and now - told >= TELL_EVERY:
+                progress(Progress(facts.rows, total, facts.tokens, facts.seconds))
+                told = now
+            if stop:
+                raise Interrupted(f"tokenising was interrupted after {facts.rows:,} rows")
+        writer.save()
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    file: int
+    rows: list[Row]
+
+
+def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[_Chunk]:
+    for number, path in itertools.islice(enumerate(paths), first, None):
+        rows: list[Row] = []
+        characters = 0
+        for row in read_rows(path, skip=skip if number == first else 0):
+            rows.append(row)
+            characters += len(row.prompt) + len(row.response)
+            if len(rows) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+                yield _Chunk(number, rows)
+                rows, characters = [], 0
+        if rows:
+            yield _Chunk(number, rows)
+
+
+def _encoded_ahead(
+    chunks: Iterator[_Chunk], codec: Codec
+) -> Iterator[tuple[_Chunk, list[Encoded]]]:
+    """Each chunk and its tokens, while the next is read and the one before is written.
+
+    The tokenizer lets go of the interpreter while it works, and shares its work out to all cores.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        pending: tuple[_Chunk, Future[list[Encoded]]] | None = None
+        for chunk in chunks:
+            following = chunk, pool.submit(codec.encode, chunk.rows)
+            if pending is not None:
+                yield pending[0], pending[1].result()
+            pending = following
+        if pending is not None:
+            yield pending[0], pending[1].result()
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """The tokenizer's threads are switched off for workers, since a fork would lose them: here on."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+class _Writer:
+    """Appends chunks to the files of a folder, after what its facts say is there."""
+
+    def __init__(self, folder: Path, codec: Codec, max_source: int, max_target: int) -> None:
+        self._folder = folder
+        self._codec = codec
+        self._most = max_source, max_target
+        self._files: dict[str, Any] = {}
+        self.facts = self._kept()
+
+    def __enter__(self) -> Self:
+        if self.facts.rows == 0:
+            for file in self._folder.iterdir():
+                file.unlink()
+            self._file("offsets.bin").write(np.zeros(1, dtype=np.int64).tobytes())
+        for name, size in self.facts.sizes().items():
+            self._file(name).truncate(size)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, chunk: _Chunk, encoded: list[Encoded]) -> None:
+        facts, codec = self.facts, self._codec
+        sequences: list[list[int]] = []
+        learnt: list[tuple[int, int]] = []  # of this chunk's tokens
+        extra = np.zeros(len(encoded), dtype=np.int32)
+        place = 0
+        for number, each in enumerate(encoded):
+            source = codec.fit_source(each.source, self._most[0])
+            target = codec.fit_target(each.target, self._most[1])
+            for first, last in each.learnt_of_last(len(source)) if each.learnt else ():
+                learnt.append((place + first, place + last))
+                extra[number] += last - first
+            sequences += (source, target)
+            place += len(source) + len(target)
+            facts.cut_sources += len(each.source) > self._most[0]
+            facts.cut_targets += len(each.target) > self._most[1]
+            facts.empty_responses += not chunk.rows[number].response
+            facts.last_only += each.is_last_only
+        lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
+        flat = itertools.chain.from_iterable(sequences)
+        self._file("tokens.bin").write(np.fromiter(flat, codec.dtype, count=place).tobytes())
+        self._file("offsets.bin").write((facts.tokens + lengths.cumsum()).tobytes())
+        if learnt or facts.learns_earlier:
+            self._add_learnt(learnt, extra, place)
+        self._note_longest(lengths)
+        facts.file_rows = len(encoded) + (facts.file_rows if chunk.file == facts.file else 0)
+        facts.file = chunk.file
+        facts.rows += len(encoded)
+        facts.tokens += place
+
+    def save(self) -> None:
+        """Makes what was added so far survive whatever happens."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self.facts.save(self._folder)
+
+    def _add_learnt(self, learnt: list[tuple[int, int]], extra: Any, tokens: int) -> None:
+        facts = self.facts
+        if not facts.learns_earlier:  # the rows before have none: a hole in the file reads as zeros
+            facts.learns_earlier = True
+            for name in ("learnt.bin", "extra.bin"):
+                self._file(name).truncate(facts.sizes()[name])
+        marks = np.zeros(tokens, dtype=np.bool_)
+        for first, last in learnt:
+            marks[first:last] = True
+        self._file("learnt.bin").write(marks.tobytes())
+        self._file("extra.bin").write(extra.tobytes())
+
+    def _note_longest(self, lengths: Any) -> None:
+        facts = self.facts
+        sources, targets = lengths[::2], lengths[1::2]
+        for known, sizes in (
+            (facts.longest_source, sources),
+            (facts.longest_target, targets),
+            (facts.longest_both, sources + targets),
+        ):
+            row = int(sizes.argmax())
+            if sizes[row] > known[1]:
+                known[:] = facts.rows + row, int(sizes[row])
+
+    def _kept(self) -> Facts:
+        """What an earlier part left; nothing where a file is shorter than it should be."""
+        anew = Facts(width=np.dtype(self._codec.dtype).itemsize)
+        facts = Facts.read(self._folder) or anew
+        for name, size in facts.sizes().items():
+            file = self._folder / name
+            if not file.exists() or file.stat().st_size < size:
+                return anew
+        return facts
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            self._files[name] = (self._folder / name).open("ab")
+        return self._files[name]

@@ -1,0 +1,126 @@
+"""Training under a launcher of the user's own: `accelerate launch -m trainer --profile tuned`, torchrun.
+
+The settings are flags, as those of `chatlm train`; see docs/nodes.md. What happens is printed: lines of JSON from
+the main process alone, all else on standard error.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import profiles
+from autotune.devices.allocator import is_out_of_memory
+from autotune.errors import ChatlmError, UsageError
+from trainer.config.flags import parse
+from trainer.config.launch_environment import wants_cpu, world_size
+from trainer.config.options import TrainOptions
+from trainer.config.resolve import resolve
+from trainer.config.run_config import load_run
+from trainer.config.settings import TrainSettings
+from trainer.data.tokenization import Interrupted
+from trainer.launch.process import leave, start
+from trainer.supervisor.failure_advice import advice
+
+
+class Stop:
+    """A signal's wish to end: heeded after a step, or at once where none was taken yet.
+
+    A second signal is none of impatience: SLURM and a terminal reach a worker both themselves and
+    through its launcher.
+    """
+
+    def __init__(self) -> None:
+        self._is_wanted = self._takes_steps = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._want)
+
+    def __call__(self) -> bool:
+        """Whether to end now; asked after each step."""
+        self._takes_steps = True
+        return self._is_wanted
+
+    def _want(self, *_: object) -> None:
+        self._is_wanted = True
+        if not self._takes_steps:
+            raise SystemExit(130)
+
+
+def train_alone() -> int:
+    """Trains as the flags say; the exit status is 0 done, 1 an error that the user can mend, 130 interrupted."""
+    should_stop = Stop()
+    try:
+        settings = _parse(sys.argv[1:])
+    except ChatlmError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # its neighbours have the same flags and files
+            sys.stderr.write(f"chatlm: {error}\n")
+        return 1
+    lines = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there too, NCCL for one
+    interrupted = False
+
+    def say(message: Mapping[str, Any]) -> None:
+        nonlocal interrupted
+        interrupted = interrupted or bool(message.get("interrupted"))
+        lines.write(json.dumps(message) + "\n")
+        lines.flush()
+
+    try:
+        start(settings, say, lambda: None, should_stop)
+    except Interrupted as error:
+        sys.stderr.write(f"chatlm: {error}; the same command goes on from there\n")
+        return 130
+    except Exception as error:  # noqa: BLE001  told to the user, whatever it is
+        tell(error)
+        leave()
+    return 130 if interrupted else 0
+
+
+def tell(error: Exception) -> None:
+    """Says what went wrong, and what to try where that is known."""
+    if isinstance(error, ChatlmError):
+        sys.stderr.write(f"chatlm: {error}\n")
+        return
+    traceback.print_exception(error)
+    if is_out_of_memory(error):
+        sys.stderr.write("chatlm: out of memory; use a smaller --micro-batch\n")
+    elif known := advice(f"{type(error).__name__}: {error}"):
+        sys.stderr.write(f"chatlm: {known}\n")
+
+
+def _parse(arguments: list[str]) -> TrainSettings:
+    """The settings from the flags of `chatlm train`, as far as they concern a process of its own.
+
+    How many processes there are is the launcher's to say: a run file's number is another launch's.
+    """
+
+    def read(path: Path) -> dict[str, Any]:
+        return {**load_run(path), "num_processes": None}
+
+    options = TrainOptions(
+        **parse(TrainOptions, arguments, program="trainer", help=__doc__, read=read)
+    )
+    processes = world_size(os.environ)
+    if options.num_processes not in (None, processes):
+        raise UsageError(
+            f"--num-processes {options.num_processes}, but the launcher started {processes}; leave it "
+            f"out, and tell the launcher (torchrun --nproc-per-node), or use `chatlm train`"
+        )
+    return resolve(
+        profiles.load(options.profile),
+        options,
+        device=_default_device() if options.device == "auto" else options.device,
+        world_size=processes,
+    )
+
+
+def _default_device() -> str:
+    if wants_cpu(os.environ):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,1 @@
+"""The model and one optimizer step of it. Loads torch; only worker processes import it."""

@@ -1,0 +1,247 @@
+"""One optimizer step, exactly the same however it is cut; probe and training both run this one.
+
+The loss of a micro-batch is its *sum* over target tokens, times `world size ÷ target tokens of the
+whole step`. DDP averages gradients over ranks, which the world size undoes; what remains is the mean
+over the step's target tokens, whatever the number and sizes of the micro-batches. Gradients are
+exchanged once a step, and stay allocated between steps, so that memory is the same at any
+accumulation.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from autotune.devices.allocator import CudaMemory, DeviceMemory, HostMemory
+from autotune.devices.selection import wants_gloo
+from autotune.errors import DeviceError
+from trainer.batching.collator import IGNORED, Batch
+from trainer.config.launch_environment import overrule
+from trainer.config.settings import WorkloadSettings
+from trainer.config.validation import check_workload
+from trainer.model.adapters import adapt
+from trainer.model.compilation import compiled, padded
+from trainer.model.fsdp import gathered, shard, whole
+from trainer.model.neftune import add_noise
+from trainer.model.optimizers import make_optimizer, restart
+
+
+def make_accelerator(
+    settings: WorkloadSettings, *, track: Sequence[str] = (), tracking: Path | None = None
+) -> Accelerator:
+    """The accelerator of this process, after checking that its device is there.
+
+    Those trackers of accelerate's write below `tracking`.
+
+    Accumulation is ours (`Engine.accumulate`): accelerate's own divides by micro-batches, not tokens.
+    """
+    overrule(settings, os.environ)
+    check_workload(settings)
+    on_cpu = settings.device == "cpu"
+    if not on_cpu and not torch.cuda.is_available():
+        raise DeviceError(
+            "torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+        )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if world_size > 1:  # the others wait while one tokenises
+        handlers.append(InitProcessGroupKwargs(backend=backend(settings), timeout=PATIENCE))
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision=MIXED[precision(settings)],
+        # said, since accelerate's own variables (as `accelerate launch` sets them from a user's
+        # configuration) would divide the gradient once more, or compile the model
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        kwargs_handlers=handlers,
+        log_with=list(track) or None,
+        project_config=ProjectConfiguration(
+            logging_dir=None if tracking is None else str(tracking)
+        ),
+    )
+
+
+PATIENCE = timedelta(hours=2)
+
+MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def precision(settings: WorkloadSettings) -> str:
+    """What `auto` means on this device: bf16 where the card computes in it, fp32 on a CPU."""
+    if settings.precision != "auto":
+        return settings.precision
+    if settings.device == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def backend(settings: WorkloadSettings) -> str:
+    """gloo on a CPU, and where the user or `ACCELERATE_USE_GLOO` asks for it; else NCCL."""
+    if settings.device == "cpu":
+        return "gloo"
+    return "gloo" if wants_gloo(settings.backend) else "nccl"
+
+
+class Engine:
+    """A prepared model and its optimizer."""
+
+    def __init__(
+        self, accelerator: Accelerator, model: PreTrainedModel, settings: WorkloadSettings,
+        *, weight_decay: float = 0.01, clip_norm: float = 1.0,
+    ) -> None:  # fmt: skip
+        self.accelerator = accelerator
+        self.clip_norm = clip_norm
+        self.skipped = False
+        """Whether the last step left the weights as they were, its fp16 gradients not being finite."""
+        model.config.use_cache = False
+        self.adapter = adapt(model, settings)
+        """peft's view of the model, None without LoRA."""
+        if settings.neftune_alpha is not None:
+            add_noise(model, settings.neftune_alpha)
+        if settings.gradient_checkpointing:
+            checkpoint_activations(model)
+        world_size: int = accelerator.num_processes
+        self.is_sharded = settings.fsdp and world_size > 1
+        if self.is_sharded:
+            shard(model, accelerator.device, world_size)
+        else:
+            model.to(accelerator.device)
+        model.train()
+        optimizer = make_optimizer(
+            settings.optimizer, model.parameters(), weight_decay=weight_decay
+        )
+        self.raw_optimizer = optimizer
+        self.optimizer = accelerator.prepare(optimizer)
+        # `evaluation_mode`: autocast alone, no DDP around it
+        self.model = accelerator.prepare_model(model, evaluation_mode=self.is_sharded)
+        self._compiled = compiled(self.model) if settings.compile else None
+        self.memory: DeviceMemory = HostMemory() if settings.device == "cpu" else CudaMemory()
+        if settings.memory_limit is not None:
+            self.memory.limit(settings.memory_limit)
+
+    @property
+    def unwrapped(self) -> PreTrainedModel:
+        """The model itself, for saving and generating."""
+        model: PreTrainedModel = self.accelerator.unwrap_model(self.model)
+        return model
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name; a tied one by its first."""
+        return {n: p for n, p in self.unwrapped.named_parameters() if p.requires_grad}
+
+    def accumulate(self, batches: Iterable[Batch], *, target_tokens: int) -> Tensor:
+        """Adds the gradient of this rank's micro-batches; returns their summed loss, a scalar.
+
+        `target_tokens` is the whole step's, over all ranks and micro-batches.
+        """
+        scale = self.accelerator.num_processes / target_tokens
+        total = torch.zeros((), device=self.accelerator.device)
+        for batch, is_last in _with_last(batches):
+            with self._sync_only(is_last):
+                loss = self.summed_loss(batch)
+                self.accelerator.backward(loss * scale)
+            total += loss.detach()
+        return total
+
+    def summed_loss(self, batch: Batch) -> Tensor:
+        """Cross entropy summed over the target tokens of a micro-batch."""
+        device = self.accelerator.device
+        forward = self.model
+        if self._compiled is not None and self.model.training:
+            forward = self._compiled
+            batch = padded(batch, getattr(self.unwrapped.config, "max_position_embeddings", None))
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        logits = forward(**inputs).logits  # (batch, seq, vocabulary)
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            batch.labels.to(device).flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model as it is evaluated: no dropout, no gradients; every rank has all of it."""
+        self.model.eval()
+        with torch.no_grad(), gathered(self.unwrapped):
+            yield
+        self.model.train()
+
+    def _sync_only(self, is_last: bool) -> AbstractContextManager[None]:
+        at_each = is_last or self.is_sharded  # why: see `sharding`
+        context: AbstractContextManager[None] = (
+            nullcontext() if at_each else self.accelerator.no_sync(self.model)
+        )
+        return context
+
+    def update(self, learning_rate: float) -> float:
+        """Clips, takes the optimizer's step and zeroes the gradients; returns the norm before.
+
+        The norm is that of the trained parameters, which alone have gradients. In fp16 it is taken
+        after the loss scale is divided out; where it is not finite the scaler takes no step and
+        halves its scale. Accelerate's own word for that is wrong for fused optimizers, which skip
+        inside their kernel.
+        """
+        clipped = self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        norm = float(whole(clipped))
+        self.skipped = self.accelerator.scaler is not None and not math.isfinite(norm)
+        for group in self.raw_optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        return norm
+
+    def make_resident(self, batch: Batch) -> None:
+        """Allocates gradients and optimizer state without changing the model or the state.
+
+        The first `step()` would do so in mid-run, after a probe or a first batch had fitted.
+        """
+        self.accumulate([batch], target_tokens=1)
+        self.optimizer.zero_grad(set_to_none=False)
+        self.raw_optimizer.step()  # learning rate and gradients are zero: only the counters move
+        restart(self.raw_optimizer)
+
+    def any_rank(self, claim: bool) -> bool:
+        """Whether any rank claims it: what decides about a collective must be decided by all."""
+        claims = torch.tensor([float(claim)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(claims, reduction="sum").item() > 0)
+
+    def rehearse(self, batches: Iterable[Batch]) -> None:
+        """Runs forward and backward once and forgets the gradients: what will not fit fails here."""
+        self.accumulate(batches, target_tokens=1)
+        self.optimizer.zero_grad(set_to_none=False)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Lets the model keep each layer's input alone, and compute the layer again in the backward pass.
+
+    Not the reentrant form: it finds no gradient where the inputs have none, as under LoRA.
+    """
+    enable: Any = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # before 5.20
+
+
+def _with_last(batches: Iterable[Batch]) -> Iterable[tuple[Batch, bool]]:
+    """Each item, and whether it is the last."""
+    iterator = iter(batches)
+    current = next(iterator)
+    for following in iterator:
+        yield current, False
+        current = following
+    yield current, True

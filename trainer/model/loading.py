@@ -1,0 +1,216 @@
+"""The model of a run and its codec: presets with random weights, local folders, hub ids.
+
+Master weights are float32 whatever the checkpoint holds; precision is the accelerator's business.
+"""
+
+import difflib
+import hashlib
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from autotune.devices.allocator import is_out_of_memory
+from autotune.errors import ModelError
+from trainer.data.encoder import Codec
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A T5 shape with random weights."""
+
+    shape: dict[str, int]
+    learning_rate: float
+    vocabulary: int | None = None
+    """None takes the bundled tokenizer's."""
+    dropout: float = 0.1
+
+
+PRESETS = {
+    "chatlm-0.2b": Preset(
+        {
+            "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12,
+            "num_layers": 10, "num_decoder_layers": 10,
+        },
+        learning_rate=3e-4,
+        vocabulary=29298,
+    ),
+    "chatlm-tiny": Preset(
+        {
+            "d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4,
+            "num_layers": 2, "num_decoder_layers": 2,
+        },
+        learning_rate=3e-3,
+        dropout=0.0,  # a model that small never overfits what it can learn in minutes
+    ),
+}  # fmt: skip
+PRETRAINED_LEARNING_RATE = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model on the CPU, and what goes with it."""
+
+    model: PreTrainedModel
+    codec: Codec
+    learning_rate: float
+    """The default for this model."""
+    identity: str
+    """Name and a hash of the configuration."""
+
+
+def load_model(name: str, *, dropout: float | None, seed: int) -> Loaded:
+    """The preset, folder or hub model of that name, in float32.
+
+    Raises:
+        ModelError: there is no such model, or its folder lacks a configuration, weights or tokenizer.
+    """
+    if name in PRESETS:
+        return _preset(name, dropout, seed)
+    if Path(name).is_dir():
+        _check_folder(Path(name))
+    else:
+        _check_hub_id(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        _set_dropout(config, dropout)
+        with_report: Any = kind.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # told by `report`, where we can name them
+            output_loading_info=True,
+        )
+        model, report = with_report
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # a damaged file fails as whatever the library that reads it raises
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(_why_not(name, error)) from error
+    _check_weights(name, report)
+    codec = Codec(tokenizer, is_causal=not config.is_encoder_decoder)
+    return Loaded(
+        model=model,
+        codec=codec,
+        learning_rate=PRETRAINED_LEARNING_RATE,
+        identity=_identity(name, config),
+    )
+
+
+def _preset(name: str, dropout: float | None, seed: int) -> Loaded:
+    preset = PRESETS[name]
+    tokenizer = AutoTokenizer.from_pretrained(str(resources.files("trainer") / "assets/tokenizer"))
+    special: dict[str, Any] = {**preset.shape, "decoder_start_token_id": tokenizer.pad_token_id}
+    config = T5Config(
+        vocab_size=preset.vocabulary or len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        feed_forward_proj="relu",
+        **special,
+    )
+    _set_dropout(config, preset.dropout if dropout is None else dropout)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = T5ForConditionalGeneration(config)
+    return Loaded(
+        model=model,
+        codec=Codec(tokenizer, is_causal=False),
+        learning_rate=preset.learning_rate,
+        identity=_identity(name, config),
+    )
+
+
+_DROPOUTS = (
+    "dropout_rate", "dropout", "attention_dropout", "activation_dropout",
+    "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "classifier_dropout",
+)  # fmt: skip
+
+
+def _set_dropout(config: Any, dropout: float | None) -> None:
+    if dropout is None:
+        return
+    for key in _DROPOUTS:
+        if isinstance(getattr(config, key, None), float | int):
+            setattr(config, key, dropout)
+
+
+def _identity(name: str, config: Any) -> str:
+    values = config.to_dict()
+    volatile = ("transformers_version", "_name_or_path", *_DROPOUTS)
+    text = json.dumps(
+        {k: v for k, v in values.items() if k not in volatile}, sort_keys=True, default=str
+    )
+    label = Path(name).name if Path(name).is_dir() else name
+    return f"{label} {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} is no model folder: it has no config.json; give --model a folder that "
+            f"save_pretrained wrote, or a preset: {', '.join(PRESETS)}"
+        )
+    for what, patterns in (
+        ("weights", ("*.safetensors", "pytorch_model*.bin")),
+        # without one transformers makes up an empty tokenizer: every text is the unknown token
+        ("tokenizer", ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")),
+    ):
+        if not any(file for pattern in patterns for file in folder.glob(pattern)):
+            raise ModelError(
+                f"{folder} has a config.json but no {what} ({patterns[0]}); save the model and "
+                f"its tokenizer there, both with save_pretrained"
+            )
+
+
+def _check_hub_id(name: str) -> None:
+    """Raises ModelError for what no hub has, without half a minute of asking it."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
+        raise ModelError(f"there is no model folder {name}; {_presets_near(name)}")
+    if difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.8):
+        raise ModelError(f"there is no model {name!r}; {_presets_near(name)}")
+
+
+def _check_weights(name: str, report: Mapping[str, Any]) -> None:
+    """Raises ModelError where the file's weights are not the configuration's: they would be random."""
+    missing = sorted(report["missing_keys"])
+    other = sorted(entry[0] for entry in report["mismatched_keys"])
+    if wrong := missing + other:
+        raise ModelError(
+            f"the weights of {name} do not belong to its config.json: {len(missing)} are missing "
+            f"and {len(other)} have another shape (first {wrong[0]}); copy both from one model"
+        )
+
+
+def _why_not(name: str, error: Exception) -> str:
+    reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …").rstrip(
+        ".:"
+    )
+    if Path(name).is_dir():
+        return (
+            f"cannot load the model in {name}: {reason}; copy the folder again, or save it anew "
+            f"with save_pretrained"
+        )
+    return (
+        f"{name!r} is no preset, no folder, and not to be had from the hub ({reason}); "
+        f"{_presets_near(name)}"
+    )
+
+
+def _presets_near(name: str) -> str:
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    return f"did you mean {near[0]}?" if near else f"presets: {', '.join(PRESETS)}"

@@ -1,0 +1,1 @@
+"""One training run inside a worker. Loads torch; only worker processes import it."""

@@ -1,0 +1,67 @@
+"""What a finished run leaves: the model of its last step, its card, and the plot of its losses."""
+
+from pathlib import Path
+
+import torch
+
+from trainer.artifacts.loss_plot import draw_loss
+from trainer.artifacts.model_card import CardFacts, write_card
+from trainer.checkpointing.export import export_model
+from trainer.model.engine import precision
+from trainer.model.loading import PRESETS
+from trainer.run.state import Run
+
+
+def save_results(run: Run) -> None:
+    """Writes them, and notes that the run is finished; every rank calls it."""
+    facts = card_facts(run)
+    has_plot = run.is_main and draw(run)
+    export_model(
+        run.folder,
+        run.engine,
+        run.loaded.codec.tokenizer,
+        describe=lambda folder: write_card(folder, facts, plot=has_plot),
+    )
+    if run.is_main:
+        run.folder.finish()
+    run.engine.accelerator.wait_for_everyone()
+
+
+def draw(run: Run) -> bool:
+    """Whether the loss was plotted; what hinders it is told, since the training is done all the same."""
+    try:
+        draw_loss(run.folder.path)
+    except Exception as error:  # noqa: BLE001
+        run.notice(f"the loss was not drawn: {error}")
+        return False
+    return True
+
+
+def card_facts(run: Run) -> CardFacts:
+    """What the card says, from the run and what it wrote."""
+    settings, codec = run.settings, run.loaded.codec
+    model = settings.workload.model
+    metrics, evaluations = run.folder.metrics.read(), run.folder.evaluations.read()
+    own = torch.cuda.get_device_name() if settings.workload.device == "cuda" else "CPU"
+    return CardFacts(
+        settings=settings,
+        micro_batch=str(run.plan),
+        accumulation=run.plan.accumulation,
+        precision=precision(settings.workload),
+        is_causal=codec.is_causal,
+        templated=codec.templated,
+        from_hub=model not in PRESETS and not Path(model).is_dir(),
+        parameters=run.parameters,
+        learning_rate=run.learning_rate,
+        rows=len(run.collator.store),
+        eval_rows=None if run.eval_collator is None else len(run.eval_collator.store),
+        steps=run.done,
+        loss=run.loss if not metrics else metrics[-1]["loss"],
+        peak=max((record["device_peak_bytes"] for record in metrics), default=run.peak),
+        device=", ".join(sorted(set(settings.device_names))) or own,
+        max_new_tokens=run.longest_answer,
+        eos=codec.eos,
+        pad=codec.pad,
+        decoder_start=getattr(run.loaded.model.config, "decoder_start_token_id", None),
+        evaluation=evaluations[-1] if evaluations else None,
+    )

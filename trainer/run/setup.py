@@ -1,0 +1,195 @@
+"""From settings to a run that can take its next step: model, data, folder, checkpoint, rehearsal."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from trainer.artifacts.evaluation_log import Progress
+from trainer.artifacts.run_folder import RunFolder
+from trainer.batching.collator import Collator
+from trainer.checkpointing.checkpoint import resume
+from trainer.config.run_config import save_run
+from trainer.config.settings import TrainSettings
+from trainer.data.readers import bundled
+from trainer.data.sample_order import count_steps
+from trainer.data.token_store import TokenStore, open_store
+from trainer.data.tokenization import Progress as Tokenised
+from trainer.evaluation.evaluator import Answering, rehearse_evaluation
+from trainer.evaluation.generation import WIDEST, rehearse_answers
+from trainer.messages import Say
+from trainer.model.adapters import default_learning_rate, described
+from trainer.model.engine import Engine, make_accelerator, precision
+from trainer.model.loading import Loaded, load_model
+from trainer.model.position_limits import check_positions
+from trainer.run.rank_agreement import check_alike
+from trainer.run.state import Run
+from trainer.run.tracking import start_tracking
+from trainer.workload import fingerprint_facts
+
+
+def prepare(
+    settings: TrainSettings,
+    say: Say,
+    confirm: Callable[[], object],
+    should_stop: Callable[[], bool],
+) -> Run:
+    """Builds the parts, goes on from a checkpoint if there is one, and rehearses the worst case."""
+    folder = RunFolder(Path(settings.output_dir))
+    workload = settings.workload
+    accelerator = make_accelerator(workload, track=settings.track, tracking=folder.tracking)
+    loaded = load_model(workload.model, dropout=workload.dropout, seed=workload.seed)
+    store, eval_store = open_stores(settings, loaded, accelerator, say, should_stop)
+    start = getattr(loaded.model.config, "decoder_start_token_id", None)
+    collator = Collator(store, loaded.codec, start)
+    check_positions(loaded.model, collator)
+    eval_collator = None
+    if eval_store is not None:
+        eval_collator = Collator(eval_store, loaded.codec, start)
+        check_positions(loaded.model, eval_collator)
+    rate = settings.learning_rate or default_learning_rate(loaded.learning_rate, workload)
+    rate *= settings.rate_scale
+    if accelerator.is_main_process:
+        say({"type": "built", "facts": fingerprint_facts(loaded, store, accelerator.num_processes)})
+        confirm()
+    accelerator.wait_for_everyone()
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    engine = Engine(
+        accelerator,
+        loaded.model,
+        workload,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+    )
+    if accelerator.is_main_process:
+        trained = sum(p.numel() for p in engine.trainable.values())
+        folder.check_space(disk_need(parameters, trained, settings.keep_checkpoints))
+        folder.claim(settings.identity(), fresh=settings.fresh, learning_rate=rate)
+        save_run(folder.path, settings, rate)
+    accelerator.wait_for_everyone()
+    run = Run(
+        settings=settings,
+        say=say,
+        should_stop=should_stop,
+        engine=engine,
+        loaded=loaded,
+        collator=collator,
+        eval_collator=eval_collator,
+        folder=folder,
+        plan=settings.plan(accelerator.num_processes),
+        steps=count_steps(
+            len(store), settings.effective_batch, settings.epochs, settings.max_steps
+        ),
+        learning_rate=rate,
+        parameters=parameters,
+    )
+    run.engine.make_resident(collator.worst(1))
+    run.done = resume(folder, run.engine, run.notice)
+    rehearse(run)
+    run.progress = earlier_progress(run)
+    start_tracking(accelerator, settings, folder.tracking, done=run.done)
+    if run.is_main:
+        folder.metrics.forget_after(run.done)
+        say_started(run, store)
+    return run
+
+
+def open_stores(
+    settings: TrainSettings,
+    loaded: Loaded,
+    accelerator: Accelerator,
+    say: Say,
+    should_stop: Callable[[], bool],
+) -> tuple[TokenStore, TokenStore | None]:
+    """What to train on and what to evaluate on; all ranks ask at once, one a host tokenises."""
+
+    def told(progress: Tokenised) -> None:
+        if accelerator.is_main_process:
+            say({"type": "tokenising", **asdict(progress)})
+
+    def opened(files: tuple[str, ...]) -> TokenStore:
+        return open_store(
+            files,
+            loaded.codec,
+            max_source=settings.workload.max_source_length,
+            max_target=settings.workload.max_target_length,
+            progress=told,
+            should_stop=should_stop,
+        )
+
+    data = settings.workload.data
+    store = opened(data or (bundled("train"),))
+    eval_files = settings.eval_data or (() if data else (bundled("valid"),))
+    eval_store = opened(eval_files) if eval_files else None
+    check_alike(accelerator, settings, (store, eval_store))
+    return store, eval_store
+
+
+def rehearse(run: Run) -> None:
+    """Runs the worst step, evaluation and answers once: what will not fit fails here."""
+    run.engine.rehearse([run.collator.worst(run.own_size)] * min(2, run.plan.accumulation))
+    if run.eval_collator is None:
+        return
+    rehearse_evaluation(run.engine, run.eval_collator, size=run.eval_size)
+    rows = min(run.settings.generate_rows, len(run.eval_collator.store))
+    if rows == 0:
+        return
+    if run.longest_answer < (run.settings.max_new_tokens or 0):
+        run.notice(
+            f"answers have {run.longest_answer} tokens at most: the model has no more positions"
+        )
+    share = -(-rows // run.plan.world_size)
+    size = rehearse_answers(
+        run.engine,
+        run.eval_collator,
+        most=min(share, run.settings.eval_batch or WIDEST),
+        longest=run.longest_answer,
+    )
+    run.answering = Answering(rows=rows, size=size, longest=run.longest_answer)
+
+
+def earlier_progress(run: Run) -> Progress:
+    """What the main process finds in the folder of a resumed run: other nodes may not see it."""
+    records = []
+    if run.is_main:
+        run.folder.evaluations.forget_after(run.done)
+        records = run.folder.evaluations.read()
+    (progress,) = broadcast_object_list([Progress.of(records)])
+    assert isinstance(progress, Progress)
+    return progress
+
+
+def disk_need(parameters: int, trained: int, keep: int) -> int:
+    """Bytes of the final model, and of the checkpoints that are kept, the best and the one being written.
+
+    A checkpoint holds what is trained, and its two moments.
+    """
+    return 4 * (parameters + 3 * trained * (keep + 2))
+
+
+def say_started(run: Run, store: TokenStore) -> None:
+    settings, workload = run.settings, run.settings.workload
+    run.notice(store.truncation_notice(workload.max_source_length, workload.max_target_length))
+    run.notice(described(run.engine.unwrapped))
+    if run.engine.is_sharded:
+        run.notice(f"sharded over {run.plan.world_size} processes (FSDP2)")
+    if run.done:
+        run.notice(f"going on after step {run.done} of {run.steps}")
+    run.say(
+        {
+            "type": "started",
+            "model": workload.model,
+            "rows": len(store),
+            "first_step": run.done + 1,
+            "steps": run.steps,
+            "effective_batch": run.plan.effective_batch,
+            "micro_batch": run.plan.micro_batch,
+            "micro_batch_sizes": settings.micro_batch_sizes,
+            "accumulation": run.plan.accumulation,
+            "world_size": run.plan.world_size,
+            "precision": precision(workload),
+            "output_dir": str(run.folder.path),
+        }
+    )

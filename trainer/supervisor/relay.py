@@ -1,0 +1,160 @@
+"""What the workers of a run say, as events, with readings of the meters between them."""
+
+import time
+from typing import Any
+
+from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
+from autotune.events import Notice, ReadingTaken
+from autotune.trial import DeviceBudget
+from autotune.workers.channel import Message
+from autotune.workers.group import Workers
+from profiles.schema import Fingerprint
+from trainer.artifacts.evaluation_log import evaluated
+from trainer.config.settings import TrainSettings
+from trainer.events import (
+    CheckpointSaved,
+    StepEnded,
+    Tokenising,
+    TrainingEnded,
+    TrainingStarted,
+)
+from trainer.supervisor.failure_advice import advice, lost_a_neighbour
+from trainer.supervisor.job import TrainJob
+from trainer.supervisor.silence import Silence
+from trainer.supervisor.tuning import differences, fingerprint
+
+TICK = 0.25
+"""Seconds between two readings of the meters."""
+
+
+class Stale(Exception):
+    """The profile's fingerprint is not this machine's; carries what differs."""
+
+    def __init__(self, differences: list[str]) -> None:
+        super().__init__("; ".join(differences))
+        self.differences = differences
+
+
+class Relay:
+    """Turns the workers' messages into events, and the meters into readings."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        settings: TrainSettings,
+        workers: Workers,
+        expected: Fingerprint | None,
+        budgets: tuple[DeviceBudget, ...],
+    ) -> None:
+        self.job = job
+        self.budgets = budgets
+        self.settings = settings
+        self.workers = workers
+        self.expected = expected
+        self.emit = job.emit
+        self.ended: TrainingEnded | None = None
+        self.gone = False
+        """Whether a worker has closed its wire; the others may still have something to say."""
+        self.stops = 0
+        self._started = False
+        self._steps = self._done = self._saved = 0
+        self._read_at = 0.0
+        self._silence = Silence()
+
+    def tick(self) -> bool:
+        """Handles what arrives within a moment; whether anything did.
+
+        Raises:
+            ChatlmError: a worker said that it failed.
+        """
+        messages = self.workers.receive(TICK)
+        for message in messages:
+            self._silence.hear(message, time.monotonic())
+            self._handle(message)
+        if said := self._silence.notice(time.monotonic(), self.workers.pids.values()):
+            self.emit(Notice(text=said))
+        if time.monotonic() - self._read_at >= TICK:
+            self._read_at = time.monotonic()
+            self._show_meters()
+        return bool(messages)
+
+    def _show_meters(self) -> None:
+        resident = self.workers.resident()
+        try:
+            devices = self.job.devices.cards.read(resident)
+        except DeviceError as error:  # the run may go on: it is for its workers to fail
+            self.emit(Notice(text=str(error)))
+            devices = ()
+        self.emit(
+            ReadingTaken(devices=devices, host=self.job.host.read(), workers=sum(resident.values()))
+        )
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it has taken a step, and need not take all of them again."""
+        return self._done > 0 and (self._done < self._steps or self._saved == self._done)
+
+    def stop(self) -> None:
+        """Asks the workers to save and end; raises KeyboardInterrupt the second time.
+
+        Before the first step there is nothing to save: then at once.
+        """
+        self.stops += 1
+        if self.stops > 1 or not self._started:
+            raise KeyboardInterrupt
+        self.workers.send({"type": "stop"})
+        self.emit(Notice(text="stopping after this step; press Ctrl-C again to stop at once"))
+
+    def _handle(self, message: Message) -> None:
+        match message["type"]:
+            case "hello" if message["present"] == self.settings.world_size:
+                self.workers.send({"type": "train", "settings": self.settings.as_json()})
+            case "built":
+                found = fingerprint(message["facts"], self.job.devices)
+                if self.expected is not None:
+                    differing = differences(self.job.profile, found, self.settings, self.budgets)
+                    if differing:
+                        raise Stale(differing)
+                self.workers.send({"type": "go"})
+            case "tokenising":
+                self.emit(Tokenising(**_fields(message)))
+            case "notice":
+                self.emit(Notice(text=message["text"]))
+            case "started":
+                self._started, self._steps = True, message["steps"]
+                self.emit(TrainingStarted(**_fields(message), devices=self.budgets))
+            case "step":
+                self._done = message["record"]["step"]
+                self.emit(StepEnded(record=message["record"]))
+            case "evaluated":
+                self.emit(evaluated(_fields(message)))
+            case "checkpoint":
+                self._saved = message["step"]
+                self.emit(CheckpointSaved(step=message["step"], path=message["path"]))
+            case "done":
+                self.ended = TrainingEnded(
+                    result=message["result"], interrupted=message["interrupted"]
+                )
+                self.emit(self.ended)
+            case "gone":
+                self.gone = True
+            case "oom":
+                said = message["text"].splitlines()[0]
+                raise OutOfMemory(
+                    f"out of memory at micro-batch {self.settings.plan(self.settings.world_size)}: {said}; "
+                    f"use a smaller --micro-batch, or `chatlm autotune` to find the largest"
+                )
+            case "refused":
+                raise ChatlmError(message["text"])
+            case "crash" if self.settings.world_size > 1 and lost_a_neighbour(message["text"]):
+                pass  # the neighbour says why it ended, or its exit code does: see `why`
+            case "crash":
+                known = advice(f"{message['text']}\n{self.workers.log_tail()}")
+                raise WorkerError(
+                    f"training crashed ({message['text']}); its log is {self.workers.log_path}"
+                    f"{f'; {known}' if known else ''}"
+                )
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key not in ("type", "rank")}

@@ -1,0 +1,207 @@
+"""`chatlm train` seen from outside the workers: start them, hear what they say, end them well.
+
+It imports no torch. The supervisor outlives its workers: whatever ends one becomes a message, or a finer cut.
+"""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+from autotune.devices.group import budgets
+from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
+from autotune.events import Notice, ProbeEnded, ProbeStarted
+from autotune.plan import Plan
+from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.workers.group import Workers
+from autotune.workers.launch import memory_environment, worker_command, worker_environment
+from profiles.schema import Fingerprint
+from trainer.config.settings import TrainSettings
+from trainer.events import TrainingEnded
+from trainer.supervisor.failure_advice import advice
+from trainer.supervisor.job import TrainJob
+from trainer.supervisor.relay import Relay, Stale
+from trainer.supervisor.tuning import check_still_fits
+
+
+def run_training(job: TrainJob) -> TrainingEnded:
+    """Trains, after one probe of the profile's size where its figures are another machine's.
+
+    Raises:
+        ProfileError: the size does not hold its target here.
+        OutOfMemory, WorkerError, ChatlmError: as `supervise` does.
+    """
+    try:
+        return finish(job, job.profile.fingerprint)
+    except Stale as stale:
+        sizes = job.settings.plan(job.settings.world_size)
+        job.emit(
+            Notice(
+                text=f"profile {job.settings.profile} was measured elsewhere ({'; '.join(stale.differences)}): "
+                f"probing micro-batch {sizes} once"
+            )
+        )
+        probe_again(job)
+        # what each side takes of the memory was measured elsewhere too
+        return finish(replace(job, settings=replace(job.settings, shares=None)), None)
+
+
+def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
+    """Trains to the end: where memory runs out on the way, the run goes on with half the micro-batch.
+
+    Nothing else changes, since a cut changes no step. What does not fit to begin with is told at once.
+
+    Raises:
+        Stale, OutOfMemory, WorkerError, ChatlmError: as `supervise` does; KeyboardInterrupt after Ctrl-C.
+    """
+    is_under_way = False
+    while True:
+        try:
+            return supervise(job, expected)
+        except Outgrown as outgrown:
+            error, is_under_way = outgrown.error, True
+        except OutOfMemory as refused:
+            if not is_under_way:
+                raise
+            error = refused
+        except DeviceError as full:  # others hold more than the target leaves
+            if not is_under_way:
+                raise
+            raise DeviceError(f"{full}; the same command goes on with the run") from full
+        finer = halved(job.settings)
+        if finer == replace(job.settings, fresh=False):
+            raise error
+        job, expected = replace(job, settings=finer), None
+        cut, said = finer.plan(finer.world_size), str(error).partition(";")[0]
+        text = f"{said}; going on from the last checkpoint, or anew without one, with micro-batch {cut}"
+        job.emit(Notice(text=text))
+
+
+def halved(settings: TrainSettings) -> TrainSettings:
+    """The same run in micro-batches half as large, and evaluated so; it goes on where it was."""
+    plan = Plan(
+        micro_batch=[max(1, size // 2) for size in settings.plan(settings.world_size).sizes],
+        effective_batch=settings.effective_batch,
+        world_size=settings.world_size,
+    )
+    return replace(
+        settings,
+        micro_batch=plan.micro_batch,
+        micro_batch_sizes=None if plan.is_even else plan.sizes,
+        eval_batch=None if settings.eval_batch is None else max(1, settings.eval_batch // 2),
+        fresh=False,
+    )
+
+
+def probe_again(job: TrainJob) -> None:
+    """Raises ProfileError when the run's size does not hold the profile's target any more."""
+    size = job.settings.micro_batch
+    memory = job.profile.memory
+    limits = Limits(target=memory.target_vram or 1.0, target_ram=memory.target_ram or 1.0)
+    spec = WorkloadSpec(
+        path="trainer.workload:build",
+        settings={
+            **job.settings.workload.as_json(),
+            "effective": job.settings.effective_batch,
+            "effective_fixed": True,
+        },
+        world_size=job.settings.world_size,
+    )
+    with Prober(
+        spec, cards=job.devices.cards, host=job.host, limits=limits, emit=job.emit,
+        log_path=job.log_path,
+    ) as prober:  # fmt: skip
+        prober.open()
+        job.emit(ProbeStarted(size=size, low=0, high=size + 1))
+        trial = prober.probe(job.settings.plan(job.settings.world_size).sizes)
+        job.emit(ProbeEnded(trial=trial, low=0, high=size + 1))
+        check_still_fits(trial, prober.budgets[trial.tightest].budget, job.settings.profile)
+
+
+class Outgrown(Exception):
+    """A run that had taken a step ran out of memory; carries what is to be said of it."""
+
+    def __init__(self, error: OutOfMemory) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
+    """Runs the training in worker processes and returns how it ended.
+
+    Ctrl-C lets the workers finish their step and save a checkpoint; a second one ends them at once.
+
+    Raises:
+        Stale: what the workers found is not what was `expected`.
+        Outgrown: memory ran out after a step.
+        OutOfMemory: the device or the host had too little memory for it.
+        WorkerError: a worker crashed or was killed.
+        ChatlmError: what a worker refused.
+    """
+    cards, host = job.devices.cards, job.host
+    survey = cards.survey()
+    known = budgets(survey, job.profile.memory.target_vram or 1.0)
+    settings = replace(
+        job.settings,
+        workload=replace(job.settings.workload, memory_limit=cards.allowance(survey)),
+        others=tuple(reading.used for reading in survey) if cards.kind == "cuda" else (),
+        budgets=tuple(device.budget for device in known),
+        device_names=tuple(device.name for device in known),
+    )
+    kills = host.oom_kills()
+    environment = worker_environment(memory_environment(cards.kind), settings.world_size)
+    command = worker_command("trainer", settings.world_size)
+    with Interrupts() as interrupts:
+        try:
+            with Workers(command, environment=environment, log_path=job.log_path) as workers:
+                relay = Relay(job, settings, workers, expected, known)
+                while relay.ended is None:
+                    ended = workers.ended()  # asked first: its last words are read after it
+                    heard = relay.tick()
+                    if interrupts.count > relay.stops:
+                        relay.stop()
+                    if relay.ended is None and not heard and (ended or relay.gone):
+                        raise why(workers, host.oom_kills() > kills, job.log_path)
+                return relay.ended
+        except OutOfMemory as error:
+            if interrupts.count:  # asked to end, also while its workers did
+                job.emit(Notice(text=str(error)))
+                raise KeyboardInterrupt from error
+            if relay.is_under_way:
+                raise Outgrown(error) from error
+            raise
+
+
+class Interrupts:
+    """Counts Ctrl-C, SIGTERM and SIGHUP instead of raising in the middle of a message."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> "Interrupts":
+        self._before = [signal.signal(number, self._note) for number in self.SIGNALS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in zip(self.SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
+
+    def _note(self, *_: object) -> None:
+        self.count += 1
+
+
+def why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
+    """What to say of a worker that is gone without a word."""
+    code = workers.exit_code()
+    if killed_by_kernel and code == -signal.SIGKILL:
+        return OutOfMemory(
+            "the kernel killed a worker: host memory ran out; use fewer processes or a smaller "
+            "--micro-batch; the same command goes on from the last checkpoint, if there is one"
+        )
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    known = advice(workers.log_tail(), exit_code=code)
+    return WorkerError(
+        f"a training worker died ({how}); its log is {log_path}; {f'{known}; ' if known else ''}"
+        f"the same command goes on from the last checkpoint, if there is one"
+    )
