@@ -117,7 +117,7 @@ def autotune(
         if effective is not None:  # built for its check; a base profile's may grow instead
             Plan(micro_batch=1, effective_batch=effective, world_size=devices.world_size)
         check_files(options.data, options.eval_data)
-        settings = workload_settings(options, profile, device=devices.cards.kind)
+        settings = workload_settings(options, profile, device=devices.group.kind)
         log = log_path("autotune")
         emit = stack.enter_context(open_listeners(as_json, plain, log, events))
         for notice in (devices.notice, shared_memory_notice(devices, options.backend, loaders=0)):
@@ -135,7 +135,7 @@ def autotune(
         )
         stack.enter_context(locked(devices.shared, notify=lambda text: emit(Notice(text=text))))
         prober = stack.enter_context(
-            Prober(spec, cards=devices.cards, host=host, limits=limits, emit=emit, log_path=log)
+            Prober(spec, group=devices.group, host=host, limits=limits, emit=emit, log_path=log)
         )
         outcome = tune(
             prober,
@@ -147,11 +147,11 @@ def autotune(
                 per_device=options.per_device,
             ),
             prefer=options.prefer,
-            guess=tuning.earlier(path, limits, limit, devices, settings),
+            guess=tuning.previous_sizes(path, limits, limit, devices, settings),
             per_device=options.per_device,
             most=effective,
             after=functools.partial(
-                tuning.after_the_search,
+                tuning.measure_extras,
                 effective=wanted,
                 fixed=effective is not None,
                 evaluates=options.eval_data is not None,
@@ -174,7 +174,7 @@ def autotune(
         )
         path = free_path(path) if outcome.interrupted else path
         profiles.save(found, path)
-    room = tuning.would_hold(outcome, effective, devices.world_size)
+    room = tuning.estimated_capacity(outcome, effective, devices.world_size)
     if as_json:
         _print_json(tuning.as_json(outcome, found, str(path), limits, room))
     else:
@@ -229,10 +229,10 @@ def train(
         )
         check_files(options.data, options.eval_data)
         settings = resolve(
-            profile, options, device=devices.cards.kind, world_size=devices.world_size
+            profile, options, device=devices.group.kind, world_size=devices.world_size
         )
         folder = RunFolder(Path(settings.output_dir))
-        folder.check(settings.identity(), fresh=settings.fresh)
+        folder.check(settings.run_key(), fresh=settings.fresh)
         log = log_path("chat_trainer")
         emit = stack.enter_context(open_listeners(as_json, plain, log, events))
         loaders = profile.run.loader_workers

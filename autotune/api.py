@@ -20,7 +20,7 @@ from typing import Any
 
 from autotune.devices.allocator import is_out_of_memory
 from autotune.devices.current import OwnDevice, own_device
-from autotune.devices.group import Cards, EmulatedCards, GpuCards, HostCard
+from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, visible
 from autotune.errors import ChatlmError, DeviceError, NothingFits, UsageError
@@ -33,8 +33,8 @@ from autotune.events import (
     TuningStarted,
 )
 from autotune.search import NOISE, Search
-from autotune.trial import DeviceBudget, Measured, Trial, still_tells
-from autotune.tuning.loop import replayed
+from autotune.trial import DeviceBudget, Measured, Trial, reevaluate
+from autotune.tuning.loop import rebuild_search
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.units import check_fraction, format_bytes, parse_bytes
 from autotune.verdict import Verdict
@@ -111,7 +111,7 @@ def find_micro_batch(
     )
     with source as probes:
         trials: list[Trial] = []
-        search = replayed(trials, probes.budgets(), ceiling, noise=probes.noise, guess=guess)
+        search = rebuild_search(trials, probes.budgets(), ceiling, noise=probes.noise, guess=guess)
         listeners(
             TuningStarted(
                 model=probes.model, target=target, ceiling=ceiling, devices=probes.budgets()
@@ -121,8 +121,8 @@ def find_micro_batch(
             listeners(ProbeStarted(size=size, low=search.low, high=search.high))
             trial = probes.probe(size)
             now = probes.budgets()
-            trials = [still_tells(t, now) or t for t in (*trials, trial)]
-            search = replayed(trials, now, ceiling, noise=probes.noise, guess=guess)
+            trials = [reevaluate(t, now) or t for t in (*trials, trial)]
+            search = rebuild_search(trials, now, ceiling, noise=probes.noise, guess=guess)
             listeners(ProbeEnded(trial=trials[-1], low=search.low, high=search.high))
         seconds = time.monotonic() - started
         listeners(TuningEnded(answer=search.answer, interrupted=False, seconds=seconds))
@@ -207,7 +207,7 @@ def _probe(step: Step, size: int, device: OwnDevice) -> Trial:
     """A few steps at one size; an allocation that fails leaves nothing of itself behind."""
     started = time.monotonic()
     memory = device.memory
-    memory.settle()
+    memory.release_cached()
     retries, fixed, highest = memory.retries(), device.fixed(), 0
     try:
         for _ in range(STEPS):
@@ -267,10 +267,10 @@ def _in_workers(
     is_named = False
     try:
         with (
-            _worker_cards(vram_limit, host) as cards,
+            _worker_cards(vram_limit, host) as group,
             Prober(
                 WorkloadSpec(path=path, settings=settings),
-                cards=cards,
+                group=group,
                 host=host,
                 limits=Limits(target=target, target_ram=max(target, HOST_SHARE)),
                 emit=emit,
@@ -280,7 +280,7 @@ def _in_workers(
             facts = prober.open()
             yield Probes(
                 model=facts["model"],
-                noise=cards.noise,
+                noise=group.noise,
                 budgets=lambda: prober.budgets,
                 probe=prober.probe,
             )
@@ -293,15 +293,15 @@ def _in_workers(
 
 
 @contextmanager
-def _worker_cards(vram_limit: int | None, host: HostMeter) -> Iterator[Cards]:
+def _worker_cards(vram_limit: int | None, host: HostMeter) -> Iterator[DeviceGroup]:
     """The first card that a worker sees; without one the CPU, which plays one under a limit."""
     try:
         nvml = Nvml.open()
     except DeviceError:
-        yield HostCard(host) if vram_limit is None else EmulatedCards(vram_limit, 1)
+        yield HostDevice(host) if vram_limit is None else EmulatedDevices(vram_limit, 1)
         return
     with nvml:
         if shown := visible(nvml, os.environ):
-            yield GpuCards(shown[:1], vram_limit)
+            yield GpuDevices(shown[:1], vram_limit)
         else:
-            yield HostCard(host) if vram_limit is None else EmulatedCards(vram_limit, 1)
+            yield HostDevice(host) if vram_limit is None else EmulatedDevices(vram_limit, 1)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-WORTH = 0.97
+SPEED_SHARE = 0.97
 """A size is as fast as any when it has this share of the best speed: timings are noisy."""
 
 
 def knee(speeds: Mapping[int, float]) -> int:
     """Of sizes and their speeds, at least one, the smallest within 3 % of the best."""
     best = max(speeds.values())
-    return min(size for size, speed in speeds.items() if speed >= WORTH * best)
+    return min(size for size, speed in speeds.items() if speed >= SPEED_SHARE * best)

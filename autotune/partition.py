@@ -49,7 +49,7 @@ class Costs:
         return counts * (relative @ shares)
 
 
-def borders(lengths: Counts, most: int, costs: Costs) -> tuple[list[int], float]:
+def partition_points(lengths: Counts, most: int, costs: Costs) -> tuple[list[int], float]:
     """Where to cut samples in a row, and the price of it in tokens: the least there is.
 
     `lengths` is (samples, sides). A micro-batch has at most `most` sequences, or more of them where they
@@ -99,7 +99,7 @@ def _second(pair: tuple[list[int], float]) -> float:
     return pair[1]
 
 
-def orders(lengths: Counts) -> list[Counts]:
+def sort_orders(lengths: Counts) -> list[Counts]:
     """Ways to lay samples in a row so that neighbours are of like length; ties keep their order.
 
     By one side in bands of a quarter, and by the other within a band, to and fro, so that neighbours

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.errors import PlanError
-from autotune.partition import Costs, Counts, borders, orders
+from autotune.partition import Costs, Counts, partition_points, sort_orders
 
 MicroBatch = int | Sequence[int]
 """Micro-batches: one size for all ranks, or one for each."""
@@ -126,7 +126,7 @@ def cut(
     plan = Plan(micro_batch=micro_batch, effective_batch=len(lengths), world_size=world_size)
     costs = costs or Costs(longest=tuple(lengths.max(0).tolist()))
     owners = _deal(plan.shares)
-    ways = (_cut_in_order(lengths, order, owners, plan, costs) for order in orders(lengths))
+    ways = (_cut_in_order(lengths, order, owners, plan, costs) for order in sort_orders(lengths))
     return min(ways, key=lambda way: way[1])[0]
 
 
@@ -136,7 +136,8 @@ def _cut_in_order(
     """The micro-batches when samples are dealt in that order, and the price of the rank with most."""
     hands = [order[owners == rank] for rank in range(plan.world_size)]
     found = [
-        borders(lengths[hand], size, costs) for hand, size in zip(hands, plan.sizes, strict=True)
+        partition_points(lengths[hand], size, costs)
+        for hand, size in zip(hands, plan.sizes, strict=True)
     ]
     pieces = tuple(
         tuple(np.split(hand, places)) for hand, (places, _) in zip(hands, found, strict=True)

@@ -30,13 +30,13 @@ AIM = 0.99
 """The share of the budget that is aimed at: training peaks within 1 % of its probe."""
 NOISE = 0.01
 """Relative spread of a peak between two runs of one size, where nothing better is known."""
-CAREFUL = 1.6
+SLOPE_SIGMAS = 1.6
 """A leap takes the line for this many times its spread steeper than it is."""
-LEAP = 4
+MAX_GROWTH = 4
 """The largest proven size times this is the farthest a leap goes beyond the line from size 0."""
-APART = 5
+MIN_RISE = 5
 """Two heights tell a slope if they differ by this many times the noise."""
-WORTH = (0.03, 0.005, 0.03, 0.015, 0.015, 0.02, 0.02, 0.03, 0.05)
+MIN_GAIN = (0.03, 0.005, 0.03, 0.015, 0.015, 0.02, 0.02, 0.03, 0.05)
 """The gain that is worth another probe, by probes spent, as a share of the answer. The first is for
 a guess and the third for the first leap to the end, which need no better: one more probe there costs
 as much as all before it. Else it is small, so that a tuning comes out the same again."""
@@ -48,7 +48,7 @@ Point = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class Observation:
     """One answer; bytes."""
 
     size: int
@@ -75,7 +75,7 @@ class Search:
     ceiling: int
     budget: int
     guess: int | None = None
-    told: tuple[Told, ...] = field(default=())
+    observations: tuple[Observation, ...] = field(default=())
     noise: float = NOISE
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Search:
     @property
     def answer(self) -> int | None:
         """The largest size that ran and FITS, None if none did."""
-        return max((t.size for t in self.told if t.verdict is Verdict.FITS), default=None)
+        return max((t.size for t in self.observations if t.verdict is Verdict.FITS), default=None)
 
     @property
     def low(self) -> int:
@@ -94,7 +94,9 @@ class Search:
     @property
     def high(self) -> int:
         """The smallest failing size above `low`; ceiling + 1 when none failed."""
-        failed = (t.size for t in self.told if t.verdict is not Verdict.FITS and t.size > self.low)
+        failed = (
+            t.size for t in self.observations if t.verdict is not Verdict.FITS and t.size > self.low
+        )
         return min(failed, default=self.ceiling + 1)
 
     def tell(
@@ -106,19 +108,19 @@ class Search:
         growing: int | None = None,
     ) -> "Search":
         """The search that also knows how this probe ended; a peak that is not known is no point."""
-        told = Told(size=size, verdict=verdict, peak=peak, fixed=fixed, growing=growing)
-        return replace(self, told=(*self.told, told))
+        told = Observation(size=size, verdict=verdict, peak=peak, fixed=fixed, growing=growing)
+        return replace(self, observations=(*self.observations, told))
 
     def ask(self) -> int | None:
         """The next size to probe, inside the open bracket; None when none is worth a probe."""
-        low, high, spent = self.low, self.high, len(self.told)
+        low, high, spent = self.low, self.high, len(self.observations)
         if not spent:
             return min(self.guess or 1, self.ceiling)
         if high == 1 or (low and spent >= min(MOST, 2 * math.log2(self.ceiling) + 1)):
             return None
         line = self._line()
         end = min(line.end if line else math.inf, high - 1)
-        if low and end - low < max(1, WORTH[min(spent, len(WORTH)) - 1] * low):
+        if low and end - low < max(1, MIN_GAIN[min(spent, len(MIN_GAIN)) - 1] * low):
             return None
         lost = not low and spent > MOST / 2
         size = self._reach(line) if line and not lost else self._halve()
@@ -130,24 +132,24 @@ class Search:
             return int(line.end) if line.end < self.high else self._halve()
         size, height = line.right
         room = AIM * self.budget - height
-        doubt = CAREFUL * line.spread
+        doubt = SLOPE_SIGMAS * line.spread
         from_zero = (height - self._points()[0][1]) / size
-        farthest = max(room / (from_zero + doubt), (LEAP - 1) * size)
+        farthest = max(room / (from_zero + doubt), (MAX_GROWTH - 1) * size)
         return size + int(min(farthest, room / (line.slope + doubt)))
 
     def _halve(self) -> int:
         """A middle of the bracket, in the sense of what is known: in size, or in orders of it."""
         low, high = self.low, self.high
-        ran = any(t.size == high and t.verdict is Verdict.OVER for t in self.told)
+        ran = any(t.size == high and t.verdict is Verdict.OVER for t in self.observations)
         if not low:
-            return high // (2 if ran and len(self.told) == 1 else 4)
+            return high // (2 if ran and len(self.observations) == 1 else 4)
         return (low + high) // 2 if ran else math.isqrt(low * high)
 
     def _points(self) -> list[Point]:
         """What is known of the curve by size; at size 0 what was last resident, or nothing."""
-        heights = {t.size: t.height for t in self.told if t.verdict is not Verdict.OOM}
+        heights = {t.size: t.height for t in self.observations if t.verdict is not Verdict.OOM}
         points = {size: height for size, height in heights.items() if height is not None}
-        fixed = [t.fixed for t in self.told if t.fixed is not None]
+        fixed = [t.fixed for t in self.observations if t.fixed is not None]
         points[0] = fixed[-1] if fixed else 0
         return sorted(points.items())
 
@@ -160,7 +162,7 @@ class Search:
         if line.right[0] > 1:
             return line
         # Only size 1 is known: the next samples may be cheaper, and its peak may be a floor.
-        hidden = all(t.growing is None for t in self.told)
+        hidden = all(t.growing is None for t in self.observations)
         return replace(line, end=max(1 + 1.5 * (line.end - 1), 2.0 if hidden else 0.0))
 
 
@@ -192,5 +194,5 @@ class Line:
 
 def tells_slope(left: Point, right: Point, noise: float) -> bool:
     """Whether noise is small against what lies between the two: half the size, or a good height."""
-    high = right[1] - left[1] >= APART * noise * right[1]
+    high = right[1] - left[1] >= MIN_RISE * noise * right[1]
     return left[0] < right[0] and (high or 2 * left[0] <= right[0])

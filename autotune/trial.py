@@ -16,13 +16,13 @@ class DeviceBudget:
     others: int
     """Held by others; at first as it was before any worker of ours started."""
     budget: int
-    hard: int | None = None
+    hard_limit: int | None = None
     """What a probe of ours is stopped at: the budget and a small margin (`guard`)."""
 
     @property
     def stops_early(self) -> bool:
         """Whether an allocation fails at our own limit, before the device has no more."""
-        return self.hard is not None and self.hard < self.total - self.others
+        return self.hard_limit is not None and self.hard_limit < self.total - self.others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class Trial:
         return tuple(device.peak for device in self.measured)
 
 
-def judged(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial:
+def with_verdict(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial:
     """The trial against these budgets: its verdict, and the device that has the least headroom."""
     over = [
         device.peak - budget.budget for device, budget in zip(trial.measured, budgets, strict=True)
@@ -110,7 +110,7 @@ def judged(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial:
     )
 
 
-def still_tells(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial | None:
+def reevaluate(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial | None:
     """What an earlier trial says under these budgets; None when it says nothing any more.
 
     A probe that ended without a peak was too large for the budget of its time, and for any
@@ -119,6 +119,6 @@ def still_tells(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial | None:
     if trial.budgets == tuple(budgets):
         return trial
     if trial.measured and trial.reason is None:
-        return judged(trial, budgets)
+        return with_verdict(trial, budgets)
     pairs = zip(trial.budgets, budgets, strict=True)
     return trial if all(new.budget <= old.budget for old, new in pairs) else None

@@ -34,14 +34,14 @@ def build(settings: dict[str, Any]) -> "SftWorkload":
     from trainer.workload import build as build_sft
 
     workload = build_sft(settings)
-    accumulate = workload.accumulate
+    accumulate = workload.forward_backward
 
     def faulty(size: int) -> Any:
         if size >= AT and os.environ["RANK"] == "1":
             misbehave(os.environ["CHATLM_FAULT"], Path(os.environ["CHATLM_FAULT_DONE"]))
         return accumulate(size)
 
-    workload.accumulate = faulty  # type: ignore[method-assign]
+    workload.forward_backward = faulty  # type: ignore[method-assign]
     return workload
 
 

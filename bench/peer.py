@@ -41,8 +41,8 @@ class Workload(Protocol):
     def memory(self) -> Memory: ...
     @property
     def facts(self) -> Mapping[str, Any]: ...
-    def accumulate(self, size: int) -> Load: ...
-    def update(self) -> object: ...
+    def forward_backward(self, size: int) -> Load: ...
+    def optimizer_step(self) -> object: ...
 
 
 class Steps:
@@ -75,8 +75,8 @@ class Steps:
             self._started = time.perf_counter()
         memory.reset_peak()
         try:
-            self._workload.accumulate(size)
-            self._workload.update()
+            self._workload.forward_backward(size)
+            self._workload.optimizer_step()
         except Exception as error:
             self._peaks.append(memory.peak())
             self._end(size, "oom" if is_out_of_memory(error) else "failed", repr(error))
@@ -222,8 +222,8 @@ def time_sizes(workload: Workload, sizes: list[int], out: TextIO) -> None:
     for turn in range(ROUNDS + 1):
         for size in sizes:
             started = time.perf_counter()
-            load = workload.accumulate(size)
-            workload.update()
+            load = workload.forward_backward(size)
+            workload.optimizer_step()
             if turn > 0:
                 speeds[size].append(load.samples / (time.perf_counter() - started))
     for size, found in speeds.items():

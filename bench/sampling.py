@@ -2,7 +2,7 @@
 
     python -m bench.sampling --result bench/results/sampling-cpu.json
 
-The tuner's own `Meter` reads eight made-up cards through the real NVML binding, the real host files,
+The tuner's own `MemorySampler` reads eight made-up cards through the real NVML binding, the real host files,
 and the memory of eight real processes, while the main thread sleeps: the processor time of the whole
 process is the meter's. The driver is made up in Python, and its answers count too, so a real one costs
 what its own calls do instead. `reading_only` is the same with all but one part left out; `nothing` is
@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autotune.devices.group import GpuCards
+from autotune.devices.group import GpuDevices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
 from autotune.devices.processes import resident
-from autotune.devices.sampler import PERIOD, Meter
+from autotune.devices.sampler import PERIOD, MemorySampler
 from autotune.readings import HostReading
 from bench.commands import write_result
 from tests.support.fake_nvml import FakeDriver, FakeGpu
@@ -39,14 +39,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    host, no_cards = HostMeter(), GpuCards(())
+    host, no_cards = HostMeter(), GpuDevices(())
     with sleepers(DEVICES) as pids, FakeDriver(made_up()), Nvml.open() as nvml:
-        cards = GpuCards(nvml.devices)
-        samples = [sampled(cards, host, pids, options.seconds) for _ in range(options.repeats)]
+        group = GpuDevices(nvml.devices)
+        samples = [sampled(group, host, pids, options.seconds) for _ in range(options.repeats)]
         still = StillHost()
         parts = {
             "nothing": sampled(no_cards, still, (), options.seconds),
-            "devices": sampled(cards, still, (), options.seconds),
+            "devices": sampled(group, still, (), options.seconds),
             "host": sampled(no_cards, host, (), options.seconds),
             "workers": sampled(no_cards, still, pids, options.seconds),
         }
@@ -101,7 +101,7 @@ class StillHost(HostMeter):
 
 
 def sampled(
-    cards: GpuCards, host: HostMeter, pids: Sequence[int], seconds: float
+    group: GpuDevices, host: HostMeter, pids: Sequence[int], seconds: float
 ) -> dict[str, float]:
     """The meter's processor time and readings while nothing else of this process runs."""
     readings = 0
@@ -111,7 +111,7 @@ def sampled(
         readings += 1
         return {rank: resident(pid) for rank, pid in enumerate(pids)}
 
-    with Meter(cards, host, held):
+    with MemorySampler(group, host, held):
         readings = 0
         started, spent = time.monotonic(), time.process_time()
         time.sleep(seconds)

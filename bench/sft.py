@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.commands import metrics, run_json, write_result
-from trainer.artifacts.jsonl_log import Journal
+from trainer.artifacts.jsonl_log import JsonlLog
 
 FOLDER = "model_save/bench_sft"
 
@@ -48,7 +48,7 @@ def main() -> None:
         / sum(s["seconds"] for s in steps),
         "evaluations": [  # less the samples: the rows are not ours to hand on
             {key: value for key, value in record.items() if key != "samples"}
-            for record in Journal(Path(FOLDER) / "evaluations.jsonl").read()
+            for record in JsonlLog(Path(FOLDER) / "evaluations.jsonl").read()
         ],
     }
     write_result(options.result, document)

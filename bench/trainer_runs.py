@@ -147,7 +147,7 @@ def _card(device: str) -> Iterator[Callable[[], int]]:
         yield lambda: 0
         return
     with open_devices(device, num_processes=1, vram_limit=None, host=HostMeter()) as devices:
-        yield lambda: devices.cards.survey()[0].used
+        yield lambda: devices.group.read_baseline()[0].used
 
 
 def figures(ran: Ran, target: float | None) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def make_model(name: str, folder: Path) -> bool:
         )  # fmt: skip
     else:
         loaded = load_model(name, dropout=None, seed=0)
-        model, tokenizer = loaded.model, loaded.codec.tokenizer
+        model, tokenizer = loaded.model, loaded.encoder.tokenizer
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return not model.config.is_encoder_decoder
@@ -153,11 +153,11 @@ def write_tokens(task: Task, max_source: int, max_target: int) -> None:
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer
 
-    from trainer.data.encoder import Codec
+    from trainer.data.encoder import Encoder
     from trainer.data.token_store import open_store
 
-    codec = Codec(AutoTokenizer.from_pretrained(task.model), is_causal=task.is_causal)
-    store = open_store([task.data], codec, max_source=max_source, max_target=max_target)
+    encoder = Encoder(AutoTokenizer.from_pretrained(task.model), is_causal=task.is_causal)
+    store = open_store([task.data], encoder, max_source=max_source, max_target=max_target)
     pairs = [(store.source(row).tolist(), store.target(row).tolist()) for row in range(len(store))]
     rows = [
         {"input_ids": [*source, *target], "labels": [-100] * len(source) + target}

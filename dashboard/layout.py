@@ -14,7 +14,7 @@ GAP = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pen:
+class Layout:
     """What every row is drawn with."""
 
     width: int
@@ -37,8 +37,8 @@ def fitted(width: int, parts: Iterable[Part]) -> Text:
     return Text(" " * GAP).join(part.text for part in kept)
 
 
-def labelled(pen: Pen, label: str, *parts: Part) -> Text:
-    return Text.assemble((f"{label:<{LABEL}}", "dim"), fitted(pen.width - LABEL, parts))
+def labelled(layout: Layout, label: str, *parts: Part) -> Text:
+    return Text.assemble((f"{label:<{LABEL}}", "dim"), fitted(layout.width - LABEL, parts))
 
 
 def spread(width: int, left: Text, right: Text) -> Text:

@@ -9,7 +9,7 @@ from autotune.trial import DeviceBudget
 from autotune.units import format_bytes
 from dashboard.bars import distance_style, memory_bar
 from dashboard.formatting import clean, share
-from dashboard.layout import LABEL, Part, Pen, fitted, pair, spread
+from dashboard.layout import LABEL, Layout, Part, fitted, pair, spread
 from dashboard.state import Screen
 
 MOST_IN_FULL = 2
@@ -28,7 +28,7 @@ class Memory:
     peak: int | None
     """Ours, the highest sampled."""
     budget: int | None
-    hard: int | None
+    hard_limit: int | None
     """Ours, where the guard stops a probe; None where that is not beyond the budget."""
     reading: DeviceReading | None
     ended: bool
@@ -80,7 +80,7 @@ def memory(
         ours=used - others if outcome is None else outcome,
         peak=None if highest is None or outcome is not None else max(0, highest - others),
         budget=device.budget or None,
-        hard=hard_limit(screen, device),
+        hard_limit=hard_limit(screen, device),
         reading=reading if outcome is None else None,
         ended=outcome is not None,
     )
@@ -88,9 +88,13 @@ def memory(
 
 def hard_limit(screen: Screen, device: DeviceBudget) -> int | None:
     """Where the guard stops a probe of ours; training has no guard."""
-    if screen.training is not None or device.hard is None or device.hard <= device.budget:
+    if (
+        screen.training is not None
+        or device.hard_limit is None
+        or device.hard_limit <= device.budget
+    ):
         return None
-    return device.hard
+    return device.hard_limit
 
 
 def final_peak(screen: Screen, index: int) -> int | None:
@@ -103,25 +107,25 @@ def final_peak(screen: Screen, index: int) -> int | None:
     return trial.device_peaks[index] if index < len(trial.device_peaks) else trial.peak
 
 
-def device_rows(pen: Pen, screen: Screen) -> list[Text]:
+def device_rows(layout: Layout, screen: Screen) -> list[Text]:
     devices = memories(screen)
     if len(devices) <= MOST_IN_FULL:
-        return [line for device in devices for line in in_full(pen, device)]
+        return [line for device in devices for line in in_full(layout, device)]
     shown = devices if len(devices) <= MOST_ROWS else devices[: MOST_ROWS - 1]
     names = ", ".join(sorted({device.name for device in devices}))
     rows = [Text(f"{len(devices)} × {names}")]
-    rows += [in_one_row(pen, index, device) for index, device in enumerate(shown)]
+    rows += [in_one_row(layout, index, device) for index, device in enumerate(shown)]
     if len(shown) < len(devices):
         rows.append(Text(f"… and {len(devices) - len(shown)} more", "dim"))
     return rows
 
 
-def in_full(pen: Pen, device: Memory) -> list[Text]:
+def in_full(layout: Layout, device: Memory) -> list[Text]:
     name = Text(f"{device.name}, {format_bytes(device.total)}")
     return [
-        spread(pen.width, name, Text(meters(device.reading), "dim")),
-        bar(pen, pen.width, device, guard=device.hard),
-        legend(pen, device),
+        spread(layout.width, name, Text(meters(device.reading), "dim")),
+        bar(layout, layout.width, device, guard=device.hard_limit),
+        legend(layout, device),
     ]
 
 
@@ -138,12 +142,12 @@ def meters(reading: DeviceReading | None) -> str:
     return "   ".join(words)
 
 
-def bar(pen: Pen, width: int, device: Memory, guard: int | None = None) -> Text:
+def bar(layout: Layout, width: int, device: Memory, guard: int | None = None) -> Text:
     def place(ours: int | None) -> float | None:
         return None if ours is None else (device.others + ours) / device.total
 
     return memory_bar(
-        pen.glyphs,
+        layout.glyphs,
         width,
         others=device.others / device.total,
         ours=device.ours / device.total,
@@ -154,9 +158,9 @@ def bar(pen: Pen, width: int, device: Memory, guard: int | None = None) -> Text:
     )
 
 
-def legend(pen: Pen, device: Memory) -> Text:
+def legend(layout: Layout, device: Memory) -> Text:
     """The bar in words; its glyphs are the key."""
-    glyphs, style = pen.glyphs, device.style
+    glyphs, style = layout.glyphs, device.style
 
     def part(drop: int, glyph: str, color: str, word: str, value: int | None) -> list[Part]:
         if value is None:
@@ -167,28 +171,28 @@ def legend(pen: Pen, device: Memory) -> Text:
 
     free = max(0, device.total - device.others - device.ours)
     return fitted(
-        pen.width,
+        layout.width,
         [
             *part(2, glyphs.others, "dim", "others", device.others or None),
             *part(0, glyphs.ours, style, "peak" if device.ended else "ours", device.ours),
             *part(3, glyphs.peak, style, "peak", device.peak),
             *part(4, glyphs.free, "dim", "free", free),
             *part(1, glyphs.target, "bold", "budget", device.budget),
-            *part(5, glyphs.guard, "dim", "guard", device.hard),
+            *part(5, glyphs.guard, "dim", "guard", device.hard_limit),
         ],
     )
 
 
-def in_one_row(pen: Pen, index: int, device: Memory) -> Text:
+def in_one_row(layout: Layout, index: int, device: Memory) -> Text:
     limit = device.budget or device.total
     numbers = f"{format_bytes(device.ours, like=limit)} of {format_bytes(limit)}"
     right = Text.assemble(f"  {numbers:>20}", (f"{share(device.ours, limit):>7}", device.style))
     label = Text(f"{index:>3}  ", "dim")
-    room = max(8, pen.width - label.cell_len - right.cell_len)
-    return Text.assemble(label, bar(pen, room, device), right)
+    room = max(8, layout.width - label.cell_len - right.cell_len)
+    return Text.assemble(label, bar(layout, room, device), right)
 
 
-def host_rows(pen: Pen, screen: Screen) -> list[Text]:
+def host_rows(layout: Layout, screen: Screen) -> list[Text]:
     """Host memory in one row; none where the device is the host, or the run is over."""
     host = screen.host
     over = screen.tuned is not None if screen.training is None else screen.trained is not None
@@ -196,10 +200,10 @@ def host_rows(pen: Pen, screen: Screen) -> list[Text]:
         return []
     ours = min(screen.workers or 0, host.used)
     used = Text.assemble(format_bytes(host.used), (" of ", "dim"), format_bytes(host.total))
-    numbers = fitted(pen.width // 2, [Part(pair("ours", format_bytes(ours)), 1), Part(used)])
+    numbers = fitted(layout.width // 2, [Part(pair("ours", format_bytes(ours)), 1), Part(used)])
     bar = memory_bar(
-        pen.glyphs,
-        max(8, pen.width - LABEL - numbers.cell_len - 3),
+        layout.glyphs,
+        max(8, layout.width - LABEL - numbers.cell_len - 3),
         others=(host.used - ours) / max(1, host.total),
         ours=ours / max(1, host.total),
         peak=None,

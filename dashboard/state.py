@@ -15,7 +15,7 @@ from autotune.events import (
     TuningStarted,
 )
 from autotune.readings import DeviceReading, HostReading
-from autotune.trial import DeviceBudget, Trial, still_tells
+from autotune.trial import DeviceBudget, Trial, reevaluate
 from autotune.verdict import Verdict
 from trainer.events import (
     CheckpointSaved,
@@ -150,7 +150,7 @@ def retold(trial: Trial, budgets: tuple[DeviceBudget, ...]) -> Trial:
     """The trial under the newest budgets, as the engine judges it: others may have come or gone."""
     if len(trial.budgets) != len(budgets):
         return trial
-    return still_tells(trial, budgets) or trial
+    return reevaluate(trial, budgets) or trial
 
 
 def after_step(screen: Screen, record: Mapping[str, float]) -> Screen:

@@ -11,10 +11,12 @@ from dashboard.formatting import counted, duration, figure, micro_batches, share
 from profiles import Profile
 
 
-def tuned_words(profile: Profile, seconds: float, path: Path, would_hold: int | None = None) -> str:
+def tuned_words(
+    profile: Profile, seconds: float, path: Path, estimated_capacity: int | None = None
+) -> str:
     """How the effective batch is cut, what it peaks at, what it is worth, and where that stands.
 
-    `would_hold` is the micro-batch that the devices had room for, where the effective batch is the
+    `estimated_capacity` is the micro-batch that the devices had room for, where the effective batch is the
     smaller bound.
     """
     plan = profile.plan(profile.fingerprint.world_size)
@@ -23,7 +25,7 @@ def tuned_words(profile: Profile, seconds: float, path: Path, would_hold: int | 
         memory_words(profile),
         *rest_words(profile),
         *grown_words(profile),
-        *room_words(plan, would_hold),
+        *room_words(plan, estimated_capacity),
         *knee_words(profile),
         f"wrote {path}; train with it: chatlm train --profile {path.stem}",
     ]
@@ -75,13 +77,13 @@ def grown_words(profile: Profile) -> list[str]:
     ]
 
 
-def room_words(plan: Plan, would_hold: int | None) -> list[str]:
+def room_words(plan: Plan, estimated_capacity: int | None) -> list[str]:
     """What would use the room that the effective batch leaves; another bound is the user's own."""
-    if would_hold is None or sum(plan.sizes) < plan.effective_batch:
+    if estimated_capacity is None or sum(plan.sizes) < plan.effective_batch:
         return []
     return [
-        f"there is room for about {would_hold} sequences per device: --effective-batch "
-        f"{would_hold * plan.world_size} would use it"
+        f"there is room for about {estimated_capacity} sequences per device: --effective-batch "
+        f"{estimated_capacity * plan.world_size} would use it"
     ]
 
 

@@ -18,7 +18,7 @@ from dashboard.formatting import (
     trial_size,
     verdict_word,
 )
-from dashboard.layout import Part, Pen, in_columns, labelled, pair
+from dashboard.layout import Layout, Part, in_columns, labelled, pair
 from dashboard.memory_fit import fit_line
 from dashboard.memory_panel import memories
 from dashboard.state import Screen, budget_of
@@ -34,10 +34,10 @@ LEAST_BAR = 12
 WIDEST_BAR = 42
 
 
-def bracket_row(pen: Pen, screen: Screen) -> Text:
+def bracket_row(layout: Layout, screen: Screen) -> Text:
     """What is still in doubt, or what was found."""
     if screen.tuned is not None:
-        return outcome_row(pen, screen)
+        return outcome_row(layout, screen)
     assert screen.tuning is not None
     ceiling = screen.tuning.ceiling
     low = max(1, screen.low or 0)
@@ -47,15 +47,15 @@ def bracket_row(pen: Pen, screen: Screen) -> Text:
         parts.append(Part(pair("of", sizes(1, ceiling)), 2))
     if screen.running is not None:
         parts.append(Part(pair("running", f"{screen.running:,}"), 1))
-    return labelled(pen, "in doubt", *parts)
+    return labelled(layout, "in doubt", *parts)
 
 
-def outcome_row(pen: Pen, screen: Screen) -> Text:
+def outcome_row(layout: Layout, screen: Screen) -> Text:
     assert screen.tuned is not None
-    glyphs, interrupted = pen.glyphs, screen.tuned.interrupted
+    glyphs, interrupted = layout.glyphs, screen.tuned.interrupted
     if screen.answer is None:
         words = "interrupted before any size fitted" if interrupted else "no size fits"
-        return labelled(pen, "answer", Part(Text(f"{glyphs.oom} {words}", "bold")))
+        return labelled(layout, "answer", Part(Text(f"{glyphs.oom} {words}", "bold")))
     trial = screen.answer_trial
     size = f"{screen.answer:,}" if trial is None else trial_size(trial)
     parts = [Part(Text(f"{glyphs.fits} {size}", "bold green"))]
@@ -65,24 +65,24 @@ def outcome_row(pen: Pen, screen: Screen) -> Text:
     if trial is not None and trial.peak is not None and budget is not None:
         parts.append(Part(pair("holds", format_bytes(trial.peak)), 2))
         parts.append(Part(pair("headroom", format_bytes(budget - trial.peak)), 3))
-    return labelled(pen, "answer", *parts)
+    return labelled(layout, "answer", *parts)
 
 
-def peak_rows(pen: Pen, screen: Screen) -> list[Text]:
+def peak_rows(layout: Layout, screen: Screen) -> list[Text]:
     """What the answer's peak is made of, where that is known and there is room for all of it."""
     words = None if screen.answer_trial is None else peak_words(screen.answer_trial)
     if words is None:
         return []
     parts = words.partition(" = ")[2]  # the sum is in the answer's row too
-    rows = [labelled(pen, "peak", Part(Text(text))) for text in (words, parts)]
-    return [row for row in rows if row.cell_len <= pen.width][:1]
+    rows = [labelled(layout, "peak", Part(Text(text))) for text in (words, parts)]
+    return [row for row in rows if row.cell_len <= layout.width][:1]
 
 
 def sizes(low: int, high: int) -> str:
     return f"{low:,} … {high:,}" if low < high else f"{low:,}"
 
 
-def trial_rows(pen: Pen, screen: Screen, most: int) -> list[Text]:
+def trial_rows(layout: Layout, screen: Screen, most: int) -> list[Text]:
     """A heading and at most `most` rows below it, by size, so that the bars draw the curve."""
     running = running_trial(screen)
     trials = nearest(screen, most - (running is not None))
@@ -91,20 +91,20 @@ def trial_rows(pen: Pen, screen: Screen, most: int) -> list[Text]:
     if not trials or most < 1:
         return []
     knee = knee_of(screen)
-    table = [cells(pen, trial, screen, running is trial, knee is trial) for trial in trials]
+    table = [cells(layout, trial, screen, running is trial, knee is trial) for trial in trials]
     widths = {
         name: max(len(name), *(row[name].cell_len for row in table)) if name else LEAST_BAR
         for name in COLUMNS
         if not name or any(row[name].plain for row in table)
     }
     for name in sorted(COLUMNS, key=lambda name: -COLUMNS[name]):
-        if sum(widths.values()) + 2 * (len(widths) - 1) > pen.width and COLUMNS[name]:
+        if sum(widths.values()) + 2 * (len(widths) - 1) > layout.width and COLUMNS[name]:
             widths.pop(name, None)
     if BAR in widths:
-        room = pen.width - sum(widths.values()) - 2 * (len(widths) - 1)
+        room = layout.width - sum(widths.values()) - 2 * (len(widths) - 1)
         widths[BAR] = min(WIDEST_BAR, widths[BAR] + room)
         for row, trial in zip(table, trials, strict=True):
-            row[BAR] = bar(pen, trial, screen, widths[BAR])
+            row[BAR] = bar(layout, trial, screen, widths[BAR])
     heading = {name: Text(name, "dim") for name in COLUMNS}
     return [
         in_columns(sides(widths), [heading[name] for name in widths]),
@@ -167,12 +167,14 @@ def nearest(screen: Screen, most: int) -> list[Trial]:
     return sorted(sorted(screen.trials, key=distance)[: max(0, most)], key=lambda t: t.size)
 
 
-def cells(pen: Pen, trial: Trial, screen: Screen, running: bool, knee: bool) -> dict[str, Text]:
+def cells(
+    layout: Layout, trial: Trial, screen: Screen, running: bool, knee: bool
+) -> dict[str, Text]:
     budget = budget_of(trial, screen.budgets)
     style = style_of(trial, budget)
     row = {name: Text() for name in COLUMNS}
     row["size"] = Text(size_cell(trial), "bold" if trial is screen.answer_trial else "")
-    row["verdict"] = verdict(pen, trial, screen, style)
+    row["verdict"] = verdict(layout, trial, screen, style)
     if knee:
         row["verdict"].append(", knee", "dim")
     if trial.peak is not None:
@@ -182,7 +184,9 @@ def cells(pen: Pen, trial: Trial, screen: Screen, running: bool, knee: bool) -> 
     speeds = [t.samples_per_second for t in screen.trials if t.samples_per_second is not None]
     if trial.samples_per_second is not None:
         row["samples/s"] = Text(figure(trial.samples_per_second, like=max(speeds)))
-    row["spread"] = Text((give_or_take(trial) or "").replace("±", pen.glyphs.give_or_take), "dim")
+    row["spread"] = Text(
+        (give_or_take(trial) or "").replace("±", layout.glyphs.give_or_take), "dim"
+    )
     if trial.tokens_per_second is not None:
         row["tokens/s"] = Text(f"{trial.tokens_per_second:,.0f}")
     if not running:
@@ -196,8 +200,8 @@ def size_cell(trial: Trial) -> str:
     return size if len(size) <= WIDEST_SIZE else f"{min(trial.sizes):,}–{max(trial.sizes):,}"
 
 
-def verdict(pen: Pen, trial: Trial, screen: Screen, style: str) -> Text:
-    glyphs = pen.glyphs
+def verdict(layout: Layout, trial: Trial, screen: Screen, style: str) -> Text:
+    glyphs = layout.glyphs
     if trial.size == screen.running:
         return Text(f"{glyphs.running} running", "bold")
     glyph = {Verdict.FITS: glyphs.fits, Verdict.OVER: glyphs.over, Verdict.OOM: glyphs.oom}
@@ -210,7 +214,7 @@ def style_of(trial: Trial, budget: int | None) -> str:
     return distance_style(trial.peak or 0, budget)
 
 
-def bar(pen: Pen, trial: Trial, screen: Screen, width: int) -> Text:
+def bar(layout: Layout, trial: Trial, screen: Screen, width: int) -> Text:
     """The peak against the budget, whose mark is at one column in all rows; or why there is none."""
     if (reason := short_reason(trial)) is not None:
         return shortened(reason, width)
@@ -219,10 +223,10 @@ def bar(pen: Pen, trial: Trial, screen: Screen, width: int) -> Text:
         return Text()
     style = "dim" if trial.size == screen.running else style_of(trial, budget)
     mark = round(width * 0.72)
-    return peak_bar(pen.glyphs, width, share=trial.peak / budget, mark=mark, style=style)
+    return peak_bar(layout.glyphs, width, share=trial.peak / budget, mark=mark, style=style)
 
 
-def fit_rows(pen: Pen, screen: Screen) -> list[Text]:
+def fit_rows(layout: Layout, screen: Screen) -> list[Text]:
     """How memory grows with the size, once two trials tell."""
     line = fit_line(screen.trials)
     if line is None:
@@ -238,4 +242,4 @@ def fit_rows(pen: Pen, screen: Screen) -> list[Text]:
     if screen.budgets and screen.tuned is None:
         budget = min(device.budget for device in screen.budgets)
         parts.append(Part(pair("meets the budget at", str(line.reaches(budget))), 1))
-    return [labelled(pen, "fit", *parts)]
+    return [labelled(layout, "fit", *parts)]

@@ -21,7 +21,7 @@ from dashboard.formatting import (
     share,
     tokenise_words,
 )
-from dashboard.layout import GAP, LABEL, Part, Pen, finished, labelled, pair, spread
+from dashboard.layout import GAP, LABEL, Layout, Part, finished, labelled, pair, spread
 from dashboard.memory_panel import device_rows, host_rows
 from dashboard.state import Screen
 from dashboard.trials_panel import bracket_row, fit_rows, peak_rows, trial_rows
@@ -38,76 +38,80 @@ def render(
 ) -> Group:
     """One frame, at most `height` rows of at most `width` columns; `elapsed` in seconds."""
     glyphs = bars.ASCII if ascii else bars.UNICODE
-    pen = Pen(width=max(20, min(width, WIDEST) - 2), glyphs=glyphs)
+    layout = Layout(width=max(20, min(width, WIDEST) - 2), glyphs=glyphs)
     height = min(height, HEIGHT)
     notices = [
         Text(line, "italic")
         for text in screen.notices
-        for line in textwrap.wrap(clean(text), pen.width, max_lines=3, placeholder=" …")
+        for line in textwrap.wrap(clean(text), layout.width, max_lines=3, placeholder=" …")
     ]
     room = height - len(notices) - bool(notices)
     if screen.training is not None:
-        rows = training_rows(pen, screen, elapsed)
+        rows = training_rows(layout, screen, elapsed)
     elif screen.tuning is not None:
-        rows = tuning_rows(pen, screen, elapsed, room)
+        rows = tuning_rows(layout, screen, elapsed, room)
     else:
-        rows = [title(pen, "chatlm", elapsed), *meters(pen, screen), *tokenise_rows(pen, screen)]
+        rows = [
+            title(layout, "chatlm", elapsed),
+            *meters(layout, screen),
+            *tokenise_rows(layout, screen),
+        ]
     if notices:
         rows = [*rows[:room], Text(), *notices]
     return Group(*(finished(row, width, ascii=ascii) for row in rows[:height]))
 
 
-def title(pen: Pen, name: str, elapsed: float, *subject: str) -> Text:
+def title(layout: Layout, name: str, elapsed: float, *subject: str) -> Text:
     left = Text(GAP * " ").join([Text(name, "bold"), *(Text(clean(word)) for word in subject)])
-    return spread(pen.width, left, Text(clock(elapsed), "dim"))
+    return spread(layout.width, left, Text(clock(elapsed), "dim"))
 
 
-def meters(pen: Pen, screen: Screen) -> list[Text]:
+def meters(layout: Layout, screen: Screen) -> list[Text]:
     """Devices and host, set off by an empty row; nothing before the first reading."""
-    rows = [*device_rows(pen, screen), *host_rows(pen, screen)]
+    rows = [*device_rows(layout, screen), *host_rows(layout, screen)]
     return [Text(), *rows] if rows else []
 
 
-def tokenise_rows(pen: Pen, screen: Screen) -> list[Text]:
+def tokenise_rows(layout: Layout, screen: Screen) -> list[Text]:
     """How far the rows are, before training starts."""
     if screen.tokenising is None:
         return []
-    return [Text(), labelled(pen, "tokenise", Part(Text(tokenise_words(screen.tokenising))))]
+    return [Text(), labelled(layout, "tokenise", Part(Text(tokenise_words(screen.tokenising))))]
 
 
-def tuning_rows(pen: Pen, screen: Screen, elapsed: float, height: int) -> list[Text]:
+def tuning_rows(layout: Layout, screen: Screen, elapsed: float, height: int) -> list[Text]:
     tuning = screen.tuning
     assert tuning is not None
     took = elapsed if screen.tuned is None else screen.tuned.seconds
     head = [
-        title(pen, "chatlm autotune", took, tuning.model, f"target {percent(tuning.target)}"),
-        *meters(pen, screen),
+        title(layout, "chatlm autotune", took, tuning.model, f"target {percent(tuning.target)}"),
+        *meters(layout, screen),
         Text(),
-        bracket_row(pen, screen),
-        *peak_rows(pen, screen),
+        bracket_row(layout, screen),
+        *peak_rows(layout, screen),
     ]
-    fit = fit_rows(pen, screen)
+    fit = fit_rows(layout, screen)
     room = height - len(head) - len(fit) - 2  # an empty row and the heading
-    trials = trial_rows(pen, screen, min(MOST_TRIALS, room))
+    trials = trial_rows(layout, screen, min(MOST_TRIALS, room))
     return [*head, *fit, *([Text(), *trials] if trials else [])]
 
 
-def training_rows(pen: Pen, screen: Screen, elapsed: float) -> list[Text]:
+def training_rows(layout: Layout, screen: Screen, elapsed: float) -> list[Text]:
     run = screen.training
     assert run is not None
     return [
-        title(pen, "chatlm train", elapsed, run.model, run.precision),
-        *meters(pen, screen),
+        title(layout, "chatlm train", elapsed, run.model, run.precision),
+        *meters(layout, screen),
         Text(),
-        step_row(pen, screen),
-        *loss_rows(pen, screen),
-        *record_rows(pen, screen),
-        batch_row(pen, run),
-        *saved_rows(pen, screen),
+        step_row(layout, screen),
+        *loss_rows(layout, screen),
+        *record_rows(layout, screen),
+        batch_row(layout, run),
+        *saved_rows(layout, screen),
     ]
 
 
-def step_row(pen: Pen, screen: Screen) -> Text:
+def step_row(layout: Layout, screen: Screen) -> Text:
     step, steps = screen.step, screen.steps
     numbers = Text.assemble((f"{step:,}", "bold"), (" of ", "dim"), f"{steps:,}")
     right = Text(f"{share(step, steps):>5}")
@@ -115,26 +119,26 @@ def step_row(pen: Pen, screen: Screen) -> Text:
         right.append("   stopped" if screen.trained.interrupted else "   done", "bold")
     elif screen.seconds_left is not None:
         right.append(f"   {clock(screen.seconds_left)} left", "dim")
-    width = pen.width - LABEL - numbers.cell_len - right.cell_len - 5
-    bar = progress_bar(pen.glyphs, max(4, width), step / max(1, steps))
+    width = layout.width - LABEL - numbers.cell_len - right.cell_len - 5
+    bar = progress_bar(layout.glyphs, max(4, width), step / max(1, steps))
     label = Text(f"{'step':<{LABEL}}", "dim")
     return Text.assemble(label, numbers, "   ", bar, " ", right)
 
 
-def loss_rows(pen: Pen, screen: Screen) -> list[Text]:
+def loss_rows(layout: Layout, screen: Screen) -> list[Text]:
     rows = []
     if screen.losses and screen.first_loss is not None:
         now, first = f"{figure(screen.losses[-1])}", pair("first", figure(screen.first_loss))
         numbers = Text(f"{now:<6}", "bold")
-        room = pen.width - LABEL - numbers.cell_len - first.cell_len - 6
-        line = sparkline(pen.glyphs, max(4, room), screen.losses)
-        rows.append(labelled(pen, "loss", Part(numbers), Part(line, 2), Part(first, 1)))
+        room = layout.width - LABEL - numbers.cell_len - first.cell_len - 6
+        line = sparkline(layout.glyphs, max(4, room), screen.losses)
+        rows.append(labelled(layout, "loss", Part(numbers), Part(line, 2), Part(first, 1)))
     if screen.evaluations:
         last = screen.evaluations[-1]
         best = min(screen.evaluations, key=lambda evaluation: evaluation.loss)
         rows.append(
             labelled(
-                pen, "eval loss",
+                layout, "eval loss",
                 Part(Text(f"{figure(last.loss):<6}", "bold")),
                 Part(pair("at step", f"{last.step:,}"), 1),
                 Part(pair("lowest", f"{figure(best.loss)} at {best.step:,}"), 2),
@@ -142,7 +146,7 @@ def loss_rows(pen: Pen, screen: Screen) -> list[Text]:
         )  # fmt: skip
         if words := scores_words(last):
             rows.append(
-                labelled(pen, "answers", *(Part(named(word), i) for i, word in enumerate(words)))
+                labelled(layout, "answers", *(Part(named(word), i) for i, word in enumerate(words)))
             )
     return rows
 
@@ -153,7 +157,7 @@ def named(words: str) -> Text:
     return pair(name, value)
 
 
-def record_rows(pen: Pen, screen: Screen) -> list[Text]:
+def record_rows(layout: Layout, screen: Screen) -> list[Text]:
     """The last step's figures; what it does not hold is not drawn."""
     record = screen.record
 
@@ -173,16 +177,16 @@ def record_rows(pen: Pen, screen: Screen) -> list[Text]:
     if speed:
         if record.get("padding") is not None:
             speed.append(Part(pair("padding", share(record["padding"], 1)), 9))
-        rows.append(labelled(pen, "speed", *speed))
+        rows.append(labelled(layout, "speed", *speed))
     if record.get("learning_rate") is not None:
         step = [Part(pair("rate", figure(record["learning_rate"])))]
         if record.get("grad_norm") is not None:
             step.append(Part(pair("gradient norm", figure(record["grad_norm"])), 1))
-        rows.append(labelled(pen, "learning", *step))
+        rows.append(labelled(layout, "learning", *step))
     return rows
 
 
-def batch_row(pen: Pen, run: TrainingStarted) -> Text:
+def batch_row(layout: Layout, run: TrainingStarted) -> Text:
     parts = [
         Part(pair("effective", f"{run.effective_batch:,}")),
         Part(pair("micro-batch", micro_batches(run.micro_batch, run.micro_batch_sizes)), 1),
@@ -191,12 +195,12 @@ def batch_row(pen: Pen, run: TrainingStarted) -> Text:
     ]
     if run.world_size > 1:
         parts.insert(3, Part(pair("devices", f"{run.world_size:,}"), 3))
-    return labelled(pen, "batch", *parts)
+    return labelled(layout, "batch", *parts)
 
 
-def saved_rows(pen: Pen, screen: Screen) -> list[Text]:
+def saved_rows(layout: Layout, screen: Screen) -> list[Text]:
     if screen.checkpoint is None:
         return []
     saved = screen.checkpoint
     where = Text(clean(saved.path), "dim")
-    return [labelled(pen, "saved", Part(pair("step", f"{saved.step:,}")), Part(where, 1))]
+    return [labelled(layout, "saved", Part(pair("step", f"{saved.step:,}")), Part(where, 1))]

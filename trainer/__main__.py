@@ -2,11 +2,11 @@
 
 import sys
 
-from autotune.workers.launch import settle
+from autotune.workers.launch import reexec_with_environment
 
-settle("trainer", sys.argv[1:])
+reexec_with_environment("trainer", sys.argv[1:])
 
-from trainer.launch.process import main  # noqa: E402  after `settle`: the user's folder may hold a profiles/
+from trainer.launch.process import main  # noqa: E402  after `release_cached`: the user's folder may hold a profiles/
 
 if __name__ == "__main__":
     main()

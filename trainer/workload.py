@@ -9,7 +9,7 @@ from autotune.partition import Costs
 from autotune.plan import Plan, choose_effective
 from autotune.tuning.probe import Load
 from trainer.batching.collator import Batch, Collator
-from trainer.batching.feed import feed, loaders_memory
+from trainer.batching.feed import load_steps, loaders_memory
 from trainer.batching.step_loader import Steps
 from trainer.config.settings import WorkloadSettings
 from trainer.data.readers import bundled
@@ -22,9 +22,9 @@ from trainer.model.position_limits import check_positions
 PROBE_LEARNING_RATE = 1e-6
 """A real optimizer step, on weights that nobody keeps."""
 MIX_SEED = 1
-FED = 5
+TIMED_STEPS = 5
 """Steps whose data are waited for, after the first, which starts the loaders."""
-AHEAD = 1.0
+PREFETCH_SECONDS = 1.0
 """Seconds that loaders are given to be ahead, where a step is longer."""
 
 
@@ -43,12 +43,12 @@ class SftWorkload:
         self._fixed = fixed
         self._world_size: int = accelerator.num_processes
         start = getattr(loaded.model.config, "decoder_start_token_id", None)
-        self._collator = Collator(store, loaded.codec, start)
-        self._eval_collator = Collator(eval_store, loaded.codec, start)
+        self._collator = Collator(store, loaded.encoder, start)
+        self._eval_collator = Collator(eval_store, loaded.encoder, start)
         for collator in (self._collator, self._eval_collator):
             check_positions(loaded.model, collator)
         self.engine = Engine(accelerator, loaded.model, settings)
-        self.engine.make_resident(self._collator.worst(1))
+        self.engine.preallocate(self._collator.worst_case_batch(1))
         self.memory = self.engine.memory
         self.facts = {
             "model": settings.model,
@@ -60,12 +60,12 @@ class SftWorkload:
             "fingerprint": fingerprint_facts(loaded, store, accelerator.num_processes),
         }
 
-    def accumulate(self, size: int) -> Load:
+    def forward_backward(self, size: int) -> Load:
         batches = self._batches(size)
-        self.engine.accumulate(batches, target_tokens=sum(b.target_tokens for b in batches))
+        self.engine.forward_backward(batches, target_tokens=sum(b.target_tokens for b in batches))
         return Load(sum(b.samples for b in batches), sum(b.tokens for b in batches))
 
-    def mix(self, size: int) -> None:
+    def mixed_lengths_step(self, size: int) -> None:
         """Micro-batches of any rows, each padded to its own longest: large, half as large, a single row.
 
         Where no freed block stays cached, the large one leaves nothing and is left out.
@@ -74,18 +74,18 @@ class SftWorkload:
         shuffled = SampleOrder(rows, MIX_SEED).take(0, min(size, rows))
         counts = (size, size // 2, 1) if self.memory.caches else (size // 2, 1)
         batches = [self._collator.batch(shuffled[: max(1, count)]) for count in counts]
-        self.engine.accumulate(batches, target_tokens=sum(b.target_tokens for b in batches))
+        self.engine.forward_backward(batches, target_tokens=sum(b.target_tokens for b in batches))
 
-    def update(self) -> None:
-        self.engine.update(PROBE_LEARNING_RATE)
+    def optimizer_step(self) -> None:
+        self.engine.optimizer_step(PROBE_LEARNING_RATE)
 
     def evaluate(self, size: int) -> Load:
-        batch = self._eval_collator.worst(size)
+        batch = self._eval_collator.worst_case_batch(size)
         with self.engine.evaluating():
             self.engine.summed_loss(batch)
         return Load(batch.samples, batch.tokens)
 
-    def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
+    def data_wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         accelerator = self.engine.accelerator
         plan = self._plan(size)
         stream = SampleOrder(len(self._collator.store), MIX_SEED)
@@ -97,19 +97,21 @@ class SftWorkload:
             rank=accelerator.process_index,
         )
         waited = 0.0
-        batches = iter(feed(steps, range(FED + 1), loaders))
+        batches = iter(load_steps(steps, range(TIMED_STEPS + 1), loaders))
         next(batches)
-        for _ in range(FED):
-            time.sleep(min(busy, AHEAD) if loaders else 0.0)  # loaders work while the device does
+        for _ in range(TIMED_STEPS):
+            time.sleep(
+                min(busy, PREFETCH_SECONDS) if loaders else 0.0
+            )  # loaders work while the device does
             started = time.perf_counter()
             next(batches)
             waited += time.perf_counter() - started
-        return waited / FED, loaders_memory()
+        return waited / TIMED_STEPS, loaders_memory()
 
-    def side(self, size: int, side: int) -> bool:
+    def one_sided_step(self, size: int, side: int) -> bool:
         batch = self._collator.one_sided(size, side)
         if batch is not None:
-            self.engine.rehearse([batch])
+            self.engine.dry_run([batch])
         return batch is not None
 
     def any_rank(self, claim: bool) -> bool:
@@ -117,7 +119,7 @@ class SftWorkload:
 
     def _batches(self, size: int) -> list[Batch]:
         """One micro-batch, or two where training would accumulate: more change no memory."""
-        return [self._collator.worst(size)] * min(2, self._plan(size).accumulation)
+        return [self._collator.worst_case_batch(size)] * min(2, self._plan(size).accumulation)
 
     def _plan(self, size: int) -> Plan:
         """As if every rank took that size; of unequal ones the largest may exceed an equal share."""
@@ -133,7 +135,7 @@ class SftWorkload:
 def _store(files: tuple[str, ...], loaded: Loaded, settings: WorkloadSettings) -> TokenStore:
     return open_store(
         files,
-        loaded.codec,
+        loaded.encoder,
         max_source=settings.max_source_length,
         max_target=settings.max_target_length,
     )

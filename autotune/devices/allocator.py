@@ -61,7 +61,7 @@ class DeviceMemory(Protocol):
     caches: bool
     """Whether freed memory stays counted: then only the first step tells its phases apart."""
 
-    def settle(self) -> None:
+    def release_cached(self) -> None:
         """Gives back what no tensor holds, as a fresh process would not have it."""
 
     def reset_peak(self) -> None: ...
@@ -97,7 +97,7 @@ class HostMemory:
     caches = False
     _before_limit: int | None = None
 
-    def settle(self) -> None:
+    def release_cached(self) -> None:
         processes.trim()
 
     def reset_peak(self) -> None:
@@ -148,7 +148,7 @@ class CudaMemory:
         uuid = str(torch.cuda.get_device_properties(self._index).uuid)
         self.device = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
 
-    def settle(self) -> None:
+    def release_cached(self) -> None:
         gc.collect()
         self._cuda.synchronize()
         self._cuda.empty_cache()

@@ -28,10 +28,10 @@ def device_breach(budgets: Sequence[DeviceBudget], used: Sequence[int]) -> tuple
     """Which device is past its hard limit, and that in words; `used` is everyone's, by device."""
     for index, (budget, highest) in enumerate(zip(budgets, used, strict=True)):
         ours = highest - budget.others
-        if budget.hard is not None and ours > budget.hard:
+        if budget.hard_limit is not None and ours > budget.hard_limit:
             return index, (
                 f"stopped at {format_bytes(ours)} on {budget.name}, past the guard's "
-                f"{format_bytes(budget.hard)}"
+                f"{format_bytes(budget.hard_limit)}"
             )
     return None
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from autotune.devices.allocator import CudaMemory, DeviceMemory, HostMemory, same_device
-from autotune.devices.group import Cards, EmulatedCards, GpuCards, HostCard, budget
+from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice, budget
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, NvmlDevice
 from autotune.errors import DeviceError
@@ -22,19 +22,19 @@ class OwnDevice:
     grows meanwhile counts as ours, which errs towards smaller sizes.
     """
 
-    def __init__(self, memory: DeviceMemory, cards: Cards, target: float) -> None:
+    def __init__(self, memory: DeviceMemory, cards: DeviceGroup, target: float) -> None:
         self.memory = memory
-        self._cards = cards
-        memory.settle()
-        (reading,) = cards.survey()
+        self._group = cards
+        memory.release_cached()
+        (reading,) = cards.read_baseline()
         others = max(0, reading.used - memory.resident())
         self.budget = budget(reading.device, reading.name, reading.total, others, target)
 
     def context(self) -> int:
         """What we hold of a card beside what the allocator knows, since we began; bytes."""
-        if self._cards.kind == "cpu":
+        if self._group.kind == "cpu":
             return 0
-        (reading,) = self._cards.read({})
+        (reading,) = self._group.read({})
         return max(0, reading.used - self.budget.others - self.memory.resident())
 
     def fixed(self) -> int:
@@ -47,8 +47,8 @@ class OwnDevice:
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Allocations beyond the budget and its small margin fail; afterwards as they were."""
-        assert self.budget.hard is not None
-        self.memory.limit(max(0, self.budget.hard - self.context()))
+        assert self.budget.hard_limit is not None
+        self.memory.limit(max(0, self.budget.hard_limit - self.context()))
         try:
             yield
         finally:
@@ -66,11 +66,11 @@ def own_device(target: float, vram_limit: int | None) -> Iterator[OwnDevice]:
     if isinstance(memory, CudaMemory):
         with Nvml.open() as nvml:
             card = card_of(nvml, memory.device)
-            yield OwnDevice(memory, GpuCards([card], vram_limit), target)
+            yield OwnDevice(memory, GpuDevices([card], vram_limit), target)
     elif vram_limit is not None:
-        yield OwnDevice(memory, EmulatedCards(vram_limit, 1), target)
+        yield OwnDevice(memory, EmulatedDevices(vram_limit, 1), target)
     else:
-        yield OwnDevice(memory, HostCard(HostMeter()), target)
+        yield OwnDevice(memory, HostDevice(HostMeter()), target)
 
 
 def _own_memory() -> DeviceMemory:

@@ -1,7 +1,7 @@
 """The devices that a tuning fills: whose memory counts, and what a probe peaked at on each.
 
-Three kinds, one interface. `GpuCards`: NVIDIA cards, one a rank, through the driver. `HostCard`: the
-machine's or the cgroup's memory, one device that all ranks share. `EmulatedCards`: cards of a
+Three kinds, one interface. `GpuDevices`: NVIDIA cards, one a rank, through the driver. `HostDevice`: the
+machine's or the cgroup's memory, one device that all ranks share. `EmulatedDevices`: cards of a
 made-up size on the CPU, one a rank, without other tenants.
 
 The memory identity, per device: `budget = target × total − others`, and
@@ -27,7 +27,7 @@ CPU_NOISE = 0.003
 """Under the allocator's settings of `launch`: 0.3 % in any order of sizes."""
 
 
-class Cards(Protocol):
+class DeviceGroup(Protocol):
     """The devices of one run, in the order of the ranks."""
 
     kind: str
@@ -35,7 +35,7 @@ class Cards(Protocol):
     noise: float
     """How far apart two peaks of one size lie, as a share."""
 
-    def survey(self) -> tuple[DeviceReading, ...]:
+    def read_baseline(self) -> tuple[DeviceReading, ...]:
         """The devices before any worker of ours runs: what is used is others'."""
 
     def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
@@ -46,17 +46,17 @@ class Cards(Protocol):
     ) -> list[Measured]:
         """What each device peaked at: `reports` by rank, `sampled` the highest use seen by device."""
 
-    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
+    def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
         """By device, what is neither in the workers' allocators nor free: others and our context.
 
         Nothing where neighbours cannot disturb a probe, as where our own memory alone is counted.
         """
 
-    def allowance(self, survey: Sequence[DeviceReading]) -> int | None:
+    def memory_cap(self, baseline: Sequence[DeviceReading]) -> int | None:
         """Bytes beyond which a worker's allocation must fail; None where the device itself says no."""
 
 
-def budgets(survey: Sequence[DeviceReading], target: float) -> tuple[DeviceBudget, ...]:
+def budgets(baseline: Sequence[DeviceReading], target: float) -> tuple[DeviceBudget, ...]:
     """What may be held of each device.
 
     Raises:
@@ -64,7 +64,7 @@ def budgets(survey: Sequence[DeviceReading], target: float) -> tuple[DeviceBudge
     """
     return tuple(
         budget(reading.device, reading.name, reading.total, reading.used, target)
-        for reading in survey
+        for reading in baseline
     )
 
 
@@ -83,11 +83,11 @@ def budget(device: str, name: str, total: int, others: int, target: float) -> De
         total=total,
         others=others,
         budget=ours,
-        hard=hard_limit(total=total, used=others, target=target),
+        hard_limit=hard_limit(total=total, used=others, target=target),
     )
 
 
-class GpuCards:
+class GpuDevices:
     """NVIDIA cards, rank by rank; `limit` pretends that each is that large."""
 
     kind = "cuda"
@@ -97,7 +97,7 @@ class GpuCards:
         self._devices = tuple(devices)
         self._limit = limit
 
-    def survey(self) -> tuple[DeviceReading, ...]:
+    def read_baseline(self) -> tuple[DeviceReading, ...]:
         return self.read({})
 
     def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
@@ -115,20 +115,22 @@ class GpuCards:
         readings = self.read({})
         devices = [report.device for report in reports]
         return [
-            identity(reports[on(budget.device, devices)], reading.used, budget.others, highest)
+            peak_from_report(
+                reports[on(budget.device, devices)], reading.used, budget.others, highest
+            )
             for budget, reading, highest in zip(budgets, readings, sampled, strict=True)
         ]
 
-    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
+    def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
         devices = [part.device for part in held]
         return tuple(
             reading.used - held[on(reading.device, devices)].resident for reading in self.read({})
         )
 
-    def allowance(self, survey: Sequence[DeviceReading]) -> int | None:
+    def memory_cap(self, baseline: Sequence[DeviceReading]) -> int | None:
         if self._limit is None:
             return None
-        return min(reading.total - reading.used for reading in survey)
+        return min(reading.total - reading.used for reading in baseline)
 
 
 def on(device: str, ranks: Sequence[str]) -> int:
@@ -146,7 +148,7 @@ def on(device: str, ranks: Sequence[str]) -> int:
     )
 
 
-def identity(report: Report, used_now: int, others: int, sampled: int) -> Measured:
+def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -> Measured:
     """The memory identity for one card; everything that torch does not count is `context`."""
     context = max(0, used_now - others - report.resident)
     return Measured(
@@ -159,7 +161,7 @@ def identity(report: Report, used_now: int, others: int, sampled: int) -> Measur
     )
 
 
-class HostCard:
+class HostDevice:
     """Host memory as the device: all ranks share it, and their own pages are what counts."""
 
     kind = "cpu"
@@ -169,7 +171,7 @@ class HostCard:
         self._host = host
         self._others = 0
 
-    def survey(self) -> tuple[DeviceReading, ...]:
+    def read_baseline(self) -> tuple[DeviceReading, ...]:
         reading = self._host.read()
         self._others = reading.used
         return (DeviceReading(device="cpu", name="CPU", total=reading.total, used=reading.used),)
@@ -190,14 +192,14 @@ class HostCard:
             )
         ]
 
-    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
+    def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
         return ()
 
-    def allowance(self, survey: Sequence[DeviceReading]) -> int | None:
+    def memory_cap(self, baseline: Sequence[DeviceReading]) -> int | None:
         return None
 
 
-class EmulatedCards:
+class EmulatedDevices:
     """Cards of `limit` bytes on the CPU, one a rank."""
 
     kind = "cpu"
@@ -207,7 +209,7 @@ class EmulatedCards:
         self._limit = limit
         self._world_size = world_size
 
-    def survey(self) -> tuple[DeviceReading, ...]:
+    def read_baseline(self) -> tuple[DeviceReading, ...]:
         return self.read({})
 
     def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
@@ -229,8 +231,8 @@ class EmulatedCards:
             for report in reports
         ]
 
-    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
+    def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
         return ()
 
-    def allowance(self, survey: Sequence[DeviceReading]) -> int | None:
+    def memory_cap(self, baseline: Sequence[DeviceReading]) -> int | None:
         return self._limit

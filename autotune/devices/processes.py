@@ -164,13 +164,13 @@ def limit_data(amount: int) -> int:
 
     Returns what was in force before, for `restore_data_limit`.
     """
-    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    before, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = amount if hard_limit == resource.RLIM_INFINITY else min(amount, hard_limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard_limit))
     return before
 
 
 def restore_data_limit(before: int) -> None:
     """Put back what `limit_data` found, "no limit" included."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (before, hard_limit))

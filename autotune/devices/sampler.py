@@ -1,7 +1,7 @@
 """The meters, read by a thread of its own: what a probe held is known however busy the rest is.
 
 A reading that is too old counts as a failure: a probe whose memory nobody sees must not run. What a
-reading means for a budget is for `guard` and `cards`.
+reading means for a budget is for `guard` and `group`.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from autotune.devices.group import Cards
+from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
 from autotune.errors import ChatlmError, DeviceError
 from autotune.readings import DeviceReading, HostReading
@@ -32,7 +32,7 @@ Resident = Callable[[], Mapping[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class SampleWindow:
     """What the meters saw since the last `reset`, and last; bytes."""
 
     devices: tuple[DeviceReading, ...]
@@ -46,18 +46,18 @@ class Window:
     workers_highest: int
 
 
-class Meter:
+class MemorySampler:
     """Samples devices, host and workers while its `with` lasts; join it before the driver closes."""
 
     def __init__(
-        self, cards: Cards, host: HostMeter, resident: Resident, *, stale: float = STALE
+        self, group: DeviceGroup, host: HostMeter, resident: Resident, *, stale: float = STALE
     ) -> None:
-        self._cards = cards
+        self._group = group
         self._host = host
         self._resident = resident
         self._stale = stale
         self._lock = threading.Lock()
-        self._window: Window | None = None
+        self._window: SampleWindow | None = None
         self._held: Mapping[int, int] = {}
         self._read_at = 0.0
         self._failure: Exception | None = None
@@ -87,9 +87,9 @@ class Meter:
         """
         with self._lock:
             last = self._window
-        if full or last is None or self._cards.kind == "cpu":
+        if full or last is None or self._group.kind == "cpu":
             self._held = self._resident()
-        devices = self._cards.read(self._held)
+        devices = self._group.read(self._held)
         host = self._host.read() if full or last is None else last.host
         with self._lock:
             self._window = merged(self._window, devices, host, sum(self._held.values()))
@@ -106,7 +106,7 @@ class Meter:
             self._window = None
         self.sample()
 
-    def window(self) -> Window:
+    def window(self) -> SampleWindow:
         """The window so far.
 
         Raises:
@@ -135,16 +135,16 @@ class Meter:
 
 
 def merged(
-    before: Window | None, devices: tuple[DeviceReading, ...], host: HostReading, workers: int
-) -> Window:
+    before: SampleWindow | None, devices: tuple[DeviceReading, ...], host: HostReading, workers: int
+) -> SampleWindow:
     """The window after one more reading."""
     used = tuple(device.used for device in devices)
     if before is None:
-        return Window(
+        return SampleWindow(
             devices=devices, host=host, workers=workers, highest=used, host_tightest=host,
             workers_highest=workers,
         )  # fmt: skip
-    return Window(
+    return SampleWindow(
         devices=devices,
         host=host,
         workers=workers,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from autotune.devices.group import Cards, EmulatedCards, GpuCards, HostCard
+from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, NvmlDevice, visible
 from autotune.devices.shared_memory import free_shared_memory, shortage
@@ -14,10 +14,10 @@ from autotune.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Devices:
+class DeviceSelection:
     """The devices of a run, one a process, and what to say about them."""
 
-    cards: Cards
+    group: DeviceGroup
     world_size: int
     driver: str | None = None
     notice: str | None = None
@@ -28,7 +28,7 @@ class Devices:
 @contextmanager
 def open_devices(
     device: str, *, num_processes: int | None, vram_limit: int | None, host: HostMeter
-) -> Iterator[Devices]:
+) -> Iterator[DeviceSelection]:
     """The devices for `auto`, `cuda` or `cpu`; the driver stays open until the block ends.
 
     Raises:
@@ -57,7 +57,7 @@ def open_devices(
 
 def _on_gpus(
     nvml: Nvml, shown: tuple[NvmlDevice, ...], num_processes: int | None, vram_limit: int | None
-) -> Devices:
+) -> DeviceSelection:
     if not shown:
         raise DeviceError(
             "the driver shows no card; check CUDA_VISIBLE_DEVICES, or use --device cpu"
@@ -68,18 +68,20 @@ def _on_gpus(
             f"{world_size} processes, but {len(shown)} GPU{'s' if len(shown) > 1 else ''}; use "
             f"--num-processes {len(shown)} or fewer"
         )
-    return Devices(
-        cards=GpuCards(shown[:world_size], vram_limit),
+    return DeviceSelection(
+        group=GpuDevices(shown[:world_size], vram_limit),
         world_size=world_size,
         driver=nvml.driver_version,
         shared=tuple(device.uuid for device in shown[:world_size]),
     )
 
 
-def _on_cpu(world_size: int, vram_limit: int | None, host: HostMeter, why: str | None) -> Devices:
+def _on_cpu(
+    world_size: int, vram_limit: int | None, host: HostMeter, why: str | None
+) -> DeviceSelection:
     shared: tuple[str, ...]
     if vram_limit is None:
-        cards: Cards = HostCard(host)
+        group: DeviceGroup = HostDevice(host)
         shared = ("host-memory",)
         notice = "on the CPU, against host RAM"
     else:
@@ -88,33 +90,35 @@ def _on_cpu(world_size: int, vram_limit: int | None, host: HostMeter, why: str |
                 f"{world_size} emulated card(s) of {format_bytes(vram_limit)} do not fit into "
                 f"{format_bytes(host.read().total)} of host RAM; use a smaller --vram-limit"
             )
-        cards = EmulatedCards(vram_limit, world_size)
+        group = EmulatedDevices(vram_limit, world_size)
         shared = ()
         notice = f"on the CPU, which plays a card of {format_bytes(vram_limit)}"
-    return Devices(
-        cards=cards,
+    return DeviceSelection(
+        group=group,
         world_size=world_size,
         notice=f"{why}: {notice}" if why else notice,
         shared=shared,
     )
 
 
-def check_per_device(wanted: bool, devices: Devices) -> None:
+def check_per_device(wanted: bool, devices: DeviceSelection) -> None:
     """Raises UsageError where a micro-batch for each process is wanted, but not each has a card."""
     if wanted and devices.world_size == 1:
         raise UsageError(
             "--per-device is for several cards, and there is one process; leave it out"
         )
-    if wanted and isinstance(devices.cards, HostCard):
+    if wanted and isinstance(devices.group, HostDevice):
         raise UsageError(
             "--per-device needs a card for each process, and these share the host's memory; leave "
             "it out, or give --vram-limit"
         )
 
 
-def shared_memory_notice(devices: Devices, backend: str | None, *, loaders: int) -> str | None:
+def shared_memory_notice(
+    devices: DeviceSelection, backend: str | None, *, loaders: int
+) -> str | None:
     """A line that says that NCCL or the loaders will lack shared memory; None where none will."""
-    uses_nccl = devices.cards.kind == "cuda" and devices.world_size > 1 and not wants_gloo(backend)
+    uses_nccl = devices.group.kind == "cuda" and devices.world_size > 1 and not wants_gloo(backend)
     return shortage(
         free_shared_memory(),
         nccl_ranks=devices.world_size if uses_nccl else 0,

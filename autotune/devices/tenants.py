@@ -8,56 +8,56 @@ What moves beyond that is a neighbour.
 import time
 from collections.abc import Sequence
 
-from autotune.devices.group import Cards, budget, budgets
+from autotune.devices.group import DeviceGroup, budget, budgets
 from autotune.events import Emit, Notice
 from autotune.readings import DeviceReading
 from autotune.trial import DeviceBudget, Measured
 from autotune.tuning.probe import Held
 from autotune.units import format_bytes
 
-STILL = 64 * 2**20
+CONTEXT_DRIFT = 64 * 2**20
 """Bytes that a context may move between two probes."""
-LOADING = 512 * 2**20
+CONTEXT_LOADING = 512 * 2**20
 """Bytes that it may grow in a worker's first probe: kernels, cuBLAS and NCCL are loaded on use."""
-LINGER = 8
+EXIT_GRACE = 8
 """Quarters of a second for which a process that has ended may still be shown by the driver."""
 
 
-class Neighbours:
+class Tenants:
     """Who else is on the devices, as far as memory tells; nobody where it tells nothing."""
 
-    def __init__(self, cards: Cards, target: float, emit: Emit) -> None:
+    def __init__(self, group: DeviceGroup, target: float, emit: Emit) -> None:
         self.budgets: tuple[DeviceBudget, ...] = ()
-        self._cards = cards
+        self._group = group
         self._target = target
         self._emit = emit
-        self._foreign: tuple[int, ...] = ()
+        self._unaccounted: tuple[int, ...] = ()
         self._loading = True
         """Whether the workers have yet to run their first probe."""
 
-    def survey(self) -> Sequence[DeviceReading]:
+    def read_baseline(self) -> Sequence[DeviceReading]:
         """The devices before workers of ours start, and the budgets anew.
 
         Raises:
             DeviceError: others hold the target already.
         """
-        survey = self._without_us()
-        self.budgets = budgets(survey, self._target)
-        return survey
+        baseline = self._without_us()
+        self.budgets = budgets(baseline, self._target)
+        return baseline
 
-    def meet(self, held: Sequence[Held]) -> None:
+    def set_baseline(self, held: Sequence[Held]) -> None:
         """Workers have started: what is foreign now is others' and their contexts."""
-        self._foreign, self._loading = self._cards.foreign(held), True
+        self._unaccounted, self._loading = self._group.unaccounted(held), True
 
-    def follow(self, held: Sequence[Held]) -> bool:
+    def update_budgets(self, held: Sequence[Held]) -> bool:
         """Adapts the budgets to who came or left since the last look; whether anybody did.
 
         Raises:
             DeviceError: they hold the target now.
         """
-        now = self._cards.foreign(held)
-        moves = moved(self._foreign, now, loading=self._loading)
-        self._foreign = now
+        now = self._group.unaccounted(held)
+        moves = moved(self._unaccounted, now, loading=self._loading)
+        self._unaccounted = now
         if not any(moves):
             return False
         changed = []
@@ -71,37 +71,37 @@ class Neighbours:
         self.budgets = tuple(changed)
         return True
 
-    def disturbed(
+    def was_disturbed(
         self, held: Sequence[Held], highest: Sequence[int], measured: Sequence[Measured]
     ) -> bool:
         """Whether the probe that has just ended was not alone: others moved, or passed through."""
-        if not self._foreign:
+        if not self._unaccounted:
             return False
-        if self.follow(held):
+        if self.update_budgets(held):
             return True
         loading, self._loading = self._loading, False
         ours = [device.context + (device.reserved or 0) for device in measured]
         others = [device.others for device in self.budgets]
         return passed_through(highest, ours, others, loading=loading)
 
-    def were_in_the_way(self) -> bool:
+    def changed_since_start(self) -> bool:
         """Whether others moved before workers, which are gone by now, ended for want of memory."""
-        if not self._foreign:
+        if not self._unaccounted:
             return False
         pairs = zip(self._without_us(), self.budgets, strict=True)
-        return any(abs(reading.used - before.others) > STILL for reading, before in pairs)
+        return any(abs(reading.used - before.others) > CONTEXT_DRIFT for reading, before in pairs)
 
-    def guards(self, world_size: int) -> list[int | None]:
+    def hard_limits(self, world_size: int) -> list[int | None]:
         """By rank, the bytes at which its own allocations must fail: what its context takes is left.
 
         Where ranks share a device, together they hold less, which the meter sees.
         """
         return [
-            None if device.hard is None else max(0, device.hard - context)
+            None if device.hard_limit is None else max(0, device.hard_limit - context)
             for device, context in self._of_ranks(world_size)
         ]
 
-    def rooms(self, world_size: int) -> list[int]:
+    def headroom(self, world_size: int) -> list[int]:
         """By rank, the bytes that its own allocations may take of the budget."""
         sharing = world_size // len(self.budgets)
         return [
@@ -111,22 +111,22 @@ class Neighbours:
 
     def _of_ranks(self, world_size: int) -> list[tuple[DeviceBudget, int]]:
         """Each rank's device, and what our context takes of it."""
-        foreign = self._foreign or [device.others for device in self.budgets]
+        unaccounted = self._unaccounted or [device.others for device in self.budgets]
         devices = [
             (device, max(0, now - device.others))
-            for device, now in zip(self.budgets, foreign, strict=True)
+            for device, now in zip(self.budgets, unaccounted, strict=True)
         ]
         return [devices[device_of(rank, world_size, devices)] for rank in range(world_size)]
 
     def _without_us(self) -> Sequence[DeviceReading]:
         """The devices once our own processes, which have just ended, are gone from them."""
-        for _ in range(LINGER if self.budgets and self._cards.kind == "cuda" else 0):
-            survey = self._cards.survey()
-            pairs = zip(survey, self.budgets, strict=True)
-            if all(reading.used <= before.others + STILL for reading, before in pairs):
-                return survey
+        for _ in range(EXIT_GRACE if self.budgets and self._group.kind == "cuda" else 0):
+            baseline = self._group.read_baseline()
+            pairs = zip(baseline, self.budgets, strict=True)
+            if all(reading.used <= before.others + CONTEXT_DRIFT for reading, before in pairs):
+                return baseline
             time.sleep(0.25)
-        return self._cards.survey()
+        return self._group.read_baseline()
 
 
 def device_of(rank: int, world_size: int, devices: Sequence[object]) -> int:
@@ -136,9 +136,9 @@ def device_of(rank: int, world_size: int, devices: Sequence[object]) -> int:
 
 def moved(before: Sequence[int], now: Sequence[int], *, loading: bool) -> tuple[int, ...]:
     """How much neighbours took (or freed, below 0), by device; what a context may do is no move."""
-    most = LOADING if loading else STILL
+    most = CONTEXT_LOADING if loading else CONTEXT_DRIFT
     changes = [new - old for old, new in zip(before, now, strict=True)]
-    return tuple(change if change > most or change < -STILL else 0 for change in changes)
+    return tuple(change if change > most or change < -CONTEXT_DRIFT else 0 for change in changes)
 
 
 def passed_through(
@@ -149,6 +149,6 @@ def passed_through(
     `sampled` is the highest that the driver showed, `exact` our own peak by the allocator and the
     context: a sample far above it was not ours.
     """
-    most = LOADING if loading else STILL
+    most = CONTEXT_LOADING if loading else CONTEXT_DRIFT
     pairs = zip(sampled, exact, others, strict=True)
     return any(seen - ours - rest > most for seen, ours, rest in pairs)

@@ -1,7 +1,7 @@
 """The evaluation batch: the same search, forward alone, beside all that training keeps resident."""
 
 from autotune.trial import Trial
-from autotune.tuning.loop import choose, replayed
+from autotune.tuning.loop import choose, rebuild_search
 from autotune.tuning.prober import Prober
 
 GROWTH = 4
@@ -18,11 +18,11 @@ def tune_evaluation(prober: Prober, trained: Trial) -> int:
     least = min(trained.sizes)
     trials: list[Trial] = []
     for _ in range(PROBES):
-        size = replayed(
+        size = rebuild_search(
             trials,
             prober.budgets,
             GROWTH * least,
-            noise=prober.cards.noise,
+            noise=prober.group.noise,
             guess=2 * least,
         ).ask()
         if size is None:

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable
 
 from autotune.devices.shared_memory import free_shared_memory, shortage
-from autotune.tuning.prober import Prober, Wait
+from autotune.tuning.prober import DataWait, Prober
 
-WORTH = 0.02
+MIN_GAIN = 0.02
 """Share of a step that it may wait: less is not worth a process."""
 TRIED = (1, 2, 4, 8)
 
@@ -20,16 +20,16 @@ def tune_loaders(prober: Prober, size: int, *, busy: float, ranks: int, room: in
     cores = len(os.sched_getaffinity(0)) // ranks
     free = free_shared_memory()
 
-    def measure(loaders: int) -> Wait | None:
+    def measure(loaders: int) -> DataWait | None:
         if shortage(free, nccl_ranks=0, loader_workers=loaders * ranks) is not None:
             return None
-        return prober.wait(size, loaders=loaders, busy=busy)
+        return prober.data_wait(size, loaders=loaders, busy=busy)
 
     return fewest(measure, busy=busy, most=cores - 1, room=room)
 
 
 def fewest(
-    measure: Callable[[int], Wait | None], *, busy: float, most: int, room: int
+    measure: Callable[[int], DataWait | None], *, busy: float, most: int, room: int
 ) -> int | None:
     """The fewest loaders whose wait is not worth one more, among those that there is room for."""
     alone = measure(0)
@@ -37,11 +37,11 @@ def fewest(
         return None
     best, waits = 0, alone.seconds
     for loaders in TRIED:
-        if waits <= WORTH * busy or loaders > most:
+        if waits <= MIN_GAIN * busy or loaders > most:
             break
         wait = measure(loaders)
         if wait is None or wait.host_peak > room:
             break
-        if wait.seconds < waits - WORTH * busy:
+        if wait.seconds < waits - MIN_GAIN * busy:
             best, waits = loaders, wait.seconds
     return best

@@ -10,7 +10,7 @@ from autotune.errors import ChatlmError
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.knee import knee
 from autotune.search import Search
-from autotune.trial import DeviceBudget, Trial, still_tells
+from autotune.trial import DeviceBudget, Trial, reevaluate
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.tuning.prober import Prober
 from autotune.units import format_bytes
@@ -90,7 +90,7 @@ def tune(
     )
     if not per_device and (hint_text := uneven(prober.budgets)) is not None:
         emit(Notice(text=hint_text))
-    noise = prober.cards.noise
+    noise = prober.group.noise
     trials: list[Trial] = []
     interrupted = False
     extras = Extras()
@@ -99,7 +99,7 @@ def tune(
         if per_device:
             return ask_each(trials, prober.budgets, ceiling=top, most=most, guess=hint, noise=noise)
         one = None if hint is None else min(hint)
-        return replayed(trials, prober.budgets, top, noise=noise, guess=one).ask()
+        return rebuild_search(trials, prober.budgets, top, noise=noise, guess=one).ask()
 
     try:
         while (size := ask()) is not None:
@@ -145,18 +145,18 @@ def probed(
     prober: Prober, size: int | Sizes, trials: Sequence[Trial], ceiling: int, emit: Emit
 ) -> list[Trial]:
     """The trials and one more, all of them against the budgets as they are now."""
-    noise = prober.cards.noise
-    search = replayed(trials, prober.budgets, ceiling, noise=noise)
+    noise = prober.group.noise
+    search = rebuild_search(trials, prober.budgets, ceiling, noise=noise)
     largest = size if isinstance(size, int) else max(size)
     emit(ProbeStarted(size=largest, low=search.low, high=search.high))
     trial = prober.probe(size)
-    known = [still_tells(t, prober.budgets) or t for t in (*trials, trial)]
-    search = replayed(known, prober.budgets, ceiling, noise=noise)
+    known = [reevaluate(t, prober.budgets) or t for t in (*trials, trial)]
+    search = rebuild_search(known, prober.budgets, ceiling, noise=noise)
     emit(ProbeEnded(trial=known[-1], low=search.low, high=search.high))
     return known
 
 
-def replayed(
+def rebuild_search(
     trials: Iterable[Trial],
     budgets: Sequence[DeviceBudget],
     ceiling: int,
@@ -167,7 +167,7 @@ def replayed(
     """The search that knows the trials, under the budgets of now: neighbours may have moved since."""
     search = Search(ceiling, min(device.budget for device in budgets), guess, noise=noise)
     for trial in trials:
-        if (known := still_tells(trial, budgets)) is not None:
+        if (known := reevaluate(trial, budgets)) is not None:
             search = tell(search, known)
     return search
 

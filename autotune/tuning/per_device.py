@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autotune.search import NOISE, Search
-from autotune.trial import DeviceBudget, Trial, still_tells
+from autotune.trial import DeviceBudget, Trial, reevaluate
 from autotune.verdict import Verdict
 
 Sizes = tuple[int, ...]
@@ -28,7 +28,7 @@ def ask_each(
     `most` is what they may sum up to: the effective batch, where it is given.
     """
     guesses = guess if guess is not None and len(guess) == len(budgets) else (None,) * len(budgets)
-    known = [t for trial in trials if (t := still_tells(trial, budgets)) is not None]
+    known = [t for trial in trials if (t := reevaluate(trial, budgets)) is not None]
     searches = [
         _told(Search(ceiling, budget.budget, hint, noise=noise), rank, known)
         for rank, (budget, hint) in enumerate(zip(budgets, guesses, strict=True))
@@ -53,7 +53,7 @@ def _told(search: Search, rank: int, trials: Sequence[Trial]) -> Search:
         before = outcomes.get(size)
         if told is not None and (before is None or before.answer is not None):
             outcomes[size] = told
-    return replace(search, told=tuple(told.told[-1] for told in outcomes.values()))
+    return replace(search, observations=tuple(told.observations[-1] for told in outcomes.values()))
 
 
 def _tell(search: Search, rank: int, size: int, trial: Trial) -> Search | None:

@@ -37,25 +37,25 @@ class Workload(Protocol):
     facts: Mapping[str, Any]
     """What the supervisor has to know (JSON): `model`, `rows`, and a `fingerprint`."""
 
-    def accumulate(self, size: int) -> Load:
+    def forward_backward(self, size: int) -> Load:
         """Forward and backward over the worst-case micro-batches of one step, as in training."""
 
-    def mix(self, size: int) -> None:
+    def mixed_lengths_step(self, size: int) -> None:
         """The same over shuffled micro-batches, short and long, none above that size.
 
         They leave the allocator's cache in pieces, as hours of training do.
         """
 
-    def update(self) -> None:
+    def optimizer_step(self) -> None:
         """The optimizer's step."""
 
     def evaluate(self, size: int) -> Load:
         """Forward alone over one worst-case batch, as in evaluation."""
 
-    def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
+    def data_wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         """Seconds that a step of `busy` seconds waits for its data, and the loaders' bytes."""
 
-    def side(self, size: int, side: int) -> bool:
+    def one_sided_step(self, size: int, side: int) -> bool:
         """Forward and backward of so many sequences, longest on that side and shortest on the other.
 
         Sides are what is padded apart: source 0, target 1. False where all is one.
@@ -100,15 +100,15 @@ class Report:
 
 
 def measure(
-    workload: Workload, size: int, beat: Callable[[int], None], *, far: int | None = None
+    workload: Workload, size: int, beat: Callable[[int], None], *, safe: int | None = None
 ) -> Report:
     """Runs training steps until their peak has settled; `beat(step)` is called after each.
 
-    A peak below `far` bytes need not settle: whatever it still wavers, it fits. Raises whatever the
+    A peak below `safe` bytes need not settle: whatever it still wavers, it fits. Raises whatever the
     step raises; out of memory is told apart by `is_out_of_memory`.
     """
     memory = workload.memory
-    memory.settle()
+    memory.release_cached()
     retries = memory.retries()
     fixed = memory.resident()
     peaks: list[int] = []
@@ -119,13 +119,13 @@ def measure(
         memory.reset_peak()
         started = time.perf_counter()
         if step == 1:
-            workload.mix(size)
+            workload.mixed_lengths_step(size)
         else:
-            load = workload.accumulate(size)
+            load = workload.forward_backward(size)
         memory.synchronize()
         if step == 0:
             growing = memory.peak()
-        workload.update()
+        workload.optimizer_step()
         memory.synchronize()
         if step > 1:
             seconds.append(time.perf_counter() - started)
@@ -133,13 +133,13 @@ def measure(
         allocated = max(allocated, memory.peak_allocated())
         beat(step)
         grows = step + 1 < LEAST_STEPS or (
-            peaks[-1] > SETTLED * max(peaks[:-1]) and (far is None or peaks[-1] > far)
+            peaks[-1] > SETTLED * max(peaks[:-1]) and (safe is None or peaks[-1] > safe)
         )
         # ranks that stopped at different steps would wait for each other for ever
         if not workload.any_rank(grows or sum(seconds) < TIMED):
             break
     retries = memory.retries() - retries
-    memory.settle()  # what stays cached would look like a neighbour's, and fill the next window
+    memory.release_cached()  # what stays cached would look like a neighbour's, and fill the next window
     return Report(
         device=memory.device,
         fixed=fixed,
@@ -162,25 +162,25 @@ def measure_sides(workload: Workload, size: int) -> list[float] | None:
     memory = workload.memory
 
     def growth(run: Callable[[], object]) -> int:
-        memory.settle()
+        memory.release_cached()
         before = memory.allocated()
         memory.reset_peak()
         run()
         memory.synchronize()
         return max(0, memory.peak_allocated() - before)
 
-    if not workload.side(1, 0):
+    if not workload.one_sided_step(1, 0):
         return None
-    whole = growth(lambda: workload.accumulate(size))
-    sides = [growth(lambda side=side: workload.side(size, side)) for side in (0, 1)]  # type: ignore[misc]
-    memory.settle()
+    whole = growth(lambda: workload.forward_backward(size))
+    sides = [growth(lambda side=side: workload.one_sided_step(size, side)) for side in (0, 1)]  # type: ignore[misc]
+    memory.release_cached()
     return [part / whole for part in sides] if whole else None
 
 
 def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None]) -> Report:
     """The same for evaluation: forward alone, twice, beside all that training keeps resident."""
     memory = workload.memory
-    memory.settle()
+    memory.release_cached()
     retries = memory.retries()
     fixed = memory.resident()
     memory.reset_peak()
@@ -193,7 +193,7 @@ def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None
     seconds = time.perf_counter() - started
     peak, allocated = memory.peak(), memory.peak_allocated()
     retries = memory.retries() - retries
-    memory.settle()
+    memory.release_cached()
     return Report(
         device=memory.device,
         fixed=fixed,

@@ -27,7 +27,7 @@ def main() -> None:
     try:
         workload = build(wire.messages.get())
         memory = workload.memory
-        memory.settle()
+        memory.release_cached()
         held = Held(device=memory.device, resident=memory.resident())
         wire.send({"type": "ready", "facts": dict(workload.facts), "held": asdict(held)})
         while True:
@@ -61,12 +61,14 @@ def answer(
     request: Request = message["type"]
     match request:
         case "train":
-            far = message["far"][rank]
-            report = measure(workload, size, beat, far=far).as_message()
+            safe = message["far"][rank]
+            report = measure(workload, size, beat, safe=safe).as_message()
         case "evaluate":
             report = measure_evaluation(workload, size, beat).as_message()
         case "wait":
-            seconds, host = workload.wait(size, loaders=message["loaders"], busy=message["busy"])
+            seconds, host = workload.data_wait(
+                size, loaders=message["loaders"], busy=message["busy"]
+            )
             report = {"seconds": seconds, "host": host}
         case "sides":
             report = {"shares": measure_sides(workload, size)}

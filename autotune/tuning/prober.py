@@ -21,15 +21,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from autotune.devices.group import Cards
+from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
-from autotune.devices.tenants import Neighbours, device_of
+from autotune.devices.tenants import Tenants, device_of
 from autotune.errors import ChatlmError, NothingFits, WorkerError
 from autotune.events import Emit, Notice
-from autotune.trial import DeviceBudget, Trial, judged
+from autotune.trial import DeviceBudget, Trial, with_verdict
 from autotune.tuning.probe import Report
 from autotune.verdict import Verdict
-from autotune.workers.session import Ended, Limits, Session, WorkloadSpec
+from autotune.workers.session import Limits, Session, WorkersEnded, WorkloadSpec
 
 __all__ = ["Limits", "Prober", "WorkloadSpec"]
 
@@ -38,7 +38,7 @@ UNSETTLED = 2
 """How often a probe is measured again because of a neighbour."""
 DRIFT = 1.01
 """Workers that hold this much more between two probes than before their first are replaced."""
-FAR = 0.75
+SAFE_SHARE = 0.75
 """A peak below this share of the budget fits, however it wavers."""
 SLOW = 20
 """A probe that takes so many times what its size should is hung."""
@@ -47,7 +47,7 @@ PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
+class DataWait:
     """What feeding a step costs."""
 
     seconds: float
@@ -66,19 +66,19 @@ class Prober:
         self,
         spec: WorkloadSpec,
         *,
-        cards: Cards,
+        group: DeviceGroup,
         host: HostMeter,
         limits: Limits,
         emit: Emit,
         log_path: Path,
     ) -> None:
         self.spec = spec
-        self.cards = cards
+        self.group = group
         self.host = host
         self.limits = limits
         self.emit = emit
         self.log_path = log_path
-        self.neighbours = Neighbours(cards, limits.target, emit)
+        self.tenants = Tenants(group, limits.target, emit)
         self._session: Session | None = None
         self._fixed: list[int] = []
         """By rank, what these workers held before their first probe."""
@@ -100,7 +100,7 @@ class Prober:
     @property
     def budgets(self) -> tuple[DeviceBudget, ...]:
         """What the devices allow now."""
-        return self.neighbours.budgets
+        return self.tenants.budgets
 
     def open(self) -> dict[str, Any]:
         """Starts the workers and returns the facts of the workload that they built.
@@ -112,7 +112,7 @@ class Prober:
         for attempt in (1, 2):
             try:
                 return self._start()
-            except Ended as ended:
+            except WorkersEnded as ended:
                 self.close()
                 if ended.kind == "refused":
                     raise ChatlmError(ended.text) from None
@@ -140,14 +140,14 @@ class Prober:
             self.close()
         while True:
             session = self._ready()
-            self.neighbours.follow(session.held)
+            self.tenants.update_budgets(session.held)
             session.budgets = self.budgets
             try:
                 reports = self._ask(session, phase, sizes)
-            except Ended as ended:
+            except WorkersEnded as ended:
                 self.close()
                 for_memory = ended.kind in ("oom", "over")
-                if unsettled < UNSETTLED and for_memory and self.neighbours.were_in_the_way():
+                if unsettled < UNSETTLED and for_memory and self.tenants.changed_since_start():
                     unsettled += 1
                     self._say_unsettled(sizes)
                     continue
@@ -158,8 +158,8 @@ class Prober:
                 continue
             session.held = [report.held for report in reports]
             trial = self._trial(sizes, session, reports, time.monotonic() - started)
-            highest = session.meter.window().highest
-            if unsettled < UNSETTLED and self.neighbours.disturbed(
+            highest = session.sampler.window().highest
+            if unsettled < UNSETTLED and self.tenants.was_disturbed(
                 session.held, highest, trial.measured
             ):
                 unsettled += 1
@@ -171,7 +171,7 @@ class Prober:
                 self._pace = max(_pace(report) for report in reports)
             return trial
 
-    def wait(self, size: int, *, loaders: int, busy: float) -> Wait | None:
+    def data_wait(self, size: int, *, loaders: int, busy: float) -> DataWait | None:
         """How a step of `busy` seconds gets its data from that many loader processes a rank.
 
         None when the workers did not survive it.
@@ -181,16 +181,16 @@ class Prober:
         request = {
             "type": "wait",
             "sizes": sizes,
-            "guards": self.neighbours.guards(self.spec.world_size),
+            "guards": self.tenants.hard_limits(self.spec.world_size),
             "loaders": loaders,
             "busy": busy,
         }
         try:
             reports = session.ask(request, self.limits.silence)
-        except Ended:
+        except WorkersEnded:
             self.close()
             return None
-        return Wait(
+        return DataWait(
             seconds=max(float(report["seconds"]) for report in reports),
             host_peak=sum(int(report["host"]) for report in reports),
         )
@@ -203,11 +203,11 @@ class Prober:
         request = {
             "type": "sides",
             "sizes": [size] * self.spec.world_size,
-            "guards": self.neighbours.guards(self.spec.world_size),
+            "guards": self.tenants.hard_limits(self.spec.world_size),
         }
         try:
             reports = self._ready().ask(request, self.limits.silence)
-        except Ended:
+        except WorkersEnded:
             self.close()
             return None
         shares = [report["shares"] for report in reports]
@@ -226,15 +226,15 @@ class Prober:
         return self._session
 
     def _start(self) -> dict[str, Any]:
-        survey = self.neighbours.survey()
+        baseline = self.tenants.read_baseline()
         self._session = Session(
-            self.spec, cards=self.cards, host=self.host, limits=self.limits, emit=self.emit,
+            self.spec, group=self.group, host=self.host, limits=self.limits, emit=self.emit,
             log_path=self.log_path,
         )  # fmt: skip
         self._session.budgets = self.budgets
         self._fixed, self._drifted = [], False
-        facts = self._session.build(self.cards.allowance(survey))
-        self.neighbours.meet(self._session.held)
+        facts = self._session.build(self.group.memory_cap(baseline))
+        self.tenants.set_baseline(self._session.held)
         return facts
 
     def _ask(self, session: Session, phase: Phase, sizes: Sequence[int]) -> list[Report]:
@@ -244,8 +244,8 @@ class Prober:
         request = {
             "type": phase,
             "sizes": list(sizes),
-            "guards": self.neighbours.guards(self.spec.world_size),
-            "far": [int(FAR * room) for room in self.neighbours.rooms(self.spec.world_size)],
+            "guards": self.tenants.hard_limits(self.spec.world_size),
+            "far": [int(SAFE_SHARE * room) for room in self.tenants.headroom(self.spec.world_size)],
         }
         replies = session.ask(request, longest)
         return [Report(**{**reply, "seconds": tuple(reply["seconds"])}) for reply in replies]
@@ -263,11 +263,11 @@ class Prober:
     def _trial(
         self, sizes: Sequence[int], session: Session, reports: Sequence[Report], seconds: float
     ) -> Trial:
-        window = session.meter.window()
-        measured = self.cards.measure(reports, self.budgets, window.highest)
+        window = session.sampler.window()
+        measured = self.group.measure(reports, self.budgets, window.highest)
         slowest = max(reports, key=lambda report: sum(report.seconds) / len(report.seconds))
         step = sum(slowest.seconds) / len(slowest.seconds)
-        trial = judged(
+        trial = with_verdict(
             Trial(
                 size=max(sizes),
                 sizes=tuple(sizes),
@@ -290,7 +290,7 @@ class Prober:
         return trial
 
     def _failed(
-        self, sizes: Sequence[int], ended: Ended, seconds: float, failures: int
+        self, sizes: Sequence[int], ended: WorkersEnded, seconds: float, failures: int
     ) -> Trial | None:
         """The trial of a probe that did not answer, or None when it is to be tried once more.
 
@@ -337,7 +337,7 @@ class Prober:
     def _device_of(self, rank: int) -> int:
         return device_of(rank, self.spec.world_size, self.budgets)
 
-    def _error(self, ended: Ended, when: str) -> WorkerError:
+    def _error(self, ended: WorkersEnded, when: str) -> WorkerError:
         return WorkerError(f"the worker {_as_clause(ended)} {when}; its log is {self.log_path}")
 
 
@@ -347,7 +347,7 @@ def _spread(seconds: Sequence[float]) -> float | None:
     return (max(seconds) - min(seconds)) * len(seconds) / sum(seconds)
 
 
-def _as_clause(ended: Ended) -> str:
+def _as_clause(ended: WorkersEnded) -> str:
     return f"crashed ({ended.first_line})" if ended.kind == "crash" else ended.text
 
 

@@ -18,7 +18,7 @@ PATIENCE = 5.0
 """Seconds between the request to end and the kill."""
 
 
-class Workers:
+class WorkerGroup:
     """Processes that were launched together; use it in a `with`, so that none outlives it."""
 
     def __init__(

@@ -49,7 +49,7 @@ def worker_environment(variables: Mapping[str, str], world_size: int) -> dict[st
     return {**os.environ, **common, **variables}
 
 
-def settle(module: str, arguments: Sequence[str]) -> None:
+def reexec_with_environment(module: str, arguments: Sequence[str]) -> None:
     """Starts this process anew, under the same id, unless it has the safe path and its variables.
 
     Under a launcher of the user's own nobody has set them: peaks would not be the profile's, and a

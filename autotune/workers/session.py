@@ -1,6 +1,6 @@
 """One group of workers and the talk with it: a question to all ranks, and the answers or the end.
 
-Whatever ends it is an `Ended` of one kind, which says nothing yet about a size: that is `prober`'s.
+Whatever ends it is an `WorkersEnded` of one kind, which says nothing yet about a size: that is `prober`'s.
 
     over       the guard stopped it, or an allocation failed at the guard's limit
     oom        out of memory: an allocation was refused, or the kernel killed a process
@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from autotune.devices.budget import device_breach, host_breach
-from autotune.devices.group import Cards
+from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
 from autotune.devices.processes import cpu_seconds_of_families, proportional, resident
-from autotune.devices.sampler import Meter
+from autotune.devices.sampler import MemorySampler
 from autotune.events import Emit, ReadingTaken
 from autotune.trial import DeviceBudget
 from autotune.tuning.probe import Held
 from autotune.workers.channel import Message
-from autotune.workers.group import Workers
+from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import memory_environment, worker_command, worker_environment
 
 TICK = 0.05
@@ -64,7 +64,7 @@ class Limits:
     """Seconds in a probe without a word or any work of the processors, which count as hung too."""
 
 
-class Ended(Exception):
+class WorkersEnded(Exception):
     """The workers' end, before they had all answered."""
 
     def __init__(self, kind: str, text: str, rank: int | None = None) -> None:
@@ -83,7 +83,7 @@ class Session:
     """Workers that build a workload and then answer about it; `close` it whatever happens."""
 
     def __init__(
-        self, spec: WorkloadSpec, *, cards: Cards, host: HostMeter, limits: Limits, emit: Emit,
+        self, spec: WorkloadSpec, *, group: DeviceGroup, host: HostMeter, limits: Limits, emit: Emit,
         log_path: Path,
     ) -> None:  # fmt: skip
         self.spec = spec
@@ -96,12 +96,12 @@ class Session:
         self._emit = emit
         self._ticks = 0
         self._oom_kills = host.oom_kills()
-        self._workers = Workers(
+        self._workers = WorkerGroup(
             worker_command("autotune.tuning.probe_worker", spec.world_size),
-            environment=worker_environment(memory_environment(cards.kind), spec.world_size),
+            environment=worker_environment(memory_environment(group.kind), spec.world_size),
             log_path=log_path,
         )
-        self.meter = Meter(cards, host, self._workers.resident)
+        self.sampler = MemorySampler(group, host, self._workers.resident)
 
     def build(self, capacity: int | None) -> dict[str, Any]:
         """The facts of the workload, built in every rank; raises Ended."""
@@ -116,7 +116,7 @@ class Session:
                 ready[message["rank"]] = message
             return len(ready) == self.spec.world_size
 
-        self.meter.__enter__()
+        self.sampler.__enter__()
         self._wait(take, Silence(longest=self._limits.building))
         self.held = [Held(**ready[rank]["held"]) for rank in sorted(ready)]
         facts: dict[str, Any] = ready[0]["facts"]
@@ -127,7 +127,7 @@ class Session:
 
         Raises Ended.
         """
-        self.meter.reset()
+        self.sampler.reset()
         self._oom_kills = self._host.oom_kills()
         reports: dict[int, dict[str, Any]] = {}
 
@@ -141,17 +141,17 @@ class Session:
             longest=silence, idle=self._limits.idle, processor_seconds=self._processor_seconds
         )
         self._wait(take, patience)
-        self.meter.sample()  # a quick probe has ended before the thread's next reading
+        self.sampler.sample()  # a quick probe has ended before the thread's next reading
         return [reports[rank] for rank in sorted(reports)]
 
     def host_peak(self) -> int:
         """Highest host memory of the workers since the last request, shared pages counted once."""
         shared = sum(resident(pid) - proportional(pid) for pid in self._workers.pids.values())
-        return self.meter.window().workers_highest - shared
+        return self.sampler.window().workers_highest - shared
 
     def close(self) -> None:
         """Ends the workers and the meter."""
-        self.meter.__exit__(None, None, None)
+        self.sampler.__exit__(None, None, None)
         self._workers.close()
 
     def _wait(self, take: Callable[[Message], bool], silence: "Silence") -> None:
@@ -169,40 +169,40 @@ class Session:
                 raise self._how_it_ended()
             self._watch()
             if (why := silence.broken(bool(messages))) is not None:
-                raise Ended("hung", why)
+                raise WorkersEnded("hung", why)
 
     def _watch(self) -> None:
         """Looks at the meters; raises Ended where the guard must stop the probe."""
-        window = self.meter.window()
+        window = self.sampler.window()
         if self._ticks % SHOW_EVERY == 0:
             self._emit(
                 ReadingTaken(devices=window.devices, host=window.host, workers=window.workers)
             )
         self._ticks += 1
         if (breach := host_breach(window.host_tightest, self._limits.target_ram)) is not None:
-            raise Ended(*breach)
+            raise WorkersEnded(*breach)
         if (past := device_breach(self.budgets, window.highest)) is not None:
             device, words = past
-            raise Ended(
+            raise WorkersEnded(
                 "over", words, device if len(self.budgets) == self.spec.world_size else None
             )
 
-    def _failure(self, message: Message) -> Ended:
+    def _failure(self, message: Message) -> WorkersEnded:
         if message["type"] == "crash" and self.spec.world_size > 1:
             # when one rank is killed, the others crash waiting for it
             silent = self._how_it_ended()
             if silent.kind in ("oom", "killed"):
                 return silent
-        return Ended(message["type"], message["text"], message["rank"])
+        return WorkersEnded(message["type"], message["text"], message["rank"])
 
-    def _how_it_ended(self) -> Ended:
+    def _how_it_ended(self) -> WorkersEnded:
         code = self._workers.exit_code()
         if self._host.oom_kills() > self._oom_kills:
-            return Ended("oom", "host memory: the kernel killed the worker")
+            return WorkersEnded("oom", "host memory: the kernel killed the worker")
         if code == -signal.SIGKILL:
-            return Ended("killed", "was killed (SIGKILL)")
+            return WorkersEnded("killed", "was killed (SIGKILL)")
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Ended("died", f"died ({how})")
+        return WorkersEnded("died", f"died ({how})")
 
     def _processor_seconds(self) -> float:
         return cpu_seconds_of_families(list(self._workers.pids.values()))  # loaders work for them

@@ -16,7 +16,7 @@ import pytest
 
 from autotune import Found, find_micro_batch
 from autotune.devices.current import OwnDevice, card_of
-from autotune.devices.group import GpuCards
+from autotune.devices.group import GpuDevices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
 from autotune.devices.processes import resident, trim
@@ -305,7 +305,7 @@ def test_on_a_card_others_are_subtracted_and_what_torch_does_not_see_is_added() 
     memory = CardMemory("GPU-1")
 
     with fake_card(lambda: 2 * 2**30 + unseen + memory.resident()) as nvml:
-        device = OwnDevice(memory, GpuCards(nvml.devices), 0.5)
+        device = OwnDevice(memory, GpuDevices(nvml.devices), 0.5)
         before = device.peak() - memory.peak()
         unseen = 300 * MIB
         after = device.peak() - memory.peak()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.partition import MARGIN, WIDEST, Costs, borders, orders
+from autotune.partition import MARGIN, WIDEST, Costs, partition_points, sort_orders
 
 LONGEST = (200, 120)
 TERMS = ((1, 0), (0, 1), (2, 0), (0, 2), (1, 1), (2, 1), (1, 2))
@@ -60,7 +60,7 @@ def test_short_samples_travel_many_at_once_and_the_longest_few() -> None:
     """Three of the longest, or what takes no more, up to eight times as many."""
     lengths = np.array([[5, 5]] * 60 + [[100, 60]] * 12 + [[200, 120]] * 6)
 
-    places, _ = borders(lengths, 3, Costs(longest=LONGEST))
+    places, _ = partition_points(lengths, 3, Costs(longest=LONGEST))
 
     sizes = np.diff([0, *places, len(lengths)]).tolist()
     assert max(sizes) == WIDEST * 3
@@ -85,7 +85,7 @@ def test_the_least_price_is_found() -> None:
             ):
                 every.append(sum(len(p) * p.max(0).sum() + overhead for p in pieces))
 
-        _, price = borders(lengths, 2, costs)
+        _, price = partition_points(lengths, 2, costs)
 
         assert price == pytest.approx(min(every))
 
@@ -95,4 +95,4 @@ def test_every_order_holds_every_sample_once(count: int, seed: int, sides: int) 
     """However they are laid in a row."""
     lengths = np.random.default_rng(seed).integers(1, 257, (count, sides))
 
-    assert all(sorted(order.tolist()) == list(range(count)) for order in orders(lengths))
+    assert all(sorted(order.tolist()) == list(range(count)) for order in sort_orders(lengths))

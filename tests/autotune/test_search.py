@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.search import AIM, WORTH, Search, Told
+from autotune.search import AIM, MIN_GAIN, Observation, Search
 from autotune.verdict import Verdict
 from bench.simulate import BUDGET, CARD, SHAPES, Curve, Device, make, ours
 
@@ -49,7 +49,7 @@ def test_whatever_the_curve(family: str, data: st.DataObject, guess: int | None)
         search = device.probe(search, size)
         assert len(device.sizes) <= 2 * math.log2(ceiling) + 2, device.sizes
 
-    fitted = [told.size for told in search.told if told.verdict is Verdict.FITS]
+    fitted = [told.size for told in search.observations if told.verdict is Verdict.FITS]
     assert search.answer == max(fitted, default=None)
     assert search.answer is not None or 1 in device.sizes
     assert len(set(device.sizes)) == len(device.sizes)
@@ -58,7 +58,7 @@ def test_whatever_the_curve(family: str, data: st.DataObject, guess: int | None)
 
 bytes_told = st.none() | st.integers(0, int(2 * CARD))
 told = st.builds(
-    Told,
+    Observation,
     size=st.integers(1, 300),
     verdict=st.sampled_from(Verdict),
     peak=bytes_told,
@@ -69,17 +69,19 @@ told = st.builds(
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(told, max_size=12), st.integers(1, 300), st.data())
-def test_any_history_is_taken_up(history: list[Told], ceiling: int, data: st.DataObject) -> None:
+def test_any_history_is_taken_up(
+    history: list[Observation], ceiling: int, data: st.DataObject
+) -> None:
     """Told out of order, by another budget, or nonsense: it ends, and asks only for new sizes."""
-    search = Search(ceiling, BUDGET, told=tuple(t for t in history if t.size <= ceiling))
+    search = Search(ceiling, BUDGET, observations=tuple(t for t in history if t.size <= ceiling))
 
     while (size := search.ask()) is not None:
         assert search.low < size < search.high
-        assert size not in {t.size for t in search.told}
+        assert size not in {t.size for t in search.observations}
         more = data.draw(told)
         search = search.tell(size, more.verdict, more.peak, more.fixed, more.growing)
 
-    assert len(search.told) <= len(history) + 2 * math.log2(ceiling) + 2
+    assert len(search.observations) <= len(history) + 2 * math.log2(ceiling) + 2
 
 
 @given(st.integers(2, 3000), st.floats(0.05, 0.6))
@@ -91,7 +93,7 @@ def test_an_affine_curve_needs_no_failing_probe(optimum: int, fixed: float) -> N
 
     aimed = device.curve.largest(AIM * BUDGET)
     assert answer is not None
-    assert aimed / (1 + WORTH[2]) - 1 <= answer <= optimum
+    assert aimed / (1 + MIN_GAIN[2]) - 1 <= answer <= optimum
     assert len(device.sizes) <= 5
     assert device.over + device.oom == 0
 
@@ -212,16 +214,16 @@ def test_a_smaller_budget_takes_up_what_is_known() -> None:
     search = Search(4096, BUDGET)
     while (size := search.ask()) is not None:
         search = device.probe(search, size)
-    smaller = replace(search, budget=int(0.8 * BUDGET), told=())
-    for t in search.told:
+    smaller = replace(search, budget=int(0.8 * BUDGET), observations=())
+    for t in search.observations:
         assert t.peak is not None
         verdict = Verdict.FITS if t.peak <= smaller.budget else Verdict.OVER
         smaller = smaller.tell(t.size, verdict, t.peak, t.fixed, t.growing)
 
-    before = len(smaller.told)
+    before = len(smaller.observations)
     while (size := smaller.ask()) is not None:
         smaller = device.probe(smaller, size)
 
     assert smaller.answer is not None
     assert 0.97 * 714 <= smaller.answer <= 714
-    assert len(smaller.told) - before <= 2
+    assert len(smaller.observations) - before <= 2

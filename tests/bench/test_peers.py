@@ -48,13 +48,13 @@ class Workload:
         self.facts = {"rows": ROWS}
         self.updates = 0
 
-    def accumulate(self, size: int) -> Load:
+    def forward_backward(self, size: int) -> Load:
         if size > CAPACITY:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         self.memory.held = size
         return Load(size, size)
 
-    def update(self) -> None:
+    def optimizer_step(self) -> None:
         self.updates += 1
 
 

@@ -19,7 +19,7 @@ def causal(tmp_path: Path) -> Path:
 
     from trainer.model.loading import load_model
 
-    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=0).codec.tokenizer
+    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=0).encoder.tokenizer
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, pad_token_id=0, bos_token_id=3, eos_token_id=1,

@@ -56,9 +56,9 @@ def test_two_graphs_serve_every_shape_and_change_no_step(
         data = batch(model, rows, source, target)
         losses, norms = [], []
         for own in (plain, fast):
-            loss = own.accumulate([data], target_tokens=data.target_tokens)
+            loss = own.forward_backward([data], target_tokens=data.target_tokens)
             losses.append(loss.item())
-            norms.append(own.update(1e-4))
+            norms.append(own.optimizer_step(1e-4))
 
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
         assert norms[1] == pytest.approx(norms[0], rel=1e-4)
@@ -86,7 +86,7 @@ def test_a_compiled_step_has_noise_too() -> None:
     own = engine(tiny("t5"), compile=True, neftune_alpha=5.0)
     data = batch(own.unwrapped, 4, 12, 8)
 
-    losses = {own.accumulate([data], target_tokens=1).item() for _ in range(3)}
+    losses = {own.forward_backward([data], target_tokens=1).item() for _ in range(3)}
 
     assert len(losses) == 3
 

@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import profiles  # noqa: E402
-from autotune.devices.group import EmulatedCards  # noqa: E402
+from autotune.devices.group import EmulatedDevices  # noqa: E402
 from autotune.devices.host import HostMeter  # noqa: E402
-from autotune.devices.selection import Devices  # noqa: E402
+from autotune.devices.selection import DeviceSelection  # noqa: E402
 from autotune.partition import Costs  # noqa: E402
 from autotune.plan import Plan  # noqa: E402
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec  # noqa: E402
@@ -30,7 +30,7 @@ from trainer.data.readers import bundled  # noqa: E402
 from trainer.data.sample_order import PlainSteps, SampleOrder, count_steps  # noqa: E402
 from trainer.data.token_store import open_store  # noqa: E402
 from trainer.model.loading import load_model  # noqa: E402
-from trainer.supervisor.tuning import differences, earlier, fingerprint  # noqa: E402
+from trainer.supervisor.tuning import differences, fingerprint, previous_sizes  # noqa: E402
 from trainer.workload import build  # noqa: E402
 
 LIMITS = Limits(target=0.6, target_ram=0.8)
@@ -49,13 +49,13 @@ def test_no_step_of_an_epoch_has_a_batch_beyond_the_probes(
 ) -> None:
     """A bump of memory hours later would be a batch that the probe's worst one did not cover."""
     loaded = load_model("chatlm-tiny", dropout=0.0, seed=0)
-    store = open_store((bundled("train"),), loaded.codec, max_source=256, max_target=256)
-    collator = Collator(store, loaded.codec, loaded.model.config.decoder_start_token_id)
+    store = open_store((bundled("train"),), loaded.encoder, max_source=256, max_target=256)
+    collator = Collator(store, loaded.encoder, loaded.model.config.decoder_start_token_id)
     costs = Costs(longest=collator.longest(), shares=shares, overhead=overhead)
     plan = Plan(micro_batch=24, effective_batch=64, world_size=1)
     order = PlainSteps(SampleOrder(len(store), 3), plan.effective_batch)
     steps = Steps(collator, order, plan, costs=costs, rank=0)
-    worst = shape(collator.worst(24))
+    worst = shape(collator.worst_case_batch(24))
 
     shapes = [
         shape(batch)
@@ -90,11 +90,11 @@ def test_a_probe_mixes_short_and_long_none_beyond_the_worst(
         ran.extend(map(shape, batches))
         return torch.zeros(())
 
-    monkeypatch.setattr(workload.engine, "accumulate", note)
+    monkeypatch.setattr(workload.engine, "forward_backward", note)
     monkeypatch.setattr(workload.memory, "caches", caches)
 
-    workload.accumulate(32)
-    workload.mix(32)
+    workload.forward_backward(32)
+    workload.mixed_lengths_step(32)
 
     worst, *mixed = ran
     assert [count for count, _, _ in mixed] == samples
@@ -107,7 +107,7 @@ def toy_prober(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Probe
     """A prober of the toy with the test's settings, on an emulated card of 256 MiB."""
     with Prober(
         WorkloadSpec(path=PATH, settings=toy(**request.param)),
-        cards=EmulatedCards(256 * MIB, 1),
+        group=EmulatedDevices(256 * MIB, 1),
         host=HostMeter(),
         limits=Limits(target=0.8, target_ram=1.0),
         emit=lambda event: None,
@@ -140,8 +140,8 @@ FOUND = {
 }  # fmt: skip
 
 
-def cards() -> Devices:
-    return Devices(cards=EmulatedCards(1024 * MIB, 1), world_size=1)
+def group() -> DeviceSelection:
+    return DeviceSelection(group=EmulatedDevices(1024 * MIB, 1), world_size=1)
 
 
 def tuned_on(facts: dict[str, Any]) -> profiles.Profile:
@@ -158,7 +158,7 @@ def tuned_on(facts: dict[str, Any]) -> profiles.Profile:
         "run": {"precision": "fp32", "environment": memory_environment("cpu")},
     }  # fmt: skip
     profile = parse(document, "tuned.toml")
-    return profile.model_copy(update={"fingerprint": fingerprint(facts, cards())})
+    return profile.model_copy(update={"fingerprint": fingerprint(facts, group())})
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_profile_of_shorter_data_is_not_believed(now: dict[str, Any], said: li
     profile = tuned_on(FOUND)
     settings = resolve(profile, TrainOptions(), device="cpu", world_size=1)
 
-    differing = differences(profile, fingerprint({**FOUND, **now}, cards()), settings, ())
+    differing = differences(profile, fingerprint({**FOUND, **now}, group()), settings, ())
 
     assert differing == said
 
@@ -190,6 +190,6 @@ def test_an_earlier_size_is_a_guess_for_data_of_the_same_lengths_alone(
     profiles.save(tuned_on(FOUND), path)
     facts = {"fingerprint": {**FOUND, "longest_source": longest}, "precision": "fp32"}
 
-    found = earlier(path, LIMITS, 1024 * MIB, cards(), WorkloadSettings())(facts)
+    found = previous_sizes(path, LIMITS, 1024 * MIB, group(), WorkloadSettings())(facts)
 
     assert found == guess

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.devices.group import EmulatedCards
+from autotune.devices.group import EmulatedDevices
 from autotune.devices.host import HostMeter
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.verdict import Verdict
@@ -36,7 +36,7 @@ def test_one_rank_out_of_memory_ends_the_probe_on_all(
             settings={**settings, "effective": 4, "effective_fixed": False},
             world_size=2,
         ),
-        cards=EmulatedCards(4 * GIB, 2),
+        group=EmulatedDevices(4 * GIB, 2),
         host=HostMeter(),
         limits=Limits(target=1.0, target_ram=1.0),
         emit=lambda event: None,

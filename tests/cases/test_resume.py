@@ -129,7 +129,7 @@ def test_where_weights_set_the_peak_a_resume_takes_no_more_than_a_fresh_start(
 ) -> None:
     """The checkpoint must not stand beside what it replaces."""
     transformers = pytest.importorskip("transformers")
-    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=0).codec.tokenizer
+    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=0).encoder.tokenizer
     config = transformers.T5Config(
         vocab_size=len(tokenizer), d_model=512, d_kv=64, d_ff=2048, num_heads=8, num_layers=4,
         num_decoder_layers=4, dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0,

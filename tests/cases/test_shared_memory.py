@@ -16,10 +16,10 @@ TOO_MANY = 10**6
     ids=["NCCL", "gloo", "one card"],
 )
 def test_what_will_lack_shared_memory_is_said_with_its_cure(
-    cards: int, backend: str | None, cure: str | None
+    group: int, backend: str | None, cure: str | None
 ) -> None:
     """NCCL's cure only where NCCL talks: not over gloo, not on one card."""
-    gpus = [FakeGpu(uuid=f"GPU-{n}") for n in range(cards)]
+    gpus = [FakeGpu(uuid=f"GPU-{n}") for n in range(group)]
     with (
         FakeDriver(gpus),
         open_devices("cuda", num_processes=None, vram_limit=None, host=HostMeter()) as devices,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autotune.devices.group import GpuCards
+from autotune.devices.group import GpuDevices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
 from autotune.devices.processes import resident
@@ -45,7 +45,7 @@ def prober_on(
         Nvml.open() as nvml,
         Prober(
             WorkloadSpec(path=PATH, settings={**settings, "device": UUID}),
-            cards=GpuCards(nvml.devices),
+            group=GpuDevices(nvml.devices),
             host=HostMeter(),
             limits=Limits(target=target, target_ram=0.99),
             emit=events.append,

@@ -34,8 +34,8 @@ def test_gradients_and_adams_state_are_resident_before_the_first_probe() -> None
     weights = sum(p.untyped_storage().nbytes() for p in engine.unwrapped.parameters())
 
     before = held(engine)
-    workload.accumulate(2)
-    workload.update()
+    workload.forward_backward(2)
+    workload.optimizer_step()
 
     assert before >= 3 * weights
     assert held(engine) == before
@@ -46,14 +46,14 @@ def test_state_that_was_made_resident_changes_no_step() -> None:
     after = []
     for resident in (True, False):
         loaded = load_model("chatlm-tiny", dropout=0.0, seed=1)
-        store = open_store((bundled("valid"),), loaded.codec, max_source=16, max_target=16)
-        collator = Collator(store, loaded.codec, loaded.model.config.decoder_start_token_id)
+        store = open_store((bundled("valid"),), loaded.encoder, max_source=16, max_target=16)
+        collator = Collator(store, loaded.encoder, loaded.model.config.decoder_start_token_id)
         engine = Engine(make_accelerator(SETTINGS), loaded.model, SETTINGS)
         if resident:
-            engine.make_resident(collator.worst(1))
+            engine.preallocate(collator.worst_case_batch(1))
         batch = collator.batch([1, 2])
-        engine.accumulate([batch], target_tokens=batch.target_tokens)
-        engine.update(1e-3)
+        engine.forward_backward([batch], target_tokens=batch.target_tokens)
+        engine.optimizer_step(1e-3)
         after.append([parameter.detach().clone() for parameter in engine.unwrapped.parameters()])
 
     assert all(torch.equal(one, other) for one, other in zip(*after, strict=True))

@@ -398,7 +398,7 @@ def test_plain_lines_say_each_probe_in_one_line() -> None:
 def test_plain_lines_say_what_a_gpu_told() -> None:
     stream = io.StringIO()
     lines = PlainLines(stream)
-    guarded = replace(budget(), hard=int(4.4 * GIB))
+    guarded = replace(budget(), hard_limit=int(4.4 * GIB))
     sizes = replace(
         trial(12), sizes=(12, 6), speed_spread=0.06,
         measured=(card(1.0, context=0.25, reserved=0.75, allocated=0.5),),
@@ -490,7 +490,7 @@ ALL_EVENTS = (
     ProbeEnded(
         trial=replace(
             trial(12), sizes=(12, 6), speed_spread=0.06, failed_rank=1,
-            budgets=(replace(budget(0), hard=5 * GIB), budget(1)),
+            budgets=(replace(budget(0), hard_limit=5 * GIB), budget(1)),
             measured=(card(1.0, context=0.25, reserved=0.75, allocated=0.5), *measured(GIB)),
         ),
         low=8, high=16,
@@ -532,7 +532,7 @@ def test_a_record_of_another_version_reads_back(tmp_path: Path) -> None:
     [(_, event)] = read_events(path)
     assert isinstance(event, ProbeEnded)
     assert (event.trial.peak, event.trial.measured, event.trial.sizes) == (3, (), ())
-    assert event.trial.budgets[0].hard is None
+    assert event.trial.budgets[0].hard_limit is None
 
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:

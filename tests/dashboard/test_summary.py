@@ -47,8 +47,8 @@ def profile(
     )
 
 
-def lines(found: Profile, would_hold: int | None = None) -> list[str]:
-    return tuned_words(found, 72.0, PATH, would_hold).splitlines()
+def lines(found: Profile, estimated_capacity: int | None = None) -> list[str]:
+    return tuned_words(found, 72.0, PATH, estimated_capacity).splitlines()
 
 
 def test_a_tuning_ends_with_the_cut_the_peak_and_the_next_command() -> None:
@@ -105,7 +105,7 @@ def test_room_that_the_effective_batch_leaves_is_offered() -> None:
 
     assert (
         "there is room for about 90 sequences per device: --effective-batch 180 would use it"
-        in lines(full, would_hold=90)
+        in lines(full, estimated_capacity=90)
     )
 
 
@@ -113,7 +113,7 @@ def test_no_larger_effective_batch_is_offered_where_something_else_was_the_bound
     """With --max-batch 8 a step is several micro-batches: a larger one has no room to use."""
     bounded = profile(8, 64, accumulation=8)
 
-    assert not any("room" in line for line in lines(bounded, would_hold=90))
+    assert not any("room" in line for line in lines(bounded, estimated_capacity=90))
 
 
 def test_a_knee_below_the_answer_is_named_with_the_option_that_takes_it() -> None:

@@ -97,7 +97,7 @@ def tuned(devices: int = 1) -> list[object]:
 
 GUARDED = DeviceBudget(
     device="GPU-0", name="NVIDIA A100-SXM4-80GB", total=80 * GIB, others=8 * GIB,
-    budget=40 * GIB, hard=44 * GIB,
+    budget=40 * GIB, hard_limit=44 * GIB,
 )  # fmt: skip
 
 
@@ -365,7 +365,7 @@ def test_training_has_no_guard() -> None:
 
 def test_a_guard_at_the_budget_is_not_marked() -> None:
     screen = played(evidence(ended=False))
-    tight = replace(screen, budgets=(replace(GUARDED, hard=GUARDED.budget),))
+    tight = replace(screen, budgets=(replace(GUARDED, hard_limit=GUARDED.budget),))
 
     assert "┊" not in drawn(tight, 120)
 

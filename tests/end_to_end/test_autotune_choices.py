@@ -131,4 +131,4 @@ def test_a_scaled_rate_is_another_run() -> None:
     scaled = resolve(profile, TrainOptions(scale_lr="sqrt"), device="cpu", world_size=2)
 
     assert scaled == replace(plain, rate_scale=2.0)
-    assert scaled.identity() != plain.identity()
+    assert scaled.run_key() != plain.run_key()

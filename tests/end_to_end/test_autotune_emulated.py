@@ -12,7 +12,7 @@ import pexpect
 import pytest
 
 import profiles
-from autotune.devices.group import EmulatedCards
+from autotune.devices.group import EmulatedDevices
 from autotune.devices.host import HostMeter
 from autotune.events import ProbeEnded, ProbeStarted
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
@@ -218,7 +218,7 @@ def test_torch_refused_an_allocation_is_out_of_memory(tmp_path: Path) -> None:
             path="trainer.workload:build",
             settings={**settings, "effective": 1, "effective_fixed": False},
         ),
-        cards=EmulatedCards(700 * MIB, 1),
+        group=EmulatedDevices(700 * MIB, 1),
         host=HostMeter(),
         limits=Limits(target=1.0, target_ram=1.0),
         emit=events.append,

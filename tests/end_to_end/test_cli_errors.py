@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 import cli
-from autotune.workers.group import Workers
+from autotune.workers.group import WorkerGroup
 from tests.support.fake_nvml import FakeDriver, FakeGpu
 
 NO_DRIVER = {"nvmlInitWithFlags": 9}
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class WorkersEnded:
     """How the command ended."""
 
     code: int
@@ -38,7 +38,7 @@ class Ended:
         return self.err.removeprefix("chatlm: ").rstrip("\n")
 
 
-Chatlm = Callable[..., Ended]
+Chatlm = Callable[..., WorkersEnded]
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +59,9 @@ def chatlm(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> Chatlm:
     """The command in this process; it fails the test where a worker would start."""
-    monkeypatch.setattr(Workers, "__init__", _no_worker)
+    monkeypatch.setattr(WorkerGroup, "__init__", _no_worker)
 
-    def run(*arguments: str) -> Ended:
+    def run(*arguments: str) -> WorkersEnded:
         handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
         monkeypatch.setattr(sys, "argv", ["chatlm", *arguments])
         with pytest.raises(SystemExit) as ended:
@@ -70,7 +70,7 @@ def chatlm(
             signal.signal(number, handler)
         code = ended.value.code
         assert isinstance(code, int)
-        return Ended(code, *capsys.readouterr())
+        return WorkersEnded(code, *capsys.readouterr())
 
     return run
 
@@ -79,11 +79,11 @@ def _no_worker(*_: object, **__: object) -> None:
     raise AssertionError("a worker was started")
 
 
-def installed(*arguments: str) -> Ended:
+def installed(*arguments: str) -> WorkersEnded:
     """The command as a process of its own, with its workers."""
     command = [sys.executable, "-P", "-m", "cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return Ended(done.returncode, done.stdout, done.stderr)
+    return WorkersEnded(done.returncode, done.stdout, done.stderr)
 
 
 def left() -> set[str]:

@@ -120,8 +120,8 @@ def test_with_dropout_a_cut_changes_no_distribution(model: Path) -> None:
     from trainer.model.loading import load_model
 
     loaded = load_model(str(model), dropout=0.2, seed=7)
-    store = open_store((bundled("train"),), loaded.codec, max_source=16, max_target=16)
-    collator = Collator(store, loaded.codec, loaded.model.config.decoder_start_token_id)
+    store = open_store((bundled("train"),), loaded.encoder, max_source=16, max_target=16)
+    collator = Collator(store, loaded.encoder, loaded.model.config.decoder_start_token_id)
     workload = WorkloadSettings(model=str(model), dropout=0.2)
     engine = Engine(make_accelerator(workload), loaded.model, workload, clip_norm=float("inf"))
     rows = np.arange(6)
@@ -132,8 +132,8 @@ def test_with_dropout_a_cut_changes_no_distribution(model: Path) -> None:
         found = []
         for seed in range(60):
             torch.manual_seed(1000 * size + seed)
-            loss = engine.accumulate(batches, target_tokens=tokens).item() / tokens
-            found.append((loss, engine.update(0.0)))
+            loss = engine.forward_backward(batches, target_tokens=tokens).item() / tokens
+            found.append((loss, engine.optimizer_step(0.0)))
         return np.array(found)  # (draws, loss and norm)
 
     once, cut_up = draws(6), draws(1)
@@ -155,4 +155,4 @@ def test_a_sequence_is_worth_the_same_in_any_company(model: Path) -> None:
 
     other = replace(settings, micro_batch=2, micro_batch_sizes=(2, 1), overhead=9.0, world_size=2)
 
-    assert other.identity() == settings.identity()
+    assert other.run_key() == settings.run_key()

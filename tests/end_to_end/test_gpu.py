@@ -78,7 +78,7 @@ def prober_on_the_card(folder: Path) -> Iterator[Prober]:
                 path="trainer.workload:build",
                 settings={**workload.as_json(), "effective": 32, "effective_fixed": False},
             ),
-            cards=devices.cards,
+            group=devices.group,
             host=host,
             limits=Limits(target=0.6, target_ram=0.9),
             emit=lambda event: None,

@@ -65,8 +65,8 @@ def train(
         if isinstance(event, StepEnded) and left and event.record["step"] >= 2:
             left -= 1
             pid = worker()
-            _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
-            resource.prlimit(pid, resource.RLIMIT_DATA, (2**20, hard))
+            _, hard_limit = resource.prlimit(pid, resource.RLIMIT_DATA)
+            resource.prlimit(pid, resource.RLIMIT_DATA, (2**20, hard_limit))
             if interrupted and not left:
                 signal.raise_signal(signal.SIGINT)
 

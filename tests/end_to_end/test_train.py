@@ -132,7 +132,7 @@ def test_the_cut_is_no_part_of_what_a_run_is() -> None:
     two, one = settings_of(UNEVEN, 2), settings_of(UNEVEN, 1)
 
     assert one.plan(1).sizes == (2,)
-    assert one.identity() == two.identity()
+    assert one.run_key() == two.run_key()
 
 
 def test_an_evaluation_that_does_not_fit_fails_before_the_first_step(tmp_path: Path) -> None:

@@ -43,12 +43,12 @@ class Card:
 def main() -> None:
     """Runs the command line of the remaining arguments."""
     neighbours = [int(number) for number in sys.argv[1].split(",")]
-    cards = [Card(uuid_of({"LOCAL_RANK": str(i)}), held) for i, held in enumerate(neighbours)]
+    group = [Card(uuid_of({"LOCAL_RANK": str(i)}), held) for i, held in enumerate(neighbours)]
     sys.argv = ["chatlm", *sys.argv[2:]]
     with FakeDriver(
         [
             FakeGpu(name=f"Fake GPU {i}", uuid=card.uuid, total=TOTAL, used=card.used)
-            for i, card in enumerate(cards)
+            for i, card in enumerate(group)
         ]
     ):
         cli.main()

@@ -20,7 +20,7 @@ from trainer.batching.step_loader import Steps
 from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint
 from trainer.checkpointing.export import export_model
 from trainer.config.settings import WorkloadSettings
-from trainer.data.encoder import Codec
+from trainer.data.encoder import Encoder
 from trainer.data.sample_order import PlainSteps, SampleOrder
 from trainer.data.token_store import open_store
 from trainer.evaluation.evaluator import evaluate
@@ -49,14 +49,14 @@ def load(kind: str) -> Loaded:
         vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, pad_token_id=0, bos_token_id=3, eos_token_id=1,
     )  # fmt: skip
-    codec = Codec(loaded.codec.tokenizer, is_causal=True)
-    return replace(loaded, model=LlamaForCausalLM(config).double(), codec=codec)
+    encoder = Encoder(loaded.encoder.tokenizer, is_causal=True)
+    return replace(loaded, model=LlamaForCausalLM(config).double(), encoder=encoder)
 
 
 def collate(loaded: Loaded, rows: str) -> Collator:
-    store = open_store((rows,), loaded.codec, max_source=16, max_target=16)
+    store = open_store((rows,), loaded.encoder, max_source=16, max_target=16)
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
-    return Collator(store, loaded.codec, start)
+    return Collator(store, loaded.encoder, start)
 
 
 def take_steps(engine: Engine, collator: Collator, numbers: range) -> list[tuple[float, float]]:
@@ -71,16 +71,16 @@ def take_steps(engine: Engine, collator: Collator, numbers: range) -> list[tuple
     found = []
     for number in numbers:
         step = steps[number]
-        loss = engine.accumulate(step.batches, target_tokens=step.target_tokens)
+        loss = engine.forward_backward(step.batches, target_tokens=step.target_tokens)
         total = accelerator.reduce(loss, reduction="sum").item() / step.target_tokens
-        found.append((total, engine.update(RATE)))
+        found.append((total, engine.optimizer_step(RATE)))
     return found
 
 
 def build(loaded: Loaded, collator: Collator, *, fsdp: bool) -> Engine:
     workload = replace(WORKLOAD, fsdp=fsdp)
     engine = Engine(make_accelerator(workload), loaded.model, workload, clip_norm=CLIP)
-    engine.make_resident(collator.worst(1))
+    engine.preallocate(collator.worst_case_batch(1))
     return engine
 
 
@@ -110,10 +110,10 @@ def main(kind: str, rows: str, folder: RunFolder) -> dict[str, Any]:
         done = stop
         size = 3 + engine.accelerator.process_index  # unequal numbers of forward passes
         found["evaluations"].append(evaluate(engine, collator, size=size))
-        save_checkpoint(folder, engine, progress(done), loaded.codec.tokenizer, keep=9)
+        save_checkpoint(folder, engine, progress(done), loaded.encoder.tokenizer, keep=9)
         engine.accelerator.wait_for_everyone()
         found["held"].append(held(engine))
-    export_model(folder, engine, loaded.codec.tokenizer, describe=lambda hidden: None)
+    export_model(folder, engine, loaded.encoder.tokenizer, describe=lambda hidden: None)
     engine.accelerator.wait_for_everyone()
     return {**found, "rank": engine.accelerator.process_index}
 

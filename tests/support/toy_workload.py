@@ -95,7 +95,7 @@ class ToyWorkload:
         if settings["building"]:
             self._misbehave()
 
-    def accumulate(self, size: int) -> Load:
+    def forward_backward(self, size: int) -> Load:
         if size >= self.settings["at"] and not self.settings["building"]:
             self.beside = allocate(self.settings["beside"], mmap.MAP_SHARED)
             self._misbehave()
@@ -104,11 +104,11 @@ class ToyWorkload:
         activations.close()
         return Load(samples=size, tokens=10 * size)
 
-    def mix(self, size: int) -> None:
-        self.accumulate(max(1, size // 2))
+    def mixed_lengths_step(self, size: int) -> None:
+        self.forward_backward(max(1, size // 2))
         self.extra = self.settings["scattered"]
 
-    def update(self) -> None:
+    def optimizer_step(self) -> None:
         if self.settings["leak"]:
             self.kept.append(allocate(self.settings["leak"]))
 
@@ -117,10 +117,10 @@ class ToyWorkload:
         activations.close()
         return Load(samples=size, tokens=10 * size)
 
-    def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
+    def data_wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         return 0.0, loaders * MIB
 
-    def side(self, size: int, side: int) -> bool:
+    def one_sided_step(self, size: int, side: int) -> bool:
         return False
 
     def any_rank(self, claim: bool) -> bool:

@@ -12,7 +12,7 @@ from trainer.artifacts import durable
 
 
 @dataclass(frozen=True, slots=True)
-class Journal:
+class JsonlLog:
     """A file of records that each have a `step`, in order."""
 
     path: Path

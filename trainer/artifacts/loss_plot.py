@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from autotune.errors import ChatlmError, OutputError, UsageError
-from trainer.artifacts.jsonl_log import Journal
+from trainer.artifacts.jsonl_log import JsonlLog
 
 PAPER, INK, QUIET, GRID = "#fbfbfa", "#33383f", "#8a9099", "#e4e6e8"
 """A paper of its own, so that the picture reads on a light page and on a dark one."""
@@ -28,8 +28,10 @@ def draw_loss(folder: Path) -> list[Path]:
         UsageError: matplotlib is not installed.
         OutputError: the folder holds no steps, or cannot be written.
     """
-    steps = [r for r in Journal(folder / "metrics.jsonl").read() if r["loss"] is not None]
-    evaluations = [r for r in Journal(folder / "evaluations.jsonl").read() if r["loss"] is not None]
+    steps = [r for r in JsonlLog(folder / "metrics.jsonl").read() if r["loss"] is not None]
+    evaluations = [
+        r for r in JsonlLog(folder / "evaluations.jsonl").read() if r["loss"] is not None
+    ]
     if not steps:
         raise OutputError(f"{folder} holds no steps to draw (metrics.jsonl); give a run's folder")
     try:

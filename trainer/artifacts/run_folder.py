@@ -21,7 +21,7 @@ from autotune.errors import OutputError
 from autotune.files import check_writable, nearest
 from autotune.units import format_bytes
 from trainer.artifacts import durable
-from trainer.artifacts.jsonl_log import Journal
+from trainer.artifacts.jsonl_log import JsonlLog
 
 OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.json",
         "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
@@ -38,23 +38,23 @@ class RunFolder:
     path: Path
 
     @property
-    def metrics(self) -> Journal:
-        return Journal(self.path / "metrics.jsonl")
+    def metrics(self) -> JsonlLog:
+        return JsonlLog(self.path / "metrics.jsonl")
 
     @property
     def tracking(self) -> Path:
         return self.path / "tracking"
 
     @property
-    def evaluations(self) -> Journal:
-        return Journal(self.path / "evaluations.jsonl")
+    def evaluations(self) -> JsonlLog:
+        return JsonlLog(self.path / "evaluations.jsonl")
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
         found = [p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()]
         return sorted(found, key=lambda p: int(p.name[11:]))
 
-    def check(self, identity: dict[str, Any], *, fresh: bool) -> None:
+    def check(self, run_key: dict[str, Any], *, fresh: bool) -> None:
         """What `claim` would refuse, refused before anything is started; writes nothing.
 
         Raises:
@@ -69,21 +69,21 @@ class RunFolder:
         known = self._read()
         if known is None:
             return
-        identity = _as_known(identity, known)
-        if known["identity"] != identity and (self.checkpoints() or self.metrics.path.exists()):
-            what, advice = _difference(known["identity"], identity)
+        run_key = _as_known(run_key, known)
+        if known["identity"] != run_key and (self.checkpoints() or self.metrics.path.exists()):
+            what, advice = _difference(known["identity"], run_key)
             raise OutputError(
                 f"{self.path} holds another run ({what}); {advice.format(folder=self.path)}use "
                 f"--fresh to replace it, or another --output-dir"
             )
-        if known["identity"] == identity and known["finished"]:
+        if known["identity"] == run_key and known["finished"]:
             raise OutputError(
                 f"{self.path} holds this run, finished; use --fresh to train it again, or another "
                 f"--output-dir"
             )
 
     def claim(
-        self, identity: dict[str, Any], *, fresh: bool, learning_rate: float | None = None
+        self, run_key: dict[str, Any], *, fresh: bool, learning_rate: float | None = None
     ) -> None:
         """Makes the folder this run's; an unfinished part of the same run stays, to go on with.
 
@@ -92,15 +92,15 @@ class RunFolder:
         Raises:
             OutputError: as `check` does.
         """
-        self.check(identity, fresh=fresh)
+        self.check(run_key, fresh=fresh)
         if not fresh and (known := self._read()) is not None:
-            identity = _as_known(identity, known)
+            run_key = _as_known(run_key, known)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
                 self._clear()
             self._tidy()
-            self._write({"identity": identity, "learning_rate": learning_rate, "finished": False})
+            self._write({"identity": run_key, "learning_rate": learning_rate, "finished": False})
         except OSError as error:
             raise OutputError(
                 f"cannot write to {self.path}: {error.strerror}; choose another --output-dir"
@@ -184,18 +184,18 @@ class RunFolder:
         return [Path(name).name for name in known.get("model", [])]
 
 
-def _as_known(identity: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+def _as_known(run_key: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     """The identity in the words of the record, where it says the same in others.
 
     A tuple is read back as a list. The rate that a run found for itself (the model's default, a scaled
     one) stands in its run.toml as the user's own.
     """
-    identity = json.loads(json.dumps(identity))
+    run_key = json.loads(json.dumps(run_key))
     rate = known.get("learning_rate")
-    if rate is not None and (identity["learning_rate"], identity["rate_scale"]) == (rate, 1.0):
+    if rate is not None and (run_key["learning_rate"], run_key["rate_scale"]) == (rate, 1.0):
         same = {name: known["identity"].get(name) for name in ("learning_rate", "rate_scale")}
-        return {**identity, **same}
-    return identity
+        return {**run_key, **same}
+    return run_key
 
 
 LONGER = (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from autotune.errors import ModelError
-from trainer.data.encoder import Codec
+from trainer.data.encoder import Encoder
 from trainer.data.token_store import TokenStore
 
 IGNORED = -100
@@ -43,12 +43,12 @@ class Batch:
 class Collator:
     """Builds micro-batches from rows of a store."""
 
-    def __init__(self, store: TokenStore, codec: Codec, decoder_start: int | None) -> None:
+    def __init__(self, store: TokenStore, encoder: Encoder, decoder_start: int | None) -> None:
         self.store = store
-        self.codec = codec
-        self._is_causal = codec.is_causal
-        self._pad = codec.pad
-        if decoder_start is None and not codec.is_causal:
+        self.encoder = encoder
+        self._is_causal = encoder.is_causal
+        self._pad = encoder.pad
+        if decoder_start is None and not encoder.is_causal:
             raise ModelError(
                 "the model's config.json has no decoder_start_token_id, which its decoder begins "
                 "with; set it there (T5: the id of the padding token, BART: of the end of sequence)"
@@ -72,7 +72,7 @@ class Collator:
         """What the loss of those rows counts, without reading them."""
         return int(self.store.learnt_lengths(rows).sum())
 
-    def worst(self, size: int) -> Batch:
+    def worst_case_batch(self, size: int) -> Batch:
         """The largest micro-batch of that many sequences that the data can make.
 
         Seq2seq pads sources and targets apart: the longest of each. A causal model reads both as
@@ -99,7 +99,7 @@ class Collator:
         """
         if self._is_causal:
             return None
-        batch = self.worst(size)
+        batch = self.worst_case_batch(size)
         short = ("decoder_input_ids",) if side == 0 else ("input_ids", "attention_mask")
         inputs = {k: v[:, :1] if k in short else v for k, v in batch.inputs.items()}
         return replace(

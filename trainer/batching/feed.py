@@ -10,7 +10,7 @@ from autotune.devices.processes import descendants, proportional
 from trainer.batching.step_loader import Step, Steps
 
 
-def feed(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoader[Step]":
+def load_steps(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoader[Step]":
     """Those steps, in order; with `loaders` processes ahead of their use."""
     return DataLoader(
         steps,

@@ -52,11 +52,11 @@ class Steps(Dataset[Step]):
         batches = [self._collator.batch(rows[piece]) for piece in ranks[self._rank]]
         if self._in_step:
             most = max(map(len, ranks))
-            batches += [weightless(batches[0])] * (most - len(batches))
+            batches += [zero_weight_batch(batches[0])] * (most - len(batches))
         return Step(batches, self._collator.target_tokens(rows))
 
 
-def weightless(batch: Batch) -> Batch:
+def zero_weight_batch(batch: Batch) -> Batch:
     """One sequence of that micro-batch, of which the loss counts nothing."""
     inputs = {name: tensor[:1] for name, tensor in batch.inputs.items()}
     labels = torch.full_like(batch.labels[:1], IGNORED)

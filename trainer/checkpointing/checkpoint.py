@@ -106,7 +106,7 @@ def save_checkpoint(
 def resume(folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> int:
     """Puts the engine where the last whole checkpoint left it; returns the steps done, 0 without one.
 
-    The optimizer's state must be there already (`Engine.make_resident`): it is filled, not replaced.
+    The optimizer's state must be there already (`Engine.preallocate`): it is filled, not replaced.
     The main process reads and tells the others, which may be on machines without the folder.
 
     Raises:

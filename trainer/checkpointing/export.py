@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.artifacts import durable
 from trainer.artifacts.run_folder import RunFolder
 from trainer.checkpointing.checkpoint import refusals
-from trainer.checkpointing.model_files import settle_generation
+from trainer.checkpointing.model_files import fix_generation_config
 from trainer.model.adapters import export
 from trainer.model.engine import Engine
 from trainer.model.fsdp import whole
@@ -38,7 +38,7 @@ def export_model(
         return
     need = sum(p.numel() * p.dtype.itemsize for p in model.parameters())
     model.config.use_cache = True
-    settle_generation(model)
+    fix_generation_config(model)
     hidden = folder.path / ".model"
     with refusals(folder, "model.safetensors", need):
         shutil.rmtree(hidden, ignore_errors=True)

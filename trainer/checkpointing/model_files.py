@@ -13,13 +13,13 @@ def describe(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     config.use_cache = True
     config.architectures = [type(model).__name__.removeprefix("FSDP")]
     config.save_pretrained(folder)
-    settle_generation(model)
+    fix_generation_config(model)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def settle_generation(model: PreTrainedModel) -> None:
+def fix_generation_config(model: PreTrainedModel) -> None:
     """Makes generation defaults such that they can be saved.
 
     Models of the hub come with a temperature and no sampling, which transformers 5 loads and refuses

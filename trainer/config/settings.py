@@ -137,14 +137,14 @@ class TrainSettings:
             world_size=world_size,
         )
 
-    def identity(self) -> dict[str, Any]:
+    def run_key(self) -> dict[str, Any]:
         """What makes two runs the same run: a resumed one may change how a step is cut, no more."""
         cut = ("device", "memory_limit", "backend", "gradient_checkpointing", "compile", "fsdp")
         workload = {k: v for k, v in self.workload.as_json().items() if k not in cut}
-        return {"workload": workload, **{name: getattr(self, name) for name in IDENTITY}}
+        return {"workload": workload, **{name: getattr(self, name) for name in RUN_KEY_FIELDS}}
 
 
-IDENTITY = (
+RUN_KEY_FIELDS = (
     "effective_batch", "epochs", "max_steps", "learning_rate", "rate_scale", "schedule", "warmup",
     "weight_decay", "clip_norm", "length_grouping",
 )  # fmt: skip

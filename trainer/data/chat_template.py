@@ -2,7 +2,7 @@
 
 What a template adds for an answer is found by prefix: the text through that turn begins with the
 text before it. A template that rewrites earlier turns (Qwen3's leaves out their thinking) says
-nothing of them, and only the last answer is learnt. Tokens are `codec`'s business.
+nothing of them, and only the last answer is learnt. Tokens are `encoder`'s business.
 """
 
 from collections.abc import Sequence

@@ -41,7 +41,7 @@ class Encoded:
         return [(first, last) for first, last in spans if first < last]
 
 
-class Codec:
+class Encoder:
     """Encodes rows for one tokenizer and kind of model."""
 
     def __init__(self, tokenizer: Any, *, is_causal: bool) -> None:
@@ -61,7 +61,7 @@ class Codec:
         return np.uint16 if len(self.tokenizer) <= 1 << 16 else np.uint32
 
     @property
-    def identity(self) -> str:
+    def tokenizer_hash(self) -> str:
         """A hash of everything that encoding depends on."""
         backend = self._backend
         text = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab()))

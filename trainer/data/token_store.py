@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from autotune.errors import DataError, OutputError
 from trainer.data.claim import claimed
-from trainer.data.encoder import Codec
+from trainer.data.encoder import Encoder
 from trainer.data.readers import check_file, count_rows
 from trainer.data.tokenization import TELL_EVERY, Facts, Interrupted, Progress, tokenise
 
@@ -104,7 +104,7 @@ def _never() -> bool:
 
 def open_store(
     paths: Sequence[str],
-    codec: Codec,
+    encoder: Encoder,
     *,
     max_source: int,
     max_target: int,
@@ -121,7 +121,7 @@ def open_store(
         OutputError: the cache folder cannot be written.
         Interrupted: `should_stop` said so; the next call goes on from there.
     """
-    folder = cache_folder() / _name(paths, codec, max_source, max_target)
+    folder = cache_folder() / _name(paths, encoder, max_source, max_target)
     partial = folder.with_name(f".partial-{folder.name}")
     if not folder.exists():
         try:
@@ -130,7 +130,7 @@ def open_store(
             with claimed(lock, _Waiting(partial, paths, progress, should_stop)):
                 if not folder.exists():  # else another process was quicker with the same content
                     _write(
-                        folder, partial, paths, codec, max_source=max_source, max_target=max_target,
+                        folder, partial, paths, encoder, max_source=max_source, max_target=max_target,
                         progress=progress, should_stop=should_stop,
                     )  # fmt: skip
         except OSError as error:
@@ -201,8 +201,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatlm"
 
 
-def _name(paths: Sequence[str], codec: Codec, max_source: int, max_target: int) -> str:
-    digest = hashlib.sha256(f"{VERSION} {codec.identity} {max_source} {max_target}".encode())
+def _name(paths: Sequence[str], encoder: Encoder, max_source: int, max_target: int) -> str:
+    digest = hashlib.sha256(
+        f"{VERSION} {encoder.tokenizer_hash} {max_source} {max_target}".encode()
+    )
     for path in paths:
         check_file(path)
         try:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from trainer.data.encoder import Codec, Encoded
+from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row, count_rows, read_rows
 
 CHUNK_ROWS = 4096
@@ -100,7 +100,7 @@ class Facts:
 def tokenise(
     folder: Path,
     paths: Sequence[str],
-    codec: Codec,
+    encoder: Encoder,
     *,
     max_source: int,
     max_target: int,
@@ -118,12 +118,12 @@ def tokenise(
     total = count_rows(paths)
     told = saved = began = time.monotonic()
     with ExitStack() as stack:
-        writer = stack.enter_context(_Writer(folder, codec, max_source, max_target))
+        writer = stack.enter_context(_Writer(folder, encoder, max_source, max_target))
         facts = writer.facts
         before = facts.seconds
         stack.enter_context(_all_cores())
         chunks = _chunks(paths, facts.file, facts.file_rows)
-        for chunk, encoded in _encoded_ahead(chunks, codec):
+        for chunk, encoded in _encoded_ahead(chunks, encoder):
             writer.add(chunk, encoded)
             now = time.monotonic()
             facts.seconds = before + now - began
@@ -160,7 +160,7 @@ def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[_Chunk]:
 
 
 def _encoded_ahead(
-    chunks: Iterator[_Chunk], codec: Codec
+    chunks: Iterator[_Chunk], encoder: Encoder
 ) -> Iterator[tuple[_Chunk, list[Encoded]]]:
     """Each chunk and its tokens, while the next is read and the one before is written.
 
@@ -169,7 +169,7 @@ def _encoded_ahead(
     with ThreadPoolExecutor(1) as pool:
         pending: tuple[_Chunk, Future[list[Encoded]]] | None = None
         for chunk in chunks:
-            following = chunk, pool.submit(codec.encode, chunk.rows)
+            following = chunk, pool.submit(encoder.encode, chunk.rows)
             if pending is not None:
                 yield pending[0], pending[1].result()
             pending = following
@@ -195,9 +195,9 @@ def _all_cores() -> Iterator[None]:
 class _Writer:
     """Appends chunks to the files of a folder, after what its facts say is there."""
 
-    def __init__(self, folder: Path, codec: Codec, max_source: int, max_target: int) -> None:
+    def __init__(self, folder: Path, encoder: Encoder, max_source: int, max_target: int) -> None:
         self._folder = folder
-        self._codec = codec
+        self._codec = encoder
         self._most = max_source, max_target
         self._files: dict[str, Any] = {}
         self.facts = self._kept()
@@ -216,14 +216,14 @@ class _Writer:
             file.close()
 
     def add(self, chunk: _Chunk, encoded: list[Encoded]) -> None:
-        facts, codec = self.facts, self._codec
+        facts, encoder = self.facts, self._codec
         sequences: list[list[int]] = []
         learnt: list[tuple[int, int]] = []  # of this chunk's tokens
         extra = np.zeros(len(encoded), dtype=np.int32)
         place = 0
         for number, each in enumerate(encoded):
-            source = codec.fit_source(each.source, self._most[0])
-            target = codec.fit_target(each.target, self._most[1])
+            source = encoder.fit_source(each.source, self._most[0])
+            target = encoder.fit_target(each.target, self._most[1])
             for first, last in each.learnt_of_last(len(source)) if each.learnt else ():
                 learnt.append((place + first, place + last))
                 extra[number] += last - first
@@ -235,7 +235,7 @@ class _Writer:
             facts.last_only += each.is_last_only
         lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
         flat = itertools.chain.from_iterable(sequences)
-        self._file("tokens.bin").write(np.fromiter(flat, codec.dtype, count=place).tobytes())
+        self._file("tokens.bin").write(np.fromiter(flat, encoder.dtype, count=place).tobytes())
         self._file("offsets.bin").write((facts.tokens + lengths.cumsum()).tobytes())
         if learnt or facts.learns_earlier:
             self._add_learnt(learnt, extra, place)

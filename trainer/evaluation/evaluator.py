@@ -64,11 +64,11 @@ def evaluate_with_answers(
     return replace(event, seconds=time.monotonic() - started)
 
 
-def rehearse_evaluation(engine: Engine, collator: Collator, *, size: int) -> None:
+def dry_run_evaluation(engine: Engine, collator: Collator, *, size: int) -> None:
     """Runs the largest batch that an evaluation can have: what will not fit fails here."""
     most = max(1, min(size, len(_own_rows(engine, collator))))
     with engine.evaluating():
-        engine.summed_loss(collator.worst(most))
+        engine.summed_loss(collator.worst_case_batch(most))
 
 
 def _with_scores(
@@ -95,7 +95,7 @@ def _with_scores(
 
 
 def _texts(collator: Collator, sequences: Iterable[npt.NDArray[Any]]) -> list[str]:
-    texts: list[str] = collator.codec.tokenizer.batch_decode(
+    texts: list[str] = collator.encoder.tokenizer.batch_decode(
         [ids.tolist() for ids in sequences], skip_special_tokens=True
     )
     return [text.strip() for text in texts]

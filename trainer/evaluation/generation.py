@@ -47,7 +47,7 @@ def answer(
     return found
 
 
-def rehearse_answers(engine: Engine, collator: Collator, *, most: int, longest: int) -> int:
+def dry_run_generation(engine: Engine, collator: Collator, *, most: int, longest: int) -> int:
     """How many sequences to answer at once: at most `most`, in no more memory than training peaked at.
 
     The forward pass of a loss does not tell: a large vocabulary's logits take more than the cache of
@@ -62,7 +62,7 @@ def rehearse_answers(engine: Engine, collator: Collator, *, most: int, longest: 
         each = 2 * _fill_cache(engine, collator, 1, longest)
         if not memory.caches:  # what is freed counts at once, after this
             gc.collect()
-            memory.settle()
+            memory.release_cached()
         size = max(1, min(most, (highest - memory.allocated()) // each))
         while True:
             try:
@@ -87,8 +87,8 @@ def _greedy(engine: Engine, collator: Collator, longest: int) -> Iterator[PreTra
         num_beams=1,
         use_cache=True,  # training set the model's own to False
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
-        eos_token_id=collator.codec.eos,
-        pad_token_id=collator.codec.pad,
+        eos_token_id=collator.encoder.eos,
+        pad_token_id=collator.encoder.pad,
     )
     try:
         yield model
@@ -98,13 +98,13 @@ def _greedy(engine: Engine, collator: Collator, longest: int) -> Iterator[PreTra
 
 def _generate(model: PreTrainedModel, collator: Collator, rows: Sequence[int]) -> Iterator[Ids]:
     """The answer to each row, up to its end."""
-    codec = collator.codec
+    encoder = collator.encoder
     prompts, mask = _prompts([collator.store.source(row) for row in rows], collator)
     generate: Any = model.generate
     output = generate(input_ids=prompts.to(model.device), attention_mask=mask.to(model.device))
-    begin = prompts.shape[1] if codec.is_causal else 1  # behind the prompt, or the start token
+    begin = prompts.shape[1] if encoder.is_causal else 1  # behind the prompt, or the start token
     for ids in output[:, begin:].cpu().numpy():  # (answer,)
-        ends = np.flatnonzero(ids == codec.eos)
+        ends = np.flatnonzero(ids == encoder.eos)
         yield ids[: ends[0]] if len(ends) else ids
 
 
@@ -114,11 +114,11 @@ def _fill_cache(engine: Engine, collator: Collator, size: int, longest: int) -> 
     model: Any = engine.unwrapped
     source = store.source(store.facts.longest_source[0])
     answered = np.full(longest, source[0], dtype=np.int64)
-    if collator.codec.is_causal:
+    if collator.encoder.is_causal:
         source = np.concatenate([source, answered])
     prompts, mask = (part.to(model.device) for part in _prompts([source] * size, collator))
     with engine.accelerator.autocast():
-        if collator.codec.is_causal:
+        if collator.encoder.is_causal:
             inputs = {"input_ids": prompts, "attention_mask": mask}
         else:
             encoded = model.get_encoder()(input_ids=prompts, attention_mask=mask)
@@ -130,7 +130,7 @@ def _fill_cache(engine: Engine, collator: Collator, size: int, longest: int) -> 
         cache = model.get_decoder()(**inputs, use_cache=True).past_key_values
     halves = (
         [cache]
-        if collator.codec.is_causal
+        if collator.encoder.is_causal
         else [cache.self_attention_cache, cache.cross_attention_cache]
     )
     return sum(layer.keys.nbytes + layer.values.nbytes for half in halves for layer in half.layers)
@@ -143,12 +143,12 @@ def _prompts(sequences: Sequence[npt.NDArray[Any]], collator: Collator) -> tuple
     the right, since BART counts positions from the left whatever the mask.
     """
     longest = max(map(len, sequences))
-    ids = np.full((len(sequences), longest), collator.codec.pad, dtype=np.int64)
+    ids = np.full((len(sequences), longest), collator.encoder.pad, dtype=np.int64)
     mask = np.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         place = (
             slice(longest - len(sequence), None)
-            if collator.codec.is_causal
+            if collator.encoder.is_causal
             else slice(len(sequence))
         )
         ids[row, place] = sequence

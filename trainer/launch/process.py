@@ -23,10 +23,10 @@ def main() -> None:
     wire = Wire.from_environment()
     if wire is None:
         from trainer.launch.standalone import (
-            train_alone,  # and its flags: a supervised worker has none
+            train_standalone,  # and its flags: a supervised worker has none
         )
 
-        sys.exit(train_alone())
+        sys.exit(train_standalone())
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle

@@ -50,7 +50,7 @@ class Stop:
             raise SystemExit(130)
 
 
-def train_alone() -> int:
+def train_standalone() -> int:
     """Trains as the flags say; the exit status is 0 done, 1 an error that the user can mend, 130 interrupted."""
     should_stop = Stop()
     try:

@@ -38,7 +38,7 @@ from trainer.model.adapters import adapt
 from trainer.model.compilation import compiled, padded
 from trainer.model.fsdp import gathered, shard, whole
 from trainer.model.neftune import add_noise
-from trainer.model.optimizers import make_optimizer, restart
+from trainer.model.optimizers import make_optimizer, reset_step_counters
 
 
 def make_accelerator(
@@ -48,7 +48,7 @@ def make_accelerator(
 
     Those trackers of accelerate's write below `tracking`.
 
-    Accumulation is ours (`Engine.accumulate`): accelerate's own divides by micro-batches, not tokens.
+    Accumulation is ours (`Engine.forward_backward`): accelerate's own divides by micro-batches, not tokens.
     """
     overrule(settings, os.environ)
     check_workload(settings)
@@ -145,7 +145,7 @@ class Engine:
         """The parameters that are trained, by name; a tied one by its first."""
         return {n: p for n, p in self.unwrapped.named_parameters() if p.requires_grad}
 
-    def accumulate(self, batches: Iterable[Batch], *, target_tokens: int) -> Tensor:
+    def forward_backward(self, batches: Iterable[Batch], *, target_tokens: int) -> Tensor:
         """Adds the gradient of this rank's micro-batches; returns their summed loss, a scalar.
 
         `target_tokens` is the whole step's, over all ranks and micro-batches.
@@ -190,7 +190,7 @@ class Engine:
         )
         return context
 
-    def update(self, learning_rate: float) -> float:
+    def optimizer_step(self, learning_rate: float) -> float:
         """Clips, takes the optimizer's step and zeroes the gradients; returns the norm before.
 
         The norm is that of the trained parameters, which alone have gradients. In fp16 it is taken
@@ -207,24 +207,24 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=False)
         return norm
 
-    def make_resident(self, batch: Batch) -> None:
+    def preallocate(self, batch: Batch) -> None:
         """Allocates gradients and optimizer state without changing the model or the state.
 
         The first `step()` would do so in mid-run, after a probe or a first batch had fitted.
         """
-        self.accumulate([batch], target_tokens=1)
+        self.forward_backward([batch], target_tokens=1)
         self.optimizer.zero_grad(set_to_none=False)
         self.raw_optimizer.step()  # learning rate and gradients are zero: only the counters move
-        restart(self.raw_optimizer)
+        reset_step_counters(self.raw_optimizer)
 
     def any_rank(self, claim: bool) -> bool:
         """Whether any rank claims it: what decides about a collective must be decided by all."""
         claims = torch.tensor([float(claim)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(claims, reduction="sum").item() > 0)
 
-    def rehearse(self, batches: Iterable[Batch]) -> None:
+    def dry_run(self, batches: Iterable[Batch]) -> None:
         """Runs forward and backward once and forgets the gradients: what will not fit fails here."""
-        self.accumulate(batches, target_tokens=1)
+        self.forward_backward(batches, target_tokens=1)
         self.optimizer.zero_grad(set_to_none=False)
 
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ModelError
-from trainer.data.encoder import Codec
+from trainer.data.encoder import Encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Loaded:
     """A model on the CPU, and what goes with it."""
 
     model: PreTrainedModel
-    codec: Codec
+    encoder: Encoder
     learning_rate: float
     """The default for this model."""
     identity: str
@@ -103,12 +103,12 @@ def load_model(name: str, *, dropout: float | None, seed: int) -> Loaded:
             raise
         raise ModelError(_why_not(name, error)) from error
     _check_weights(name, report)
-    codec = Codec(tokenizer, is_causal=not config.is_encoder_decoder)
+    encoder = Encoder(tokenizer, is_causal=not config.is_encoder_decoder)
     return Loaded(
         model=model,
-        codec=codec,
+        encoder=encoder,
         learning_rate=PRETRAINED_LEARNING_RATE,
-        identity=_identity(name, config),
+        identity=config_hash(name, config),
     )
 
 
@@ -129,9 +129,9 @@ def _preset(name: str, dropout: float | None, seed: int) -> Loaded:
         model = T5ForConditionalGeneration(config)
     return Loaded(
         model=model,
-        codec=Codec(tokenizer, is_causal=False),
+        encoder=Encoder(tokenizer, is_causal=False),
         learning_rate=preset.learning_rate,
-        identity=_identity(name, config),
+        identity=config_hash(name, config),
     )
 
 
@@ -149,7 +149,7 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
             setattr(config, key, dropout)
 
 
-def _identity(name: str, config: Any) -> str:
+def config_hash(name: str, config: Any) -> str:
     values = config.to_dict()
     volatile = ("transformers_version", "_name_or_path", *_DROPOUTS)
     text = json.dumps(

@@ -53,7 +53,7 @@ def make_optimizer(
             )
 
 
-def restart(optimizer: torch.optim.Optimizer) -> None:
+def reset_step_counters(optimizer: torch.optim.Optimizer) -> None:
     """Makes state that a step of zero gradients has allocated count as fresh: no step was done.
 
     Adam's averages are zero after it, as they began; Adafactor's first real step replaces its own

@@ -40,7 +40,7 @@ def _unused(table: nn.Embedding) -> int:
 def check_positions(model: PreTrainedModel, collator: Collator) -> None:
     """Raises UsageError where a row has more tokens than the model takes."""
     bounds: dict[str, tuple[int, int | None]] = {}
-    if collator.codec.is_causal:
+    if collator.encoder.is_causal:
         bounds["--max-source-length and --max-target-length together"] = (
             collator.longest()[0],
             positions(model),
@@ -60,6 +60,6 @@ def check_positions(model: PreTrainedModel, collator: Collator) -> None:
 def room_for_answers(model: PreTrainedModel, collator: Collator) -> int | None:
     """Tokens that an answer to any row may have; None where nothing bounds it."""
     most = positions(_decoder(model))
-    if most is None or not collator.codec.is_causal:
+    if most is None or not collator.encoder.is_causal:
         return most
     return most - collator.store.longest()[0]

@@ -13,7 +13,7 @@ import torch
 from autotune.partition import Costs
 from autotune.units import format_bytes
 from trainer.artifacts.evaluation_log import as_record as evaluation_record
-from trainer.batching.feed import feed
+from trainer.batching.feed import load_steps
 from trainer.batching.step_loader import Step, Steps
 from trainer.checkpointing.checkpoint import Position, save_checkpoint
 from trainer.config.settings import TrainSettings
@@ -75,7 +75,7 @@ def take_steps(run: Run) -> bool:
     if gives_up(run):  # it was killed before its model was written
         return True
     ended = time.perf_counter()
-    for step in feed(steps_of(run), range(run.done, run.steps), run.settings.loader_workers):
+    for step in load_steps(steps_of(run), range(run.done, run.steps), run.settings.loader_workers):
         stop = take_step(run, step, ended)
         ended = time.perf_counter()
         at_end = run.done == run.steps
@@ -114,8 +114,8 @@ def take_step(run: Run, step: Step, started: float) -> bool:
     settings, engine = run.settings, run.engine
     torch.manual_seed(step_seed(run))
     rate = run.learning_rate * rate_share(settings.schedule, run.done, run.steps, settings.warmup)
-    loss = engine.accumulate(step.batches, target_tokens=step.target_tokens)
-    norm = engine.update(rate)
+    loss = engine.forward_backward(step.batches, target_tokens=step.target_tokens)
+    norm = engine.optimizer_step(rate)
     run.done += 1
     summed = sum_up(engine, settings, step, loss, stop=run.should_stop())
     record = as_record(
@@ -176,7 +176,7 @@ def save(run: Run) -> None:
         run.folder,
         run.engine,
         position,
-        run.loaded.codec.tokenizer,
+        run.loaded.encoder.tokenizer,
         keep=run.settings.keep_checkpoints,
     )
     if run.is_main:

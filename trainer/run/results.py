@@ -19,7 +19,7 @@ def save_results(run: Run) -> None:
     export_model(
         run.folder,
         run.engine,
-        run.loaded.codec.tokenizer,
+        run.loaded.encoder.tokenizer,
         describe=lambda folder: write_card(folder, facts, plot=has_plot),
     )
     if run.is_main:
@@ -39,7 +39,7 @@ def draw(run: Run) -> bool:
 
 def card_facts(run: Run) -> CardFacts:
     """What the card says, from the run and what it wrote."""
-    settings, codec = run.settings, run.loaded.codec
+    settings, encoder = run.settings, run.loaded.encoder
     model = settings.workload.model
     metrics, evaluations = run.folder.metrics.read(), run.folder.evaluations.read()
     own = torch.cuda.get_device_name() if settings.workload.device == "cuda" else "CPU"
@@ -48,8 +48,8 @@ def card_facts(run: Run) -> CardFacts:
         micro_batch=str(run.plan),
         accumulation=run.plan.accumulation,
         precision=precision(settings.workload),
-        is_causal=codec.is_causal,
-        templated=codec.templated,
+        is_causal=encoder.is_causal,
+        templated=encoder.templated,
         from_hub=model not in PRESETS and not Path(model).is_dir(),
         parameters=run.parameters,
         learning_rate=run.learning_rate,
@@ -60,8 +60,8 @@ def card_facts(run: Run) -> CardFacts:
         peak=max((record["device_peak_bytes"] for record in metrics), default=run.peak),
         device=", ".join(sorted(set(settings.device_names))) or own,
         max_new_tokens=run.longest_answer,
-        eos=codec.eos,
-        pad=codec.pad,
+        eos=encoder.eos,
+        pad=encoder.pad,
         decoder_start=getattr(run.loaded.model.config, "decoder_start_token_id", None),
         evaluation=evaluations[-1] if evaluations else None,
     )

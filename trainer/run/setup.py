@@ -17,8 +17,8 @@ from trainer.data.readers import bundled
 from trainer.data.sample_order import count_steps
 from trainer.data.token_store import TokenStore, open_store
 from trainer.data.tokenization import Progress as Tokenised
-from trainer.evaluation.evaluator import Answering, rehearse_evaluation
-from trainer.evaluation.generation import WIDEST, rehearse_answers
+from trainer.evaluation.evaluator import Answering, dry_run_evaluation
+from trainer.evaluation.generation import WIDEST, dry_run_generation
 from trainer.messages import Say
 from trainer.model.adapters import default_learning_rate, described
 from trainer.model.engine import Engine, make_accelerator, precision
@@ -43,11 +43,11 @@ def prepare(
     loaded = load_model(workload.model, dropout=workload.dropout, seed=workload.seed)
     store, eval_store = open_stores(settings, loaded, accelerator, say, should_stop)
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
-    collator = Collator(store, loaded.codec, start)
+    collator = Collator(store, loaded.encoder, start)
     check_positions(loaded.model, collator)
     eval_collator = None
     if eval_store is not None:
-        eval_collator = Collator(eval_store, loaded.codec, start)
+        eval_collator = Collator(eval_store, loaded.encoder, start)
         check_positions(loaded.model, eval_collator)
     rate = settings.learning_rate or default_learning_rate(loaded.learning_rate, workload)
     rate *= settings.rate_scale
@@ -66,7 +66,7 @@ def prepare(
     if accelerator.is_main_process:
         trained = sum(p.numel() for p in engine.trainable.values())
         folder.check_space(disk_need(parameters, trained, settings.keep_checkpoints))
-        folder.claim(settings.identity(), fresh=settings.fresh, learning_rate=rate)
+        folder.claim(settings.run_key(), fresh=settings.fresh, learning_rate=rate)
         save_run(folder.path, settings, rate)
     accelerator.wait_for_everyone()
     run = Run(
@@ -85,9 +85,9 @@ def prepare(
         learning_rate=rate,
         parameters=parameters,
     )
-    run.engine.make_resident(collator.worst(1))
+    run.engine.preallocate(collator.worst_case_batch(1))
     run.done = resume(folder, run.engine, run.notice)
-    rehearse(run)
+    dry_run(run)
     run.progress = earlier_progress(run)
     start_tracking(accelerator, settings, folder.tracking, done=run.done)
     if run.is_main:
@@ -112,7 +112,7 @@ def open_stores(
     def opened(files: tuple[str, ...]) -> TokenStore:
         return open_store(
             files,
-            loaded.codec,
+            loaded.encoder,
             max_source=settings.workload.max_source_length,
             max_target=settings.workload.max_target_length,
             progress=told,
@@ -127,12 +127,14 @@ def open_stores(
     return store, eval_store
 
 
-def rehearse(run: Run) -> None:
+def dry_run(run: Run) -> None:
     """Runs the worst step, evaluation and answers once: what will not fit fails here."""
-    run.engine.rehearse([run.collator.worst(run.own_size)] * min(2, run.plan.accumulation))
+    run.engine.dry_run(
+        [run.collator.worst_case_batch(run.own_size)] * min(2, run.plan.accumulation)
+    )
     if run.eval_collator is None:
         return
-    rehearse_evaluation(run.engine, run.eval_collator, size=run.eval_size)
+    dry_run_evaluation(run.engine, run.eval_collator, size=run.eval_size)
     rows = min(run.settings.generate_rows, len(run.eval_collator.store))
     if rows == 0:
         return
@@ -141,7 +143,7 @@ def rehearse(run: Run) -> None:
             f"answers have {run.longest_answer} tokens at most: the model has no more positions"
         )
     share = -(-rows // run.plan.world_size)
-    size = rehearse_answers(
+    size = dry_run_generation(
         run.engine,
         run.eval_collator,
         most=min(share, run.settings.eval_batch or WIDEST),

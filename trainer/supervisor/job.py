@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.devices.host import HostMeter
-from autotune.devices.selection import Devices
+from autotune.devices.selection import DeviceSelection
 from autotune.events import Emit
 from profiles import Profile
 from trainer.config.settings import TrainSettings
@@ -16,7 +16,7 @@ class TrainJob:
 
     settings: TrainSettings
     profile: Profile
-    devices: Devices
+    devices: DeviceSelection
     host: HostMeter
     emit: Emit
     log_path: Path

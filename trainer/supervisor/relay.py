@@ -7,7 +7,7 @@ from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
 from autotune.events import Notice, ReadingTaken
 from autotune.trial import DeviceBudget
 from autotune.workers.channel import Message
-from autotune.workers.group import Workers
+from autotune.workers.group import WorkerGroup
 from profiles.schema import Fingerprint
 from trainer.artifacts.evaluation_log import evaluated
 from trainer.config.settings import TrainSettings
@@ -27,7 +27,7 @@ TICK = 0.25
 """Seconds between two readings of the meters."""
 
 
-class Stale(Exception):
+class ProfileMismatch(Exception):
     """The profile's fingerprint is not this machine's; carries what differs."""
 
     def __init__(self, differences: list[str]) -> None:
@@ -42,7 +42,7 @@ class Relay:
         self,
         job: TrainJob,
         settings: TrainSettings,
-        workers: Workers,
+        workers: WorkerGroup,
         expected: Fingerprint | None,
         budgets: tuple[DeviceBudget, ...],
     ) -> None:
@@ -81,7 +81,7 @@ class Relay:
     def _show_meters(self) -> None:
         resident = self.workers.resident()
         try:
-            devices = self.job.devices.cards.read(resident)
+            devices = self.job.devices.group.read(resident)
         except DeviceError as error:  # the run may go on: it is for its workers to fail
             self.emit(Notice(text=str(error)))
             devices = ()
@@ -114,7 +114,7 @@ class Relay:
                 if self.expected is not None:
                     differing = differences(self.job.profile, found, self.settings, self.budgets)
                     if differing:
-                        raise Stale(differing)
+                        raise ProfileMismatch(differing)
                 self.workers.send({"type": "go"})
             case "tokenising":
                 self.emit(Tokenising(**_fields(message)))

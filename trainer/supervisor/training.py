@@ -12,14 +12,14 @@ from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
 from autotune.events import Notice, ProbeEnded, ProbeStarted
 from autotune.plan import Plan
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
-from autotune.workers.group import Workers
+from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import memory_environment, worker_command, worker_environment
 from profiles.schema import Fingerprint
 from trainer.config.settings import TrainSettings
 from trainer.events import TrainingEnded
 from trainer.supervisor.failure_advice import advice
 from trainer.supervisor.job import TrainJob
-from trainer.supervisor.relay import Relay, Stale
+from trainer.supervisor.relay import ProfileMismatch, Relay
 from trainer.supervisor.tuning import check_still_fits
 
 
@@ -32,7 +32,7 @@ def run_training(job: TrainJob) -> TrainingEnded:
     """
     try:
         return finish(job, job.profile.fingerprint)
-    except Stale as stale:
+    except ProfileMismatch as stale:
         sizes = job.settings.plan(job.settings.world_size)
         job.emit(
             Notice(
@@ -57,7 +57,7 @@ def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     while True:
         try:
             return supervise(job, expected)
-        except Outgrown as outgrown:
+        except RanOutOfMemory as outgrown:
             error, is_under_way = outgrown.error, True
         except OutOfMemory as refused:
             if not is_under_way:
@@ -107,7 +107,7 @@ def probe_again(job: TrainJob) -> None:
         world_size=job.settings.world_size,
     )
     with Prober(
-        spec, cards=job.devices.cards, host=job.host, limits=limits, emit=job.emit,
+        spec, group=job.devices.group, host=job.host, limits=limits, emit=job.emit,
         log_path=job.log_path,
     ) as prober:  # fmt: skip
         prober.open()
@@ -117,7 +117,7 @@ def probe_again(job: TrainJob) -> None:
         check_still_fits(trial, prober.budgets[trial.tightest].budget, job.settings.profile)
 
 
-class Outgrown(Exception):
+class RanOutOfMemory(Exception):
     """A run that had taken a step ran out of memory; carries what is to be said of it."""
 
     def __init__(self, error: OutOfMemory) -> None:
@@ -137,22 +137,22 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         WorkerError: a worker crashed or was killed.
         ChatlmError: what a worker refused.
     """
-    cards, host = job.devices.cards, job.host
-    survey = cards.survey()
-    known = budgets(survey, job.profile.memory.target_vram or 1.0)
+    group, host = job.devices.group, job.host
+    baseline = group.read_baseline()
+    known = budgets(baseline, job.profile.memory.target_vram or 1.0)
     settings = replace(
         job.settings,
-        workload=replace(job.settings.workload, memory_limit=cards.allowance(survey)),
-        others=tuple(reading.used for reading in survey) if cards.kind == "cuda" else (),
+        workload=replace(job.settings.workload, memory_limit=group.memory_cap(baseline)),
+        others=tuple(reading.used for reading in baseline) if group.kind == "cuda" else (),
         budgets=tuple(device.budget for device in known),
         device_names=tuple(device.name for device in known),
     )
     kills = host.oom_kills()
-    environment = worker_environment(memory_environment(cards.kind), settings.world_size)
+    environment = worker_environment(memory_environment(group.kind), settings.world_size)
     command = worker_command("trainer", settings.world_size)
     with Interrupts() as interrupts:
         try:
-            with Workers(command, environment=environment, log_path=job.log_path) as workers:
+            with WorkerGroup(command, environment=environment, log_path=job.log_path) as workers:
                 relay = Relay(job, settings, workers, expected, known)
                 while relay.ended is None:
                     ended = workers.ended()  # asked first: its last words are read after it
@@ -160,14 +160,14 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
                     if interrupts.count > relay.stops:
                         relay.stop()
                     if relay.ended is None and not heard and (ended or relay.gone):
-                        raise why(workers, host.oom_kills() > kills, job.log_path)
+                        raise explain_exit(workers, host.oom_kills() > kills, job.log_path)
                 return relay.ended
         except OutOfMemory as error:
             if interrupts.count:  # asked to end, also while its workers did
                 job.emit(Notice(text=str(error)))
                 raise KeyboardInterrupt from error
             if relay.is_under_way:
-                raise Outgrown(error) from error
+                raise RanOutOfMemory(error) from error
             raise
 
 
@@ -191,7 +191,7 @@ class Interrupts:
         self.count += 1
 
 
-def why(workers: Workers, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
+def explain_exit(workers: WorkerGroup, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
     """What to say of a worker that is gone without a word."""
     code = workers.exit_code()
     if killed_by_kernel and code == -signal.SIGKILL:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autotune.devices.selection import Devices
+from autotune.devices.selection import DeviceSelection
 from autotune.errors import NothingFits, ProfileError
 from autotune.events import Notice
 from autotune.plan import Plan, choose_effective
@@ -52,11 +52,11 @@ def what_is_trained(values: Run | WorkloadSettings) -> dict[str, Any]:
     return {**chosen, "lora_targets": list(chosen["lora_targets"])}
 
 
-def earlier(
+def previous_sizes(
     path: Path,
     limits: Limits,
     vram_limit: int | None,
-    devices: Devices,
+    devices: DeviceSelection,
     settings: WorkloadSettings,
 ) -> Callable[[dict[str, Any]], Sizes | None]:
     """From a worker's facts the sizes that an earlier tuning of the very same found, or None."""
@@ -71,7 +71,7 @@ def earlier(
             not profile.interrupted
             and profile.fingerprint == fingerprint(facts["fingerprint"], devices)
             and profile.run.precision == facts["precision"]
-            and profile.run.environment == memory_environment(devices.cards.kind)
+            and profile.run.environment == memory_environment(devices.group.kind)
             and what_is_trained(profile.run) == what_is_trained(settings)
             and (memory.target_vram, memory.target_ram, memory.vram_limit_bytes)
             == (limits.target, limits.target_ram, vram_limit)
@@ -82,7 +82,7 @@ def earlier(
     return guess
 
 
-def after_the_search(
+def measure_extras(
     prober: Prober, trial: Trial, *, effective: int, fixed: bool, evaluates: bool
 ) -> Extras:
     """The evaluation batch, where there is something to evaluate, loader processes, and shares."""
@@ -110,7 +110,7 @@ def make_profile(
     *,
     limits: Limits,
     settings: WorkloadSettings,
-    devices: Devices,
+    devices: DeviceSelection,
     base: Profile,
     effective: int | None,
     vram_limit: int | None,
@@ -147,7 +147,7 @@ def make_profile(
             vram_limit_bytes=vram_limit,
             others_bytes=tightest.others,
             budget_bytes=tightest.budget,
-            hard_limit_bytes=tightest.hard,
+            hard_limit_bytes=tightest.hard_limit,
             peak_bytes=trial.peak,
             host_peak_bytes=trial.host_peak,
             shares=None if outcome.extras.shares is None else list(outcome.extras.shares),
@@ -164,14 +164,14 @@ def make_profile(
                 if outcome.extras.loaders is None
                 else outcome.extras.loaders
             ),
-            environment=memory_environment(devices.cards.kind),
+            environment=memory_environment(devices.group.kind),
         ),
         fingerprint=fingerprint(outcome.facts["fingerprint"], devices),
         trial=[_row(t) for t in outcome.trials],
     )
 
 
-def would_hold(outcome: Outcome, effective: int | None, world_size: int) -> int | None:
+def estimated_capacity(outcome: Outcome, effective: int | None, world_size: int) -> int | None:
     """About how many sequences the devices had room for, where the effective batch was the bound.
 
     By the line through what is resident and the answer's forward and backward: nothing that ran.
@@ -187,13 +187,13 @@ def would_hold(outcome: Outcome, effective: int | None, world_size: int) -> int 
     return size if size >= ROOMY * trial.size else None
 
 
-def fingerprint(facts: dict[str, Any], devices: Devices) -> Fingerprint:
+def fingerprint(facts: dict[str, Any], devices: DeviceSelection) -> Fingerprint:
     """What a worker found, and what the supervisor knows of the devices."""
-    survey = devices.cards.read({})
+    baseline = devices.group.read({})
     return Fingerprint(
         **facts,
-        devices=[reading.name for reading in survey],
-        device_bytes=[reading.total for reading in survey],
+        devices=[reading.name for reading in baseline],
+        device_bytes=[reading.total for reading in baseline],
         driver=devices.driver,
     )
 
@@ -271,7 +271,7 @@ def nothing_fits(outcome: Outcome) -> NothingFits:
 def as_json(
     outcome: Outcome, profile: Profile, path: str, limits: Limits, room: int | None
 ) -> dict[str, Any]:
-    """The document that `chatlm autotune --json` prints; `room` is what `would_hold` says."""
+    """The document that `chatlm autotune --json` prints; `room` is what `estimated_capacity` says."""
     trial = outcome.answer
     assert trial is not None
     knee = profile.knee()

@@ -101,7 +101,7 @@ def test_a_peak_of_the_host_is_since_its_reset() -> None:
     """What was held before counts only as far as it is still resident."""
     memory = HostMemory()
     allocate(128 * MIB).close()
-    memory.settle()
+    memory.release_cached()
 
     memory.reset_peak()
     before = memory.peak()
@@ -283,7 +283,7 @@ def test_the_cache_is_emptied_when_the_card_is_idle(monkeypatch: pytest.MonkeyPa
     cuda = FakeCuda()
     memory = cuda_memory(monkeypatch, cuda)
 
-    memory.settle()
+    memory.release_cached()
     memory.reset_peak()
 
     assert cuda.asked == ["synchronize", "empty_cache", "reset_peak_memory_stats"]

@@ -21,19 +21,19 @@ def test_the_hard_limit_lies_between_the_budget_and_what_is_left(
     """A small margin above the target; others' memory is never part of it."""
     used = int(held * total)
 
-    hard = hard_limit(total=total, used=used, target=target)
+    limit = hard_limit(total=total, used=used, target=target)
 
-    assert int(target * total) - used <= hard <= total - used
-    assert hard <= int((target + MARGIN) * total) - used
+    assert int(target * total) - used <= limit <= total - used
+    assert limit <= int((target + MARGIN) * total) - used
 
 
 def test_the_device_that_is_past_its_limit_is_named() -> None:
     """With the figures, others' share not counted."""
     small = DeviceBudget(
-        device="a", name="A", total=8 * GIB, others=GIB, budget=2 * GIB, hard=3 * GIB
+        device="a", name="A", total=8 * GIB, others=GIB, budget=2 * GIB, hard_limit=3 * GIB
     )
     large = DeviceBudget(
-        device="b", name="B", total=8 * GIB, others=0, budget=6 * GIB, hard=7 * GIB
+        device="b", name="B", total=8 * GIB, others=0, budget=6 * GIB, hard_limit=7 * GIB
     )
 
     assert device_breach([small, large], [4 * GIB, 7 * GIB]) is None
@@ -44,11 +44,11 @@ def test_the_device_that_is_past_its_limit_is_named() -> None:
 
 @pytest.mark.parametrize(("hard", "early"), [(None, False), (5 * GIB, True), (6 * GIB, False)])
 def test_a_limit_of_ours_counts_where_the_device_still_has_more(
-    hard: int | None, early: bool
+    hard_limit: int | None, early: bool
 ) -> None:
     """At the same amount the device itself says no."""
     device = DeviceBudget(
-        device="a", name="A", total=8 * GIB, others=2 * GIB, budget=4 * GIB, hard=hard
+        device="a", name="A", total=8 * GIB, others=2 * GIB, budget=4 * GIB, hard_limit=hard_limit
     )
 
     assert device.stops_early is early

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.devices.group import EmulatedCards, GpuCards, budgets, identity
+from autotune.devices.group import EmulatedDevices, GpuDevices, budgets, peak_from_report
 from autotune.devices.nvml import Nvml
 from autotune.errors import DeviceError
 from autotune.readings import DeviceReading
@@ -47,7 +47,7 @@ def test_a_card_whose_target_others_hold_is_said() -> None:
 
 def test_a_peak_between_two_samples_counts_with_the_context() -> None:
     """torch's counter sees every moment but not the context; the driver sees all, now and then."""
-    measured = identity(REPORT, used_now=110, others=100, sampled=112)
+    measured = peak_from_report(REPORT, used_now=110, others=100, sampled=112)
 
     assert (measured.fixed, measured.growing, measured.peak) == (4 + 3, 9 + 3, 10 + 3)
     assert (measured.context, measured.reserved, measured.allocated) == (3, 10, 8)
@@ -55,7 +55,7 @@ def test_a_peak_between_two_samples_counts_with_the_context() -> None:
 
 def test_a_sample_above_what_torch_counted_is_the_peak() -> None:
     """NCCL and cuBLAS allocate beside torch, and give back before the probe has ended."""
-    assert identity(REPORT, used_now=110, others=100, sampled=150).peak == 50
+    assert peak_from_report(REPORT, used_now=110, others=100, sampled=150).peak == 50
 
 
 @given(BYTES, BYTES, BYTES, BYTES)
@@ -63,7 +63,7 @@ def test_a_peak_is_never_less_than_torchs_own(
     used_now: int, others: int, sampled: int, peak: int
 ) -> None:
     """Nor than any sample: others who leave in the middle do not make us smaller."""
-    measured = identity(replace(REPORT, peak=peak), used_now, others, sampled)
+    measured = peak_from_report(replace(REPORT, peak=peak), used_now, others, sampled)
 
     assert measured.peak >= max(peak, sampled - others)
 
@@ -71,11 +71,11 @@ def test_a_peak_is_never_less_than_torchs_own(
 def test_cards_that_the_workers_are_not_on_are_an_error() -> None:
     """Memory that is read on one card and held on another says nothing."""
     with FakeDriver([FakeGpu(uuid=uuid) for uuid in UUIDS]), Nvml.open() as nvml:
-        cards = GpuCards(nvml.devices[1:])
-        planned = budgets(cards.survey(), 0.6)
+        group = GpuDevices(nvml.devices[1:])
+        planned = budgets(group.read_baseline(), 0.6)
 
         with pytest.raises(DeviceError) as caught:
-            cards.measure([REPORT], planned, [0])
+            group.measure([REPORT], planned, [0])
 
     assert str(caught.value) == (
         f"the workers run on {UUIDS[0]}, not on {UUIDS[1]} where memory is read; check "
@@ -87,9 +87,9 @@ def test_the_order_of_the_ranks_need_not_be_the_cards() -> None:
     """A report is matched to its card by UUID."""
     reports = [replace(REPORT, device=UUIDS[1], peak=2 * GIB), replace(REPORT, peak=GIB)]
     with FakeDriver([FakeGpu(uuid=uuid) for uuid in UUIDS]), Nvml.open() as nvml:
-        cards = GpuCards(nvml.devices)
+        group = GpuDevices(nvml.devices)
 
-        measured = cards.measure(reports, budgets(cards.survey(), 0.6), [0, 0])
+        measured = group.measure(reports, budgets(group.read_baseline(), 0.6), [0, 0])
 
     assert [card.peak for card in measured] == [GIB, 2 * GIB]
 
@@ -97,22 +97,22 @@ def test_the_order_of_the_ranks_need_not_be_the_cards() -> None:
 def test_a_limit_makes_a_card_smaller_and_never_larger() -> None:
     """Its others stay: what is left to us is what a worker may allocate."""
     with FakeDriver([FakeGpu(total=24 * GIB, used=2 * GIB)]), Nvml.open() as nvml:
-        small, same = GpuCards(nvml.devices, 20 * GIB), GpuCards(nvml.devices, 30 * GIB)
-        (as_small,), (as_is,) = small.survey(), same.survey()
-        allowance = small.allowance([as_small])
+        small, same = GpuDevices(nvml.devices, 20 * GIB), GpuDevices(nvml.devices, 30 * GIB)
+        (as_small,), (as_is,) = small.read_baseline(), same.read_baseline()
+        memory_cap = small.memory_cap([as_small])
 
     assert (as_small.name, as_small.total, as_small.used) == (
         "Fake GPU as 20.0 GiB", 20 * GIB, 2 * GIB,
     )  # fmt: skip
     assert (as_is.name, as_is.total) == ("Fake GPU", 24 * GIB)
-    assert allowance == 18 * GIB
+    assert memory_cap == 18 * GIB
 
 
 def test_an_emulated_card_holds_its_rank_alone() -> None:
     """It has no other tenants."""
-    cards = EmulatedCards(GIB, 2)
+    group = EmulatedDevices(GIB, 2)
 
-    before, (first, second) = cards.survey(), cards.read({0: 7, 1: 9})
+    before, (first, second) = group.read_baseline(), group.read({0: 7, 1: 9})
 
     assert [card.used for card in before] == [0, 0]
     assert (first.used, second.used) == (7, 9)

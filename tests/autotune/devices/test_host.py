@@ -53,7 +53,7 @@ class Machine:
         write(folder / "memory.oom_control", f"under_oom 0\noom_kill {oom_kills}\n")
         return folder
 
-    def meter(self) -> HostMeter:
+    def sampler(self) -> HostMeter:
         return HostMeter(self.proc, self.cgroups)
 
 
@@ -66,7 +66,7 @@ def test_without_cgroups_the_machine_is_read(tmp_path: Path) -> None:
     """Used is what is not available: caches count as free."""
     machine = Machine(tmp_path, "0::/\n")
 
-    reading = machine.meter().read()
+    reading = machine.sampler().read()
 
     assert reading == HostReading(total=64 * GIB, used=24 * GIB)
     assert reading.free == 40 * GIB
@@ -77,7 +77,7 @@ def test_a_version_2_limit_is_the_total(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "0::/job\n")
     machine.v2("job", current=9 * GIB, limit=16 * GIB, inactive=2 * GIB)
 
-    assert machine.meter().read() == HostReading(total=16 * GIB, used=7 * GIB)
+    assert machine.sampler().read() == HostReading(total=16 * GIB, used=7 * GIB)
 
 
 def test_memory_high_limits_as_memory_max_does(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_memory_high_limits_as_memory_max_does(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "0::/job\n")
     machine.v2("job", current=GIB, limit=16 * GIB, high=12 * GIB)
 
-    assert machine.meter().read().total == 12 * GIB
+    assert machine.sampler().read().total == 12 * GIB
 
 
 def test_a_version_1_limit_is_the_total(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_version_1_limit_is_the_total(tmp_path: Path) -> None:
     machine.v1("", current=30 * GIB, limit=NO_LIMIT)
     machine.v1("job", current=9 * GIB, limit=16 * GIB, inactive=2 * GIB)
 
-    assert machine.meter().read() == HostReading(total=16 * GIB, used=7 * GIB)
+    assert machine.sampler().read() == HostReading(total=16 * GIB, used=7 * GIB)
 
 
 @pytest.mark.parametrize("limit", [NO_LIMIT, 64 * GIB, 100 * GIB])
@@ -104,7 +104,7 @@ def test_a_limit_that_the_machine_cannot_reach_is_none(tmp_path: Path, limit: in
     machine.v1("one", current=60 * GIB, limit=limit)
     machine.v2("two", current=60 * GIB, limit=limit)
 
-    assert machine.meter().read() == HostReading(total=64 * GIB, used=24 * GIB)
+    assert machine.sampler().read() == HostReading(total=64 * GIB, used=24 * GIB)
 
 
 def test_the_level_with_the_least_free_counts(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_level_with_the_least_free_counts(tmp_path: Path) -> None:
     machine.v2("slice/pod", current=29 * GIB, limit=32 * GIB)
     machine.v2("slice/pod/job", current=GIB, limit=8 * GIB)
 
-    assert machine.meter().read() == HostReading(total=32 * GIB, used=29 * GIB)
+    assert machine.sampler().read() == HostReading(total=32 * GIB, used=29 * GIB)
 
 
 def test_a_full_machine_is_tighter_than_an_empty_cgroup(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_full_machine_is_tighter_than_an_empty_cgroup(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "0::/job\n", free=2 * GIB)
     machine.v2("job", current=GIB, limit=16 * GIB)
 
-    assert machine.meter().read() == HostReading(total=64 * GIB, used=62 * GIB)
+    assert machine.sampler().read() == HostReading(total=64 * GIB, used=62 * GIB)
 
 
 def test_nested_version_1_cgroups_are_walked_up(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_nested_version_1_cgroups_are_walked_up(tmp_path: Path) -> None:
     machine.v1("docker/box/app", current=GIB, limit=NO_LIMIT)
     machine.v1("docker/box", current=3 * GIB, limit=8 * GIB, inactive=GIB)
 
-    assert machine.meter().read() == HostReading(total=8 * GIB, used=2 * GIB)
+    assert machine.sampler().read() == HostReading(total=8 * GIB, used=2 * GIB)
 
 
 def test_hybrid_mounts_are_both_read(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_hybrid_mounts_are_both_read(tmp_path: Path) -> None:
     machine.v2("unified/job", current=3 * GIB, limit=4 * GIB)
     machine.v2("job", current=0, limit=1)  # not a cgroup: the root holds mounts only
 
-    assert machine.meter().read() == HostReading(total=4 * GIB, used=3 * GIB)
+    assert machine.sampler().read() == HostReading(total=4 * GIB, used=3 * GIB)
 
 
 @pytest.mark.parametrize("path", ["/docker/4f1d", "/../other", "/gone (deleted)", "/"])
@@ -155,7 +155,9 @@ def test_a_container_that_sees_the_hosts_path_reads_its_own_mount(
     other.v2("", current=2 * GIB, limit=8 * GIB)
 
     assert (
-        machine.meter().read() == other.meter().read() == HostReading(total=8 * GIB, used=2 * GIB)
+        machine.sampler().read()
+        == other.sampler().read()
+        == HostReading(total=8 * GIB, used=2 * GIB)
     )
 
 
@@ -163,7 +165,7 @@ def test_values_are_read_anew_each_time(tmp_path: Path) -> None:
     """A cgroup may be given more memory, or be removed, while we run."""
     machine = Machine(tmp_path, "0::/job\n")
     folder = machine.v2("job", current=GIB, limit=8 * GIB)
-    meter = machine.meter()
+    meter = machine.sampler()
 
     first = meter.read()
     machine.v2("job", current=2 * GIB, limit=16 * GIB)
@@ -196,7 +198,7 @@ def test_no_level_has_less_free_than_the_reading(
     for name, (limit, current, inactive) in zip(names, levels, strict=True):
         machine.v2(name, current=current * GIB, limit=limit * GIB, inactive=inactive * GIB)
 
-    reading = machine.meter().read()
+    reading = machine.sampler().read()
 
     frees = [limit - max(current - idle, 0) for limit, current, idle in levels if limit < 64]
     assert reading.free == min([free, *frees]) * GIB
@@ -219,7 +221,7 @@ def test_a_kill_anywhere_is_seen_in_the_difference(tmp_path: Path) -> None:
     machine.v1("job", current=0, limit=GIB, oom_kills=1)
     machine.v2("unified/pod", current=0, oom_kills=5)
     machine.v2("unified/pod/job", current=0, oom_kills=5)
-    meter = machine.meter()
+    meter = machine.sampler()
 
     counts = [meter.oom_kills()]
     machine.v1("job", current=0, limit=GIB, oom_kills=2)
@@ -253,7 +255,7 @@ def test_a_cgroup_without_a_limit_is_not_added_up(tmp_path: Path) -> None:
     folder = machine.v2("job", current=GIB)
     write(folder / "memory.stat", "inactive_file nonsense\n")
 
-    assert machine.meter().read() == HostReading(total=64 * GIB, used=24 * GIB)
+    assert machine.sampler().read() == HostReading(total=64 * GIB, used=24 * GIB)
 
 
 def test_a_long_memory_stat_is_read_to_its_end(tmp_path: Path) -> None:
@@ -263,4 +265,4 @@ def test_a_long_memory_stat_is_read_to_its_end(tmp_path: Path) -> None:
     others = "".join(f"total_inactive_file_{i} 7\n" for i in range(4000))
     write(folder / "memory.stat", f"{others}total_inactive_file 7\ninactive_file {GIB}")
 
-    assert machine.meter().read() == HostReading(total=16 * GIB, used=8 * GIB)
+    assert machine.sampler().read() == HostReading(total=16 * GIB, used=8 * GIB)

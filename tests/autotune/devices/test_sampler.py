@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from autotune.devices.group import EmulatedCards
+from autotune.devices.group import EmulatedDevices
 from autotune.devices.host import HostMeter
-from autotune.devices.sampler import Meter, merged
+from autotune.devices.sampler import MemorySampler, merged
 from autotune.errors import DeviceError
 from autotune.readings import DeviceReading, HostReading
 from tests.support.processes import wait_until
@@ -15,7 +15,7 @@ from tests.support.processes import wait_until
 GIB = 2**30
 
 
-class Cards(EmulatedCards):
+class DeviceGroup(EmulatedDevices):
     """One card of which a test says what is read."""
 
     def __init__(self, used: Sequence[int] = (), broken: bool = False) -> None:
@@ -34,13 +34,13 @@ class Cards(EmulatedCards):
         return super().read({0: next(self.used, 0)})
 
 
-def meter(cards: Cards) -> Meter:
-    return Meter(cards, HostMeter(), lambda: {0: 5}, stale=0.2)
+def sampler_over(group: DeviceGroup) -> MemorySampler:
+    return MemorySampler(group, HostMeter(), lambda: {0: 5}, stale=0.2)
 
 
 def test_the_highest_of_a_window_is_kept_and_a_reset_begins_anew() -> None:
     """The latest is beside it."""
-    with meter(Cards([3 * GIB, 5 * GIB, 4 * GIB, *[GIB] * 10**6])) as sampler:
+    with sampler_over(DeviceGroup([3 * GIB, 5 * GIB, 4 * GIB, *[GIB] * 10**6])) as sampler:
         assert wait_until(lambda: sampler.window().devices[0].used == GIB)
         window = sampler.window()
         sampler.reset()
@@ -62,9 +62,9 @@ def test_the_host_is_remembered_when_it_had_least_to_spare() -> None:
 
 def test_a_device_that_stops_answering_makes_the_readings_stale() -> None:
     """The message has the driver's own words."""
-    cards = Cards()
-    with meter(cards) as sampler:
-        cards.broken = True
+    group = DeviceGroup()
+    with sampler_over(group) as sampler:
+        group.broken = True
         with pytest.raises(DeviceError) as caught:
             wait_until(lambda: sampler.window() is None)
 
@@ -75,31 +75,31 @@ def test_a_device_that_stops_answering_makes_the_readings_stale() -> None:
 
 def test_a_driver_that_is_stuck_makes_the_readings_stale() -> None:
     """A call that never returns says nothing, so its silence must."""
-    cards = Cards()
-    with meter(cards) as sampler:
-        cards.stuck.clear()
+    group = DeviceGroup()
+    with sampler_over(group) as sampler:
+        group.stuck.clear()
         with pytest.raises(DeviceError, match="have not answered for"):
             wait_until(lambda: sampler.window() is None)
-        cards.stuck.set()
+        group.stuck.set()
 
 
 def test_an_error_that_has_passed_is_not_blamed_for_a_later_silence() -> None:
     """A driver that answered again, and then got stuck."""
-    cards = Cards()
+    group = DeviceGroup()
 
     def is_asked_thrice() -> bool:
         """The answers to the first two are in the meter by then, the first since the last change."""
-        return cards.asked >= 3
+        return group.asked >= 3
 
-    with meter(cards) as sampler:
+    with sampler_over(group) as sampler:
         for broken in (True, False):
-            cards.broken = broken
-            cards.asked = 0
+            group.broken = broken
+            group.asked = 0
             assert wait_until(is_asked_thrice)
-        cards.stuck.clear()
+        group.stuck.clear()
         with pytest.raises(DeviceError) as caught:
             wait_until(lambda: sampler.window() is None)
-        cards.stuck.set()
+        group.stuck.set()
 
     assert " s, and no probe runs unwatched" in str(caught.value)
     assert caught.value.__cause__ is None
@@ -107,18 +107,21 @@ def test_an_error_that_has_passed_is_not_blamed_for_a_later_silence() -> None:
 
 def test_one_failure_between_two_answers_is_no_failure() -> None:
     """Drivers hiccup."""
-    cards = Cards()
-    sampler = Meter(cards, HostMeter(), dict, stale=30.0)
+    group = DeviceGroup()
+    sampler = MemorySampler(group, HostMeter(), dict, stale=30.0)
     with sampler:
-        cards.broken = True
+        group.broken = True
         with pytest.raises(DeviceError):
             sampler.sample()
-        cards.broken = False
+        group.broken = False
 
         assert sampler.window().devices[0].used == 0
 
 
 def test_a_meter_that_never_answered_does_not_start() -> None:
     """Before any worker runs unwatched."""
-    with pytest.raises(DeviceError, match="fell off the bus"), meter(Cards(broken=True)):
+    with (
+        pytest.raises(DeviceError, match="fell off the bus"),
+        sampler_over(DeviceGroup(broken=True)),
+    ):
         pass

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from autotune.devices.group import EmulatedCards, GpuCards, HostCard
+from autotune.devices.group import EmulatedDevices, GpuDevices, HostDevice
 from autotune.devices.host import HostMeter
-from autotune.devices.selection import Devices, open_devices
+from autotune.devices.selection import DeviceSelection, open_devices
 from autotune.errors import DeviceError, UsageError
 from tests.support.fake_nvml import FakeDriver, FakeGpu
 
@@ -28,7 +28,7 @@ def opened(
     *,
     num_processes: int | None = None,
     vram_limit: int | None = None,
-) -> Devices:
+) -> DeviceSelection:
     """The devices on a machine with those GPUs; with None the driver does not start."""
     driver = FakeDriver(there or (), fails={} if there is not None else {"nvmlInitWithFlags": 9})
     with (
@@ -51,7 +51,7 @@ def test_every_card_that_is_shown_gets_a_process(device: str) -> None:
     """And nothing needs to be said about it."""
     devices = opened(device, gpus(2))
 
-    assert isinstance(devices.cards, GpuCards)
+    assert isinstance(devices.group, GpuDevices)
     assert (devices.world_size, devices.driver, devices.notice) == (2, "600.10", None)
 
 
@@ -59,7 +59,7 @@ def test_fewer_processes_take_the_first_cards() -> None:
     """In CUDA's order."""
     devices = opened("cuda", gpus(3), num_processes=2)
 
-    assert isinstance(devices.cards, GpuCards)
+    assert isinstance(devices.group, GpuDevices)
     assert devices.world_size == 2
 
 
@@ -90,7 +90,7 @@ def test_with_every_card_hidden_auto_takes_the_cpu_and_says_why(
     devices = opened("auto", gpus(2))
     message = error_of("cuda", gpus(2))
 
-    assert isinstance(devices.cards, HostCard)
+    assert isinstance(devices.group, HostDevice)
     assert devices.notice == ("CUDA_VISIBLE_DEVICES hides every card: on the CPU, against host RAM")
     assert message == "the driver shows no card; check CUDA_VISIBLE_DEVICES, or use --device cpu"
 
@@ -104,7 +104,7 @@ def test_without_a_driver_auto_takes_the_cpu_and_says_why() -> None:
     """In one line."""
     devices = opened("auto", None)
 
-    assert isinstance(devices.cards, HostCard)
+    assert isinstance(devices.group, HostDevice)
     assert devices.world_size == 1
     assert devices.notice == (
         "no NVIDIA driver answers (Driver Not Loaded): on the CPU, against host RAM"
@@ -151,7 +151,7 @@ def test_a_limit_on_the_cpu_plays_a_card() -> None:
     """One for each process."""
     devices = opened("cpu", None, num_processes=2, vram_limit=GIB // 4)
 
-    assert isinstance(devices.cards, EmulatedCards)
+    assert isinstance(devices.group, EmulatedDevices)
     assert devices.notice == "on the CPU, which plays a card of 256 MiB"
 
 

@@ -11,11 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.devices.group import GpuCards
+from autotune.devices.group import GpuDevices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
 from autotune.devices.processes import resident
-from autotune.devices.tenants import LOADING, STILL, Neighbours, device_of, moved, passed_through
+from autotune.devices.tenants import (
+    CONTEXT_DRIFT,
+    CONTEXT_LOADING,
+    Tenants,
+    device_of,
+    moved,
+    passed_through,
+)
 from autotune.errors import DeviceError
 from autotune.events import Notice
 from autotune.readings import DeviceReading
@@ -56,7 +63,7 @@ def prober_beside(
         Nvml.open() as nvml,
         Prober(
             WorkloadSpec(path=PATH, settings={**settings, "device": UUID}),
-            cards=GpuCards(nvml.devices),
+            group=GpuDevices(nvml.devices),
             host=HostMeter(),
             limits=Limits(target=0.5, target_ram=0.99),
             emit=events.append,
@@ -161,29 +168,29 @@ class Card:
     kind = "cuda"
     noise = 0.0
 
-    def __init__(self, *used: int, foreign: int = 0) -> None:
+    def __init__(self, *used: int, unaccounted: int = 0) -> None:
         self._used = list(used)
-        self._foreign = foreign
+        self._unaccounted = unaccounted
 
-    def survey(self) -> tuple[DeviceReading, ...]:
+    def read_baseline(self) -> tuple[DeviceReading, ...]:
         used = self._used.pop(0) if len(self._used) > 1 else self._used[0]
         return (DeviceReading(device=UUID, name="card", total=CARD, used=used),)
 
     def read(self, resident: object) -> tuple[DeviceReading, ...]:
-        return self.survey()
+        return self.read_baseline()
 
     def measure(self, reports: object, budgets: object, sampled: object) -> list[Measured]:
         return []
 
-    def foreign(self, held: Sequence[Held]) -> tuple[int, ...]:
-        return (self._foreign,)
+    def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
+        return (self._unaccounted,)
 
-    def allowance(self, survey: object) -> int | None:
+    def memory_cap(self, baseline: object) -> int | None:
         return None
 
 
-def neighbours_of(card: Card) -> Neighbours:
-    return Neighbours(card, 0.5, lambda event: None)
+def neighbours_of(card: Card) -> Tenants:
+    return Tenants(card, 0.5, lambda event: None)
 
 
 def test_workers_that_died_while_they_were_built_are_waited_for_too(
@@ -193,36 +200,36 @@ def test_workers_that_died_while_they_were_built_are_waited_for_too(
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     neighbours = neighbours_of(Card(GIB, 3 * GIB, 2 * GIB, GIB))
 
-    neighbours.survey()
-    neighbours.survey()
+    neighbours.read_baseline()
+    neighbours.read_baseline()
 
     assert neighbours.budgets[0].others == GIB
 
 
 def test_the_context_is_missing_from_what_allocations_may_take() -> None:
     """Of the budget, and of the limit at which they fail."""
-    neighbours = neighbours_of(Card(GIB, foreign=GIB + CONTEXT))
+    neighbours = neighbours_of(Card(GIB, unaccounted=GIB + CONTEXT))
 
-    neighbours.survey()
-    before = neighbours.rooms(1), neighbours.guards(1)
-    neighbours.meet([])
+    neighbours.read_baseline()
+    before = neighbours.headroom(1), neighbours.hard_limits(1)
+    neighbours.set_baseline([])
     (budget,) = neighbours.budgets
 
-    assert before == ([budget.budget], [budget.hard])
-    assert budget.hard is not None
-    assert neighbours.rooms(1) == [budget.budget - CONTEXT]
-    assert neighbours.guards(1) == [budget.hard - CONTEXT]
+    assert before == ([budget.budget], [budget.hard_limit])
+    assert budget.hard_limit is not None
+    assert neighbours.headroom(1) == [budget.budget - CONTEXT]
+    assert neighbours.hard_limits(1) == [budget.hard_limit - CONTEXT]
 
 
 def test_ranks_that_share_a_device_share_its_room() -> None:
     """Each may take all of it at times: the meter sees what they hold together."""
     neighbours = neighbours_of(Card(0))
 
-    neighbours.survey()
+    neighbours.read_baseline()
     (budget,) = neighbours.budgets
 
-    assert neighbours.rooms(2) == [budget.budget // 2] * 2
-    assert neighbours.guards(2) == [budget.hard] * 2
+    assert neighbours.headroom(2) == [budget.budget // 2] * 2
+    assert neighbours.hard_limits(2) == [budget.hard_limit] * 2
 
 
 @given(st.integers(1, 8), st.integers(1, 4))
@@ -234,19 +241,19 @@ def test_each_rank_has_its_device(devices: int, sharing: int) -> None:
     assert {device_of(rank, sharing, [None]) for rank in range(sharing)} == {0}
 
 
-@given(BYTES, st.integers(-STILL, STILL))
+@given(BYTES, st.integers(-CONTEXT_DRIFT, CONTEXT_DRIFT))
 def test_a_context_may_move_a_little(before: int, change: int) -> None:
     """Between two probes of the same workers."""
     assert moved([before], [before + change], loading=False) == (0,)
 
 
-@given(BYTES, st.integers(-STILL, LOADING))
+@given(BYTES, st.integers(-CONTEXT_DRIFT, CONTEXT_LOADING))
 def test_a_first_probe_loads_kernels(before: int, change: int) -> None:
     """Up to half a gibibyte beside the allocator."""
     assert moved([before], [before + change], loading=True) == (0,)
 
 
-@given(BYTES, st.integers(LOADING + 1, 8 * GIB), st.booleans())
+@given(BYTES, st.integers(CONTEXT_LOADING + 1, 8 * GIB), st.booleans())
 def test_what_moves_further_is_a_neighbour(before: int, change: int, loading: bool) -> None:
     """In both directions, and told to the byte."""
     now = [before + change, before - change]
@@ -257,5 +264,5 @@ def test_what_moves_further_is_a_neighbour(before: int, change: int, loading: bo
 def test_a_sample_far_above_our_own_peak_was_not_ours() -> None:
     """The allocator's counter misses nothing of ours but what NCCL holds for a moment."""
     assert passed_through([5 * GIB], [GIB], [GIB], loading=False)
-    assert not passed_through([2 * GIB + STILL], [GIB], [GIB], loading=False)
-    assert not passed_through([2 * GIB + LOADING], [GIB], [GIB], loading=True)
+    assert not passed_through([2 * GIB + CONTEXT_DRIFT], [GIB], [GIB], loading=False)
+    assert not passed_through([2 * GIB + CONTEXT_LOADING], [GIB], [GIB], loading=True)

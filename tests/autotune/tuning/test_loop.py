@@ -23,22 +23,22 @@ def trial(size: int, verdict: Verdict = Verdict.FITS, speed: float | None = None
     return Trial(size=size, verdict=verdict, peak=size, seconds=1.0, samples_per_second=speed)
 
 
-def run(size: int, cards: list[tuple[DeviceBudget, int, int]]) -> Trial:
+def run(size: int, group: list[tuple[DeviceBudget, int, int]]) -> Trial:
     """The trial of a size on cards that hold `fixed + size × per_size`, as a prober would say it."""
-    peaks = [fixed + size * per_size for _, fixed, per_size in cards]
-    over = [peak - budget.budget for (budget, _, _), peak in zip(cards, peaks, strict=True)]
+    peaks = [fixed + size * per_size for _, fixed, per_size in group]
+    over = [peak - budget.budget for (budget, _, _), peak in zip(group, peaks, strict=True)]
     tightest = over.index(max(over))
     return Trial(
         size=size,
         verdict=Verdict.OVER if max(over) > 0 else Verdict.FITS,
         peak=peaks[tightest],
         seconds=1.0,
-        budgets=tuple(budget for budget, _, _ in cards),
+        budgets=tuple(budget for budget, _, _ in group),
         measured=tuple(
-            Measured(peak=p, fixed=c[1], growing=p) for p, c in zip(peaks, cards, strict=True)
+            Measured(peak=p, fixed=c[1], growing=p) for p, c in zip(peaks, group, strict=True)
         ),
         tightest=tightest,
-        fixed=cards[tightest][1],
+        fixed=group[tightest][1],
         growing=peaks[tightest],
     )
 
@@ -49,20 +49,20 @@ CARDS = st.tuples(st.integers(*BUDGETS), st.integers(*FIXED), st.integers(*PER_S
 
 def found(shapes: list[tuple[int, int, int]], ceiling: int) -> tuple[int, int, int]:
     """The answer on such cards, or 0; the largest size within the aim, and the largest that fits."""
-    cards = [(device(str(i), b), fixed, per_size) for i, (b, fixed, per_size) in enumerate(shapes)]
-    search = Search(ceiling, min(budget.budget for budget, _, _ in cards))
+    group = [(device(str(i), b), fixed, per_size) for i, (b, fixed, per_size) in enumerate(shapes)]
+    search = Search(ceiling, min(budget.budget for budget, _, _ in group))
 
     while (size := search.ask()) is not None:
-        search = tell(search, run(size, cards))
+        search = tell(search, run(size, group))
 
     largest = min(
-        ceiling, *((budget.budget - fixed) // per_size for budget, fixed, per_size in cards)
+        ceiling, *((budget.budget - fixed) // per_size for budget, fixed, per_size in group)
     )
     aimed = min(
         ceiling,
         *(
             (budget.budget - int((1 - AIM) * search.budget) - fixed) // per_size
-            for budget, fixed, per_size in cards
+            for budget, fixed, per_size in group
         ),
     )
     return search.low, aimed, largest
@@ -98,7 +98,7 @@ def test_a_device_is_told_by_its_headroom() -> None:
     budgets = (device("small", 1000), device("large", 5000))
     on_large = replace(trial(4), peak=4700, fixed=4100, growing=4600, budgets=budgets, tightest=1)
 
-    told = tell(Search(64, 1000), on_large).told[-1]
+    told = tell(Search(64, 1000), on_large).observations[-1]
 
     assert (told.peak, told.fixed, told.growing) == (700, 100, 600)
 
@@ -109,7 +109,7 @@ def test_a_trial_without_a_peak_is_told_without_one() -> None:
 
     search = tell(Search(64, 1000), failed)
 
-    assert (search.told[-1].peak, search.high) == (None, 4)
+    assert (search.observations[-1].peak, search.high) == (None, 4)
 
 
 def test_the_largest_size_that_fits_is_chosen() -> None:

@@ -5,7 +5,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.trial import DeviceBudget, Measured, Trial, judged
+from autotune.trial import DeviceBudget, Measured, Trial, with_verdict
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.verdict import Verdict
 
@@ -20,40 +20,40 @@ CARDS = st.lists(
 Card = tuple[int, int, int]
 
 
-def budgets(cards: list[Card]) -> tuple[DeviceBudget, ...]:
+def budgets(group: list[Card]) -> tuple[DeviceBudget, ...]:
     return tuple(
         DeviceBudget(device=str(i), name=str(i), total=9000 * MIB, others=0, budget=budget * MIB)
-        for i, (budget, _, _) in enumerate(cards)
+        for i, (budget, _, _) in enumerate(group)
     )
 
 
-def run(sizes: Sizes, cards: list[Card], *, full: int = 10**9) -> Trial:
+def run(sizes: Sizes, group: list[Card], *, full: int = 10**9) -> Trial:
     """As a prober would say it; a card that would hold `full` MiB is out of memory."""
     peaks = [
-        (fixed + size * each) * MIB for size, (_, fixed, each) in zip(sizes, cards, strict=True)
+        (fixed + size * each) * MIB for size, (_, fixed, each) in zip(sizes, group, strict=True)
     ]
     trial = Trial(
         size=max(sizes), sizes=sizes, verdict=Verdict.FITS, peak=None, seconds=1.0,
         measured=tuple(
             Measured(peak=peak, fixed=fixed * MIB, growing=peak)
-            for peak, (_, fixed, _) in zip(peaks, cards, strict=True)
+            for peak, (_, fixed, _) in zip(peaks, group, strict=True)
         ),
     )  # fmt: skip
     if max(peaks) > full * MIB:
         return Trial(
             size=max(sizes), sizes=sizes, verdict=Verdict.OOM, peak=None, seconds=1.0,
-            budgets=budgets(cards), failed_rank=peaks.index(max(peaks)), reason="out of memory",
+            budgets=budgets(group), failed_rank=peaks.index(max(peaks)), reason="out of memory",
         )  # fmt: skip
-    return judged(trial, budgets(cards))
+    return with_verdict(trial, budgets(group))
 
 
 def search(
-    cards: list[Card], *, ceiling: int, most: int | None = None, full: int = 10**9
+    group: list[Card], *, ceiling: int, most: int | None = None, full: int = 10**9
 ) -> list[Trial]:
     trials: list[Trial] = []
-    while (sizes := ask_each(trials, budgets(cards), ceiling=ceiling, most=most)) is not None:
-        trials.append(run(sizes, cards, full=full))
-        assert len(trials) <= (2 * math.log2(ceiling) + 3) * len(cards)
+    while (sizes := ask_each(trials, budgets(group), ceiling=ceiling, most=most)) is not None:
+        trials.append(run(sizes, group, full=full))
+        assert len(trials) <= (2 * math.log2(ceiling) + 3) * len(group)
     return trials
 
 
@@ -64,11 +64,11 @@ def answer(trials: list[Trial]) -> Trial | None:
 
 @settings(max_examples=300)
 @given(CARDS, st.integers(1, 300))
-def test_each_card_gets_nearly_the_most_that_it_holds(cards: list[Card], ceiling: int) -> None:
+def test_each_card_gets_nearly_the_most_that_it_holds(group: list[Card], ceiling: int) -> None:
     """Sizes that ran together, and fitted on all of them."""
-    largest = [min(ceiling, (budget - fixed) // each) for budget, fixed, each in cards]
+    largest = [min(ceiling, (budget - fixed) // each) for budget, fixed, each in group]
 
-    found = answer(search(cards, ceiling=ceiling))
+    found = answer(search(group, ceiling=ceiling))
 
     if min(largest) < 1:
         assert found is None
@@ -80,18 +80,18 @@ def test_each_card_gets_nearly_the_most_that_it_holds(cards: list[Card], ceiling
 
 
 @given(CARDS, st.integers(4, 60))
-def test_together_they_are_no_more_than_the_effective_batch(cards: list[Card], most: int) -> None:
+def test_together_they_are_no_more_than_the_effective_batch(group: list[Card], most: int) -> None:
     """The user's own choice stands."""
-    trials = search(cards, ceiling=most, most=most)
+    trials = search(group, ceiling=most, most=most)
 
     assert all(sum(trial.sizes) <= most for trial in trials)
 
 
 def test_a_card_out_of_memory_says_nothing_about_the_others() -> None:
     """The small one runs out; the large one goes on from where it was."""
-    cards = [(4000, 100, 10), (1000, 100, 10)]
+    group = [(4000, 100, 10), (1000, 100, 10)]
 
-    trials = search(cards, ceiling=4096, full=1001)
+    trials = search(group, ceiling=4096, full=1001)
     found = answer(trials)
 
     assert found is not None
@@ -101,6 +101,6 @@ def test_a_card_out_of_memory_says_nothing_about_the_others() -> None:
 
 def test_an_earlier_answer_is_asked_first() -> None:
     """All ranks at once."""
-    cards = [(1000, 100, 10), (500, 100, 10)]
+    group = [(1000, 100, 10), (500, 100, 10)]
 
-    assert ask_each([], budgets(cards), ceiling=99, most=None, guess=(80, 39)) == (80, 39)
+    assert ask_each([], budgets(group), ceiling=99, most=None, guess=(80, 39)) == (80, 39)

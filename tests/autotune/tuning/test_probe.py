@@ -34,7 +34,7 @@ class CachingMemory:
         self.reserved = max(self.reserved, MODEL + amount)
         self.highest = max(self.highest, self.reserved)
 
-    def settle(self) -> None:
+    def release_cached(self) -> None:
         self.reserved = MODEL
 
     def reset_peak(self) -> None:
@@ -76,25 +76,25 @@ class Growing:
         self._grows = grows
         self._more = 0
 
-    def accumulate(self, size: int) -> Load:
+    def forward_backward(self, size: int) -> Load:
         self._memory.take(SAMPLE * size + self._more)
         self._more += self._grows
         return Load(size, size)
 
-    def mix(self, size: int) -> None:
-        self.accumulate(size)
+    def mixed_lengths_step(self, size: int) -> None:
+        self.forward_backward(size)
 
-    def update(self) -> None:
+    def optimizer_step(self) -> None:
         return
 
     def evaluate(self, size: int) -> Load:
         self._memory.take(SAMPLE * size // 2)
         return Load(size, size)
 
-    def wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
+    def data_wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         raise AssertionError("no probe waits")
 
-    def side(self, size: int, side: int) -> bool:
+    def one_sided_step(self, size: int, side: int) -> bool:
         if self.sides is not None:
             self._memory.take(int(SAMPLE * size * self.sides[side]))
         return self.sides is not None
@@ -112,10 +112,10 @@ def ignored(step: int) -> None:
     pass
 
 
-def measured(workload: Growing, far: int | None = None) -> tuple[Report, int]:
+def measured(workload: Growing, safe: int | None = None) -> tuple[Report, int]:
     """The report of a probe at 8, and how many steps it took."""
     steps: list[int] = []
-    report = measure(workload, 8, steps.append, far=far)
+    report = measure(workload, 8, steps.append, safe=safe)
     return report, len(steps)
 
 
@@ -148,9 +148,9 @@ def test_what_grows_with_the_size_is_read_before_anything_is_left_in_pieces() ->
     [(0, None, LEAST_STEPS), (10, None, MOST_STEPS), (10, 10**6, LEAST_STEPS), (10, 1, MOST_STEPS)],
     ids=["settled", "grows", "grows far below the budget", "grows near it"],
 )
-def test_steps_go_on_until_the_peak_has_settled(grows: int, far: int | None, steps: int) -> None:
+def test_steps_go_on_until_the_peak_has_settled(grows: int, safe: int | None, steps: int) -> None:
     """Unless it fits however it wavers."""
-    _, taken = measured(Growing(grows), far)
+    _, taken = measured(Growing(grows), safe)
 
     assert taken == steps
 

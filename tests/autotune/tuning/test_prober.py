@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from autotune.devices.group import EmulatedCards
+from autotune.devices.group import EmulatedDevices
 from autotune.devices.host import HostMeter
 from autotune.errors import ChatlmError, DeviceError, ModelError, WorkerError
 from autotune.events import Emit, Notice, ProbeStarted, ReadingTaken
@@ -52,7 +52,7 @@ class Host:
         text = f"MemTotal: {64 * GIB // 1024} kB\nMemAvailable: {free // 1024} kB\n"
         (self.proc / "meminfo").write_text(text)
 
-    def meter(self) -> HostMeter:
+    def sampler(self) -> HostMeter:
         return HostMeter(self.proc, self.cgroups)
 
 
@@ -71,8 +71,8 @@ def prober_of(
     """A prober of the toy on an emulated card; a test can have one."""
     with Prober(
         WorkloadSpec(path=PATH, settings=settings, world_size=world_size),
-        cards=EmulatedCards(CARD, world_size),
-        host=(host or Host(folder)).meter(),
+        group=EmulatedDevices(CARD, world_size),
+        host=(host or Host(folder)).sampler(),
         limits=Limits(target=target, target_ram=0.8, silence=silence, idle=idle),
         emit=emit,
         log_path=folder / "log",
@@ -314,7 +314,7 @@ def test_a_worker_that_holds_more_than_at_first_is_replaced(tmp_path: Path) -> N
         first = prober.probe(5)
         (before,) = workers_of(os.getpid())
         prober.probe(5)
-        prober.wait(5, loaders=0, busy=0.0)
+        prober.data_wait(5, loaders=0, busy=0.0)
         (kept,) = workers_of(os.getpid())
         again = prober.probe(5)
         (after,) = workers_of(os.getpid())
@@ -391,12 +391,12 @@ def test_a_workload_that_cannot_be_built_is_an_error(
 
 def test_where_others_hold_the_target_no_worker_starts(tmp_path: Path) -> None:
     """There is nothing to measure."""
-    cards = EmulatedCards(0, 1)
+    group = EmulatedDevices(0, 1)
     with (
         Prober(
             WorkloadSpec(path=PATH, settings=toy()),
-            cards=cards,
-            host=Host(tmp_path).meter(),
+            group=group,
+            host=Host(tmp_path).sampler(),
             limits=Limits(target=TARGET, target_ram=0.8),
             emit=lambda event: None,
             log_path=tmp_path / "log",

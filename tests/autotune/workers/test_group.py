@@ -13,7 +13,7 @@ import pytest
 
 from autotune.errors import OutputError
 from autotune.workers.channel import Message
-from autotune.workers.group import Workers
+from autotune.workers.group import WorkerGroup
 from tests.support.processes import wait_until
 from tests.support.toy_workload import ROOT
 
@@ -29,15 +29,15 @@ def hello(connection, rank, pid):
 
 
 @contextmanager
-def workers_that(run: str, folder: Path) -> Iterator[Workers]:
+def workers_that(run: str, folder: Path) -> Iterator[WorkerGroup]:
     """One process that runs this code, which can `connect()` and say `hello(connection, rank, pid)`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CONNECT + run]
-    with Workers(command, environment=environment, log_path=folder / "log") as workers:
+    with WorkerGroup(command, environment=environment, log_path=folder / "log") as workers:
         yield workers
 
 
-def receive(workers: Workers, count: int) -> list[Message]:
+def receive(workers: WorkerGroup, count: int) -> list[Message]:
     messages: list[Message] = []
 
     def is_all() -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from autotune.errors import UsageError
 from trainer.artifacts.evaluation_log import Best, Progress, as_record, evaluated
-from trainer.artifacts.jsonl_log import Journal
+from trainer.artifacts.jsonl_log import JsonlLog
 from trainer.artifacts.loss_plot import draw_loss, smoothed
 from trainer.config.settings import TrainSettings, WorkloadSettings
 from trainer.config.validation import check_training
@@ -35,9 +35,9 @@ def test_an_evaluation_comes_back_from_its_file(tmp_path: Path) -> None:
     """One line, whatever line ends a text holds; the perplexity beside the loss."""
     file = tmp_path / "evaluations.jsonl"
 
-    Journal(file).add(as_record(EVENT))
+    JsonlLog(file).add(as_record(EVENT))
 
-    (record,) = Journal(file).read()
+    (record,) = JsonlLog(file).read()
     assert evaluated(record) == EVENT
     assert record["perplexity"] == pytest.approx(math.exp(0.5))
 
@@ -47,9 +47,9 @@ def test_a_diverged_loss_is_written_as_json(tmp_path: Path, loss: float) -> None
     """JSON has no infinity, and a double no such exponential."""
     file = tmp_path / "evaluations.jsonl"
 
-    Journal(file).add(as_record(Evaluated(step=1, loss=loss)))
+    JsonlLog(file).add(as_record(Evaluated(step=1, loss=loss)))
 
-    (record,) = Journal(file).read()
+    (record,) = JsonlLog(file).read()
     assert record["loss"] == (loss if math.isfinite(loss) else None)
     assert math.isnan(evaluated(record).loss) or evaluated(record).loss == loss
 
@@ -174,7 +174,7 @@ def test_a_run_without_progress_ends_as_finished(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
-    kept = Journal(tmp_path / "run/evaluations.jsonl").read()
+    kept = JsonlLog(tmp_path / "run/evaluations.jsonl").read()
     progress, last = Progress.of(kept), kept[-1]["step"]
     assert [record["step"] for record in kept] == list(range(2, last + 1, 2))
     assert progress.since_best == 2

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from trainer.artifacts.evaluation_log import Best, Progress
-from trainer.artifacts.jsonl_log import Journal
+from trainer.artifacts.jsonl_log import JsonlLog
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "lines.jsonl")
+def journal(tmp_path: Path) -> JsonlLog:
+    return JsonlLog(tmp_path / "lines.jsonl")
 
 
-def test_nothing_was_written_yet(journal: Journal) -> None:
+def test_nothing_was_written_yet(journal: JsonlLog) -> None:
     """No file is no record, and nothing to forget."""
     journal.forget_after(0)
 
@@ -23,7 +23,7 @@ def test_nothing_was_written_yet(journal: Journal) -> None:
     assert not journal.path.exists()
 
 
-def test_records_are_read_as_they_were_added(journal: Journal) -> None:
+def test_records_are_read_as_they_were_added(journal: JsonlLog) -> None:
     """A number that JSON cannot hold is null."""
     journal.add({"step": 1, "loss": 0.1})
     journal.add({"step": 2, "loss": math.inf})
@@ -34,7 +34,7 @@ def test_records_are_read_as_they_were_added(journal: Journal) -> None:
 @pytest.mark.parametrize(
     "torn", ['{"step": 3, "lo', '{"step": 3}', "", "\0\0\0\n", "[3]\n", "{}\n"]
 )
-def test_what_a_kill_has_torn_is_no_record(journal: Journal, torn: str) -> None:
+def test_what_a_kill_has_torn_is_no_record(journal: JsonlLog, torn: str) -> None:
     """Nor is a line without its end: more may have been meant."""
     journal.add({"step": 1})
     journal.add({"step": 2})
@@ -44,7 +44,7 @@ def test_what_a_kill_has_torn_is_no_record(journal: Journal, torn: str) -> None:
     assert [record["step"] for record in journal.read()] == [1, 2]
 
 
-def test_a_torn_line_is_gone_before_the_next_is_added(journal: Journal) -> None:
+def test_a_torn_line_is_gone_before_the_next_is_added(journal: JsonlLog) -> None:
     """They would be one line that nobody reads."""
     journal.add({"step": 1})
     with journal.path.open("a") as file:
@@ -56,7 +56,7 @@ def test_a_torn_line_is_gone_before_the_next_is_added(journal: Journal) -> None:
     assert journal.path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_steps_after_the_checkpoint_are_forgotten(journal: Journal) -> None:
+def test_steps_after_the_checkpoint_are_forgotten(journal: JsonlLog) -> None:
     """By their number, whatever number of lines there is: evaluations are rare."""
     for step in (4, 8, 12):
         journal.add({"step": step})
@@ -66,7 +66,7 @@ def test_steps_after_the_checkpoint_are_forgotten(journal: Journal) -> None:
     assert [record["step"] for record in journal.read()] == [4, 8]
 
 
-def test_the_best_is_the_first_of_the_lowest(journal: Journal) -> None:
+def test_the_best_is_the_first_of_the_lowest(journal: JsonlLog) -> None:
     """A loss that diverged is none."""
     for step, loss in ((1, math.nan), (2, 3.0), (3, 2.0), (4, 2.0), (5, 2.5)):
         journal.add({"step": step, "loss": loss})

@@ -17,16 +17,16 @@ RUN = TrainSettings(
     profile="small",
     micro_batch=4,
     effective_batch=16,
-).identity()
+).run_key()
 OTHER = {**RUN, "effective_batch": 32}
 
 
-def refusal_of(folder: RunFolder, identity: dict[str, Any], *, fresh: bool = False) -> str:
+def refusal_of(folder: RunFolder, run_key: dict[str, Any], *, fresh: bool = False) -> str:
     before = contents(folder.path)
     with pytest.raises(OutputError) as caught:
-        folder.check(identity, fresh=fresh)
+        folder.check(run_key, fresh=fresh)
     with pytest.raises(OutputError):
-        folder.claim(identity, fresh=fresh)
+        folder.claim(run_key, fresh=fresh)
     assert contents(folder.path) == before
     return str(caught.value)
 

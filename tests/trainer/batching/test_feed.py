@@ -5,14 +5,14 @@ import signal
 from typing import Any
 
 from autotune.devices.processes import descendants
-from trainer.batching.feed import feed
+from trainer.batching.feed import load_steps
 
 
 def test_a_signal_that_reaches_the_loaders_ends_nothing() -> None:
     """As SLURM's and a terminal's do: the trainer has a step to end and a checkpoint to write."""
     steps: Any = [10, 11, 12, 13, 14, 15]
     own = set(descendants(os.getpid()))
-    items = iter(feed(steps, range(6), 1))
+    items = iter(load_steps(steps, range(6), 1))
     first = next(items)
 
     for pid in set(descendants(os.getpid())) - own:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402, TID253
 from tests.support import tiny  # noqa: E402
 from trainer.batching.collator import Batch, Collator  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.encoder import Codec  # noqa: E402
+from trainer.data.encoder import Encoder  # noqa: E402
 from trainer.data.token_store import open_store  # noqa: E402
 from trainer.model.engine import Engine, make_accelerator  # noqa: E402
 
@@ -57,7 +57,7 @@ def peak(engine: Engine, batch: Batch) -> int:
     """Bytes of tensors in a forward and backward pass."""
     live = Live()
     with live:
-        engine.rehearse([batch])
+        engine.dry_run([batch])
     return live.peak
 
 
@@ -68,13 +68,13 @@ def test_a_padded_micro_batch_takes_no_more_than_the_worst(family: str, tmp_path
     rows = [{"prompt": "天" * n, "response": "地" * n} for n in (60, 50, 40, 60)]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    codec = Codec(tiny.tokenizer(), is_causal=not model.config.is_encoder_decoder)
-    store = open_store((str(file),), codec, max_source=256, max_target=256)
+    encoder = Encoder(tiny.tokenizer(), is_causal=not model.config.is_encoder_decoder)
+    store = open_store((str(file),), encoder, max_source=256, max_target=256)
     start = getattr(model.config, "decoder_start_token_id", None)
-    collator = Collator(store, codec, start)
+    collator = Collator(store, encoder, start)
     engine = Engine(make_accelerator(SETTINGS), copy.deepcopy(model), SETTINGS)
-    engine.make_resident(collator.worst(1))
-    padded, worst = collator.batch([0, 1, 2, 3]), collator.worst(4)
+    engine.preallocate(collator.worst_case_batch(1))
+    padded, worst = collator.batch([0, 1, 2, 3]), collator.worst_case_batch(4)
     assert padded.labels.shape == worst.labels.shape
 
     assert peak(engine, padded) <= peak(engine, worst)

@@ -20,7 +20,7 @@ from autotune.errors import OutputError  # noqa: E402
 from tests.support.commands import steps  # noqa: E402
 from tests.support.runs import Messages, notices, rows_file, run, settings  # noqa: E402
 from trainer.artifacts.evaluation_log import Best  # noqa: E402
-from trainer.artifacts.jsonl_log import Journal  # noqa: E402
+from trainer.artifacts.jsonl_log import JsonlLog  # noqa: E402
 from trainer.artifacts.run_folder import RunFolder  # noqa: E402
 from trainer.batching.collator import Collator  # noqa: E402
 from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint, verify  # noqa: E402
@@ -78,20 +78,20 @@ def an_engine(rows: Path, *, freeze: str | None = None) -> Engine:
     for name, parameter in loaded.model.named_parameters():
         parameter.requires_grad_(freeze is None or not name.startswith(freeze))
     engine = Engine(make_accelerator(WORKLOAD), loaded.model, WORKLOAD)
-    engine.make_resident(collator(rows).worst(1))
+    engine.preallocate(collator(rows).worst_case_batch(1))
     return engine
 
 
 def collator(rows: Path) -> Collator:
     loaded = load_model("chatlm-tiny", dropout=0.0, seed=3)
-    store = open_store((str(rows),), loaded.codec, max_source=16, max_target=16)
-    return Collator(store, loaded.codec, loaded.model.config.decoder_start_token_id)
+    store = open_store((str(rows),), loaded.encoder, max_source=16, max_target=16)
+    return Collator(store, loaded.encoder, loaded.model.config.decoder_start_token_id)
 
 
 def take_step(engine: Engine, rows: Path) -> None:
     batch = collator(rows).batch([1, 2, 3])
-    engine.accumulate([batch], target_tokens=batch.target_tokens)
-    engine.update(1e-3)
+    engine.forward_backward([batch], target_tokens=batch.target_tokens)
+    engine.optimizer_step(1e-3)
 
 
 def progress(step: int, best: Best | None = None) -> Position:
@@ -101,19 +101,19 @@ def progress(step: int, best: Best | None = None) -> Position:
 
 
 def save(folder: RunFolder, engine: Engine, at: Position, *, keep: int = 2) -> Path:
-    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=3).codec.tokenizer
+    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=3).encoder.tokenizer
     return save_checkpoint(folder, engine, at, tokenizer, keep=keep)
 
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     """The kernel refuses to write a file beyond that, as a full disk does: Python ignores SIGXFSZ."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    soft, hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard_limit))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard_limit))
 
 
 def test_a_resume_is_the_run_itself_bit_for_bit(
@@ -194,7 +194,7 @@ def test_generation_defaults_that_transformers_refuses_to_save_stop_no_run(
         engine.unwrapped.generation_config.save_pretrained(tmp_path)
 
     path = save(folder, engine, progress(1))
-    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=3).codec.tokenizer
+    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=3).encoder.tokenizer
     export_model(folder, engine, tokenizer, describe=lambda hidden: None)
 
     assert (path / "generation_config.json").is_file()
@@ -325,7 +325,7 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(rows: Path, tmp_path:
     assert [m["type"] for m in first[-2:]] == ["checkpoint", "done"]
     assert not [m for m in first if m["type"] == "evaluated"]
     assert [m["step"] for m in second if m["type"] == "evaluated"] == [4, 8]
-    records = Journal(tmp_path / "run" / "evaluations.jsonl").read()
+    records = JsonlLog(tmp_path / "run" / "evaluations.jsonl").read()
     assert [record["step"] for record in records] == [4, 8]
 
 
@@ -357,7 +357,7 @@ def test_metrics_that_cannot_be_written_are_told_with_what_to_do(
     rows: Path, tmp_path: Path
 ) -> None:
     """A line more than the disk takes."""
-    journal = Journal(tmp_path / "metrics.jsonl")
+    journal = JsonlLog(tmp_path / "metrics.jsonl")
     journal.add({"step": 1})
 
     with files_of_at_most(20), pytest.raises(OutputError) as caught:

@@ -92,7 +92,7 @@ def test_a_saved_run_resolves_to_the_same_settings(tmp_path: Path) -> None:
     )
     assert again.profile == str(tmp_path / "profile.toml")
     assert repeated.learning_rate == 0.003
-    assert repeated.identity() == {**settings.identity(), "learning_rate": 0.003}
+    assert repeated.run_key() == {**settings.run_key(), "learning_rate": 0.003}
     assert repeated.plan(2) == settings.plan(2)
 
 
@@ -101,12 +101,12 @@ def test_a_run_is_repeated_in_its_own_folder(tmp_path: Path) -> None:
     options = TrainOptions(profile="small", output_dir=str(tmp_path))
     settings = resolve(profiles.load("small"), options, device="cpu", world_size=1)
     folder = RunFolder(tmp_path)
-    folder.claim(settings.identity(), fresh=False)
+    folder.claim(settings.run_key(), fresh=False)
     save_run(tmp_path, settings, learning_rate=0.003)
     again = TrainOptions(**load_run(tmp_path / "run.toml"))
     repeated = resolve(profiles.load(again.profile), again, device="cpu", world_size=1)
 
-    folder.claim(repeated.identity(), fresh=True)
+    folder.claim(repeated.run_key(), fresh=True)
     save_run(tmp_path, repeated, learning_rate=0.003)
 
     assert TrainOptions(**load_run(tmp_path / "run.toml")) == again
@@ -117,17 +117,17 @@ def test_an_unfinished_run_goes_on_by_its_own_file(tmp_path: Path) -> None:
     options = TrainOptions(profile="small", max_steps=9, output_dir=str(tmp_path))
     settings = resolve(profiles.load("small"), options, device="cpu", world_size=1)
     folder = RunFolder(tmp_path)
-    folder.claim(settings.identity(), fresh=False, learning_rate=0.003)
+    folder.claim(settings.run_key(), fresh=False, learning_rate=0.003)
     save_run(tmp_path, settings, learning_rate=0.003)
     folder.metrics.add({"step": 1})
     again = TrainOptions(**load_run(tmp_path / "run.toml"))
     repeated = resolve(profiles.load(again.profile), again, device="cpu", world_size=1)
 
-    folder.claim(repeated.identity(), fresh=False, learning_rate=0.003)
-    folder.claim(settings.identity(), fresh=False, learning_rate=0.003)
+    folder.claim(repeated.run_key(), fresh=False, learning_rate=0.003)
+    folder.claim(settings.run_key(), fresh=False, learning_rate=0.003)
 
     with pytest.raises(OutputError, match=r"learning rate None, now 0\.001"):
-        folder.check({**settings.identity(), "learning_rate": 0.001}, fresh=False)
+        folder.check({**settings.run_key(), "learning_rate": 0.001}, fresh=False)
 
 
 def test_what_a_user_took_out_of_a_profile_stays_out(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from autotune.errors import DataError
 from tests.support.tokenisers import FORGETFUL, PICKY, TURNS, tokenizer
-from trainer.data.encoder import Codec, Encoded
+from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, open_store
 
@@ -29,28 +29,28 @@ def text(of: Any, ids: Any) -> str:
     return str(of.decode(ids)).replace(" ", "")
 
 
-def learnt_texts(codec: Codec, encoded: Encoded) -> list[str]:
+def learnt_texts(encoder: Encoder, encoded: Encoded) -> list[str]:
     parts = [encoded.source[first:last] for first, last in encoded.learnt]
-    return [text(codec.tokenizer, part) for part in [*parts, encoded.target]]
+    return [text(encoder.tokenizer, part) for part in [*parts, encoded.target]]
 
 
 @pytest.mark.parametrize("template", [TURNS, None])
 def test_every_answer_is_learnt_with_its_end(template: str | None) -> None:
     """By the template, and without one; nothing of the other turns."""
-    codec = Codec(tokenizer(template), is_causal=True)
+    encoder = Encoder(tokenizer(template), is_causal=True)
 
-    (encoded,) = codec.encode([ROW])
+    (encoded,) = encoder.encode([ROW])
 
-    assert learnt_texts(codec, encoded) == ["等于二。[EOS]", "不客气。[EOS]", "再见。[EOS]"]
+    assert learnt_texts(encoder, encoded) == ["等于二。[EOS]", "不客气。[EOS]", "再见。[EOS]"]
     assert not encoded.is_last_only
 
 
 def test_a_source_is_what_the_model_reads_when_it_is_asked() -> None:
     """The template's own text, tokenised as a whole: spans do not change the tokens."""
     own = tokenizer(TURNS)
-    codec = Codec(own, is_causal=True)
+    encoder = Encoder(own, is_causal=True)
 
-    (encoded,) = codec.encode([ROW])
+    (encoded,) = encoder.encode([ROW])
 
     messages = [{"role": role, "content": content} for role, content in LONG]
     asked = own.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -61,7 +61,7 @@ def test_without_a_template_turns_are_laid_end_to_end() -> None:
     """The end of sequence stands after each answer, as after the last."""
     own = tokenizer()
 
-    (encoded,) = Codec(own, is_causal=True).encode([ROW])
+    (encoded,) = Encoder(own, is_causal=True).encode([ROW])
 
     assert text(own, encoded.source) == "短\n一加一等于几?等于二。[EOS]Thanks!不客气。[EOS]再见"
 
@@ -69,43 +69,43 @@ def test_without_a_template_turns_are_laid_end_to_end() -> None:
 def test_the_end_of_turn_is_learnt_without_the_line_break_behind_it() -> None:
     """A template whose turns end with a token of their own; the end of sequence follows the last."""
     own = tokenizer(TURNS.replace("[EOS]", "[SEP]"))
-    codec = Codec(own, is_causal=True)
+    encoder = Encoder(own, is_causal=True)
 
-    (encoded,) = codec.encode([ROW])
+    (encoded,) = encoder.encode([ROW])
 
-    assert learnt_texts(codec, encoded) == ["等于二。[SEP]", "不客气。[SEP]", "再见。[SEP][EOS]"]
+    assert learnt_texts(encoder, encoded) == ["等于二。[SEP]", "不客气。[SEP]", "再见。[SEP][EOS]"]
 
 
 @pytest.mark.parametrize("thinking", ["", "<think>嗯</think>"])
 def test_a_template_that_rewrites_earlier_turns_teaches_the_last_answer(thinking: str) -> None:
     """Where it really does so: without thinking there is nothing to leave out."""
-    codec = Codec(tokenizer(FORGETFUL), is_causal=True)
+    encoder = Encoder(tokenizer(FORGETFUL), is_causal=True)
     turns = (("user", "早"), ("assistant", thinking + "早。"), ("user", "好"))
 
-    (encoded,) = codec.encode([Row(turns, "好。")])
+    (encoded,) = encoder.encode([Row(turns, "好。")])
 
     assert encoded.is_last_only == bool(thinking)
-    assert learnt_texts(codec, encoded) == (
+    assert learnt_texts(encoder, encoded) == (
         ["好。[EOS]"] if thinking else ["早。[EOS]", "好。[EOS]"]
     )
 
 
 def test_a_conversation_that_the_assistant_begins_is_learnt_from_the_second_answer_on() -> None:
     """There is nothing that its first turn could be predicted from by the template."""
-    codec = Codec(tokenizer(TURNS), is_causal=True)
+    encoder = Encoder(tokenizer(TURNS), is_causal=True)
 
-    (encoded,) = codec.encode([Row((("assistant", "早。"), ("user", "好")), "好。")])
+    (encoded,) = encoder.encode([Row((("assistant", "早。"), ("user", "好")), "好。")])
 
     assert encoded.is_last_only
-    assert learnt_texts(codec, encoded) == ["好。[EOS]"]
+    assert learnt_texts(encoder, encoded) == ["好。[EOS]"]
 
 
 def test_a_template_that_refuses_a_conversation_says_why() -> None:
     """With where the row is to be found."""
-    codec = Codec(tokenizer(PICKY + TURNS), is_causal=True)
+    encoder = Encoder(tokenizer(PICKY + TURNS), is_causal=True)
 
     with pytest.raises(DataError) as caught:
-        codec.encode([ROW])
+        encoder.encode([ROW])
 
     assert str(caught.value) == (
         "the model's chat template refuses the conversation that begins '短': no system turns; mend "
@@ -117,7 +117,7 @@ def test_seq2seq_learns_the_last_answer() -> None:
     """The turns before it are the prompt, whoever says them."""
     own = tokenizer()
 
-    (encoded,) = Codec(own, is_causal=False).encode([ROW])
+    (encoded,) = Encoder(own, is_causal=False).encode([ROW])
 
     assert text(own, encoded.target) == "再见。[EOS]"
     assert encoded.learnt == ()
@@ -133,13 +133,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.data.tokenization.CHUNK_ROWS", 2)
 
 
-def stored(folder: Path, rows: list[Row], codec: Codec, max_source: int = 64) -> TokenStore:
+def stored(folder: Path, rows: list[Row], encoder: Encoder, max_source: int = 64) -> TokenStore:
     lines = []
     for row in rows:
         turns = [*row.turns, ("assistant", row.response)]
         lines.append(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}))
     (folder / "rows.jsonl").write_text("\n".join(lines))
-    return open_store((str(folder / "rows.jsonl"),), codec, max_source=max_source, max_target=64)
+    return open_store((str(folder / "rows.jsonl"),), encoder, max_source=max_source, max_target=64)
 
 
 PLAIN = Row((("user", "你好"),), "你好！")
@@ -147,23 +147,23 @@ PLAIN = Row((("user", "你好"),), "你好！")
 
 def test_learnt_tokens_are_kept_beside_the_others(tmp_path: Path) -> None:
     """Also where the first rows have none but those of their answers; counted without being read."""
-    codec = Codec(tokenizer(TURNS), is_causal=True)
+    encoder = Encoder(tokenizer(TURNS), is_causal=True)
     rows = [PLAIN, PLAIN, PLAIN, ROW, PLAIN, PLAIN, PLAIN]
 
-    store = stored(tmp_path, rows, codec)
+    store = stored(tmp_path, rows, encoder)
 
-    encoded = codec.encode(rows)
+    encoded = encoder.encode(rows)
     every = np.arange(len(rows))
     earlier = [sum(last - first for first, last in each.learnt) for each in encoded]
     assert earlier[3] > 0
     assert [int(store.learnt(row).sum()) for row in range(len(rows))] == earlier
     assert (store.learnt_lengths(every) - store.target_lengths(every)).tolist() == earlier
-    assert text(codec.tokenizer, store.source(3)[store.learnt(3)]) == "等于二。[EOS]不客气。[EOS]"
+    assert text(encoder.tokenizer, store.source(3)[store.learnt(3)]) == "等于二。[EOS]不客气。[EOS]"
 
 
 def test_rows_without_earlier_answers_need_no_marks(tmp_path: Path) -> None:
     """A byte a token is saved."""
-    store = stored(tmp_path, [PLAIN] * 3, Codec(tokenizer(TURNS), is_causal=True))
+    store = stored(tmp_path, [PLAIN] * 3, Encoder(tokenizer(TURNS), is_causal=True))
 
     assert store.marks is None
     assert not store.learnt(1).any()
@@ -172,12 +172,12 @@ def test_rows_without_earlier_answers_need_no_marks(tmp_path: Path) -> None:
 
 def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
     """An earlier answer in whole or in part; the first token that stays is predicted from nothing."""
-    codec = Codec(tokenizer(TURNS), is_causal=True)
-    (whole,) = codec.encode([ROW])
+    encoder = Encoder(tokenizer(TURNS), is_causal=True)
+    (whole,) = encoder.encode([ROW])
     second = whole.learnt[1]
 
     for length in range(1, len(whole.source) + 1):
-        store = stored(tmp_path, [ROW], codec, max_source=length)
+        store = stored(tmp_path, [ROW], encoder, max_source=length)
         begin = len(whole.source) - length
         marked = [i for first, last in whole.learnt for i in range(first, last) if i > begin]
         assert (np.flatnonzero(store.learnt(0)) + begin).tolist() == marked
@@ -189,17 +189,17 @@ def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
 
 def test_what_is_not_learnt_as_it_stands_is_said(tmp_path: Path) -> None:
     """Cut sources, empty answers, turns that the template rewrites; each with its number."""
-    codec = Codec(tokenizer(FORGETFUL), is_causal=True)
+    encoder = Encoder(tokenizer(FORGETFUL), is_causal=True)
     thought = Row((("user", "早"), ("assistant", "<think>嗯</think>早。"), ("user", "好")), "好。")
     rows = [PLAIN, thought, Row(PLAIN.turns, ""), thought]
 
-    most = len(codec.encode([PLAIN])[0].source)
+    most = len(encoder.encode([PLAIN])[0].source)
 
-    store = stored(tmp_path, rows, codec, max_source=most)
+    store = stored(tmp_path, rows, encoder, max_source=most)
 
     assert store.truncation_notice(most, 64) == (
         f"truncated 2 of 4 sources to {most} tokens and 0 targets to 64; 1 of 4 responses are "
         f"empty: only their end is learnt; of 2 conversations only the last answer is learnt: the "
         f"chat template rewrites the turns before it"
     )
-    assert store.target(2).tolist() == [codec.eos]
+    assert store.target(2).tolist() == [encoder.eos]

@@ -149,7 +149,7 @@ def test_a_grouped_run_is_another_run_than_a_plain_one() -> None:
         profile="small", workload=WorkloadSettings(), micro_batch=1, effective_batch=2
     )
 
-    assert replace(plain, length_grouping=True).identity() != plain.identity()
+    assert replace(plain, length_grouping=True).run_key() != plain.run_key()
 
 
 def test_steps_cover_the_epochs_and_the_last_is_filled_up() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import DataError, ModelError, OutputError
-from trainer.data.encoder import Codec
+from trainer.data.encoder import Encoder
 from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, cache_folder, open_store
 
@@ -25,8 +25,8 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def codec(tokenizer: Any) -> Codec:
-    return Codec(tokenizer, is_causal=False)
+def encoder(tokenizer: Any) -> Encoder:
+    return Encoder(tokenizer, is_causal=False)
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +44,8 @@ def written(folder: Path, texts: Sequence[tuple[str, str]], name: str = "rows.js
     return str(path)
 
 
-def opened(*paths: str, codec: Codec, max_source: int = 64, max_target: int = 64) -> TokenStore:
-    return open_store(paths, codec, max_source=max_source, max_target=max_target)
+def opened(*paths: str, encoder: Encoder, max_source: int = 64, max_target: int = 64) -> TokenStore:
+    return open_store(paths, encoder, max_source=max_source, max_target=max_target)
 
 
 TEXTS = [
@@ -68,20 +68,20 @@ def row(prompt: str, response: str) -> Row:
     return Row((("user", prompt),), response)
 
 
-def test_source_and_target_end_with_the_end_of_sequence(tokenizer: Any, codec: Codec) -> None:
+def test_source_and_target_end_with_the_end_of_sequence(tokenizer: Any, encoder: Encoder) -> None:
     """And hold the text, whole, before it."""
-    (encoded,) = codec.encode([row("一加一等于几。", "等于二。")])
+    (encoded,) = encoder.encode([row("一加一等于几。", "等于二。")])
     source, target = encoded.source, encoded.target
 
     assert source[-1] == target[-1] == tokenizer.eos_token_id
-    assert codec.eos not in (*source[:-1], *target[:-1])
+    assert encoder.eos not in (*source[:-1], *target[:-1])
     assert text_of(tokenizer, source) == "一加一等于几。"
     assert text_of(tokenizer, target) == "等于二。"
 
 
 def test_a_causal_target_alone_has_an_end(tokenizer: Any) -> None:
     """The prompt goes on into the answer; an empty one still has a token to predict from."""
-    causal = Codec(tokenizer, is_causal=True)
+    causal = Encoder(tokenizer, is_causal=True)
 
     whole, empty = causal.encode([row("你好", "好"), row("", "好")])
 
@@ -91,33 +91,33 @@ def test_a_causal_target_alone_has_an_end(tokenizer: Any) -> None:
 
 
 @given(st.lists(st.integers(5, 100), max_size=40), st.integers(1, 50))
-def test_what_is_cut_keeps_what_counts(codec: Codec, ids: list[int], longest: int) -> None:
+def test_what_is_cut_keeps_what_counts(encoder: Encoder, ids: list[int], longest: int) -> None:
     """A source its beginning and its end of sequence; a target no end that it did not reach."""
-    whole = [*ids, codec.eos]
+    whole = [*ids, encoder.eos]
 
-    source, target = codec.fit_source(whole, longest), codec.fit_target(whole, longest)
+    source, target = encoder.fit_source(whole, longest), encoder.fit_target(whole, longest)
 
     assert len(source) == len(target) == min(len(whole), longest)
-    assert source[-1] == codec.eos
+    assert source[-1] == encoder.eos
     assert source[:-1] == whole[: len(source) - 1]
     assert target == whole[:longest]
 
 
 def test_a_causal_prompt_keeps_its_last_part(tokenizer: Any) -> None:
     """The question stands at its end."""
-    assert Codec(tokenizer, is_causal=True).fit_source([1, 2, 3, 4], 2) == [3, 4]
+    assert Encoder(tokenizer, is_causal=True).fit_source([1, 2, 3, 4], 2) == [3, 4]
 
 
-def test_a_small_vocabulary_takes_two_bytes_a_token(codec: Codec) -> None:
+def test_a_small_vocabulary_takes_two_bytes_a_token(encoder: Encoder) -> None:
     """Every id of the bundled tokenizer fits."""
-    assert codec.dtype is np.uint16
-    assert max(codec.tokenizer.get_vocab().values()) < 2**16
+    assert encoder.dtype is np.uint16
+    assert max(encoder.tokenizer.get_vocab().values()) < 2**16
 
 
-def test_the_identity_is_that_of_what_encoding_depends_on(tokenizer: Any, codec: Codec) -> None:
+def test_the_identity_is_that_of_what_encoding_depends_on(tokenizer: Any, encoder: Encoder) -> None:
     """The same for the same tokenizer, another for another kind of model."""
-    assert Codec(tokenizer, is_causal=False).identity == codec.identity
-    assert Codec(tokenizer, is_causal=True).identity != codec.identity
+    assert Encoder(tokenizer, is_causal=False).tokenizer_hash == encoder.tokenizer_hash
+    assert Encoder(tokenizer, is_causal=True).tokenizer_hash != encoder.tokenizer_hash
 
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:
@@ -127,7 +127,7 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
         eos_token_id = None
 
     with pytest.raises(ModelError) as caught:
-        Codec(Endless(), is_causal=False)
+        Encoder(Endless(), is_causal=False)
 
     assert str(caught.value) == (
         "the model's tokenizer has no end-of-sequence token; set eos_token"
@@ -137,11 +137,11 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
 # --- the store
 
 
-def test_a_store_holds_what_the_codec_made(tmp_path: Path, codec: Codec) -> None:
+def test_a_store_holds_what_the_codec_made(tmp_path: Path, encoder: Encoder) -> None:
     """Row by row, with their lengths; mapped from the disk, two bytes a token."""
-    store = opened(written(tmp_path, TEXTS), codec=codec)
+    store = opened(written(tmp_path, TEXTS), encoder=encoder)
 
-    pairs = [(e.source, e.target) for e in codec.encode([row(*texts) for texts in TEXTS])]
+    pairs = [(e.source, e.target) for e in encoder.encode([row(*texts) for texts in TEXTS])]
     rows = np.arange(len(store))
     assert len(store) == len(TEXTS)
     assert [store.source(i).tolist() for i in range(4)] == [source for source, _ in pairs]
@@ -155,30 +155,30 @@ def test_a_store_holds_what_the_codec_made(tmp_path: Path, codec: Codec) -> None
     assert isinstance(store.offsets, np.memmap)
 
 
-def test_more_rows_than_are_read_at_once_stay_in_order(tmp_path: Path, codec: Codec) -> None:
+def test_more_rows_than_are_read_at_once_stay_in_order(tmp_path: Path, encoder: Encoder) -> None:
     """Files follow each other as they were given."""
     first = written(tmp_path, [(f"{i}", "甲") for i in range(1500)], "first.jsonl")
     second = written(tmp_path, [(f"{i}", "乙") for i in range(1500, 1600)], "second.jsonl")
 
-    store = opened(first, second, codec=codec)
+    store = opened(first, second, encoder=encoder)
 
     assert len(store) == 1600
-    assert [text_of(codec.tokenizer, store.source(i)) for i in (0, 1023, 1024, 1499, 1500, 1599)] == [
+    assert [text_of(encoder.tokenizer, store.source(i)) for i in (0, 1023, 1024, 1499, 1500, 1599)] == [
         "0", "1023", "1024", "1499", "1500", "1599",
     ]  # fmt: skip
-    assert text_of(codec.tokenizer, store.target(1499)) == "甲"
-    assert text_of(codec.tokenizer, store.target(1500)) == "乙"
+    assert text_of(encoder.tokenizer, store.target(1499)) == "甲"
+    assert text_of(encoder.tokenizer, store.target(1500)) == "乙"
 
 
-def test_what_was_cut_is_counted(tmp_path: Path, codec: Codec) -> None:
+def test_what_was_cut_is_counted(tmp_path: Path, encoder: Encoder) -> None:
     """Rows, of each side; exactly as long as allowed is not cut."""
     path = written(tmp_path, TEXTS)
-    encoded = codec.encode([row(*texts) for texts in TEXTS])
+    encoded = encoder.encode([row(*texts) for texts in TEXTS])
     lengths = np.array([[len(e.source), len(e.target)] for e in encoded])
     most_source, most_target = sorted(lengths[:, 0])[1], sorted(lengths[:, 1])[2]
 
-    cut = opened(path, codec=codec, max_source=int(most_source), max_target=int(most_target))
-    whole = opened(path, codec=codec)
+    cut = opened(path, encoder=encoder, max_source=int(most_source), max_target=int(most_target))
+    whole = opened(path, encoder=encoder)
 
     counts = (cut.facts.cut_sources, cut.facts.cut_targets)
     assert counts == tuple((lengths > [most_source, most_target]).sum(0))
@@ -190,15 +190,15 @@ def test_what_was_cut_is_counted(tmp_path: Path, codec: Codec) -> None:
 
 
 def test_a_store_is_tokenised_once(
-    tmp_path: Path, codec: Codec, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: Encoder, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is known by content: another name or folder for the same file is the same store."""
-    first = opened(written(tmp_path, TEXTS), codec=codec)
+    first = opened(written(tmp_path, TEXTS), encoder=encoder)
     (tmp_path / "copy").mkdir()
     copy = written(tmp_path / "copy", TEXTS, "renamed.jsonl")
-    monkeypatch.setattr(Codec, "encode", _never)
+    monkeypatch.setattr(Encoder, "encode", _never)
 
-    again = opened(copy, codec=codec)
+    again = opened(copy, encoder=encoder)
 
     assert np.array_equal(again.tokens, first.tokens)
     assert len(list(cache.iterdir())) == 1
@@ -209,50 +209,50 @@ def _never(*_: object) -> Any:
 
 
 def test_what_changes_the_tokens_makes_another_store(
-    tmp_path: Path, codec: Codec, tokenizer: Any, cache: Path
+    tmp_path: Path, encoder: Encoder, tokenizer: Any, cache: Path
 ) -> None:
     """The content, the order of the files, a length, the kind of model."""
     one, two = written(tmp_path, TEXTS), written(tmp_path, TEXTS[:2], "two.jsonl")
 
-    opened(one, codec=codec)
-    opened(one, two, codec=codec)
-    opened(two, one, codec=codec)
-    opened(one, codec=codec, max_source=32)
-    opened(one, codec=codec, max_target=32)
-    opened(one, codec=Codec(tokenizer, is_causal=True))
+    opened(one, encoder=encoder)
+    opened(one, two, encoder=encoder)
+    opened(two, one, encoder=encoder)
+    opened(one, encoder=encoder, max_source=32)
+    opened(one, encoder=encoder, max_target=32)
+    opened(one, encoder=Encoder(tokenizer, is_causal=True))
     written(tmp_path, TEXTS[1:])
-    opened(one, codec=codec)
+    opened(one, encoder=encoder)
 
     assert len(list(cache.iterdir())) == 7
 
 
-def test_a_damaged_file_leaves_no_store(tmp_path: Path, codec: Codec, cache: Path) -> None:
+def test_a_damaged_file_leaves_no_store(tmp_path: Path, encoder: Encoder, cache: Path) -> None:
     """What was read of it before is not kept."""
     path = written(tmp_path, [("问", "答")] * 1500)
     whole = Path(path).read_bytes()
     Path(path).write_bytes(whole[:-4])
 
     with pytest.raises(DataError, match=r"rows\.jsonl, line 1500 is damaged or cut off"):
-        opened(path, codec=codec)
+        opened(path, encoder=encoder)
 
     assert list(cache.iterdir()) == []
 
 
-def test_a_missing_file_is_named(tmp_path: Path, codec: Codec) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, encoder: Encoder) -> None:
     """Before anything is written."""
     with pytest.raises(DataError, match=r"data file .*none\.jsonl is not there; give --data"):
-        opened(str(tmp_path / "none.jsonl"), codec=codec)
+        opened(str(tmp_path / "none.jsonl"), encoder=encoder)
 
 
 def test_a_file_that_cannot_be_read_is_not_blamed_on_the_cache(
-    tmp_path: Path, codec: Codec, cache: Path
+    tmp_path: Path, encoder: Encoder, cache: Path
 ) -> None:
     """With the system's reason."""
     path = written(tmp_path, TEXTS)
     with pytest.MonkeyPatch.context() as patched:  # permission bits do not bind the superuser
         patched.setattr(Path, "open", _forbidden)
         with pytest.raises(DataError) as caught:
-            opened(path, codec=codec)
+            opened(path, encoder=encoder)
 
     assert str(caught.value) == f"cannot read {path}: Permission denied"
     assert not cache.exists()
@@ -263,14 +263,14 @@ def _forbidden(path: Path, *_: object) -> Any:
 
 
 def test_a_cache_that_cannot_be_written_is_named(
-    tmp_path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the variable that moves it."""
     path = written(tmp_path, TEXTS)
     monkeypatch.setenv("CHATLM_CACHE", f"{path}/cache")
 
     with pytest.raises(OutputError) as caught:
-        opened(path, codec=codec)
+        opened(path, encoder=encoder)
 
     assert str(caught.value) == (
         f"cannot write the token cache {path}/cache: Not a directory; set CHATLM_CACHE to a folder "

@@ -17,7 +17,7 @@ import pytest
 from autotune.errors import DataError
 from tests.support.tokenisers import tokenizer
 from trainer.data import tokenization
-from trainer.data.encoder import Codec, Encoded
+from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, open_store
 from trainer.data.tokenization import Facts, Interrupted, Progress
@@ -27,8 +27,8 @@ CHUNK = 100
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec(tokenizer(), is_causal=False)
+def encoder() -> Encoder:
+    return Encoder(tokenizer(), is_causal=False)
 
 
 @pytest.fixture(autouse=True)
@@ -66,10 +66,10 @@ Write = Callable[[Path, list[dict[str, str]]], str]
 every_format = pytest.mark.parametrize("write", [parquet, as_json, json_lines])
 
 
-def opened(*paths: str, codec: Codec, stop_after: int | None = None) -> TokenStore:
+def opened(*paths: str, encoder: Encoder, stop_after: int | None = None) -> TokenStore:
     chunks = iter(range(1, ROWS))
     return open_store(
-        paths, codec, max_source=64, max_target=64, should_stop=lambda: next(chunks) == stop_after
+        paths, encoder, max_source=64, max_target=64, should_stop=lambda: next(chunks) == stop_after
     )
 
 
@@ -84,23 +84,23 @@ def contents(store: TokenStore) -> dict[str, bytes]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each chunk that was encoded."""
     counts: list[int] = []
-    encode = Codec.encode
+    encode = Encoder.encode
 
-    def counting(self: Codec, rows: Sequence[Row]) -> list[Encoded]:
+    def counting(self: Encoder, rows: Sequence[Row]) -> list[Encoded]:
         counts.append(len(rows))
         return encode(self, rows)
 
-    monkeypatch.setattr(Codec, "encode", counting)
+    monkeypatch.setattr(Encoder, "encode", counting)
     return counts
 
 
 def undisturbed(
-    *paths: str, codec: Codec, folder: Path, monkeypatch: pytest.MonkeyPatch
+    *paths: str, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, bytes]:
     """What a store holds that nothing interrupted."""
     with monkeypatch.context() as patched:
         patched.setenv("CHATLM_CACHE", str(folder / "undisturbed"))
-        return contents(opened(*paths, codec=codec))
+        return contents(opened(*paths, encoder=encoder))
 
 
 def the_partial(cache: Path) -> Path:
@@ -111,18 +111,18 @@ def the_partial(cache: Path) -> Path:
 @every_format
 @pytest.mark.parametrize("stop_after", [1, 4, 10])
 def test_an_interrupted_tokenising_goes_on_where_it_was(
-    write: Write, stop_after: int, tmp_path: Path, cache: Path, codec: Codec, counted: list[int],
+    write: Write, stop_after: int, tmp_path: Path, cache: Path, encoder: Encoder, counted: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """In each format; what was done is not done again, and the store is the same to the byte."""
     path = write(tmp_path, pairs())
-    whole = undisturbed(path, codec=codec, folder=tmp_path, monkeypatch=monkeypatch)
+    whole = undisturbed(path, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
 
     with pytest.raises(Interrupted) as caught:
-        opened(path, codec=codec, stop_after=stop_after)
+        opened(path, encoder=encoder, stop_after=stop_after)
     left = sorted(file.name for file in cache.iterdir())
     counted.clear()
-    store = opened(path, codec=codec)
+    store = opened(path, encoder=encoder)
 
     assert str(caught.value) == f"tokenising was interrupted after {CHUNK * stop_after:,} rows"
     assert left == [f".partial-{store.folder.name}"]
@@ -133,17 +133,17 @@ def test_an_interrupted_tokenising_goes_on_where_it_was(
 
 @pytest.mark.parametrize("stop_after", [3, 5, 12])
 def test_of_several_files_the_finished_ones_are_left_alone(
-    stop_after: int, tmp_path: Path, codec: Codec, counted: list[int],
+    stop_after: int, tmp_path: Path, encoder: Encoder, counted: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Interrupted in the first, at its end, in the second."""
     files = json_lines(tmp_path, pairs(500)), parquet(tmp_path, pairs())
-    whole = undisturbed(*files, codec=codec, folder=tmp_path, monkeypatch=monkeypatch)
+    whole = undisturbed(*files, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
 
     with pytest.raises(Interrupted):
-        opened(*files, codec=codec, stop_after=stop_after)
+        opened(*files, encoder=encoder, stop_after=stop_after)
     counted.clear()
-    store = opened(*files, codec=codec)
+    store = opened(*files, encoder=encoder)
 
     assert sum(counted) == 1500 - CHUNK * stop_after
     assert contents(store) == whole
@@ -151,12 +151,12 @@ def test_of_several_files_the_finished_ones_are_left_alone(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
 def test_whatever_ends_it_what_was_saved_is_kept(
-    error: type[BaseException], tmp_path: Path, cache: Path, codec: Codec, counted: list[int],
+    error: type[BaseException], tmp_path: Path, cache: Path, encoder: Encoder, counted: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Ctrl-C, no memory, a full disk: after the last save the files hold more than the facts say."""
     path = json_lines(tmp_path, pairs())
-    whole = undisturbed(path, codec=codec, folder=tmp_path, monkeypatch=monkeypatch)
+    whole = undisturbed(path, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
     calls = iter(range(1, ROWS))
 
     def fails(folder: Facts, path: Path) -> None:
@@ -168,11 +168,11 @@ def test_whatever_ends_it_what_was_saved_is_kept(
     with monkeypatch.context() as patched:
         patched.setattr(Facts, "save", fails)
         with pytest.raises(Exception if error is OSError else error):
-            opened(path, codec=codec)
+            opened(path, encoder=encoder)
     kept = Facts.read(the_partial(cache))
     longer = (the_partial(cache) / "tokens.bin").stat().st_size
     counted.clear()
-    store = opened(path, codec=codec)
+    store = opened(path, encoder=encoder)
 
     assert kept is not None
     assert kept.rows == 300
@@ -182,29 +182,33 @@ def test_whatever_ends_it_what_was_saved_is_kept(
 
 
 def test_files_that_lost_something_are_not_gone_on_with(
-    tmp_path: Path, cache: Path, codec: Codec, counted: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    cache: Path,
+    encoder: Encoder,
+    counted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As after a power cut: all is done again."""
     path = json_lines(tmp_path, pairs())
-    whole = undisturbed(path, codec=codec, folder=tmp_path, monkeypatch=monkeypatch)
+    whole = undisturbed(path, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
     with pytest.raises(Interrupted):
-        opened(path, codec=codec, stop_after=4)
+        opened(path, encoder=encoder, stop_after=4)
     tokens = the_partial(cache) / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:-2])
     counted.clear()
 
-    store = opened(path, codec=codec)
+    store = opened(path, encoder=encoder)
 
     assert sum(counted) == ROWS
     assert contents(store) == whole
 
 
-def test_a_fault_in_a_row_keeps_nothing(tmp_path: Path, cache: Path, codec: Codec) -> None:
+def test_a_fault_in_a_row_keeps_nothing(tmp_path: Path, cache: Path, encoder: Encoder) -> None:
     """The mended file is another one, and would never ask for it."""
     path = json_lines(tmp_path, [*pairs(), {"prompt": "x"}])
 
     with pytest.raises(DataError, match=f"row {ROWS + 1}, column response: it is missing or null"):
-        opened(path, codec=codec)
+        opened(path, encoder=encoder)
 
     assert list(cache.iterdir()) == []
 
@@ -244,12 +248,12 @@ def writer(tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"
 
 
 def test_a_killed_writer_is_followed_by_one_that_waited(
-    tmp_path: Path, cache: Path, codec: Codec, counted: list[int],
+    tmp_path: Path, cache: Path, encoder: Encoder, counted: list[int],
     writer: Callable[[str], "subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Meanwhile it says how far the other is; after a kill -9 it goes on from there."""
     path = parquet(tmp_path, pairs())
-    whole = undisturbed(path, codec=codec, folder=tmp_path, monkeypatch=monkeypatch)
+    whole = undisturbed(path, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
     process = writer(path)
     _until(lambda: bool(list(cache.glob(".partial-*/facts.json"))))
     counted.clear()
@@ -258,7 +262,7 @@ def test_a_killed_writer_is_followed_by_one_that_waited(
 
     def wait() -> None:
         stores.append(
-            open_store((path,), codec, max_source=64, max_target=64, progress=told.append)
+            open_store((path,), encoder, max_source=64, max_target=64, progress=told.append)
         )
 
     waiter = threading.Thread(target=wait)
@@ -284,14 +288,14 @@ def _until(claim: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_who_waits_can_be_stopped(tmp_path: Path, cache: Path, codec: Codec) -> None:
+def test_who_waits_can_be_stopped(tmp_path: Path, cache: Path, encoder: Encoder) -> None:
     """And leaves the other's work alone."""
     path = json_lines(tmp_path, pairs())
     stopped: list[str] = []
 
     def other() -> None:
         try:
-            opened(path, codec=codec, stop_after=1)
+            opened(path, encoder=encoder, stop_after=1)
         except Interrupted as error:
             stopped.append(str(error))
 
@@ -303,18 +307,19 @@ def test_who_waits_can_be_stopped(tmp_path: Path, cache: Path, codec: Codec) -> 
         return True
 
     with pytest.raises(Interrupted):
-        open_store((path,), codec, max_source=64, max_target=64, should_stop=both)
+        open_store((path,), encoder, max_source=64, max_target=64, should_stop=both)
 
     assert stopped == ["interrupted while another process tokenises"]
     assert the_partial(cache).is_dir()
 
 
-def test_of_two_at_once_one_writes(tmp_path: Path, codec: Codec, counted: list[int]) -> None:
+def test_of_two_at_once_one_writes(tmp_path: Path, encoder: Encoder, counted: list[int]) -> None:
     """As two ranks: every row becomes tokens once, and both have the store."""
     path = json_lines(tmp_path, pairs())
     stores: list[TokenStore] = []
     threads = [
-        threading.Thread(target=lambda: stores.append(opened(path, codec=codec))) for _ in range(3)
+        threading.Thread(target=lambda: stores.append(opened(path, encoder=encoder)))
+        for _ in range(3)
     ]
 
     for thread in threads:
@@ -327,12 +332,14 @@ def test_of_two_at_once_one_writes(tmp_path: Path, codec: Codec, counted: list[i
 
 
 @pytest.mark.parametrize(("write", "total"), [(parquet, ROWS), (json_lines, None)])
-def test_progress_is_told(write: Write, total: int | None, tmp_path: Path, codec: Codec) -> None:
+def test_progress_is_told(
+    write: Write, total: int | None, tmp_path: Path, encoder: Encoder
+) -> None:
     """Of how many where the file says so; the last word is all of them."""
     told: list[Progress] = []
 
     store = open_store(
-        (write(tmp_path, pairs()),), codec, max_source=64, max_target=64, progress=told.append
+        (write(tmp_path, pairs()),), encoder, max_source=64, max_target=64, progress=told.append
     )
 
     assert [progress.rows for progress in told] == list(range(CHUNK, ROWS + 1, CHUNK))
@@ -343,7 +350,7 @@ def test_progress_is_told(write: Write, total: int | None, tmp_path: Path, codec
 
 @every_format
 def test_memory_does_not_grow_with_the_rows(
-    write: Write, tmp_path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch
+    write: Write, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight times the rows, about the same peak; a JSON list is read a piece at a time too."""
     monkeypatch.setattr("trainer.data.readers.PIECE", 1 << 14)
@@ -351,7 +358,7 @@ def test_memory_does_not_grow_with_the_rows(
     for count in (ROWS, ROWS + 1, 8 * ROWS):  # the first fills caches
         path = write(tmp_path, pairs(count))
         tracemalloc.start()
-        opened(path, codec=codec)
+        opened(path, encoder=encoder)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
 
@@ -359,13 +366,13 @@ def test_memory_does_not_grow_with_the_rows(
 
 
 def test_long_rows_make_small_chunks(
-    tmp_path: Path, codec: Codec, counted: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: Encoder, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk is bounded by its characters, too."""
     monkeypatch.setattr(tokenization, "CHUNK_CHARACTERS", 100)
     rows = [{"prompt": "问" * 40, "response": "答"}] * 7
 
-    store = opened(json_lines(tmp_path, rows), codec=codec)
+    store = opened(json_lines(tmp_path, rows), encoder=encoder)
 
     assert counted == [3, 3, 1]
     assert len(store) == 7

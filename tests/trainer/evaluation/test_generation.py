@@ -14,11 +14,11 @@ torch = pytest.importorskip("torch")
 
 from trainer.batching.collator import Collator  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.encoder import Codec  # noqa: E402
+from trainer.data.encoder import Encoder  # noqa: E402
 from trainer.data.readers import bundled  # noqa: E402
 from trainer.data.token_store import open_store  # noqa: E402
 from trainer.evaluation.evaluator import Answering, evaluate_with_answers  # noqa: E402
-from trainer.evaluation.generation import answer, rehearse_answers  # noqa: E402
+from trainer.evaluation.generation import answer, dry_run_generation  # noqa: E402
 from trainer.model.engine import Engine, make_accelerator  # noqa: E402
 from trainer.model.loading import load_model  # noqa: E402
 
@@ -65,7 +65,7 @@ def tiny(kind: str, vocabulary: int) -> Any:
 
 def parts(kind: str) -> tuple[Engine, Collator]:
     preset = load_model("chatlm-tiny", dropout=0.0, seed=3)
-    tokenizer = preset.codec.tokenizer
+    tokenizer = preset.encoder.tokenizer
     if kind == "t5":
         model: Any = copy.deepcopy(preset.model)
         with torch.no_grad():
@@ -74,10 +74,10 @@ def parts(kind: str) -> tuple[Engine, Collator]:
                     weight.mul_(6)
     else:
         model = tiny(kind, len(tokenizer))
-    codec = Codec(tokenizer, is_causal=kind in ("llama", "gpt2"))
-    store = open_store((bundled("valid"),), codec, max_source=64, max_target=64)
+    encoder = Encoder(tokenizer, is_causal=kind in ("llama", "gpt2"))
+    store = open_store((bundled("valid"),), encoder, max_source=64, max_target=64)
     start = getattr(model.config, "decoder_start_token_id", None)
-    return Engine(make_accelerator(SETTINGS), model, SETTINGS), Collator(store, codec, start)
+    return Engine(make_accelerator(SETTINGS), model, SETTINGS), Collator(store, encoder, start)
 
 
 def step_by_step(engine: Engine, collator: Collator, row: int) -> list[int]:
@@ -88,14 +88,14 @@ def step_by_step(engine: Engine, collator: Collator, row: int) -> list[int]:
     with engine.evaluating():
         while len(ids) < LONGEST:
             said = torch.tensor([ids], dtype=torch.int64)
-            if collator.codec.is_causal:
+            if collator.encoder.is_causal:
                 logits = model(torch.cat([source, said], dim=1)).logits
             else:
                 start = torch.tensor([[model.config.decoder_start_token_id]])
                 decoder = torch.cat([start, said], dim=1)
                 logits = model(input_ids=source, decoder_input_ids=decoder).logits
             token = int(logits[0, -1].argmax())
-            if token == collator.codec.eos:
+            if token == collator.encoder.eos:
                 break
             ids.append(token)
     return ids
@@ -136,12 +136,12 @@ def test_what_the_models_maker_set_stays_out_and_is_put_back() -> None:
 def test_as_many_are_answered_at_once_as_training_has_left_room_for(kind: str) -> None:
     """Never more than there are rows; one where there is no room at all."""
     engine, collator = parts(kind)
-    engine.rehearse([collator.worst(16)])
+    engine.dry_run([collator.worst_case_batch(16)])
 
-    wide = rehearse_answers(engine, collator, most=7, longest=LONGEST)
+    wide = dry_run_generation(engine, collator, most=7, longest=LONGEST)
 
     engine.memory = Full()
-    narrow = rehearse_answers(engine, collator, most=7, longest=LONGEST)
+    narrow = dry_run_generation(engine, collator, most=7, longest=LONGEST)
 
     assert wide == 7
     assert narrow == 1
@@ -152,7 +152,7 @@ class Full:
 
     device, caches = "cpu", True
 
-    def settle(self) -> None: ...
+    def release_cached(self) -> None: ...
     def reset_peak(self) -> None: ...
     def resident(self) -> int:
         return 100

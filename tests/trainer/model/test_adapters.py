@@ -34,8 +34,8 @@ def trained(engine: Engine, *cuts: Any, steps: int = 2, rate: float = 1e-2) -> l
     tokens = sum(data.target_tokens for data in cuts)
     norms = []
     for _ in range(steps):
-        engine.accumulate(cuts, target_tokens=tokens)
-        norms.append(engine.update(rate))
+        engine.forward_backward(cuts, target_tokens=tokens)
+        norms.append(engine.optimizer_step(rate))
     return norms
 
 

@@ -16,7 +16,7 @@ from autotune.plan import cut  # noqa: E402
 from tests.support.tokenisers import TURNS, tokenizer  # noqa: E402
 from trainer.batching.collator import IGNORED, Batch, Collator  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.encoder import Codec  # noqa: E402
+from trainer.data.encoder import Encoder  # noqa: E402
 from trainer.data.token_store import open_store  # noqa: E402
 from trainer.model.engine import Engine, make_accelerator  # noqa: E402
 
@@ -70,17 +70,17 @@ def decoder(kind: str) -> Any:
     return getattr(transformers, f"{kind}ForCausalLM")(config)
 
 
-SEQ2SEQ: dict[str, tuple[Callable[[], Any], Callable[[], Codec]]] = {
-    "T5": (lambda: t5("T5"), lambda: Codec(tokenizer(), is_causal=False)),
-    "mT5": (lambda: t5("MT5"), lambda: Codec(tokenizer(), is_causal=False)),
-    "BART": (bart, lambda: Codec(wrapping(), is_causal=False)),
+SEQ2SEQ: dict[str, tuple[Callable[[], Any], Callable[[], Encoder]]] = {
+    "T5": (lambda: t5("T5"), lambda: Encoder(tokenizer(), is_causal=False)),
+    "mT5": (lambda: t5("MT5"), lambda: Encoder(tokenizer(), is_causal=False)),
+    "BART": (bart, lambda: Encoder(wrapping(), is_causal=False)),
 }
-CAUSAL: dict[str, tuple[Callable[[], Any], Callable[[], Codec]]] = {
-    "GPT-2": (gpt2, lambda: Codec(tokenizer(pad_token=None), is_causal=True)),
-    "Llama": (lambda: decoder("Llama"), lambda: Codec(tokenizer(TURNS), is_causal=True)),
+CAUSAL: dict[str, tuple[Callable[[], Any], Callable[[], Encoder]]] = {
+    "GPT-2": (gpt2, lambda: Encoder(tokenizer(pad_token=None), is_causal=True)),
+    "Llama": (lambda: decoder("Llama"), lambda: Encoder(tokenizer(TURNS), is_causal=True)),
     "Qwen2": (
         lambda: decoder("Qwen2"),
-        lambda: Codec(tokenizer(TURNS.replace("[EOS]", "[SEP]")), is_causal=True),
+        lambda: Encoder(tokenizer(TURNS.replace("[EOS]", "[SEP]")), is_causal=True),
     ),
 }
 EVERY = SEQ2SEQ | CAUSAL
@@ -115,19 +115,23 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(path)
 
 
-def parts(name: str, data: str) -> tuple[Engine, Collator, Codec]:
+def parts(name: str, data: str) -> tuple[Engine, Collator, Encoder]:
     """In double precision: a kink of ReLU is not to blur what is compared."""
     make_model, make_codec = EVERY[name]
     torch.manual_seed(3)
-    model, codec = make_model().double(), make_codec()
-    store = open_store((data,), codec, max_source=64, max_target=64)
+    model, encoder = make_model().double(), make_codec()
+    store = open_store((data,), encoder, max_source=64, max_target=64)
     start = getattr(model.config, "decoder_start_token_id", None)
-    return Engine(make_accelerator(SETTINGS), model, SETTINGS), Collator(store, codec, start), codec
+    return (
+        Engine(make_accelerator(SETTINGS), model, SETTINGS),
+        Collator(store, encoder, start),
+        encoder,
+    )
 
 
 def gradient(engine: Engine, batches: list[Batch], tokens: int) -> Any:
     engine.optimizer.zero_grad()
-    engine.accumulate(batches, target_tokens=tokens)
+    engine.forward_backward(batches, target_tokens=tokens)
     return torch.cat(
         [p.grad.flatten() for p in engine.unwrapped.parameters() if p.grad is not None]
     )
@@ -153,9 +157,9 @@ def test_every_architecture_has_one_gradient(name: str, data: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_the_loss_is_what_transformers_computes(name: str, data: str) -> None:
     """From labels that stand where their tokens do, which its own models shift."""
-    engine, collator, codec = parts(name, data)
+    engine, collator, encoder = parts(name, data)
     batch = collator.batch([0])
-    if codec.is_causal:
+    if encoder.is_causal:
         ids = batch.inputs["input_ids"]
         own_labels = torch.full_like(ids, IGNORED)
         own_labels[:, 1:] = batch.labels[:, :-1]
@@ -173,14 +177,14 @@ def test_the_loss_is_what_transformers_computes(name: str, data: str) -> None:
 @pytest.mark.parametrize("name", CAUSAL)
 def test_padding_of_a_causal_batch_is_neither_read_nor_learnt(name: str, data: str) -> None:
     """Also where the padding is the end of sequence, as of GPT-2, which has no token for it."""
-    engine, collator, codec = parts(name, data)
+    engine, collator, encoder = parts(name, data)
 
     short, both = collator.batch([3]), collator.batch([3, 4])
 
     width = short.inputs["input_ids"].shape[1]
     alone = engine.unwrapped(**short.inputs).logits[0]
     padded = engine.unwrapped(**both.inputs).logits[0, :width]
-    assert codec.pad == (EOS if name == "GPT-2" else PAD)
+    assert encoder.pad == (EOS if name == "GPT-2" else PAD)
     assert both.inputs["attention_mask"][0].sum() == width
     assert (both.labels[0, width:] == IGNORED).all()
     assert torch.allclose(alone, padded, atol=1e-9)
@@ -204,19 +208,19 @@ def test_a_decoder_begins_with_its_own_token(name: str, start: int, data: str) -
 
 def test_a_decoder_without_a_first_token_is_refused(data: str) -> None:
     """Before anything is trained."""
-    codec = Codec(tokenizer(), is_causal=False)
-    store = open_store((data,), codec, max_source=64, max_target=64)
+    encoder = Encoder(tokenizer(), is_causal=False)
+    store = open_store((data,), encoder, max_source=64, max_target=64)
 
     with pytest.raises(ModelError) as caught:
-        Collator(store, codec, None)
+        Collator(store, encoder, None)
 
     assert str(caught.value).startswith("the model's config.json has no decoder_start_token_id, ")
 
 
 def test_a_loader_process_is_given_no_tokenizer(data: str) -> None:
     """It would import transformers and hold the vocabulary; what it needs is two numbers."""
-    codec = Codec(tokenizer(TURNS), is_causal=True)
-    collator = Collator(open_store((data,), codec, max_source=64, max_target=64), codec, None)
+    encoder = Encoder(tokenizer(TURNS), is_causal=True)
+    collator = Collator(open_store((data,), encoder, max_source=64, max_target=64), encoder, None)
 
     sent = pickle.dumps(collator)
 

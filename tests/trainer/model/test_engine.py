@@ -13,10 +13,10 @@ from autotune.partition import Costs  # noqa: E402
 from autotune.plan import cut  # noqa: E402
 from trainer.batching.collator import Batch, Collator  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.encoder import Codec  # noqa: E402
+from trainer.data.encoder import Encoder  # noqa: E402
 from trainer.data.readers import bundled  # noqa: E402
 from trainer.data.token_store import TokenStore, open_store  # noqa: E402
-from trainer.evaluation.evaluator import evaluate, rehearse_evaluation  # noqa: E402
+from trainer.evaluation.evaluator import dry_run_evaluation, evaluate  # noqa: E402
 from trainer.model.engine import Engine, make_accelerator  # noqa: E402
 from trainer.model.loading import Loaded, load_model  # noqa: E402
 
@@ -40,17 +40,17 @@ def causal(seq2seq: Loaded) -> Loaded:
     )  # fmt: skip
     return Loaded(
         model=LlamaForCausalLM(config),
-        codec=Codec(seq2seq.codec.tokenizer, is_causal=True),
+        encoder=Encoder(seq2seq.encoder.tokenizer, is_causal=True),
         learning_rate=1e-3,
         identity="tiny llama",
     )
 
 
 def parts(loaded: Loaded, data: str = "train") -> tuple[Engine, Collator]:
-    store = open_store((bundled(data),), loaded.codec, max_source=64, max_target=64)
+    store = open_store((bundled(data),), loaded.encoder, max_source=64, max_target=64)
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
     engine = Engine(make_accelerator(SETTINGS), copy.deepcopy(loaded.model), SETTINGS)
-    return engine, Collator(store, loaded.codec, start)
+    return engine, Collator(store, loaded.encoder, start)
 
 
 def step_batches(collator: Collator, micro_batch: int, overhead: float | None) -> list[Batch]:
@@ -69,7 +69,7 @@ def gradient(loaded: Loaded, micro_batch: int, overhead: float | None = None) ->
     engine, collator = parts(loaded)
     batches = step_batches(collator, micro_batch, overhead)
     tokens = sum(batch.target_tokens for batch in batches)
-    loss = engine.accumulate(batches, target_tokens=tokens)
+    loss = engine.forward_backward(batches, target_tokens=tokens)
     return gradients(engine), loss.item() / tokens
 
 
@@ -117,7 +117,9 @@ def test_ranks_of_unequal_sizes_add_up_to_the_same_gradient(
 
     whole, whole_loss = gradient(double, STEP)
     losses = [
-        engine.accumulate([collator.batch(rows[p]) for p in pieces], target_tokens=tokens).item()
+        engine.forward_backward(
+            [collator.batch(rows[p]) for p in pieces], target_tokens=tokens
+        ).item()
         for pieces in ranks
     ]
     added = gradients(engine)
@@ -140,7 +142,7 @@ def test_a_rehearsed_evaluation_changes_nothing(seq2seq: Loaded) -> None:
     engine, collator = parts(seq2seq, "valid")
     before = copy.deepcopy(engine.unwrapped.state_dict())
 
-    rehearse_evaluation(engine, collator, size=8)
+    dry_run_evaluation(engine, collator, size=8)
 
     after = engine.unwrapped.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -181,12 +183,12 @@ def test_a_rehearsal_changes_nothing(seq2seq: Loaded) -> None:
     batches = step_batches(collator, 4, None)
     tokens = sum(batch.target_tokens for batch in batches)
 
-    rehearsed.make_resident(collator.worst(1))
-    rehearsed.rehearse([collator.worst(8)] * 2)
+    rehearsed.preallocate(collator.worst_case_batch(1))
+    rehearsed.dry_run([collator.worst_case_batch(8)] * 2)
     for engine in (rehearsed, plain):
         for _ in range(2):
-            engine.accumulate(batches, target_tokens=tokens)
-            engine.update(1e-3)
+            engine.forward_backward(batches, target_tokens=tokens)
+            engine.optimizer_step(1e-3)
 
     pairs = zip(rehearsed.unwrapped.parameters(), plain.unwrapped.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -197,7 +199,7 @@ def test_the_worst_batch_has_the_longest_source_and_the_longest_target(seq2seq: 
     _, collator = parts(seq2seq)
     store: TokenStore = collator.store
 
-    worst = collator.worst(3)
+    worst = collator.worst_case_batch(3)
 
     mask = worst.inputs["attention_mask"]
     assert worst.inputs["input_ids"].shape == mask.shape == (3, store.longest()[0])

@@ -21,7 +21,7 @@ from tests.support import sharded_script as script  # noqa: E402
 from tests.support.commands import ROOT, chatlm, start, steps  # noqa: E402
 from tests.support.processes import deadline, wait_until  # noqa: E402
 from tests.support.runs import rows_file  # noqa: E402
-from trainer.batching.step_loader import weightless  # noqa: E402
+from trainer.batching.step_loader import zero_weight_batch  # noqa: E402
 from trainer.checkpointing.checkpoint import verify  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
 from trainer.config.validation import check_workload  # noqa: E402
@@ -191,11 +191,11 @@ def test_an_empty_micro_batch_adds_nothing(kind: str, rows: Path) -> None:
     collator = script.collate(loaded, str(rows))
     engine = script.build(loaded, collator, fsdp=False)
     batch = collator.batch([1, 2])
-    empty = weightless(batch)
+    empty = zero_weight_batch(batch)
 
-    engine.accumulate([batch], target_tokens=batch.target_tokens)
+    engine.forward_backward([batch], target_tokens=batch.target_tokens)
     before = [p.grad.clone() for p in engine.unwrapped.parameters() if p.grad is not None]
-    loss = engine.accumulate([empty], target_tokens=batch.target_tokens)
+    loss = engine.forward_backward([empty], target_tokens=batch.target_tokens)
 
     after = [p.grad for p in engine.unwrapped.parameters() if p.grad is not None]
     assert loss.item() == 0

@@ -32,8 +32,8 @@ def train(engine: Engine, steps: int, rate: float) -> list[float]:
     data = batch(engine.unwrapped, 4, 10, 8)
     norms = []
     for _ in range(steps):
-        engine.accumulate([data], target_tokens=data.target_tokens)
-        norms.append(engine.update(rate))
+        engine.forward_backward([data], target_tokens=data.target_tokens)
+        norms.append(engine.optimizer_step(rate))
     return norms
 
 
@@ -49,7 +49,7 @@ def test_a_step_after_make_resident_is_the_step_without_it(name: str, family: st
     model = tiny(family)
     resident, plain = engine(name, model), engine(name, model)
 
-    resident.make_resident(batch(model, 1, 5, 5, seed=9))
+    resident.preallocate(batch(model, 1, 5, 5, seed=9))
 
     assert torch.equal(weights(resident), weights(plain))
     assert train(resident, 3, 1e-3) == train(plain, 3, 1e-3)
@@ -70,7 +70,7 @@ def test_the_state_is_resident_before_the_first_step(name: str) -> None:
             if isinstance(value, torch.Tensor) and value.ndim > 0
         )
 
-    own.make_resident(batch(own.unwrapped, 1, 5, 5))
+    own.preallocate(batch(own.unwrapped, 1, 5, 5))
     before = held()
     train(own, 1, 1e-3)
 
@@ -104,8 +104,8 @@ def test_the_loss_falls(name: str) -> None:
 
     losses = []
     for _ in range(20):
-        losses.append(own.accumulate([data], target_tokens=data.target_tokens).item())
-        own.update(1e-2)
+        losses.append(own.forward_backward([data], target_tokens=data.target_tokens).item())
+        own.optimizer_step(1e-2)
 
     assert losses[-1] < losses[0] * 2 / 3
 
@@ -113,7 +113,7 @@ def test_the_loss_falls(name: str) -> None:
 def test_adafactor_holds_a_row_and_a_column_for_a_matrix() -> None:
     """Of a T5's weights a twentieth, where Adam holds two numbers each."""
     own = engine("adafactor", tiny("t5"))
-    own.make_resident(batch(own.unwrapped, 1, 5, 5))
+    own.preallocate(batch(own.unwrapped, 1, 5, 5))
 
     state = sum(
         value.numel()

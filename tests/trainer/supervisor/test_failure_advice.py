@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from autotune.devices.shared_memory import SHARED_MEMORY, shared_memory
-from autotune.workers.group import Workers
+from autotune.workers.group import WorkerGroup
 from trainer.launch.standalone import tell
 from trainer.supervisor.failure_advice import advice, lost_a_neighbour
-from trainer.supervisor.training import why
+from trainer.supervisor.training import explain_exit
 
 SHARED_MEMORY_OF_NCCL = {
     "the user's own": "Error while attaching to shared memory segment",
@@ -178,8 +178,10 @@ def test_words_about_a_neighbours_end_are_no_cause() -> None:
 def test_a_worker_that_is_gone_is_explained(tmp_path: Path, script: str, told: str) -> None:
     """Under `chatlm train`, beside where its log lies and that the same command goes on."""
     log = tmp_path / "log"
-    with Workers([sys.executable, "-c", script], environment=os.environ, log_path=log) as workers:
-        error = why(workers, False, log)
+    with WorkerGroup(
+        [sys.executable, "-c", script], environment=os.environ, log_path=log
+    ) as workers:
+        error = explain_exit(workers, False, log)
 
     assert told in str(error)
     assert str(log) in str(error)

@@ -117,10 +117,10 @@ def test_what_is_trained_makes_the_run_and_how_it_is_computed_does_not() -> None
         for choice in ({"lora_rank": 4}, {"optimizer": "adafactor"}, {"schedule": "linear"})
     ]
 
-    identity = run_of(tuned()).identity()
+    run_key = run_of(tuned()).run_key()
 
-    assert same.identity() == identity
-    assert all(run.identity() != identity for run in other)
+    assert same.run_key() == run_key
+    assert all(run.run_key() != run_key for run in other)
 
 
 def test_an_unknown_choice_in_a_profile_is_refused_with_the_nearest() -> None:
