@@ -139,8 +139,8 @@ def autotune(
         )
         outcome = tune(
             prober,
-            ceiling=lambda facts: tuning.ceiling(
-                facts["rows"],
+            ceiling=lambda workload_info: tuning.ceiling(
+                workload_info["rows"],
                 world_size=devices.world_size,
                 effective=effective,
                 max_batch=options.max_batch,

@@ -156,12 +156,12 @@ def _found(trials: list[Trial], target: float, seconds: float) -> Found:
         raise _nothing_fits(min(trials, key=lambda trial: trial.size), target)
     best = max(fits, key=lambda trial: trial.size)
     assert best.peak is not None
-    assert best.fixed is not None
+    assert best.static_bytes is not None
     return Found(
         size=best.size,
         peak=best.peak,
         budget=best.budgets[best.tightest].budget,
-        fixed=best.fixed,
+        fixed=best.static_bytes,
         trials=tuple(trials),
         seconds=seconds,
     )
@@ -174,7 +174,11 @@ def _nothing_fits(smallest: Trial, target: float) -> NothingFits:
         if smallest.peak is None
         else f"peaked at {format_bytes(smallest.peak)}"
     )
-    resident = "" if smallest.fixed is None else f", {format_bytes(smallest.fixed)} before the step"
+    resident = (
+        ""
+        if smallest.static_bytes is None
+        else f", {format_bytes(smallest.static_bytes)} before the step"
+    )
     return NothingFits(
         f"size {smallest.size} {what}{resident}; the budget is {format_bytes(allowed.budget)}: "
         f"{100 * target:.3g} % of {format_bytes(allowed.total)}, less {format_bytes(allowed.others)} "
@@ -208,7 +212,7 @@ def _probe(step: Step, size: int, device: OwnDevice) -> Trial:
     started = time.monotonic()
     memory = device.memory
     memory.release_cached()
-    retries, fixed, highest = memory.retries(), device.fixed(), 0
+    retries, fixed, highest = memory.retries(), device.static_bytes(), 0
     try:
         for _ in range(STEPS):
             memory.reset_peak()
@@ -229,7 +233,7 @@ def _probe(step: Step, size: int, device: OwnDevice) -> Trial:
             peak=None,
             seconds=time.monotonic() - started,
             budgets=(device.budget,),
-            fixed=fixed,
+            static_bytes=fixed,
             reason=("stopped at the guard's limit: " if at_our_limit else "") + _first_line(error),
         )
     thrashed = memory.retries() > retries
@@ -240,8 +244,8 @@ def _probe(step: Step, size: int, device: OwnDevice) -> Trial:
         peak=highest,
         seconds=time.monotonic() - started,
         budgets=(device.budget,),
-        measured=(Measured(peak=highest, fixed=fixed, growing=highest),),
-        fixed=fixed,
+        measured=(Measured(peak=highest, static_bytes=fixed, activation_peak=highest),),
+        static_bytes=fixed,
         reason="the allocator thrashed" if thrashed else None,
     )
 
@@ -277,9 +281,9 @@ def _in_workers(
                 log_path=folder / "workers.log",
             ) as prober,
         ):
-            facts = prober.open()
+            workload_info = prober.open()
             yield Probes(
-                model=facts["model"],
+                model=workload_info["model"],
                 noise=group.noise,
                 budgets=lambda: prober.budgets,
                 probe=prober.probe,

@@ -27,7 +27,7 @@ class Costs:
 
     longest: tuple[int, ...]
     """Tokens of each side (source and target, or both as one) of the longest sample."""
-    shares: tuple[float, ...] | None = None
+    memory_fractions: tuple[float, ...] | None = None
     """What each side takes of the memory of a sequence that is longest on all; None where that was
     not measured."""
     overhead: float | None = None
@@ -43,10 +43,10 @@ class Costs:
         to 1 is at most their mean however weighted, to the mean of them by the measured shares.
         """
         relative = widest / np.asarray(self.longest)
-        if self.shares is None or not any(self.shares):
+        if self.memory_fractions is None or not any(self.memory_fractions):
             return counts * relative.max(-1)
-        shares = np.asarray(self.shares) / min(1.0, sum(self.shares))
-        return counts * (relative @ shares)
+        memory_fractions = np.asarray(self.memory_fractions) / min(1.0, sum(self.memory_fractions))
+        return counts * (relative @ memory_fractions)
 
 
 def partition_points(lengths: Counts, most: int, costs: Costs) -> tuple[list[int], float]:

@@ -159,7 +159,7 @@ def _deal(shares: tuple[int, ...]) -> Counts:
 def choose_effective(micro_batch: MicroBatch, *, world_size: int, wanted: int, fixed: bool) -> int:
     """The effective batch that a tuned size trains with.
 
-    The user's own choice (`fixed`) stands. A base profile's is kept while it fills every device
+    The user's own choice (`static_bytes`) stands. A base profile's is kept while it fills every device
     with a whole micro-batch, else it grows to what does.
     """
     return wanted if fixed else max(wanted, sum(_each_rank(micro_batch, world_size)))

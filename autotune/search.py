@@ -17,7 +17,7 @@ never a wrong answer.
    is needed for that. What is worth a probe grows with the probes spent, which bounds them.
 
 The curve: the forward and backward peak is close to `fixed + k · size`; the optimizer step sets a
-floor under it that does not grow. Hence the line reads `growing`, not `peak`, where it is known.
+floor under it that does not grow. Hence the line reads `activation_peak`, not `peak`, where it is known.
 What the constants cost and save over thousands of curves: `python -m bench.simulate`.
 """
 
@@ -54,14 +54,14 @@ class Observation:
     size: int
     verdict: Verdict
     peak: int | None = None
-    fixed: int | None = None
-    growing: int | None = None
+    static_bytes: int | None = None
+    activation_peak: int | None = None
 
     @property
     def height(self) -> int | None:
         """The part of the peak that grows with size; where that was too much, all of it."""
         is_over = self.verdict is Verdict.OVER
-        return self.peak if self.growing is None or is_over else self.growing
+        return self.peak if self.activation_peak is None or is_over else self.activation_peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,9 @@ class Search:
         growing: int | None = None,
     ) -> "Search":
         """The search that also knows how this probe ended; a peak that is not known is no point."""
-        told = Observation(size=size, verdict=verdict, peak=peak, fixed=fixed, growing=growing)
+        told = Observation(
+            size=size, verdict=verdict, peak=peak, static_bytes=fixed, activation_peak=growing
+        )
         return replace(self, observations=(*self.observations, told))
 
     def ask(self) -> int | None:
@@ -149,7 +151,7 @@ class Search:
         """What is known of the curve by size; at size 0 what was last resident, or nothing."""
         heights = {t.size: t.height for t in self.observations if t.verdict is not Verdict.OOM}
         points = {size: height for size, height in heights.items() if height is not None}
-        fixed = [t.fixed for t in self.observations if t.fixed is not None]
+        fixed = [t.static_bytes for t in self.observations if t.static_bytes is not None]
         points[0] = fixed[-1] if fixed else 0
         return sorted(points.items())
 
@@ -162,7 +164,7 @@ class Search:
         if line.right[0] > 1:
             return line
         # Only size 1 is known: the next samples may be cheaper, and its peak may be a floor.
-        hidden = all(t.growing is None for t in self.observations)
+        hidden = all(t.activation_peak is None for t in self.observations)
         return replace(line, end=max(1 + 1.5 * (line.end - 1), 2.0 if hidden else 0.0))
 
 

@@ -30,9 +30,9 @@ class Measured:
     """One device after a probe, others' memory subtracted; bytes."""
 
     peak: int
-    fixed: int
+    static_bytes: int
     """Resident before the forward pass."""
-    growing: int
+    activation_peak: int
     """Peak of forward and backward, apart from the optimizer step's."""
     context: int = 0
     """What the allocator cannot see: the CUDA context, kernels, NCCL."""
@@ -60,9 +60,9 @@ class Trial:
     measured: tuple[Measured, ...] = ()
     """Each device, in the order of the budgets."""
     tightest: int = 0
-    """Which of the budgets left the least headroom: `peak`, `fixed` and `growing` are that device's."""
-    fixed: int | None = None
-    growing: int | None = None
+    """Which of the budgets left the least headroom: `peak`, `static_bytes` and `activation_peak` are that device's."""
+    static_bytes: int | None = None
+    activation_peak: int | None = None
     host_peak: int | None = None
     """Highest memory of all workers together, shared pages counted once; loaders are measured apart."""
     samples_per_second: float | None = None
@@ -105,8 +105,8 @@ def with_verdict(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial:
         budgets=tuple(budgets),
         tightest=tightest,
         peak=worst.peak,
-        fixed=worst.fixed,
-        growing=worst.growing,
+        static_bytes=worst.static_bytes,
+        activation_peak=worst.activation_peak,
     )
 
 

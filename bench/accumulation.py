@@ -22,7 +22,7 @@ from bench.commands import write_result
 from bench.trainer_runs import Ran, Task, run_ours, run_peer
 from bench.trainer_tasks import make_model, make_profile, write_tokens
 from bench.trainers import versions
-from profiles.schema import Run
+from profiles.schema import RunSection
 from trainer.data.readers import bundled, read_rows
 
 SAMPLES = 16
@@ -85,7 +85,7 @@ def make_task(model: str, file: str, folder: Path, device: str) -> Task:
         learning_rate=1e-4,
         device=device,
     )
-    longest = Run()
+    longest = RunSection()
     write_tokens(task, longest.max_source_length, longest.max_target_length)
     return task
 

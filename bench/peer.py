@@ -40,7 +40,7 @@ class Workload(Protocol):
     @property
     def memory(self) -> Memory: ...
     @property
-    def facts(self) -> Mapping[str, Any]: ...
+    def workload_info(self) -> Mapping[str, Any]: ...
     def forward_backward(self, size: int) -> Load: ...
     def optimizer_step(self) -> object: ...
 
@@ -57,9 +57,9 @@ class Steps:
         self._started = 0.0
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def workload_info(self) -> Mapping[str, Any]:
         assert self._workload is not None
-        return self._workload.facts
+        return self._workload.workload_info
 
     def build_anew(self) -> None:
         """The model and all around it as in a fresh start; the old one is gone before."""
@@ -262,7 +262,7 @@ def main() -> None:
         if options.tuner == "sweep":
             sweep(steps, options.sizes)
         else:
-            rows = steps.facts["rows"]
+            rows = steps.workload_info["rows"]
             assert isinstance(rows, int)
             answer = TUNERS[options.tuner](steps, options.ceiling, rows)
             write(out, {"answer": answer, "uncounted_bytes": imported})

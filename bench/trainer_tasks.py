@@ -12,7 +12,7 @@ import profiles
 from bench.commands import CHATLM
 from bench.peers import TOKENIZER
 from bench.trainer_runs import Task, environment
-from profiles.schema import Batch, Profile, Run
+from profiles.schema import BatchSection, Profile, RunSection
 from trainer.data.readers import bundled
 
 LLAMAS = {
@@ -139,12 +139,12 @@ def make_profile(task: Task) -> Profile:
     """One that says no more than how a step is cut, and who reads the rows."""
     return Profile(
         schema=1,
-        batch=Batch(
+        batch=BatchSection(
             micro_batch_size=task.micro_batch,
             gradient_accumulation_steps=task.accumulation,
             effective_batch_size=task.effective,
         ),
-        run=Run(loader_workers=task.loaders),
+        run=RunSection(loader_workers=task.loaders),
     )
 
 

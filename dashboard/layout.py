@@ -23,17 +23,17 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a row; the one with the highest `drop` goes first."""
+    """A piece of a row; the one with the highest `drop_priority` goes first."""
 
     text: Text
-    drop: int = 0
+    drop_priority: int = 0
 
 
 def fitted(width: int, parts: Iterable[Part]) -> Text:
     """The parts side by side, without those that the width has no room for."""
     kept = list(parts)
     while len(kept) > 1 and sum(p.text.cell_len for p in kept) + GAP * (len(kept) - 1) > width:
-        kept.remove(max(kept, key=lambda part: part.drop))
+        kept.remove(max(kept, key=lambda part: part.drop_priority))
     return Text(" " * GAP).join(part.text for part in kept)
 
 

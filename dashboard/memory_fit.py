@@ -10,7 +10,7 @@ TOLERANCE = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class MemoryFit:
     """`peak ≈ fixed + slope × size`, bytes."""
 
     fixed: float
@@ -25,7 +25,7 @@ class Line:
         return max(0, int((budget - self.fixed) / self.slope))
 
 
-def fit_line(trials: Sequence[Trial]) -> Line | None:
+def fit_line(trials: Sequence[Trial]) -> MemoryFit | None:
     """The line through the largest measured sizes; None when they do not tell a slope.
 
     The peak is a maximum of affine pieces: at small sizes the optimizer step is the floor. So the
@@ -45,7 +45,7 @@ def fit_line(trials: Sequence[Trial]) -> Line | None:
     return None
 
 
-def least_squares(points: Sequence[tuple[int, int]]) -> Line:
+def least_squares(points: Sequence[tuple[int, int]]) -> MemoryFit:
     count = len(points)
     mean_size = sum(size for size, _ in points) / count
     mean_peak = sum(peak for _, peak in points) / count
@@ -53,4 +53,4 @@ def least_squares(points: Sequence[tuple[int, int]]) -> Line:
     slope = sum((size - mean_size) * (peak - mean_peak) for size, peak in points) / spread
     fixed = mean_peak - slope * mean_size
     error = max(abs(fixed + slope * size - peak) / max(1, peak) for size, peak in points)
-    return Line(fixed=fixed, slope=slope, trials=count, error=error)
+    return MemoryFit(fixed=fixed, slope=slope, trials=count, error=error)

@@ -18,7 +18,7 @@ MOST_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class DeviceMemoryView:
     """One device, bytes. `ours` is in use now, or once the run is over what it peaked at."""
 
     name: str
@@ -39,7 +39,7 @@ class Memory:
         return distance_style(max(self.ours, self.peak or 0), self.budget)
 
 
-def memories(screen: Screen) -> list[Memory]:
+def memories(screen: Screen) -> list[DeviceMemoryView]:
     readings = {reading.device: reading for reading in screen.devices}
     if screen.budgets:
         return [
@@ -65,7 +65,7 @@ def memories(screen: Screen) -> list[Memory]:
 
 def memory(
     screen: Screen, index: int, device: DeviceBudget, reading: DeviceReading | None
-) -> Memory:
+) -> DeviceMemoryView:
     others = device.others
     used = others if reading is None else reading.used
     if device.device == "cpu" and reading is not None and screen.workers is not None:
@@ -73,7 +73,7 @@ def memory(
     others = max(0, min(others, used))
     outcome = final_peak(screen, index)
     highest = screen.highest.get(device.device)
-    return Memory(
+    return DeviceMemoryView(
         name=clean(device.name),
         total=max(1, device.total),
         others=others if outcome is None else device.others,
@@ -120,7 +120,7 @@ def device_rows(layout: Layout, screen: Screen) -> list[Text]:
     return rows
 
 
-def in_full(layout: Layout, device: Memory) -> list[Text]:
+def in_full(layout: Layout, device: DeviceMemoryView) -> list[Text]:
     name = Text(f"{device.name}, {format_bytes(device.total)}")
     return [
         spread(layout.width, name, Text(meters(device.reading), "dim")),
@@ -142,7 +142,7 @@ def meters(reading: DeviceReading | None) -> str:
     return "   ".join(words)
 
 
-def bar(layout: Layout, width: int, device: Memory, guard: int | None = None) -> Text:
+def bar(layout: Layout, width: int, device: DeviceMemoryView, guard: int | None = None) -> Text:
     def place(ours: int | None) -> float | None:
         return None if ours is None else (device.others + ours) / device.total
 
@@ -158,15 +158,20 @@ def bar(layout: Layout, width: int, device: Memory, guard: int | None = None) ->
     )
 
 
-def legend(layout: Layout, device: Memory) -> Text:
+def legend(layout: Layout, device: DeviceMemoryView) -> Text:
     """The bar in words; its glyphs are the key."""
     glyphs, style = layout.glyphs, device.style
 
-    def part(drop: int, glyph: str, color: str, word: str, value: int | None) -> list[Part]:
+    def part(
+        drop_priority: int, glyph: str, color: str, word: str, value: int | None
+    ) -> list[Part]:
         if value is None:
             return []
         return [
-            Part(Text.assemble((glyph, color), (f" {word} ", "dim"), format_bytes(value)), drop)
+            Part(
+                Text.assemble((glyph, color), (f" {word} ", "dim"), format_bytes(value)),
+                drop_priority,
+            )
         ]
 
     free = max(0, device.total - device.others - device.ours)
@@ -183,7 +188,7 @@ def legend(layout: Layout, device: Memory) -> Text:
     )
 
 
-def in_one_row(layout: Layout, index: int, device: Memory) -> Text:
+def in_one_row(layout: Layout, index: int, device: DeviceMemoryView) -> Text:
     limit = device.budget or device.total
     numbers = f"{format_bytes(device.ours, like=limit)} of {format_bytes(limit)}"
     right = Text.assemble(f"  {numbers:>20}", (f"{share(device.ours, limit):>7}", device.style))

@@ -26,7 +26,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Batch(Section):
+class BatchSection(Section):
     """How an optimizer step is cut."""
 
     micro_batch_size: Count
@@ -44,7 +44,7 @@ class Batch(Section):
     """Sequences per device per forward pass in evaluation, where that was tuned apart."""
 
 
-class Memory(Section):
+class MemorySection(Section):
     """What the plan holds, on the device with the least headroom."""
 
     target_vram: Share | None = None
@@ -61,7 +61,7 @@ class Memory(Section):
     """What source and target each take of what a micro-batch of the longest grows by."""
 
 
-class Run(Section):
+class RunSection(Section):
     """Settings of the run that the memory figures depend on."""
 
     model: str | None = None
@@ -130,9 +130,9 @@ class Profile(Section):
     schema_: Literal[1] = Field(alias="schema")
     interrupted: bool = False
     """Whether the search was stopped before its bracket was closed."""
-    batch: Batch
-    memory: Memory = Memory()
-    run: Run = Run()
+    batch: BatchSection
+    memory: MemorySection = MemorySection()
+    run: RunSection = RunSection()
     fingerprint: Fingerprint = Fingerprint()
     trial: list[TrialRow] = []
 

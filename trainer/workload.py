@@ -50,14 +50,14 @@ class SftWorkload:
         self.engine = Engine(accelerator, loaded.model, settings)
         self.engine.preallocate(self._collator.worst_case_batch(1))
         self.memory = self.engine.memory
-        self.facts = {
+        self.workload_info = {
             "model": settings.model,
             "rows": len(store),
             "precision": precision(settings),
             "notice": store.truncation_notice(
                 settings.max_source_length, settings.max_target_length
             ),
-            "fingerprint": fingerprint_facts(loaded, store, accelerator.num_processes),
+            "fingerprint": fingerprint_info(loaded, store, accelerator.num_processes),
         }
 
     def forward_backward(self, size: int) -> Load:
@@ -141,7 +141,7 @@ def _store(files: tuple[str, ...], loaded: Loaded, settings: WorkloadSettings) -
     )
 
 
-def fingerprint_facts(loaded: Loaded, store: TokenStore, world_size: int) -> dict[str, Any]:
+def fingerprint_info(loaded: Loaded, store: TokenStore, world_size: int) -> dict[str, Any]:
     """The part of a profile's fingerprint that only a worker can know."""
     longest_source, longest_target = store.longest()
     return {

@@ -37,7 +37,7 @@ class OwnDevice:
         (reading,) = self._group.read({})
         return max(0, reading.used - self.budget.others - self.memory.resident())
 
-    def fixed(self) -> int:
+    def static_bytes(self) -> int:
         return self.context() + self.memory.resident()
 
     def peak(self) -> int:

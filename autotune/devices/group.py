@@ -153,8 +153,8 @@ def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -
     context = max(0, used_now - others - report.resident)
     return Measured(
         peak=max(sampled - others, context + report.peak),
-        fixed=context + report.fixed,
-        growing=context + report.growing,
+        static_bytes=context + report.static_bytes,
+        activation_peak=context + report.activation_peak,
         context=context,
         reserved=report.peak,
         allocated=report.allocated,
@@ -187,8 +187,8 @@ class HostDevice:
         return [
             Measured(
                 peak=sum(report.peak for report in reports),
-                fixed=sum(report.fixed for report in reports),
-                growing=sum(report.growing for report in reports),
+                static_bytes=sum(report.static_bytes for report in reports),
+                activation_peak=sum(report.activation_peak for report in reports),
             )
         ]
 
@@ -227,7 +227,11 @@ class EmulatedDevices:
         self, reports: Sequence[Report], budgets: Sequence[DeviceBudget], sampled: Sequence[int]
     ) -> list[Measured]:
         return [
-            Measured(peak=report.peak, fixed=report.fixed, growing=report.growing)
+            Measured(
+                peak=report.peak,
+                static_bytes=report.static_bytes,
+                activation_peak=report.activation_peak,
+            )
             for report in reports
         ]
 

@@ -30,7 +30,7 @@ class Outcome:
 
     answer: Trial | None
     trials: tuple[Trial, ...]
-    facts: dict[str, Any]
+    workload_info: dict[str, Any]
     ceiling: int
     interrupted: bool
     seconds: float
@@ -46,7 +46,7 @@ class Extras:
     """Sequences per device per forward pass in evaluation."""
     loaders: int | None = None
     """Loader processes per training process."""
-    shares: tuple[float, ...] | None = None
+    memory_fractions: tuple[float, ...] | None = None
     """What source and target each take of a micro-batch's memory, where they are padded apart."""
 
 
@@ -59,7 +59,7 @@ def tune(
     *,
     ceiling: Callable[[dict[str, Any]], int],
     prefer: str = "memory",
-    guess: Callable[[dict[str, Any]], Sizes | None] = lambda facts: None,
+    guess: Callable[[dict[str, Any]], Sizes | None] = lambda workload_info: None,
     per_device: bool = False,
     most: int | None = None,
     after: After | None = None,
@@ -75,14 +75,14 @@ def tune(
         ChatlmError: the workload was refused, or its workers fail for another reason than memory.
     """
     started = time.monotonic()
-    facts = prober.open()
-    top = ceiling(facts)
-    hint = guess(facts)
-    if facts.get("notice"):
-        emit(Notice(text=facts["notice"]))
+    workload_info = prober.open()
+    top = ceiling(workload_info)
+    hint = guess(workload_info)
+    if workload_info.get("notice"):
+        emit(Notice(text=workload_info["notice"]))
     emit(
         TuningStarted(
-            model=facts["model"],
+            model=workload_info["model"],
             target=prober.limits.target,
             ceiling=top,
             devices=prober.budgets,
@@ -124,7 +124,7 @@ def tune(
     return Outcome(
         answer=answer,
         trials=tuple(trials),
-        facts=facts,
+        workload_info=workload_info,
         ceiling=top,
         interrupted=interrupted,
         seconds=seconds,
@@ -186,8 +186,8 @@ def tell(search: Search, trial: Trial) -> Search:
         trial.size,
         trial.verdict,
         peak=shifted(trial.peak),
-        fixed=shifted(trial.fixed),
-        growing=shifted(trial.growing),
+        fixed=shifted(trial.static_bytes),
+        growing=shifted(trial.activation_peak),
     )
 
 

@@ -62,7 +62,11 @@ def _tell(search: Search, rank: int, size: int, trial: Trial) -> Search | None:
         device = trial.measured[rank]
         fits = device.peak <= trial.budgets[rank].budget
         return search.tell(
-            size, Verdict.FITS if fits else Verdict.OVER, device.peak, device.fixed, device.growing
+            size,
+            Verdict.FITS if fits else Verdict.OVER,
+            device.peak,
+            device.static_bytes,
+            device.activation_peak,
         )
     if trial.failed_rank not in (None, rank):
         return None

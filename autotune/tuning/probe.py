@@ -34,7 +34,7 @@ class Workload(Protocol):
     """The training step to be measured, built in a fresh process from plain settings."""
 
     memory: DeviceMemory
-    facts: Mapping[str, Any]
+    workload_info: Mapping[str, Any]
     """What the supervisor has to know (JSON): `model`, `rows`, and a `fingerprint`."""
 
     def forward_backward(self, size: int) -> Load:
@@ -78,8 +78,8 @@ class Report:
     """One rank's counters after a probe; bytes and seconds."""
 
     device: str
-    fixed: int
-    growing: int
+    static_bytes: int
+    activation_peak: int
     peak: int
     allocated: int
     """The peak of what tensors held."""
@@ -110,10 +110,10 @@ def measure(
     memory = workload.memory
     memory.release_cached()
     retries = memory.retries()
-    fixed = memory.resident()
+    static_bytes = memory.resident()
     peaks: list[int] = []
     seconds: list[float] = []
-    growing = allocated = 0
+    activation_peak = allocated = 0
     load = Load(0, 0)
     for step in range(MOST_STEPS):
         memory.reset_peak()
@@ -124,7 +124,7 @@ def measure(
             load = workload.forward_backward(size)
         memory.synchronize()
         if step == 0:
-            growing = memory.peak()
+            activation_peak = memory.peak()
         workload.optimizer_step()
         memory.synchronize()
         if step > 1:
@@ -142,8 +142,8 @@ def measure(
     memory.release_cached()  # what stays cached would look like a neighbour's, and fill the next window
     return Report(
         device=memory.device,
-        fixed=fixed,
-        growing=growing,
+        static_bytes=static_bytes,
+        activation_peak=activation_peak,
         peak=max(peaks),
         allocated=allocated,
         resident=memory.resident(),
@@ -154,7 +154,7 @@ def measure(
     )
 
 
-def measure_sides(workload: Workload, size: int) -> list[float] | None:
+def measure_memory_fractions(workload: Workload, size: int) -> list[float] | None:
     """What source and target each take of what a micro-batch grows by; None where both are one.
 
     Of tensors' memory: what an allocator caches between them is neither's.
@@ -182,7 +182,7 @@ def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None
     memory = workload.memory
     memory.release_cached()
     retries = memory.retries()
-    fixed = memory.resident()
+    static_bytes = memory.resident()
     memory.reset_peak()
     workload.evaluate(size)
     memory.synchronize()
@@ -196,8 +196,8 @@ def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None
     memory.release_cached()
     return Report(
         device=memory.device,
-        fixed=fixed,
-        growing=peak,
+        static_bytes=static_bytes,
+        activation_peak=peak,
         peak=peak,
         allocated=allocated,
         resident=memory.resident(),

@@ -13,7 +13,13 @@ from typing import Any, Literal, assert_never
 
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ChatlmError
-from autotune.tuning.probe import Held, Workload, measure, measure_evaluation, measure_sides
+from autotune.tuning.probe import (
+    Held,
+    Workload,
+    measure,
+    measure_evaluation,
+    measure_memory_fractions,
+)
 from autotune.workers.channel import Message, Wire
 
 Request = Literal["train", "evaluate", "wait", "sides"]
@@ -29,7 +35,7 @@ def main() -> None:
         memory = workload.memory
         memory.release_cached()
         held = Held(device=memory.device, resident=memory.resident())
-        wire.send({"type": "ready", "facts": dict(workload.facts), "held": asdict(held)})
+        wire.send({"type": "ready", "facts": dict(workload.workload_info), "held": asdict(held)})
         while True:
             reply = answer(workload, wire.messages.get(), rank, lambda beat: wire.send(beat))
             wire.send(reply)
@@ -71,7 +77,7 @@ def answer(
             )
             report = {"seconds": seconds, "host": host}
         case "sides":
-            report = {"shares": measure_sides(workload, size)}
+            report = {"shares": measure_memory_fractions(workload, size)}
         case other:
             assert_never(other)
     return {"type": "report", "report": report}

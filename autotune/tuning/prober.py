@@ -40,9 +40,9 @@ DRIFT = 1.01
 """Workers that hold this much more between two probes than before their first are replaced."""
 SAFE_SHARE = 0.75
 """A peak below this share of the budget fits, however it wavers."""
-SLOW = 20
+MAX_SLOWDOWN = 20
 """A probe that takes so many times what its size should is hung."""
-PATIENCE = 60.0
+MIN_PROBE_TIMEOUT = 60.0
 """Seconds that any probe gets."""
 
 
@@ -195,7 +195,7 @@ class Prober:
             host_peak=sum(int(report["host"]) for report in reports),
         )
 
-    def sides(self, size: int) -> tuple[float, ...] | None:
+    def measure_memory_fractions(self, size: int) -> tuple[float, ...] | None:
         """What source and target each take of a micro-batch's memory, on the rank that says most.
 
         None where both are padded as one, or when the workers did not survive it.
@@ -233,14 +233,14 @@ class Prober:
         )  # fmt: skip
         self._session.budgets = self.budgets
         self._fixed, self._drifted = [], False
-        facts = self._session.build(self.group.memory_cap(baseline))
+        workload_info = self._session.build(self.group.memory_cap(baseline))
         self.tenants.set_baseline(self._session.held)
-        return facts
+        return workload_info
 
     def _ask(self, session: Session, phase: Phase, sizes: Sequence[int]) -> list[Report]:
         longest = self.limits.silence
         if self._pace is not None:
-            longest = min(longest, max(PATIENCE, SLOW * self._pace * max(sizes)))
+            longest = min(longest, max(MIN_PROBE_TIMEOUT, MAX_SLOWDOWN * self._pace * max(sizes)))
         request = {
             "type": phase,
             "sizes": list(sizes),
@@ -256,7 +256,7 @@ class Prober:
 
     def _has_drifted(self, reports: Sequence[Report]) -> bool:
         """A warm worker counts as a fresh one only while it holds no more than one."""
-        fixed = [report.fixed for report in reports]
+        fixed = [report.static_bytes for report in reports]
         self._fixed = self._fixed or fixed
         return any(now > DRIFT * first for now, first in zip(fixed, self._fixed, strict=True))
 

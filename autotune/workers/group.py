@@ -14,7 +14,7 @@ from autotune.devices.processes import resident
 from autotune.errors import OutputError
 from autotune.workers.channel import SOCKET_VARIABLE, Hub, Message
 
-PATIENCE = 5.0
+EXIT_TIMEOUT = 5.0
 """Seconds between the request to end and the kill."""
 
 
@@ -75,7 +75,7 @@ class WorkerGroup:
         Of several the one that was killed: without it, the others fail in the next collective.
         """
         try:
-            code = self._launcher.wait(PATIENCE * 2)
+            code = self._launcher.wait(EXIT_TIMEOUT * 2)
         except subprocess.TimeoutExpired:
             self._kill()
             code = 1  # ours, not the worker's: what torchrun wrote of it counts
@@ -96,7 +96,7 @@ class WorkerGroup:
         if not self.pids:  # still importing: nobody listens yet
             self._launcher.terminate()
         try:
-            self._launcher.wait(PATIENCE)
+            self._launcher.wait(EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._launcher.terminate()
         finally:
@@ -116,12 +116,12 @@ class WorkerGroup:
                 with suppress(ProcessLookupError):  # it has ended since
                     os.kill(pid, signal.SIGKILL)
         try:
-            self._launcher.wait(PATIENCE)
+            self._launcher.wait(EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._launcher.kill()
             self._launcher.wait()
         # torchrun's processes are not our children: what they hold is free once they are gone
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + EXIT_TIMEOUT
         while any(map(self._is_ours, self.pids.values())) and time.monotonic() < deadline:
             time.sleep(0.01)
 

@@ -117,10 +117,10 @@ class Session:
             return len(ready) == self.spec.world_size
 
         self.sampler.__enter__()
-        self._wait(take, Silence(longest=self._limits.building))
+        self._wait(take, Watchdog(longest=self._limits.building))
         self.held = [Held(**ready[rank]["held"]) for rank in sorted(ready)]
-        facts: dict[str, Any] = ready[0]["facts"]
-        return facts
+        workload_info: dict[str, Any] = ready[0]["facts"]
+        return workload_info
 
     def ask(self, request: Mapping[str, Any], silence: float) -> list[dict[str, Any]]:
         """Every rank's report, in the order of the ranks, `silence` seconds apart at most.
@@ -137,7 +137,7 @@ class Session:
             return len(reports) == self.spec.world_size
 
         self._workers.send(request)
-        patience = Silence(
+        patience = Watchdog(
             longest=silence, idle=self._limits.idle, processor_seconds=self._processor_seconds
         )
         self._wait(take, patience)
@@ -154,7 +154,7 @@ class Session:
         self.sampler.__exit__(None, None, None)
         self._workers.close()
 
-    def _wait(self, take: Callable[[Message], bool], silence: "Silence") -> None:
+    def _wait(self, take: Callable[[Message], bool], silence: "Watchdog") -> None:
         """Reads messages and meters until `take` says that all is there; raises Ended."""
         while True:
             ended = self._workers.ended()  # asked first: its last words are read after it
@@ -208,7 +208,7 @@ class Session:
         return cpu_seconds_of_families(list(self._workers.pids.values()))  # loaders work for them
 
 
-class Silence:
+class Watchdog:
     """Tells workers that compute in silence from those that wait for ever."""
 
     def __init__(

@@ -102,7 +102,8 @@ def test_what_the_first_step_leaves_behind_is_resident_in_every_probe(card: int)
 
     assert 45 <= found.size <= 60
     assert all(
-        trial.fixed is not None and trial.fixed - before == pytest.approx(40 * MIB, abs=4 * MIB)
+        trial.static_bytes is not None
+        and trial.static_bytes - before == pytest.approx(40 * MIB, abs=4 * MIB)
         for trial in found.trials
     )
 

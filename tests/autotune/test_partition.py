@@ -33,7 +33,9 @@ def test_a_prediction_is_never_too_small(
     """Whatever a model's memory is made of: layers, attention over one side or both, logits."""
     whole = memory(weights, 1, *LONGEST)
     sides = (memory(weights, 1, LONGEST[0], 0) / whole, memory(weights, 1, 0, LONGEST[1]) / whole)
-    costs = Costs(longest=LONGEST, shares=sides if is_measured and sum(sides) > 0 else None)
+    costs = Costs(
+        longest=LONGEST, memory_fractions=sides if is_measured and sum(sides) > 0 else None
+    )
 
     predicted = costs.sequences(count, np.array([source, target]))
 
@@ -45,15 +47,19 @@ def test_measured_shares_let_more_of_the_short_travel_together() -> None:
     widest = np.array([200, 12])
 
     assert Costs(longest=LONGEST).sequences(10, widest) == 10
-    assert Costs(longest=LONGEST, shares=(0.2, 0.8)).sequences(10, widest) == pytest.approx(2.8)
-    assert Costs(longest=LONGEST, shares=(0.1, 0.4)).sequences(10, widest) == pytest.approx(2.8)
+    assert Costs(longest=LONGEST, memory_fractions=(0.2, 0.8)).sequences(
+        10, widest
+    ) == pytest.approx(2.8)
+    assert Costs(longest=LONGEST, memory_fractions=(0.1, 0.4)).sequences(
+        10, widest
+    ) == pytest.approx(2.8)
 
 
 def test_shares_of_nothing_tell_nothing() -> None:
     """A floor below the activations may hide both sides: the longer relative length counts then."""
     widest = np.array([200, 12])
 
-    assert Costs(longest=LONGEST, shares=(0.0, 0.0)).sequences(10, widest) == 10
+    assert Costs(longest=LONGEST, memory_fractions=(0.0, 0.0)).sequences(10, widest) == 10
 
 
 def test_short_samples_travel_many_at_once_and_the_longest_few() -> None:

@@ -62,8 +62,8 @@ told = st.builds(
     size=st.integers(1, 300),
     verdict=st.sampled_from(Verdict),
     peak=bytes_told,
-    fixed=bytes_told,
-    growing=bytes_told,
+    static_bytes=bytes_told,
+    activation_peak=bytes_told,
 )
 
 
@@ -79,7 +79,7 @@ def test_any_history_is_taken_up(
         assert search.low < size < search.high
         assert size not in {t.size for t in search.observations}
         more = data.draw(told)
-        search = search.tell(size, more.verdict, more.peak, more.fixed, more.growing)
+        search = search.tell(size, more.verdict, more.peak, more.static_bytes, more.activation_peak)
 
     assert len(search.observations) <= len(history) + 2 * math.log2(ceiling) + 2
 
@@ -142,7 +142,7 @@ def test_a_ceiling_that_fits_is_the_answer() -> None:
 
 
 def test_a_flat_start_is_not_extrapolated() -> None:
-    """The optimizer's floor hides the slope in `peak`; `growing` shows it."""
+    """The optimizer's floor hides the slope in `peak`; `activation_peak` shows it."""
     device = line(0.1, 0.02, floor=0.8)
 
     answer = ours(device)
@@ -218,7 +218,7 @@ def test_a_smaller_budget_takes_up_what_is_known() -> None:
     for t in search.observations:
         assert t.peak is not None
         verdict = Verdict.FITS if t.peak <= smaller.budget else Verdict.OVER
-        smaller = smaller.tell(t.size, verdict, t.peak, t.fixed, t.growing)
+        smaller = smaller.tell(t.size, verdict, t.peak, t.static_bytes, t.activation_peak)
 
     before = len(smaller.observations)
     while (size := smaller.ask()) is not None:

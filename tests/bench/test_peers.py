@@ -45,7 +45,7 @@ class Workload:
 
     def __init__(self) -> None:
         self.memory = Memory()
-        self.facts = {"rows": ROWS}
+        self.workload_info = {"rows": ROWS}
         self.updates = 0
 
     def forward_backward(self, size: int) -> Load:
@@ -115,7 +115,7 @@ def test_accelerate_takes_a_tenth_off_until_it_runs() -> None:
 
 
 def test_accelerate_builds_anew_at_every_try() -> None:
-    """Once to know the facts, then for each try, and the one before is gone by then."""
+    """Once to know the workload_info, then for each try, and the one before is gone by then."""
     alive: weakref.WeakSet[Workload] = weakref.WeakSet()
     others: list[int] = []
     out = StringIO()

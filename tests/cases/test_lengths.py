@@ -51,7 +51,7 @@ def test_no_step_of_an_epoch_has_a_batch_beyond_the_probes(
     loaded = load_model("chatlm-tiny", dropout=0.0, seed=0)
     store = open_store((bundled("train"),), loaded.encoder, max_source=256, max_target=256)
     collator = Collator(store, loaded.encoder, loaded.model.config.decoder_start_token_id)
-    costs = Costs(longest=collator.longest(), shares=shares, overhead=overhead)
+    costs = Costs(longest=collator.longest(), memory_fractions=shares, overhead=overhead)
     plan = Plan(micro_batch=24, effective_batch=64, world_size=1)
     order = PlainSteps(SampleOrder(len(store), 3), plan.effective_batch)
     steps = Steps(collator, order, plan, costs=costs, rank=0)
@@ -122,9 +122,9 @@ def test_what_a_step_takes_more_after_a_mix_is_in_the_peak(toy_prober: Prober) -
     trial = toy_prober.probe(20)
 
     assert trial.peak is not None
-    assert trial.growing is not None
-    assert trial.fixed is not None
-    assert trial.peak - trial.fixed == pytest.approx(50 * MIB, abs=4 * MIB)
+    assert trial.activation_peak is not None
+    assert trial.static_bytes is not None
+    assert trial.peak - trial.static_bytes == pytest.approx(50 * MIB, abs=4 * MIB)
 
 
 @pytest.mark.parametrize("toy_prober", [{"retries": 1}], indirect=True)
@@ -144,7 +144,7 @@ def group() -> DeviceSelection:
     return DeviceSelection(group=EmulatedDevices(1024 * MIB, 1), world_size=1)
 
 
-def tuned_on(facts: dict[str, Any]) -> profiles.Profile:
+def tuned_on(workload_info: dict[str, Any]) -> profiles.Profile:
     """The profile of a tuning that had these facts."""
     document: dict[str, Any] = {
         "schema": 1,
@@ -158,7 +158,7 @@ def tuned_on(facts: dict[str, Any]) -> profiles.Profile:
         "run": {"precision": "fp32", "environment": memory_environment("cpu")},
     }  # fmt: skip
     profile = parse(document, "tuned.toml")
-    return profile.model_copy(update={"fingerprint": fingerprint(facts, group())})
+    return profile.model_copy(update={"fingerprint": fingerprint(workload_info, group())})
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_an_earlier_size_is_a_guess_for_data_of_the_same_lengths_alone(
     """And a guess is probed like any other size: it is never an answer unseen."""
     path = tmp_path / "tuned.toml"
     profiles.save(tuned_on(FOUND), path)
-    facts = {"fingerprint": {**FOUND, "longest_source": longest}, "precision": "fp32"}
+    workload_info = {"fingerprint": {**FOUND, "longest_source": longest}, "precision": "fp32"}
 
-    found = previous_sizes(path, LIMITS, 1024 * MIB, group(), WorkloadSettings())(facts)
+    found = previous_sizes(path, LIMITS, 1024 * MIB, group(), WorkloadSettings())(workload_info)
 
     assert found == guess

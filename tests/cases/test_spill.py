@@ -95,7 +95,7 @@ def test_a_card_that_would_spill_is_never_filled(tmp_path: Path) -> None:
 
     with prober_on(tmp_path, toy(), total=total, target=0.6, used=used, events=events) as prober:
         refused = prober.probe(400)
-        outcome = tune(prober, ceiling=lambda facts: 1000, emit=events.append)
+        outcome = tune(prober, ceiling=lambda workload_info: 1000, emit=events.append)
 
     assert refused.verdict is Verdict.OVER
     assert refused.reason is not None

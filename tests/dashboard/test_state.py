@@ -63,7 +63,7 @@ def reading(used: int) -> ReadingTaken:
 
 
 def measured(*peaks: int) -> tuple[Measured, ...]:
-    return tuple(Measured(peak=peak, fixed=MIB, growing=peak) for peak in peaks)
+    return tuple(Measured(peak=peak, static_bytes=MIB, activation_peak=peak) for peak in peaks)
 
 
 def trial(size: int, peak: int | None = GIB, verdict: Verdict = Verdict.FITS) -> Trial:
@@ -323,7 +323,7 @@ def test_unequal_sizes_are_all_said() -> None:
 
 def card(peak: float, *, context: float, reserved: float, allocated: float) -> Measured:
     return Measured(
-        peak=int(peak * GIB), fixed=MIB, growing=MIB, context=int(context * GIB),
+        peak=int(peak * GIB), static_bytes=MIB, activation_peak=MIB, context=int(context * GIB),
         reserved=int(reserved * GIB), allocated=int(allocated * GIB),
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 
 from dashboard.summary import tuned_words
 from profiles import Profile
-from profiles.schema import Batch, Fingerprint, Memory, Run, TrialRow
+from profiles.schema import BatchSection, Fingerprint, MemorySection, RunSection, TrialRow
 
 MIB = 2**20
 PATH = Path("profiles/tuned.toml")
@@ -32,7 +32,7 @@ def profile(
 ) -> Profile:
     return Profile(
         schema=1,
-        batch=Batch(
+        batch=BatchSection(
             micro_batch_size=size,
             micro_batch_sizes=sizes,
             gradient_accumulation_steps=accumulation,
@@ -40,8 +40,8 @@ def profile(
             base_effective_batch_size=before,
             eval_batch_size=eval_batch,
         ),
-        memory=Memory(peak_bytes=990 * MIB, budget_bytes=1000 * MIB),
-        run=Run(loader_workers=loaders),
+        memory=MemorySection(peak_bytes=990 * MIB, budget_bytes=1000 * MIB),
+        run=RunSection(loader_workers=loaders),
         fingerprint=Fingerprint(world_size=ranks, devices=["Card"] * ranks),
         trial=list(trials),
     )

@@ -105,7 +105,7 @@ def evidence(sizes: tuple[int, ...] = (143,), ended: bool = True) -> list[object
     """A tuning on a card that met its guard, a kernel's limit, and noise."""
     budgets = (GUARDED,) * len(sizes)
     answer = Measured(
-        peak=int(39.9 * GIB), fixed=2 * GIB, growing=39 * GIB, context=GIB // 2,
+        peak=int(39.9 * GIB), static_bytes=2 * GIB, activation_peak=39 * GIB, context=GIB // 2,
         reserved=int(39.4 * GIB), allocated=int(34.2 * GIB),
     )  # fmt: skip
     small = replace(trial(1, Verdict.FITS, 4 * GIB), samples_per_second=52.1)

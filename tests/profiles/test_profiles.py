@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 import profiles
 from autotune.errors import OutputError, PlanError, ProfileError
-from profiles.schema import Batch, Fingerprint, Memory, Profile, Run, TrialRow, parse
+from profiles.schema import (
+    BatchSection,
+    Fingerprint,
+    MemorySection,
+    Profile,
+    RunSection,
+    TrialRow,
+    parse,
+)
 from profiles.store import FOLDER, check_name, check_place, free_path
 
 BATCH = """\
@@ -42,7 +50,7 @@ def error_of(text: str, tmp_path: Path) -> str:
 def small(micro_batch: int = 8) -> Profile:
     return Profile(
         schema=1,
-        batch=Batch(
+        batch=BatchSection(
             micro_batch_size=micro_batch,
             gradient_accumulation_steps=16 // micro_batch,
             effective_batch_size=16,
@@ -59,11 +67,11 @@ def every_profile() -> st.SearchStrategy[Profile]:
     shares = st.none() | st.floats(0, 1, exclude_min=True)
     texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     memory = st.builds(
-        Memory, target_vram=shares, target_ram=shares, budget_bytes=amounts, peak_bytes=amounts,
+        MemorySection, target_vram=shares, target_ram=shares, budget_bytes=amounts, peak_bytes=amounts,
         hard_limit_bytes=amounts,
     )  # fmt: skip
     run = st.builds(
-        Run,
+        RunSection,
         model=st.none() | texts,
         data=st.none() | st.lists(texts, max_size=3),
         precision=st.sampled_from([None, "fp32", "bf16", "fp16"]),
@@ -91,7 +99,7 @@ def every_profile() -> st.SearchStrategy[Profile]:
         return Profile(
             schema=1,
             interrupted=draw(st.booleans()),
-            batch=Batch(
+            batch=BatchSection(
                 micro_batch_size=max(sizes),
                 micro_batch_sizes=sizes if len(set(sizes)) > 1 else None,
                 gradient_accumulation_steps=pieces,

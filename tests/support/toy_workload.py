@@ -90,7 +90,7 @@ class ToyWorkload:
         self.memory.device = settings["device"].format(rank=os.environ.get("RANK", "0"))
         if settings["memory_limit"] is not None:
             self.memory.limit(settings["memory_limit"])
-        self.facts = {"model": "toy", "rows": 1000, "fingerprint": {}, "notice": None}
+        self.workload_info = {"model": "toy", "rows": 1000, "fingerprint": {}, "notice": None}
         self.kept = [allocate(settings["fixed"])]
         if settings["building"]:
             self._misbehave()

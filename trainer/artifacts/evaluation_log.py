@@ -12,7 +12,7 @@ from autotune.units import finite
 from trainer.events import Evaluated, Sample
 
 
-def as_record(event: Evaluated) -> dict[str, Any]:
+def evaluation_record(event: Evaluated) -> dict[str, Any]:
     """The promised keys: those of the event, and the perplexity."""
     values = asdict(event)
     head = {"step": values.pop("step"), "loss": values.pop("loss")}
@@ -20,7 +20,7 @@ def as_record(event: Evaluated) -> dict[str, Any]:
     return finite({**head, "perplexity": perplexity, **values})
 
 
-def evaluated(record: Mapping[str, Any]) -> Evaluated:
+def evaluation_from_record(record: Mapping[str, Any]) -> Evaluated:
     """The event of that record."""
     values = {key: value for key, value in record.items() if key != "perplexity"}
     samples = tuple(Sample(**sample) for sample in values.pop("samples"))
@@ -37,7 +37,7 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class EvaluationHistory:
     """The losses of a run's evaluations, in order."""
 
     losses: tuple[tuple[int, float], ...] = ()

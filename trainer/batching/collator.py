@@ -56,8 +56,8 @@ class Collator:
         self._decoder_start = decoder_start
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the codec: a loader process would build its tokenizer, and needs none."""
-        return {name: value for name, value in self.__dict__.items() if name != "codec"}
+        """Without the encoder: a loader process would build its tokenizer, and needs none."""
+        return {name: value for name, value in self.__dict__.items() if name != "encoder"}
 
     def batch(self, rows: Rows) -> Batch:
         """The micro-batch of those rows."""
@@ -89,8 +89,8 @@ class Collator:
 
     def longest(self) -> tuple[int, ...]:
         """Tokens of the longest on each side that is padded apart: source and target, or both as one."""
-        facts = self.store.facts
-        return (facts.longest_both[1],) if self._is_causal else self.store.longest()
+        stats = self.store.stats
+        return (stats.longest_both[1],) if self._is_causal else self.store.longest()
 
     def one_sided(self, size: int, side: int) -> Batch | None:
         """That many sequences, longest on one side and one token on the other; None without sides.
@@ -108,10 +108,10 @@ class Collator:
 
     def _worst_rows(self) -> tuple[int, int]:
         """The rows that the source and the target of the largest micro-batch are from."""
-        facts = self.store.facts
+        stats = self.store.stats
         if self._is_causal:
-            return facts.longest_both[0], facts.longest_both[0]
-        return facts.longest_source[0], facts.longest_target[0]
+            return stats.longest_both[0], stats.longest_both[0]
+        return stats.longest_source[0], stats.longest_target[0]
 
     def _build(self, source_rows: Rows, target_rows: Rows) -> Batch:
         sources = [self.store.source(row) for row in source_rows]

@@ -35,7 +35,7 @@ def resolve(
             micro_batch_sizes=None if plan.is_even else plan.sizes,
             eval_batch=None if options.micro_batch else profile.batch.eval_batch_size,
             overhead=profile.overhead(),
-            shares=measured_shares(profile, workload),
+            shares=measured_memory_fractions(profile, workload),
             loader_workers=profile.run.loader_workers,
             rate_scale=rate_scale(profile, options.scale_lr),
             **chosen,
@@ -70,7 +70,9 @@ def chosen_for(kind: Any, options: Any) -> dict[str, Any]:
     return {name: v for name in names if (v := getattr(options, name)) is not None}
 
 
-def measured_shares(profile: Profile, workload: WorkloadSettings) -> tuple[float, ...] | None:
+def measured_memory_fractions(
+    profile: Profile, workload: WorkloadSettings
+) -> tuple[float, ...] | None:
     """What source and target take of the memory; nothing is known of another model than was tuned."""
     shares = profile.memory.shares
     return None if shares is None or workload.model != profile.run.model else tuple(shares)

@@ -1,4 +1,4 @@
-"""From rows to token ids: one codec for each kind of model.
+"""From rows to token ids: one encoder for each kind of model.
 
 Seq2seq: source = prompt, end-of-sequence; target = the last answer, end-of-sequence. Causal: the source
 is everything before the last answer (by the tokenizer's chat template where it has one), the target

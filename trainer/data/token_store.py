@@ -21,7 +21,13 @@ from autotune.errors import DataError, OutputError
 from trainer.data.claim import claimed
 from trainer.data.encoder import Encoder
 from trainer.data.readers import check_file, count_rows
-from trainer.data.tokenization import TELL_EVERY, Facts, Interrupted, Progress, tokenise
+from trainer.data.tokenization import (
+    TELL_EVERY,
+    Interrupted,
+    StoreStats,
+    TokenizationProgress,
+    tokenise,
+)
 
 VERSION = 2
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
@@ -34,7 +40,7 @@ class TokenStore:
     """Sources and targets by row number. All arrays are memory-mapped."""
 
     folder: Path
-    facts: Facts
+    stats: StoreStats
     tokens: npt.NDArray[Any]
     """(tokens,) uint16 or uint32."""
     offsets: Numbers
@@ -49,7 +55,7 @@ class TokenStore:
         return read_store, (self.folder,)
 
     def __len__(self) -> int:
-        return self.facts.rows
+        return self.stats.rows
 
     def source(self, row: int) -> npt.NDArray[Any]:
         return self.tokens[self.offsets[2 * row] : self.offsets[2 * row + 1]]
@@ -75,24 +81,24 @@ class TokenStore:
 
     def longest(self) -> tuple[int, int]:
         """Tokens of the longest source and of the longest target."""
-        return self.facts.longest_source[1], self.facts.longest_target[1]
+        return self.stats.longest_source[1], self.stats.longest_target[1]
 
     def truncation_notice(self, max_source: int, max_target: int) -> str | None:
         """A line that says what of the rows is not learnt as it stands there, None when all is."""
-        facts, said = self.facts, []
-        if facts.cut_sources or facts.cut_targets:
+        stats, said = self.stats, []
+        if stats.cut_sources or stats.cut_targets:
             said.append(
-                f"truncated {facts.cut_sources:,} of {len(self):,} sources to {max_source} tokens "
-                f"and {facts.cut_targets:,} targets to {max_target}"
+                f"truncated {stats.cut_sources:,} of {len(self):,} sources to {max_source} tokens "
+                f"and {stats.cut_targets:,} targets to {max_target}"
             )
-        if facts.empty_responses:
+        if stats.empty_responses:
             said.append(
-                f"{facts.empty_responses:,} of {len(self):,} responses are empty: only their end "
+                f"{stats.empty_responses:,} of {len(self):,} responses are empty: only their end "
                 f"is learnt"
             )
-        if facts.last_only:
+        if stats.last_only:
             said.append(
-                f"of {facts.last_only:,} conversations only the last answer is learnt: the chat "
+                f"of {stats.last_only:,} conversations only the last answer is learnt: the chat "
                 f"template rewrites the turns before it"
             )
         return "; ".join(said) or None
@@ -108,7 +114,7 @@ def open_store(
     *,
     max_source: int,
     max_target: int,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TokenizationProgress], None] | None = None,
     should_stop: Callable[[], bool] = _never,
 ) -> TokenStore:
     """The store of those files, tokenised now if it was not yet.
@@ -157,7 +163,7 @@ class _Waiting:
         self,
         partial: Path,
         paths: Sequence[str],
-        progress: Callable[[Progress], None] | None,
+        progress: Callable[[TokenizationProgress], None] | None,
         should_stop: Callable[[], bool],
     ) -> None:
         self._partial = partial
@@ -172,25 +178,27 @@ class _Waiting:
         now = time.monotonic()
         if self._progress is not None and now - self._told >= TELL_EVERY:
             self._told = now
-            if facts := Facts.read(self._partial):
-                self._progress(Progress(facts.rows, self._total, facts.tokens, facts.seconds))
+            if stats := StoreStats.read(self._partial):
+                self._progress(
+                    TokenizationProgress(stats.rows, self._total, stats.tokens, stats.seconds)
+                )
 
 
 def read_store(folder: Path) -> TokenStore:
     """The store in that folder."""
-    facts = Facts.read(folder)
-    assert facts is not None, folder
+    stats = StoreStats.read(folder)
+    assert stats is not None, folder
 
     def mapped(name: str, kind: Any) -> Any:
         return np.memmap(folder / name, dtype=kind, mode="r")
 
     return TokenStore(
         folder,
-        facts,
-        mapped("tokens.bin", np.dtype(f"u{facts.width}")),
+        stats,
+        mapped("tokens.bin", np.dtype(f"u{stats.width}")),
         mapped("offsets.bin", np.int64),
-        mapped("learnt.bin", np.bool_) if facts.learns_earlier else None,
-        mapped("extra.bin", np.int32) if facts.learns_earlier else None,
+        mapped("learnt.bin", np.bool_) if stats.learns_earlier else None,
+        mapped("extra.bin", np.int32) if stats.learns_earlier else None,
     )
 
 

@@ -3,7 +3,7 @@
 A folder of four files grows a chunk at a time: `tokens.bin`, every sequence end to end; `offsets.bin`,
 where each begins, sources at even places and targets at odd ones; and only where a source holds
 answers that the loss counts, `learnt.bin`, a byte for each token that says whether it is one, and
-`extra.bin`, how many there are in each row. `facts.json` is replaced about once a second, by what is
+`extra.bin`, how many there are in each row. `stats.json` is replaced about once a second, by what is
 then safe on disk: a killed process loses no more. Names and locks are `store`'s business.
 """
 
@@ -33,7 +33,7 @@ TELL_EVERY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TokenizationProgress:
     """How far a tokenising has come, its earlier parts included."""
 
     rows: int
@@ -48,7 +48,7 @@ class Interrupted(Exception):
 
 
 @dataclass(slots=True, kw_only=True)
-class Facts:
+class StoreStats:
     """What is known of the rows that are written."""
 
     width: int
@@ -104,7 +104,7 @@ def tokenise(
     *,
     max_source: int,
     max_target: int,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[TokenizationProgress], None] | None,
     should_stop: Callable[[], bool],
 ) -> None:
     """Writes the rows of those files there, or those that the folder still lacks.
@@ -119,23 +119,23 @@ def tokenise(
     told = saved = began = time.monotonic()
     with ExitStack() as stack:
         writer = stack.enter_context(_Writer(folder, encoder, max_source, max_target))
-        facts = writer.facts
-        before = facts.seconds
+        stats = writer.stats
+        before = stats.seconds
         stack.enter_context(_all_cores())
-        chunks = _chunks(paths, facts.file, facts.file_rows)
+        chunks = _chunks(paths, stats.file, stats.file_rows)
         for chunk, encoded in _encoded_ahead(chunks, encoder):
             writer.add(chunk, encoded)
             now = time.monotonic()
-            facts.seconds = before + now - began
+            stats.seconds = before + now - began
             stop = should_stop()
             if stop or now - saved >= SAVE_EVERY:
                 writer.save()
                 saved = now
             if progress is not None and now - told >= TELL_EVERY:
-                progress(Progress(facts.rows, total, facts.tokens, facts.seconds))
+                progress(TokenizationProgress(stats.rows, total, stats.tokens, stats.seconds))
                 told = now
             if stop:
-                raise Interrupted(f"tokenising was interrupted after {facts.rows:,} rows")
+                raise Interrupted(f"tokenising was interrupted after {stats.rows:,} rows")
         writer.save()
 
 
@@ -200,14 +200,14 @@ class _Writer:
         self._codec = encoder
         self._most = max_source, max_target
         self._files: dict[str, Any] = {}
-        self.facts = self._kept()
+        self.stats = self._kept()
 
     def __enter__(self) -> Self:
-        if self.facts.rows == 0:
+        if self.stats.rows == 0:
             for file in self._folder.iterdir():
                 file.unlink()
             self._file("offsets.bin").write(np.zeros(1, dtype=np.int64).tobytes())
-        for name, size in self.facts.sizes().items():
+        for name, size in self.stats.sizes().items():
             self._file(name).truncate(size)
         return self
 
@@ -216,7 +216,7 @@ class _Writer:
             file.close()
 
     def add(self, chunk: _Chunk, encoded: list[Encoded]) -> None:
-        facts, encoder = self.facts, self._codec
+        stats, encoder = self.stats, self._codec
         sequences: list[list[int]] = []
         learnt: list[tuple[int, int]] = []  # of this chunk's tokens
         extra = np.zeros(len(encoded), dtype=np.int32)
@@ -229,35 +229,35 @@ class _Writer:
                 extra[number] += last - first
             sequences += (source, target)
             place += len(source) + len(target)
-            facts.cut_sources += len(each.source) > self._most[0]
-            facts.cut_targets += len(each.target) > self._most[1]
-            facts.empty_responses += not chunk.rows[number].response
-            facts.last_only += each.is_last_only
+            stats.cut_sources += len(each.source) > self._most[0]
+            stats.cut_targets += len(each.target) > self._most[1]
+            stats.empty_responses += not chunk.rows[number].response
+            stats.last_only += each.is_last_only
         lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
         flat = itertools.chain.from_iterable(sequences)
         self._file("tokens.bin").write(np.fromiter(flat, encoder.dtype, count=place).tobytes())
-        self._file("offsets.bin").write((facts.tokens + lengths.cumsum()).tobytes())
-        if learnt or facts.learns_earlier:
+        self._file("offsets.bin").write((stats.tokens + lengths.cumsum()).tobytes())
+        if learnt or stats.learns_earlier:
             self._add_learnt(learnt, extra, place)
         self._note_longest(lengths)
-        facts.file_rows = len(encoded) + (facts.file_rows if chunk.file == facts.file else 0)
-        facts.file = chunk.file
-        facts.rows += len(encoded)
-        facts.tokens += place
+        stats.file_rows = len(encoded) + (stats.file_rows if chunk.file == stats.file else 0)
+        stats.file = chunk.file
+        stats.rows += len(encoded)
+        stats.tokens += place
 
     def save(self) -> None:
         """Makes what was added so far survive whatever happens."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        self.facts.save(self._folder)
+        self.stats.save(self._folder)
 
     def _add_learnt(self, learnt: list[tuple[int, int]], extra: Any, tokens: int) -> None:
-        facts = self.facts
-        if not facts.learns_earlier:  # the rows before have none: a hole in the file reads as zeros
-            facts.learns_earlier = True
+        stats = self.stats
+        if not stats.learns_earlier:  # the rows before have none: a hole in the file reads as zeros
+            stats.learns_earlier = True
             for name in ("learnt.bin", "extra.bin"):
-                self._file(name).truncate(facts.sizes()[name])
+                self._file(name).truncate(stats.sizes()[name])
         marks = np.zeros(tokens, dtype=np.bool_)
         for first, last in learnt:
             marks[first:last] = True
@@ -265,26 +265,26 @@ class _Writer:
         self._file("extra.bin").write(extra.tobytes())
 
     def _note_longest(self, lengths: Any) -> None:
-        facts = self.facts
+        stats = self.stats
         sources, targets = lengths[::2], lengths[1::2]
         for known, sizes in (
-            (facts.longest_source, sources),
-            (facts.longest_target, targets),
-            (facts.longest_both, sources + targets),
+            (stats.longest_source, sources),
+            (stats.longest_target, targets),
+            (stats.longest_both, sources + targets),
         ):
             row = int(sizes.argmax())
             if sizes[row] > known[1]:
-                known[:] = facts.rows + row, int(sizes[row])
+                known[:] = stats.rows + row, int(sizes[row])
 
-    def _kept(self) -> Facts:
+    def _kept(self) -> StoreStats:
         """What an earlier part left; nothing where a file is shorter than it should be."""
-        anew = Facts(width=np.dtype(self._codec.dtype).itemsize)
-        facts = Facts.read(self._folder) or anew
-        for name, size in facts.sizes().items():
+        anew = StoreStats(width=np.dtype(self._codec.dtype).itemsize)
+        stats = StoreStats.read(self._folder) or anew
+        for name, size in stats.sizes().items():
             file = self._folder / name
             if not file.exists() or file.stat().st_size < size:
                 return anew
-        return facts
+        return stats
 
     def _file(self, name: str) -> Any:
         if name not in self._files:

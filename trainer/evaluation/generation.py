@@ -112,7 +112,7 @@ def _fill_cache(engine: Engine, collator: Collator, size: int, longest: int) -> 
     """Bytes of keys and values behind the longest prompt and an answer of full length, `size` times."""
     store = collator.store
     model: Any = engine.unwrapped
-    source = store.source(store.facts.longest_source[0])
+    source = store.source(store.stats.longest_source[0])
     answered = np.full(longest, source[0], dtype=np.int64)
     if collator.encoder.is_causal:
         source = np.concatenate([source, answered])

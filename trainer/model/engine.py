@@ -60,10 +60,12 @@ def make_accelerator(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if world_size > 1:  # the others wait while one tokenises
-        handlers.append(InitProcessGroupKwargs(backend=backend(settings), timeout=PATIENCE))
+        handlers.append(
+            InitProcessGroupKwargs(backend=backend(settings), timeout=COLLECTIVE_TIMEOUT)
+        )
     return Accelerator(
         cpu=on_cpu,
-        mixed_precision=MIXED[precision(settings)],
+        mixed_precision=ACCELERATE_PRECISION[precision(settings)],
         # said, since accelerate's own variables (as `accelerate launch` sets them from a user's
         # configuration) would divide the gradient once more, or compile the model
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -76,9 +78,9 @@ def make_accelerator(
     )
 
 
-PATIENCE = timedelta(hours=2)
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
-MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def precision(settings: WorkloadSettings) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from autotune.partition import Costs
 from autotune.units import format_bytes
-from trainer.artifacts.evaluation_log import as_record as evaluation_record
+from trainer.artifacts.evaluation_log import evaluation_record
 from trainer.batching.feed import load_steps
 from trainer.batching.step_loader import Step, Steps
 from trainer.checkpointing.checkpoint import Position, save_checkpoint
@@ -23,7 +23,7 @@ from trainer.run.lr_schedule import rate_share
 from trainer.run.results import save_results
 from trainer.run.setup import prepare
 from trainer.run.state import Run
-from trainer.run.step_metrics import as_record, sum_up
+from trainer.run.step_metrics import step_record, sum_up
 from trainer.run.tracking import track
 
 
@@ -102,7 +102,9 @@ def steps_of(run: Run) -> Steps:
         run.order(),
         run.plan,
         costs=Costs(
-            longest=run.collator.longest(), shares=settings.shares, overhead=settings.overhead
+            longest=run.collator.longest(),
+            memory_fractions=settings.shares,
+            overhead=settings.overhead,
         ),
         rank=run.engine.accelerator.process_index,
         in_step=run.engine.is_sharded,
@@ -118,7 +120,7 @@ def take_step(run: Run, step: Step, started: float) -> bool:
     norm = engine.optimizer_step(rate)
     run.done += 1
     summed = sum_up(engine, settings, step, loss, stop=run.should_stop())
-    record = as_record(
+    record = step_record(
         summed,
         step,
         number=run.done,

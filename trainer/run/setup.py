@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from trainer.artifacts.evaluation_log import Progress
+from trainer.artifacts.evaluation_log import EvaluationHistory
 from trainer.artifacts.run_folder import RunFolder
 from trainer.batching.collator import Collator
 from trainer.checkpointing.checkpoint import resume
@@ -16,7 +16,7 @@ from trainer.config.settings import TrainSettings
 from trainer.data.readers import bundled
 from trainer.data.sample_order import count_steps
 from trainer.data.token_store import TokenStore, open_store
-from trainer.data.tokenization import Progress as Tokenised
+from trainer.data.tokenization import TokenizationProgress
 from trainer.evaluation.evaluator import Answering, dry_run_evaluation
 from trainer.evaluation.generation import WIDEST, dry_run_generation
 from trainer.messages import Say
@@ -27,7 +27,7 @@ from trainer.model.position_limits import check_positions
 from trainer.run.rank_agreement import check_alike
 from trainer.run.state import Run
 from trainer.run.tracking import start_tracking
-from trainer.workload import fingerprint_facts
+from trainer.workload import fingerprint_info
 
 
 def prepare(
@@ -52,7 +52,7 @@ def prepare(
     rate = settings.learning_rate or default_learning_rate(loaded.learning_rate, workload)
     rate *= settings.rate_scale
     if accelerator.is_main_process:
-        say({"type": "built", "facts": fingerprint_facts(loaded, store, accelerator.num_processes)})
+        say({"type": "built", "facts": fingerprint_info(loaded, store, accelerator.num_processes)})
         confirm()
     accelerator.wait_for_everyone()
     parameters = sum(p.numel() for p in loaded.model.parameters())
@@ -105,7 +105,7 @@ def open_stores(
 ) -> tuple[TokenStore, TokenStore | None]:
     """What to train on and what to evaluate on; all ranks ask at once, one a host tokenises."""
 
-    def told(progress: Tokenised) -> None:
+    def told(progress: TokenizationProgress) -> None:
         if accelerator.is_main_process:
             say({"type": "tokenising", **asdict(progress)})
 
@@ -152,14 +152,14 @@ def dry_run(run: Run) -> None:
     run.answering = Answering(rows=rows, size=size, longest=run.longest_answer)
 
 
-def earlier_progress(run: Run) -> Progress:
+def earlier_progress(run: Run) -> EvaluationHistory:
     """What the main process finds in the folder of a resumed run: other nodes may not see it."""
     records = []
     if run.is_main:
         run.folder.evaluations.forget_after(run.done)
         records = run.folder.evaluations.read()
-    (progress,) = broadcast_object_list([Progress.of(records)])
-    assert isinstance(progress, Progress)
+    (progress,) = broadcast_object_list([EvaluationHistory.of(records)])
+    assert isinstance(progress, EvaluationHistory)
     return progress
 
 

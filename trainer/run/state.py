@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from autotune.plan import Plan
-from trainer.artifacts.evaluation_log import Progress
+from trainer.artifacts.evaluation_log import EvaluationHistory
 from trainer.artifacts.run_folder import RunFolder
 from trainer.batching.collator import Collator
 from trainer.config.settings import TrainSettings
@@ -40,7 +40,7 @@ class Run:
     peak: int = 0
     answering: Answering | None = None
     """None where no evaluation answers anything."""
-    progress: Progress = field(default_factory=Progress)
+    progress: EvaluationHistory = field(default_factory=EvaluationHistory)
     """The evaluations so far, earlier parts of the run included; the same on every rank."""
 
     @property

@@ -76,7 +76,7 @@ def device_peak(engine: Engine, settings: TrainSettings) -> int:
     return context + memory.peak()
 
 
-def as_record(
+def step_record(
     summed: Summed,
     step: Step,
     *,

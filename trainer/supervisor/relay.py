@@ -9,7 +9,7 @@ from autotune.trial import DeviceBudget
 from autotune.workers.channel import Message
 from autotune.workers.group import WorkerGroup
 from profiles.schema import Fingerprint
-from trainer.artifacts.evaluation_log import evaluated
+from trainer.artifacts.evaluation_log import evaluation_from_record
 from trainer.config.settings import TrainSettings
 from trainer.events import (
     CheckpointSaved,
@@ -20,7 +20,7 @@ from trainer.events import (
 )
 from trainer.supervisor.failure_advice import advice, lost_a_neighbour
 from trainer.supervisor.job import TrainJob
-from trainer.supervisor.silence import Silence
+from trainer.supervisor.silence import SilenceNotice
 from trainer.supervisor.tuning import differences, fingerprint
 
 TICK = 0.25
@@ -59,7 +59,7 @@ class Relay:
         self._started = False
         self._steps = self._done = self._saved = 0
         self._read_at = 0.0
-        self._silence = Silence()
+        self._silence = SilenceNotice()
 
     def tick(self) -> bool:
         """Handles what arrives within a moment; whether anything did.
@@ -127,7 +127,7 @@ class Relay:
                 self._done = message["record"]["step"]
                 self.emit(StepEnded(record=message["record"]))
             case "evaluated":
-                self.emit(evaluated(_fields(message)))
+                self.emit(evaluation_from_record(_fields(message)))
             case "checkpoint":
                 self._saved = message["step"]
                 self.emit(CheckpointSaved(step=message["step"], path=message["path"]))

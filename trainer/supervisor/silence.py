@@ -14,7 +14,7 @@ TIMES = 20
 
 
 @dataclass(slots=True)
-class Silence:
+class SilenceNotice:
     """How long nothing was heard of a run; silent before its first step, which may wait for anything."""
 
     heard: float | None = None

@@ -18,7 +18,7 @@ from autotune.units import format_bytes
 from autotune.verdict import Verdict
 from autotune.workers.launch import memory_environment
 from profiles import Profile, load
-from profiles.schema import Batch, Fingerprint, Memory, Run, TrialRow
+from profiles.schema import BatchSection, Fingerprint, MemorySection, RunSection, TrialRow
 from trainer.config.settings import WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
 
 MOST = 4096
@@ -46,7 +46,7 @@ def ceiling(
     return max(1, min(max_batch or MOST, rows, share))
 
 
-def what_is_trained(values: Run | WorkloadSettings) -> dict[str, Any]:
+def what_is_trained(values: RunSection | WorkloadSettings) -> dict[str, Any]:
     """The choices, besides model, lengths and precision, that a step's memory depends on."""
     chosen = {name: getattr(values, name) for name in WHAT_IS_TRAINED}
     return {**chosen, "lora_targets": list(chosen["lora_targets"])}
@@ -61,7 +61,7 @@ def previous_sizes(
 ) -> Callable[[dict[str, Any]], Sizes | None]:
     """From a worker's facts the sizes that an earlier tuning of the very same found, or None."""
 
-    def guess(facts: dict[str, Any]) -> Sizes | None:
+    def guess(workload_info: dict[str, Any]) -> Sizes | None:
         try:
             profile = load(str(path))
         except ProfileError:
@@ -69,8 +69,8 @@ def previous_sizes(
         memory, batch = profile.memory, profile.batch
         is_same = (
             not profile.interrupted
-            and profile.fingerprint == fingerprint(facts["fingerprint"], devices)
-            and profile.run.precision == facts["precision"]
+            and profile.fingerprint == fingerprint(workload_info["fingerprint"], devices)
+            and profile.run.precision == workload_info["precision"]
             and profile.run.environment == memory_environment(devices.group.kind)
             and what_is_trained(profile.run) == what_is_trained(settings)
             and (memory.target_vram, memory.target_ram, memory.vram_limit_bytes)
@@ -86,7 +86,7 @@ def measure_extras(
     prober: Prober, trial: Trial, *, effective: int, fixed: bool, evaluates: bool
 ) -> Extras:
     """The evaluation batch, where there is something to evaluate, loader processes, and shares."""
-    shares = prober.sides(trial.size)
+    shares = prober.measure_memory_fractions(trial.size)
     eval_batch = None
     if evaluates:
         prober.emit(Notice(text="looking for the evaluation batch, forward alone"))
@@ -102,7 +102,7 @@ def measure_extras(
         ranks=ranks,
         room=int(prober.limits.target_ram * host.total) - host.used,
     )
-    return Extras(eval_batch=eval_batch, loaders=loaders, shares=shares)
+    return Extras(eval_batch=eval_batch, loaders=loaders, memory_fractions=shares)
 
 
 def make_profile(
@@ -133,7 +133,7 @@ def make_profile(
     return Profile(
         schema=1,
         interrupted=outcome.interrupted,
-        batch=Batch(
+        batch=BatchSection(
             micro_batch_size=plan.micro_batch,
             micro_batch_sizes=None if plan.is_even else list(plan.sizes),
             gradient_accumulation_steps=plan.accumulation,
@@ -141,7 +141,7 @@ def make_profile(
             base_effective_batch_size=wanted,
             eval_batch_size=outcome.extras.eval_batch,
         ),
-        memory=Memory(
+        memory=MemorySection(
             target_vram=limits.target,
             target_ram=limits.target_ram,
             vram_limit_bytes=vram_limit,
@@ -150,12 +150,14 @@ def make_profile(
             hard_limit_bytes=tightest.hard_limit,
             peak_bytes=trial.peak,
             host_peak_bytes=trial.host_peak,
-            shares=None if outcome.extras.shares is None else list(outcome.extras.shares),
+            shares=None
+            if outcome.extras.memory_fractions is None
+            else list(outcome.extras.memory_fractions),
         ),
-        run=Run(
+        run=RunSection(
             model=settings.model,
             data=list(settings.data) or None,
-            precision=outcome.facts["precision"],
+            precision=outcome.workload_info["precision"],
             max_source_length=settings.max_source_length,
             max_target_length=settings.max_target_length,
             **what_is_trained(settings),
@@ -166,7 +168,7 @@ def make_profile(
             ),
             environment=memory_environment(devices.group.kind),
         ),
-        fingerprint=fingerprint(outcome.facts["fingerprint"], devices),
+        fingerprint=fingerprint(outcome.workload_info["fingerprint"], devices),
         trial=[_row(t) for t in outcome.trials],
     )
 
@@ -177,21 +179,26 @@ def estimated_capacity(outcome: Outcome, effective: int | None, world_size: int)
     By the line through what is resident and the answer's forward and backward: nothing that ran.
     """
     trial = outcome.answer
-    if trial is None or trial.fixed is None or not trial.growing or effective is None:
+    if (
+        trial is None
+        or trial.static_bytes is None
+        or not trial.activation_peak
+        or effective is None
+    ):
         return None
     if not trial.is_even or trial.size < -(-effective // world_size):
         return None
-    room = trial.budgets[trial.tightest].budget - trial.fixed
-    each = (trial.growing - trial.fixed) / trial.size
+    room = trial.budgets[trial.tightest].budget - trial.static_bytes
+    each = (trial.activation_peak - trial.static_bytes) / trial.size
     size = int(room / each) if each > 0 else 0
     return size if size >= ROOMY * trial.size else None
 
 
-def fingerprint(facts: dict[str, Any], devices: DeviceSelection) -> Fingerprint:
+def fingerprint(workload_info: dict[str, Any], devices: DeviceSelection) -> Fingerprint:
     """What a worker found, and what the supervisor knows of the devices."""
     baseline = devices.group.read({})
     return Fingerprint(
-        **facts,
+        **workload_info,
         devices=[reading.name for reading in baseline],
         device_bytes=[reading.total for reading in baseline],
         driver=devices.driver,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from autotune.devices.budget import HOST_FLOOR, MARGIN, device_breach, hard_limit, host_breach
 from autotune.readings import HostReading
 from autotune.trial import DeviceBudget
-from autotune.workers.session import Silence
+from autotune.workers.session import Watchdog
 
 GIB = 2**30
 TOTALS = st.integers(GIB, 200 * GIB)
@@ -42,7 +42,9 @@ def test_the_device_that_is_past_its_limit_is_named() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("hard", "early"), [(None, False), (5 * GIB, True), (6 * GIB, False)])
+@pytest.mark.parametrize(
+    ("hard_limit", "early"), [(None, False), (5 * GIB, True), (6 * GIB, False)]
+)
 def test_a_limit_of_ours_counts_where_the_device_still_has_more(
     hard_limit: int | None, early: bool
 ) -> None:
@@ -78,12 +80,12 @@ class Clock:
         self.now = 0.0
         self.spent = 0.0
 
-    def silence(self) -> Silence:
-        return Silence(
+    def silence(self) -> Watchdog:
+        return Watchdog(
             longest=100.0, idle=15.0, processor_seconds=lambda: self.spent, clock=lambda: self.now
         )
 
-    def turn(self, silence: Silence, seconds: int, load: float) -> list[str]:
+    def turn(self, silence: Watchdog, seconds: int, load: float) -> list[str]:
         found = []
         for _ in range(seconds):
             self.now += 1.0

@@ -16,7 +16,7 @@ from tests.support.fake_nvml import FakeDriver, FakeGpu
 GIB = 2**30
 UUIDS = tuple(f"GPU-0000000{i}-0000-0000-0000-000000000000" for i in range(2))
 REPORT = Report(
-    device=UUIDS[0], fixed=4, growing=9, peak=10, allocated=8, resident=7, retries=0,
+    device=UUIDS[0], static_bytes=4, activation_peak=9, peak=10, allocated=8, resident=7, retries=0,
     seconds=(1.0,), samples=1, tokens=1,
 )  # fmt: skip
 
@@ -49,7 +49,11 @@ def test_a_peak_between_two_samples_counts_with_the_context() -> None:
     """torch's counter sees every moment but not the context; the driver sees all, now and then."""
     measured = peak_from_report(REPORT, used_now=110, others=100, sampled=112)
 
-    assert (measured.fixed, measured.growing, measured.peak) == (4 + 3, 9 + 3, 10 + 3)
+    assert (measured.static_bytes, measured.activation_peak, measured.peak) == (
+        4 + 3,
+        9 + 3,
+        10 + 3,
+    )
     assert (measured.context, measured.reserved, measured.allocated) == (3, 10, 8)
 
 

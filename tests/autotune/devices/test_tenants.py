@@ -151,7 +151,7 @@ def test_what_fitted_before_a_neighbour_came_is_held_to_the_new_budget(tmp_path:
     came = tmp_path / "came"
     settings = toy(how="touch", once=came, at=900, per_size=MIB)
     with prober_beside(tmp_path, lambda: GIB * came.exists(), settings, events) as prober:
-        outcome = tune(prober, ceiling=lambda facts: 3000, emit=events.append)
+        outcome = tune(prober, ceiling=lambda workload_info: 3000, emit=events.append)
 
     answer = outcome.answer
     assert came.exists()

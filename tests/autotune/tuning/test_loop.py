@@ -35,11 +35,12 @@ def run(size: int, group: list[tuple[DeviceBudget, int, int]]) -> Trial:
         seconds=1.0,
         budgets=tuple(budget for budget, _, _ in group),
         measured=tuple(
-            Measured(peak=p, fixed=c[1], growing=p) for p, c in zip(peaks, group, strict=True)
+            Measured(peak=p, static_bytes=c[1], activation_peak=p)
+            for p, c in zip(peaks, group, strict=True)
         ),
         tightest=tightest,
-        fixed=group[tightest][1],
-        growing=peaks[tightest],
+        static_bytes=group[tightest][1],
+        activation_peak=peaks[tightest],
     )
 
 
@@ -96,11 +97,13 @@ def test_the_tightest_device_is_mostly_used_up() -> None:
 def test_a_device_is_told_by_its_headroom() -> None:
     """A larger card with as much left over is as far from its end as a smaller one."""
     budgets = (device("small", 1000), device("large", 5000))
-    on_large = replace(trial(4), peak=4700, fixed=4100, growing=4600, budgets=budgets, tightest=1)
+    on_large = replace(
+        trial(4), peak=4700, static_bytes=4100, activation_peak=4600, budgets=budgets, tightest=1
+    )
 
     told = tell(Search(64, 1000), on_large).observations[-1]
 
-    assert (told.peak, told.fixed, told.growing) == (700, 100, 600)
+    assert (told.peak, told.static_bytes, told.activation_peak) == (700, 100, 600)
 
 
 def test_a_trial_without_a_peak_is_told_without_one() -> None:

@@ -35,7 +35,7 @@ def run(sizes: Sizes, group: list[Card], *, full: int = 10**9) -> Trial:
     trial = Trial(
         size=max(sizes), sizes=sizes, verdict=Verdict.FITS, peak=None, seconds=1.0,
         measured=tuple(
-            Measured(peak=peak, fixed=fixed * MIB, growing=peak)
+            Measured(peak=peak, static_bytes=fixed * MIB, activation_peak=peak)
             for peak, (_, fixed, _) in zip(peaks, group, strict=True)
         ),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from autotune.tuning.probe import (
     Report,
     measure,
     measure_evaluation,
-    measure_sides,
+    measure_memory_fractions,
 )  # fmt: skip
 
 MODEL = 100
@@ -71,7 +71,7 @@ class Growing:
     def __init__(self, grows: int = 0) -> None:
         self._memory = CachingMemory()
         self.memory: DeviceMemory = self._memory
-        self.facts: Mapping[str, Any] = {}
+        self.workload_info: Mapping[str, Any] = {}
         self.sides: tuple[float, float] | None = None
         self._grows = grows
         self._more = 0
@@ -124,7 +124,7 @@ def test_after_a_probe_nothing_stays_cached() -> None:
     report, _ = measured(Growing())
 
     assert report.peak == MODEL + 8 * SAMPLE
-    assert report.resident == report.fixed == MODEL
+    assert report.resident == report.static_bytes == MODEL
 
 
 def test_after_an_evaluation_nothing_stays_cached() -> None:
@@ -132,19 +132,19 @@ def test_after_an_evaluation_nothing_stays_cached() -> None:
     report = measure_evaluation(Growing(), 8, ignored)
 
     assert report.peak == MODEL + 4 * SAMPLE
-    assert report.resident == report.fixed == MODEL
+    assert report.resident == report.static_bytes == MODEL
 
 
 def test_what_grows_with_the_size_is_read_before_anything_is_left_in_pieces() -> None:
     """Later steps peak higher, and no two probes alike: a line through the first is the truer one."""
     report, _ = measured(Growing(10))
 
-    assert report.growing == MODEL + 8 * SAMPLE
-    assert report.peak == report.growing + 10 * (MOST_STEPS - 1)
+    assert report.activation_peak == MODEL + 8 * SAMPLE
+    assert report.peak == report.activation_peak + 10 * (MOST_STEPS - 1)
 
 
 @pytest.mark.parametrize(
-    ("grows", "far", "steps"),
+    ("grows", "safe", "steps"),
     [(0, None, LEAST_STEPS), (10, None, MOST_STEPS), (10, 10**6, LEAST_STEPS), (10, 1, MOST_STEPS)],
     ids=["settled", "grows", "grows far below the budget", "grows near it"],
 )
@@ -160,5 +160,5 @@ def test_source_and_target_are_told_apart() -> None:
     workload = Growing()
     workload.sides = (0.25, 0.5)
 
-    assert measure_sides(workload, 8) == [0.25, 0.5]
-    assert measure_sides(Growing(), 8) is None
+    assert measure_memory_fractions(workload, 8) == [0.25, 0.5]
+    assert measure_memory_fractions(Growing(), 8) is None

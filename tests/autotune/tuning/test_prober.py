@@ -105,10 +105,10 @@ def test_what_is_resident_is_told_apart_from_what_grows(tmp_path: Path) -> None:
     with prober_of(tmp_path, toy(fixed=40 * MIB)) as prober:
         trial = prober.probe(30)
 
-    assert trial.fixed is not None
-    assert trial.growing is not None
-    assert trial.growing - trial.fixed == pytest.approx(30 * MIB, abs=2 * MIB)
-    assert 40 * MIB < trial.fixed < 90 * MIB
+    assert trial.static_bytes is not None
+    assert trial.activation_peak is not None
+    assert trial.activation_peak - trial.static_bytes == pytest.approx(30 * MIB, abs=2 * MIB)
+    assert 40 * MIB < trial.static_bytes < 90 * MIB
 
 
 def test_one_group_of_workers_serves_many_sizes(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_where_the_kernel_kills_large_sizes_the_search_ends_in_one_that_fitted(
 ) -> None:
     """Killed twice is out of memory, even where no counter tells of the kernel's killer."""
     with prober_of(tmp_path, toy(how="kill", at=7)) as prober:
-        outcome = tune(prober, ceiling=lambda facts: 64, emit=lambda event: None)
+        outcome = tune(prober, ceiling=lambda workload_info: 64, emit=lambda event: None)
 
     assert outcome.answer is not None
     assert outcome.answer.size == 6
@@ -300,7 +300,7 @@ def test_a_crash_above_a_size_that_ran_is_a_limit_of_size(tmp_path: Path) -> Non
     """As of kernels that take no batch of 65,536: smaller ones are searched on."""
     events: list[object] = []
     with prober_of(tmp_path, toy(how="crash", at=30), emit=events.append) as prober:
-        outcome = tune(prober, ceiling=lambda facts: 90, emit=events.append)
+        outcome = tune(prober, ceiling=lambda workload_info: 90, emit=events.append)
 
     assert outcome.answer is not None
     assert 25 <= outcome.answer.size < 30
@@ -321,7 +321,9 @@ def test_a_worker_that_holds_more_than_at_first_is_replaced(tmp_path: Path) -> N
 
     assert before.pid == kept.pid  # what else is asked of it needs no fresh one
     assert before.pid != after.pid
-    assert again.fixed == pytest.approx(first.fixed, abs=6 * MIB)  # three steps leak twice that
+    assert again.static_bytes == pytest.approx(
+        first.static_bytes, abs=6 * MIB
+    )  # three steps leak twice that
 
 
 def test_evaluation_is_probed_forward_alone(tmp_path: Path) -> None:
@@ -411,7 +413,7 @@ def test_where_others_hold_the_target_no_worker_starts(tmp_path: Path) -> None:
 def test_the_largest_size_that_fits_is_found(tmp_path: Path) -> None:
     """By the peaks that were measured: it ran, it fits, and little of the budget is left."""
     with prober_of(tmp_path, toy()) as prober:
-        outcome = tune(prober, ceiling=lambda facts: 1000, emit=lambda event: None)
+        outcome = tune(prober, ceiling=lambda workload_info: 1000, emit=lambda event: None)
 
     assert outcome.answer is not None
     assert outcome.answer.verdict is Verdict.FITS
@@ -428,7 +430,7 @@ def test_what_fails_after_the_search_costs_no_answer(tmp_path: Path) -> None:
         raise DeviceError("the meters have not answered")
 
     with prober_of(tmp_path, toy(), emit=events.append) as prober:
-        outcome = tune(prober, ceiling=lambda facts: 10, after=fails, emit=events.append)
+        outcome = tune(prober, ceiling=lambda workload_info: 10, after=fails, emit=events.append)
 
     assert outcome.answer is not None
     assert (outcome.answer.size, outcome.extras) == (10, Extras())
@@ -452,7 +454,7 @@ def test_an_interrupted_search_keeps_the_best_so_far(
             left -= 1
 
     with prober_of(tmp_path, toy()) as prober:
-        outcome = tune(prober, ceiling=lambda facts: 1000, emit=interrupt)
+        outcome = tune(prober, ceiling=lambda workload_info: 1000, emit=interrupt)
 
     assert outcome.interrupted
     assert len(outcome.trials) == probes

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from autotune.errors import UsageError
-from trainer.artifacts.evaluation_log import Best, Progress, as_record, evaluated
+from trainer.artifacts.evaluation_log import (
+    Best,
+    EvaluationHistory,
+    evaluation_from_record,
+    evaluation_record,
+)
 from trainer.artifacts.jsonl_log import JsonlLog
 from trainer.artifacts.loss_plot import draw_loss, smoothed
 from trainer.config.settings import TrainSettings, WorkloadSettings
@@ -35,10 +40,10 @@ def test_an_evaluation_comes_back_from_its_file(tmp_path: Path) -> None:
     """One line, whatever line ends a text holds; the perplexity beside the loss."""
     file = tmp_path / "evaluations.jsonl"
 
-    JsonlLog(file).add(as_record(EVENT))
+    JsonlLog(file).add(evaluation_record(EVENT))
 
     (record,) = JsonlLog(file).read()
-    assert evaluated(record) == EVENT
+    assert evaluation_from_record(record) == EVENT
     assert record["perplexity"] == pytest.approx(math.exp(0.5))
 
 
@@ -47,16 +52,19 @@ def test_a_diverged_loss_is_written_as_json(tmp_path: Path, loss: float) -> None
     """JSON has no infinity, and a double no such exponential."""
     file = tmp_path / "evaluations.jsonl"
 
-    JsonlLog(file).add(as_record(Evaluated(step=1, loss=loss)))
+    JsonlLog(file).add(evaluation_record(Evaluated(step=1, loss=loss)))
 
     (record,) = JsonlLog(file).read()
     assert record["loss"] == (loss if math.isfinite(loss) else None)
-    assert math.isnan(evaluated(record).loss) or evaluated(record).loss == loss
+    assert (
+        math.isnan(evaluation_from_record(record).loss)
+        or evaluation_from_record(record).loss == loss
+    )
 
 
 def test_any_lower_loss_is_progress() -> None:
     """By however little; an equal one, or none at all, is not."""
-    progress = Progress()
+    progress = EvaluationHistory()
     counts = []
 
     for step, loss in enumerate([2.0, 1.0, 1.0, math.nan, 1.0 - 1e-9, 1.5]):
@@ -71,7 +79,7 @@ def test_a_resumed_run_knows_how_long_it_has_waited(tmp_path: Path) -> None:
     """From the file alone, where a diverged loss is null."""
     records = [{"step": s, "loss": x} for s, x in ((10, 0.5), (20, None), (30, 0.7))]
 
-    progress = Progress.of(records)
+    progress = EvaluationHistory.of(records)
 
     assert progress.since_best == 2
     assert progress.stop_words(30, 90) == (
@@ -175,7 +183,7 @@ def test_a_run_without_progress_ends_as_finished(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
     kept = JsonlLog(tmp_path / "run/evaluations.jsonl").read()
-    progress, last = Progress.of(kept), kept[-1]["step"]
+    progress, last = EvaluationHistory.of(kept), kept[-1]["step"]
     assert [record["step"] for record in kept] == list(range(2, last + 1, 2))
     assert progress.since_best == 2
     assert last < 40

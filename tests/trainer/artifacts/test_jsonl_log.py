@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.artifacts.evaluation_log import Best, Progress
+from trainer.artifacts.evaluation_log import Best, EvaluationHistory
 from trainer.artifacts.jsonl_log import JsonlLog
 
 
@@ -19,7 +19,7 @@ def test_nothing_was_written_yet(journal: JsonlLog) -> None:
     journal.forget_after(0)
 
     assert journal.read() == []
-    assert Progress.of(journal.read()).best is None
+    assert EvaluationHistory.of(journal.read()).best is None
     assert not journal.path.exists()
 
 
@@ -71,4 +71,4 @@ def test_the_best_is_the_first_of_the_lowest(journal: JsonlLog) -> None:
     for step, loss in ((1, math.nan), (2, 3.0), (3, 2.0), (4, 2.0), (5, 2.5)):
         journal.add({"step": step, "loss": loss})
 
-    assert Progress.of(journal.read()).best == Best(step=3, loss=2.0)
+    assert EvaluationHistory.of(journal.read()).best == Best(step=3, loss=2.0)

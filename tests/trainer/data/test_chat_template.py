@@ -182,7 +182,7 @@ def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
         marked = [i for first, last in whole.learnt for i in range(first, last) if i > begin]
         assert (np.flatnonzero(store.learnt(0)) + begin).tolist() == marked
         assert store.target(0).tolist() == whole.target
-        assert store.facts.cut_sources == (begin > 0)
+        assert store.stats.cut_sources == (begin > 0)
 
     assert second[0] < len(whole.source)
 

@@ -1,4 +1,4 @@
-"""Tokens on disk, and the codec that makes them, with the bundled tokenizer."""
+"""Tokens on disk, and the encoder that makes them, with the bundled tokenizer."""
 
 import json
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ TEXTS = [
 ]
 
 
-# --- the codec
+# --- the encoder
 
 
 def text_of(tokenizer: Any, ids: Any) -> str:
@@ -180,7 +180,7 @@ def test_what_was_cut_is_counted(tmp_path: Path, encoder: Encoder) -> None:
     cut = opened(path, encoder=encoder, max_source=int(most_source), max_target=int(most_target))
     whole = opened(path, encoder=encoder)
 
-    counts = (cut.facts.cut_sources, cut.facts.cut_targets)
+    counts = (cut.stats.cut_sources, cut.stats.cut_targets)
     assert counts == tuple((lengths > [most_source, most_target]).sum(0))
     assert cut.longest() == (most_source, most_target)
     assert cut.truncation_notice(5, 7) == (

@@ -20,7 +20,7 @@ from trainer.data import tokenization
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, open_store
-from trainer.data.tokenization import Facts, Interrupted, Progress
+from trainer.data.tokenization import Interrupted, StoreStats, TokenizationProgress
 
 ROWS = 1000
 CHUNK = 100
@@ -76,8 +76,8 @@ def opened(*paths: str, encoder: Encoder, stop_after: int | None = None) -> Toke
 def contents(store: TokenStore) -> dict[str, bytes]:
     """All files but the facts, and those without the time that it took."""
     files = {p.name: p.read_bytes() for p in store.folder.iterdir() if p.name != "facts.json"}
-    facts = json.loads((store.folder / "facts.json").read_text())
-    return {**files, "facts": json.dumps({**facts, "seconds": 0}).encode()}
+    stats = json.loads((store.folder / "facts.json").read_text())
+    return {**files, "facts": json.dumps({**stats, "seconds": 0}).encode()}
 
 
 @pytest.fixture
@@ -159,17 +159,17 @@ def test_whatever_ends_it_what_was_saved_is_kept(
     whole = undisturbed(path, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
     calls = iter(range(1, ROWS))
 
-    def fails(folder: Facts, path: Path) -> None:
+    def fails(folder: StoreStats, path: Path) -> None:
         if next(calls) == 4:
             raise error
         save(folder, path)
 
-    save = Facts.save
+    save = StoreStats.save
     with monkeypatch.context() as patched:
-        patched.setattr(Facts, "save", fails)
+        patched.setattr(StoreStats, "save", fails)
         with pytest.raises(Exception if error is OSError else error):
             opened(path, encoder=encoder)
-    kept = Facts.read(the_partial(cache))
+    kept = StoreStats.read(the_partial(cache))
     longer = (the_partial(cache) / "tokens.bin").stat().st_size
     counted.clear()
     store = opened(path, encoder=encoder)
@@ -217,7 +217,7 @@ WRITER = """
 import sys, time
 from tests.support.tokenisers import tokenizer
 from trainer.data import tokenization
-from trainer.data.encoder import Codec
+from trainer.data.encoder import Encoder
 from trainer.data.token_store import open_store
 
 tokenization.CHUNK_ROWS, tokenization.SAVE_EVERY = {chunk}, 0.0
@@ -226,8 +226,8 @@ def slowly():
     time.sleep(0.05)
     return False
 
-codec = Codec(tokenizer(), is_causal=False)
-open_store(sys.argv[1:], codec, max_source=64, max_target=64, should_stop=slowly)
+encoder = Encoder(tokenizer(), is_causal=False)
+open_store(sys.argv[1:], encoder, max_source=64, max_target=64, should_stop=slowly)
 """
 
 
@@ -257,7 +257,7 @@ def test_a_killed_writer_is_followed_by_one_that_waited(
     process = writer(path)
     _until(lambda: bool(list(cache.glob(".partial-*/facts.json"))))
     counted.clear()
-    told: list[Progress] = []
+    told: list[TokenizationProgress] = []
     stores: list[TokenStore] = []
 
     def wait() -> None:
@@ -336,7 +336,7 @@ def test_progress_is_told(
     write: Write, total: int | None, tmp_path: Path, encoder: Encoder
 ) -> None:
     """Of how many where the file says so; the last word is all of them."""
-    told: list[Progress] = []
+    told: list[TokenizationProgress] = []
 
     store = open_store(
         (write(tmp_path, pairs()),), encoder, max_source=64, max_target=64, progress=told.append

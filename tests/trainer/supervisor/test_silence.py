@@ -1,6 +1,6 @@
 """A run that hangs is told, once; one that is slow is not."""
 
-from trainer.supervisor.silence import LEAST, Silence
+from trainer.supervisor.silence import LEAST, SilenceNotice
 
 PIDS = (11, 12)
 
@@ -11,7 +11,7 @@ def step(seconds: float) -> dict[str, object]:
 
 def test_a_long_silence_after_a_step_is_told_once() -> None:
     """With the processes to look at, and again only after another step."""
-    silence = Silence()
+    silence = SilenceNotice()
     silence.hear(step(0.5), 100.0)
 
     early = silence.notice(100.0 + LEAST - 1, PIDS)
@@ -30,7 +30,7 @@ def test_a_long_silence_after_a_step_is_told_once() -> None:
 
 def test_slow_steps_are_given_their_time() -> None:
     """Twenty times the slowest so far."""
-    silence = Silence()
+    silence = SilenceNotice()
     silence.hear(step(60.0), 0.0)
     silence.hear(step(1.0), 1.0)
 
@@ -40,7 +40,7 @@ def test_slow_steps_are_given_their_time() -> None:
 
 def test_any_word_breaks_the_silence() -> None:
     """An evaluation and a checkpoint say something too."""
-    silence = Silence()
+    silence = SilenceNotice()
     silence.hear(step(1.0), 0.0)
     silence.hear({"type": "checkpoint"}, LEAST - 1)
 
@@ -49,7 +49,7 @@ def test_any_word_breaks_the_silence() -> None:
 
 def test_before_the_first_step_nothing_is_said() -> None:
     """A run may tokenise for hours, or wait for the user's answer."""
-    silence = Silence()
+    silence = SilenceNotice()
     silence.hear({"type": "built"}, 0.0)
 
     assert silence.notice(100 * LEAST, PIDS) is None
