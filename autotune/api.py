@@ -99,7 +99,7 @@ def find_micro_batch(
     check_fraction(target, "target")
     for name, samples in (("ceiling", ceiling), ("divides", divides), ("guess", guess)):
         if samples is not None and samples < 1:
-            raise UsageError(f"{name} {samples} is no number of samples; give 1 or more")
+            raise UsageError(f"{name} {samples} is no number of samples", "give 1 or more")
     if settings is not None and not isinstance(step, str):
         raise UsageError("settings are for a workload that is named by its path, not for a step")
     limit = parse_bytes(vram_limit) if isinstance(vram_limit, str) else vram_limit
@@ -180,9 +180,10 @@ def _nothing_fits(smallest: Trial, target: float) -> NothingFits:
         else f", {format_bytes(smallest.static_bytes)} before the step"
     )
     return NothingFits(
-        f"size {smallest.size} {what}{resident}; the budget is {format_bytes(allowed.budget)}: "
+        f"size {smallest.size} {what}{resident}",
+        f"the budget is {format_bytes(allowed.budget)}: "
         f"{100 * target:.3g} % of {format_bytes(allowed.total)}, less {format_bytes(allowed.others)} "
-        f"that others hold; use a smaller model or shorter samples, or a higher target"
+        "that others hold; use a smaller model or shorter samples, or a higher target",
     )
 
 
@@ -195,8 +196,8 @@ def _in_this_process(step: Step, target: float, vram_limit: int | None) -> Itera
             raise
         _forget(error)
         raise NothingFits(
-            f"the first step, at size 1, ran out of memory ({_first_line(error)}); use a smaller "
-            f"model or shorter samples, or a device with more memory"
+            f"the first step, at size 1, ran out of memory ({_first_line(error)})",
+            "use a smaller model or shorter samples, or a device with more memory",
         ) from error
     with own_device(target, vram_limit) as device:
         yield Probes(

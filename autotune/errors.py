@@ -12,13 +12,21 @@
     ├── NothingFits     not even one sequence holds the target
     └── OutputError     a folder that cannot be written, or holds something else
 
-The message says what happened, with the numbers, then what to try. The command line prints it
-without a traceback and exits 1; any other exception is a bug and keeps its traceback.
+An error has two fields: what happened, with the numbers, and a hint: what to try. The command line joins
+them, prints them without a traceback and exits 1. Any other exception is a bug and keeps its traceback.
 """
 
 
 class ChatlmError(Exception):
-    """Something that the user can mend; `str()` is the whole message."""
+    """What happened, and a hint about what to try; `str` joins the two."""
+
+    def __init__(self, what: str, hint: str | None = None) -> None:
+        super().__init__(what, hint)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.what if self.hint is None else f"{self.what}; {self.hint}"
 
 
 class UsageError(ChatlmError):

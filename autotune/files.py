@@ -29,4 +29,4 @@ def check_writable(folder: Path, advice: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}; {advice}") from error
+        raise OutputError(f"cannot write to {folder}: {error.strerror}", f"{advice}") from error

@@ -33,12 +33,12 @@ class Plan:
         if self.effective_batch < self.world_size:
             raise PlanError(
                 f"effective batch {self.effective_batch} is smaller than {self.world_size} "
-                f"processes; tune with --effective-batch {self.world_size} or more, or use fewer "
-                f"processes"
+                "processes",
+                f"tune with --effective-batch {self.world_size} or more, or use fewer processes",
             )
         if min(self.sizes) < 1:
             raise PlanError(
-                f"micro-batch {min(self.sizes)} is not a number of sequences; use 1 or more"
+                f"micro-batch {min(self.sizes)} is not a number of sequences", "use 1 or more"
             )
         most = max(self.shares)
         if self.micro_batch <= most:
@@ -47,14 +47,15 @@ class Plan:
             raise PlanError(
                 f"micro-batch {self.micro_batch} is larger than one device's share of the "
                 f"effective batch: {self.effective_batch} over {self.world_size} "
-                f"process{'es' if self.world_size > 1 else ''} is {most}; use --micro-batch "
-                f"{most} or less, or tune with a larger --effective-batch"
+                f"process{'es' if self.world_size > 1 else ''} is {most}",
+                f"use --micro-batch {most} or less, or tune with a larger --effective-batch",
             )
         raise PlanError(
             f"micro-batches {self} are larger than the devices' shares of the effective batch: of "
-            f"{self.effective_batch}, the device with {self.micro_batch} takes {most}; use "
+            f"{self.effective_batch}, the device with {self.micro_batch} takes {most}",
+            "use "
             f"--micro-batch {-(-self.effective_batch // self.world_size)} or less for all of them, "
-            f"or tune with --effective-batch {sum(self.sizes)} or more"
+            f"or tune with --effective-batch {sum(self.sizes)} or more",
         )
 
     def __str__(self) -> str:
@@ -102,8 +103,8 @@ def _each_rank(micro_batch: MicroBatch, world_size: int) -> tuple[int, ...]:
     if len(micro_batch) != world_size:
         raise PlanError(
             f"micro-batches {' + '.join(map(str, micro_batch))} are for {len(micro_batch)} "
-            f"process{'es' if len(micro_batch) > 1 else ''}, not {world_size}; give each its own, "
-            f"or all of them one"
+            f"process{'es' if len(micro_batch) > 1 else ''}, not {world_size}",
+            "give each its own, or all of them one",
         )
     return tuple(micro_batch)
 

@@ -24,11 +24,11 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in UNITS:
-        raise UsageError(f"{text!r} is not an amount of memory; write it like 20GiB or 512MB")
+        raise UsageError(f"{text!r} is not an amount of memory", "write it like 20GiB or 512MB")
     amount = int(Decimal(match[1]) * UNITS[match[2].upper()])
     if not 0 < amount < 2**63:
         size = "more memory than there is" if amount else "no memory at all"
-        raise UsageError(f"{text!r} is {size}; write it like 20GiB or 512MB")
+        raise UsageError(f"{text!r} is {size}", "write it like 20GiB or 512MB")
     return amount
 
 
@@ -40,8 +40,8 @@ def check_fraction(value: float, name: str) -> float:
     """
     if not 0 < value <= 1:
         raise UsageError(
-            f"{name} {value:g} is not a share of the device's memory; "
-            f"give a fraction above 0 and at most 1, like 0.6 for 60 %"
+            f"{name} {value:g} is not a share of the device's memory",
+            "give a fraction above 0 and at most 1, like 0.6 for 60 %",
         )
     return value
 

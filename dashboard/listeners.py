@@ -44,6 +44,7 @@ def log_path(what: str) -> Path:
         path.touch()
     except OSError as error:
         raise OutputError(
-            f"cannot write the log {path}: {error.strerror}; run in a folder that you can write to"
+            f"cannot write the log {path}: {error.strerror}",
+            "run in a folder that you can write to",
         ) from error
     return path

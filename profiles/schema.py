@@ -143,20 +143,22 @@ class Profile(Section):
         if sizes is not None and len(sizes) != world_size:
             raise PlanError(
                 f"micro_batch_sizes has {len(sizes)} sizes, but the fingerprint's world_size is "
-                f"{world_size}; give one for each process, or leave the list out"
+                f"{world_size}",
+                "give one for each process, or leave the list out",
             )
         if sizes is not None and max(sizes) != batch.micro_batch_size:
             raise PlanError(
                 f"micro_batch_size is {batch.micro_batch_size}, but the largest of "
-                f"micro_batch_sizes is {max(sizes)}; make them agree, or leave the list out"
+                f"micro_batch_sizes is {max(sizes)}",
+                "make them agree, or leave the list out",
             )
         plan = self.plan(world_size)
         if plan.accumulation != batch.gradient_accumulation_steps:
             raise PlanError(
                 f"gradient_accumulation_steps is {batch.gradient_accumulation_steps}, but an "
                 f"effective batch of {plan.effective_batch} cut into micro-batches of "
-                f"{plan} on {world_size} process(es) takes {plan.accumulation}; "
-                f"mend one of the three, or leave the file and train with --micro-batch"
+                f"{plan} on {world_size} process(es) takes {plan.accumulation}",
+                "mend one of the three, or leave the file and train with --micro-batch",
             )
         return self
 
@@ -224,8 +226,8 @@ def parse(document: dict[str, Any], source: str) -> Profile:
     schema = document.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
         raise ProfileError(
-            f"{source} has schema {schema}, this version reads up to {SCHEMA}; "
-            f"update chatlm, or tune again"
+            f"{source} has schema {schema}, this version reads up to {SCHEMA}",
+            "update chatlm, or tune again",
         )
     try:
         return Profile.model_validate(document)

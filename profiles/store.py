@@ -27,7 +27,7 @@ def load(name_or_path: str) -> Profile:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ProfileError(f"{source} is not TOML: {error}; mend it, or tune again") from error
+        raise ProfileError(f"{source} is not TOML: {error}", "mend it, or tune again") from error
     return parse(document, source)
 
 
@@ -44,8 +44,8 @@ def save(profile: Profile, path: Path) -> None:
         _replace(path, text.encode())
     except OSError as error:
         raise OutputError(
-            f"cannot write the profile {path}: {error.strerror}; free some space, or run in a "
-            f"folder that you can write to"
+            f"cannot write the profile {path}: {error.strerror}",
+            "free some space, or run in a folder that you can write to",
         ) from error
 
 
@@ -53,7 +53,9 @@ def check_place(path: Path) -> None:
     """Raises OutputError when `save` could not write there: before the search, not after it."""
     check_writable(path.parent, "run in a folder that you can write to")
     if path.is_dir():
-        raise OutputError(f"cannot write the profile {path}: a folder is there; use another --name")
+        raise OutputError(
+            f"cannot write the profile {path}: a folder is there", "use another --name"
+        )
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -92,7 +94,7 @@ def check_name(name: str) -> str:
         ProfileError: it is empty or would leave the folder of profiles.
     """
     if not name or name != Path(name).name or name.startswith("."):
-        raise ProfileError(f"{name!r} cannot name a profile; use a plain word like tuned")
+        raise ProfileError(f"{name!r} cannot name a profile", "use a plain word like tuned")
     return name
 
 
@@ -115,7 +117,7 @@ def _read(name_or_path: str) -> tuple[str, str]:
             raise ProfileError(f"cannot read the profile {candidate}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ProfileError(
-                f"{candidate} is not TOML: {error}; mend it, or tune again"
+                f"{candidate} is not TOML: {error}", "mend it, or tune again"
             ) from error
     if name_or_path in _presets():
         file = resources.files("profiles") / "presets" / f"{name_or_path}.toml"
@@ -126,4 +128,4 @@ def _read(name_or_path: str) -> tuple[str, str]:
         if near
         else f"there are {', '.join(names())}, and `chatlm autotune` makes one"
     )
-    raise ProfileError(f"no profile {name_or_path!r}; {hint}")
+    raise ProfileError(f"no profile {name_or_path!r}", f"{hint}")

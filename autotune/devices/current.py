@@ -84,7 +84,8 @@ def _own_memory() -> DeviceMemory:
         cards = ", ".join(f"cuda:{i}" for i in held)
         raise DeviceError(
             f"this process holds memory on {cards}, and the current device is "
-            f"cuda:{torch.cuda.current_device()}; use one card, and call torch.cuda.set_device first"
+            f"cuda:{torch.cuda.current_device()}",
+            "use one card, and call torch.cuda.set_device first",
         )
     return CudaMemory()
 
@@ -96,4 +97,6 @@ def card_of(nvml: Nvml, uuid: str) -> NvmlDevice:
         if same_device(device.uuid, uuid):
             return device
     listed = ", ".join(device.uuid for device in nvml.devices) or "none"
-    raise DeviceError(f"the driver lists no card {uuid}, only {listed}; check CUDA_VISIBLE_DEVICES")
+    raise DeviceError(
+        f"the driver lists no card {uuid}, only {listed}", "check CUDA_VISIBLE_DEVICES"
+    )

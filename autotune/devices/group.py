@@ -74,8 +74,8 @@ def budget(device: str, name: str, total: int, others: int, target: float) -> De
     if ours <= 0:
         raise DeviceError(
             f"{name}: others hold {format_bytes(others)} of {format_bytes(total)}, which is the "
-            f"whole target of {100 * target:.3g} % already; tune for a higher --target-vram, or wait "
-            f"until they are done"
+            f"whole target of {100 * target:.3g} % already",
+            "tune for a higher --target-vram, or wait until they are done",
         )
     return DeviceBudget(
         device=device,
@@ -143,8 +143,8 @@ def on(device: str, ranks: Sequence[str]) -> int:
         if same_device(its_device, device):
             return rank
     raise DeviceError(
-        f"the workers run on {', '.join(ranks)}, not on {device} where memory is read; check "
-        f"CUDA_VISIBLE_DEVICES"
+        f"the workers run on {', '.join(ranks)}, not on {device} where memory is read",
+        "check CUDA_VISIBLE_DEVICES",
     )
 
 

@@ -80,7 +80,8 @@ class HostMeter:
         if total is None or available is None:
             raise DeviceError(
                 f"{self._meminfo} does not tell how much host memory there is (MemTotal, "
-                f"MemAvailable); run on Linux with /proc mounted"
+                "MemAvailable)",
+                "run on Linux with /proc mounted",
             )
         return HostReading(total=total * 1024, used=(total - available) * 1024)
 

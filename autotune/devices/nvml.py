@@ -297,4 +297,6 @@ def _refusal(device: str, error: Exception) -> str:
 
 
 def _no_driver(error: Exception) -> DeviceError:
-    return DeviceError(f"no NVIDIA driver answers ({error}); use --device cpu, or check nvidia-smi")
+    return DeviceError(
+        f"no NVIDIA driver answers ({error})", "use --device cpu, or check nvidia-smi"
+    )

@@ -65,7 +65,8 @@ def peak_resident(pid: int | str = "self", proc: Path = PROC) -> int:
     if kib is None:
         raise DeviceError(
             f"{file} shows no peak memory (VmHWM): the process has ended, or this kernel keeps "
-            f"none; run on Linux with a full /proc"
+            "none",
+            "run on Linux with a full /proc",
         )
     return kib * 1024
 
@@ -141,8 +142,8 @@ def reset_peak(proc: Path = PROC) -> None:
             os.close(descriptor)
     except OSError as error:
         raise DeviceError(
-            f"the peak memory of a process cannot be reset ({file}: {error.strerror}); mount /proc "
-            f"writable in the container, or measure each size in a fresh process"
+            f"the peak memory of a process cannot be reset ({file}: {error.strerror})",
+            "mount /proc writable in the container, or measure each size in a fresh process",
         ) from error
 
 

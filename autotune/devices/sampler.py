@@ -119,7 +119,8 @@ class MemorySampler:
             why = f" ({failure})" if isinstance(failure, ChatlmError) else ""
             raise DeviceError(
                 f"the memory meters have not answered for {age:.1f} s{why}, and no probe runs "
-                f"unwatched; check nvidia-smi, then tune again"
+                "unwatched",
+                "check nvidia-smi, then tune again",
             ) from failure
         return window
 

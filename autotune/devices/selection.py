@@ -35,7 +35,7 @@ def open_devices(
         DeviceError: no driver or card where one is asked for, or more processes than cards.
     """
     if num_processes is not None and num_processes < 1:
-        raise UsageError(f"--num-processes {num_processes} runs nothing; give 1 or more")
+        raise UsageError(f"--num-processes {num_processes} runs nothing", "give 1 or more")
     why: str | None = None
     try:
         nvml = None if device == "cpu" else Nvml.open()
@@ -60,13 +60,13 @@ def _on_gpus(
 ) -> DeviceSelection:
     if not shown:
         raise DeviceError(
-            "the driver shows no card; check CUDA_VISIBLE_DEVICES, or use --device cpu"
+            "the driver shows no card", "check CUDA_VISIBLE_DEVICES, or use --device cpu"
         )
     world_size = num_processes or len(shown)
     if world_size > len(shown):
         raise DeviceError(
-            f"{world_size} processes, but {len(shown)} GPU{'s' if len(shown) > 1 else ''}; use "
-            f"--num-processes {len(shown)} or fewer"
+            f"{world_size} processes, but {len(shown)} GPU{'s' if len(shown) > 1 else ''}",
+            f"use --num-processes {len(shown)} or fewer",
         )
     return DeviceSelection(
         group=GpuDevices(shown[:world_size], vram_limit),
@@ -88,7 +88,8 @@ def _on_cpu(
         if vram_limit * world_size > host.read().total:
             raise DeviceError(
                 f"{world_size} emulated card(s) of {format_bytes(vram_limit)} do not fit into "
-                f"{format_bytes(host.read().total)} of host RAM; use a smaller --vram-limit"
+                f"{format_bytes(host.read().total)} of host RAM",
+                "use a smaller --vram-limit",
             )
         group = EmulatedDevices(vram_limit, world_size)
         shared = ()
@@ -105,12 +106,12 @@ def check_per_device(wanted: bool, devices: DeviceSelection) -> None:
     """Raises UsageError where a micro-batch for each process is wanted, but not each has a card."""
     if wanted and devices.world_size == 1:
         raise UsageError(
-            "--per-device is for several cards, and there is one process; leave it out"
+            "--per-device is for several cards, and there is one process", "leave it out"
         )
     if wanted and isinstance(devices.group, HostDevice):
         raise UsageError(
-            "--per-device needs a card for each process, and these share the host's memory; leave "
-            "it out, or give --vram-limit"
+            "--per-device needs a card for each process, and these share the host's memory",
+            "leave it out, or give --vram-limit",
         )
 
 

@@ -66,19 +66,19 @@ def tune_trainer(
     args = trainer.args
     if args.world_size > 1 or args.n_gpu > 1:
         raise UsageError(
-            f"tune_trainer tunes one device, and this run has {max(args.world_size, args.n_gpu)}; "
-            f"tune in one process on one card, and give all of them the size that it finds"
+            f"tune_trainer tunes one device, and this run has {max(args.world_size, args.n_gpu)}",
+            "tune in one process on one card, and give all of them the size that it finds",
         )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise UsageError(
-            "tune_trainer cannot put back weights that DeepSpeed or FSDP have sharded; tune a copy "
-            "of the run by find_micro_batch with a workload in a worker process"
+            "tune_trainer cannot put back weights that DeepSpeed or FSDP have sharded",
+            "tune a copy of the run by find_micro_batch with a workload in a worker process",
         )
     before = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
     effective = before[0] * before[1]
     rows = worst_rows(trainer.train_dataset) if longest is None else list(longest)
     if not rows:
-        raise DataError("there are no rows to make a batch of; give the trainer a train_dataset")
+        raise DataError("there are no rows to make a batch of", "give the trainer a train_dataset")
     with _kept(trainer):
         found = find_micro_batch(
             Probe(trainer, rows, effective),
@@ -164,8 +164,8 @@ def worst_rows(dataset: Any) -> list[Row]:
         return []
     if not isinstance(dataset, Sized):
         raise DataError(
-            "the train dataset has no length, so its longest rows cannot be looked for; give them "
-            "as longest=[...]"
+            "the train dataset has no length, so its longest rows cannot be looked for",
+            "give them as longest=[...]",
         )
     lengths = [
         {name: _length(value) for name, value in dataset[i].items()}  # type: ignore[index]

@@ -118,8 +118,9 @@ class Prober:
                     raise ChatlmError(ended.text) from None
                 if ended.kind in ("oom", "over"):
                     raise NothingFits(
-                        f"the model and its optimizer alone do not fit: {ended.first_line}; try a "
-                        f"higher target, a smaller model, or a device or --vram-limit with more memory"
+                        f"the model and its optimizer alone do not fit: {ended.first_line}",
+                        "try a "
+                        "higher target, a smaller model, or a device or --vram-limit with more memory",
                     ) from None
                 if attempt == 2 or ended.kind == "crash":
                     raise self._error(ended, "while it built the workload") from None
@@ -338,7 +339,7 @@ class Prober:
         return device_of(rank, self.spec.world_size, self.budgets)
 
     def _error(self, ended: WorkersEnded, when: str) -> WorkerError:
-        return WorkerError(f"the worker {_as_clause(ended)} {when}; its log is {self.log_path}")
+        return WorkerError(f"the worker {_as_clause(ended)} {when}", f"its log is {self.log_path}")
 
 
 def _spread(seconds: Sequence[float]) -> float | None:

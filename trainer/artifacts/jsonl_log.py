@@ -29,8 +29,9 @@ class JsonlLog:
                 file.write(line)
         except OSError as error:
             raise OutputError(
-                f"cannot write {self.path} ({error.strerror}); free some space, and the same command "
-                f"goes on from the last checkpoint, if there is one"
+                f"cannot write {self.path} ({error.strerror})",
+                "free some space, and the same command "
+                "goes on from the last checkpoint, if there is one",
             ) from error
 
     def sync(self) -> None:

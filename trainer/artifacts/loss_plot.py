@@ -33,7 +33,7 @@ def draw_loss(folder: Path) -> list[Path]:
         r for r in JsonlLog(folder / "evaluations.jsonl").read() if r["loss"] is not None
     ]
     if not steps:
-        raise OutputError(f"{folder} holds no steps to draw (metrics.jsonl); give a run's folder")
+        raise OutputError(f"{folder} holds no steps to draw (metrics.jsonl)", "give a run's folder")
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_agg import FigureCanvasAgg

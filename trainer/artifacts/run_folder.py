@@ -73,13 +73,14 @@ class RunFolder:
         if known["identity"] != run_key and (self.checkpoints() or self.metrics.path.exists()):
             what, advice = _difference(known["identity"], run_key)
             raise OutputError(
-                f"{self.path} holds another run ({what}); {advice.format(folder=self.path)}use "
-                f"--fresh to replace it, or another --output-dir"
+                f"{self.path} holds another run ({what})",
+                f"{advice.format(folder=self.path)}use "
+                "--fresh to replace it, or another --output-dir",
             )
         if known["identity"] == run_key and known["finished"]:
             raise OutputError(
-                f"{self.path} holds this run, finished; use --fresh to train it again, or another "
-                f"--output-dir"
+                f"{self.path} holds this run, finished",
+                "use --fresh to train it again, or another --output-dir",
             )
 
     def claim(
@@ -103,7 +104,7 @@ class RunFolder:
             self._write({"identity": run_key, "learning_rate": learning_rate, "finished": False})
         except OSError as error:
             raise OutputError(
-                f"cannot write to {self.path}: {error.strerror}; choose another --output-dir"
+                f"cannot write to {self.path}: {error.strerror}", "choose another --output-dir"
             ) from error
 
     def check_space(self, need: int) -> None:
@@ -112,7 +113,8 @@ class RunFolder:
         if free < need:
             raise OutputError(
                 f"{self.path} has {format_bytes(free)} free, the run's checkpoints and model need "
-                f"about {format_bytes(need)}; free some, or choose another --output-dir"
+                f"about {format_bytes(need)}",
+                "free some, or choose another --output-dir",
             )
 
     def finish(self) -> None:
@@ -139,8 +141,8 @@ class RunFolder:
             return
         if others := [p.name for p in self.path.iterdir() if not p.name.startswith(".")]:
             raise OutputError(
-                f"{self.path} holds other things ({', '.join(sorted(others)[:3])}); "
-                f"choose an empty --output-dir"
+                f"{self.path} holds other things ({', '.join(sorted(others)[:3])})",
+                "choose an empty --output-dir",
             )
 
     def _read(self) -> dict[str, Any] | None:
@@ -151,10 +153,10 @@ class RunFolder:
             return None
         except ValueError as error:  # not JSON, or not text at all
             raise OutputError(
-                f"{file} is damaged ({error}); use --fresh to start anew, or another --output-dir"
+                f"{file} is damaged ({error})", "use --fresh to start anew, or another --output-dir"
             ) from error
         if not isinstance(document, dict) or not {"identity", "finished"} <= set(document):
-            raise OutputError(f"{file} is not a run of chatlm's; choose another --output-dir")
+            raise OutputError(f"{file} is not a run of chatlm's", "choose another --output-dir")
         return document
 
     def _write(self, document: dict[str, Any]) -> None:

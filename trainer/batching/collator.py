@@ -51,7 +51,8 @@ class Collator:
         if decoder_start is None and not encoder.is_causal:
             raise ModelError(
                 "the model's config.json has no decoder_start_token_id, which its decoder begins "
-                "with; set it there (T5: the id of the padding token, BART: of the end of sequence)"
+                "with",
+                "set it there (T5: the id of the padding token, BART: of the end of sequence)",
             )
         self._decoder_start = decoder_start
 

@@ -124,7 +124,8 @@ def resume(folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> int
     if state["frozen"] != (own := frozen_checksum(engine)):
         raise OutputError(
             f"{path} was trained on a base model whose frozen weights are not these (CRC-32 "
-            f"{state['frozen']}, now {own}); put the base model back, or use --fresh to start anew"
+            f"{state['frozen']}, now {own})",
+            "put the base model back, or use --fresh to start anew",
         )
     fill_from(path / "model.safetensors", weights(engine), engine)
     fill_from(path / "optimizer.safetensors", states(engine), engine)
@@ -161,7 +162,8 @@ def refusals(folder: RunFolder, name: str, need: int) -> Iterator[None]:
         after = f"the same command goes on from {known[-1].name}" if known else "nothing was saved"
         raise OutputError(
             f"cannot write {folder.path / name} ({reason}): it needs {format_bytes(need)}, and "
-            f"{format_bytes(free)} are free; free some ({after})"
+            f"{format_bytes(free)} are free",
+            f"free some ({after})",
         ) from error
 
 
@@ -187,8 +189,8 @@ def _last_whole(
     if faults:
         what = "; ".join(f"{path.name}: {fault}" for path, fault in faults.items())
         raise OutputError(
-            f"no checkpoint in {folder.path} can be read ({what}); put a good copy back, or use "
-            f"--fresh to start anew"
+            f"no checkpoint in {folder.path} can be read ({what})",
+            "put a good copy back, or use --fresh to start anew",
         )
     return None
 
@@ -204,5 +206,6 @@ def _check_fits(path: Path, engine: Engine) -> None:
             key = sorted(dict(there.items() ^ here.items()))[0]
             raise OutputError(
                 f"{path / name} is not this run's: {key} is {there.get(key, 'not there')}, and "
-                f"{here.get(key, 'unknown')} here; use --fresh to start anew"
+                f"{here.get(key, 'unknown')} here",
+                "use --fresh to start anew",
             )

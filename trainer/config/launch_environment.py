@@ -36,13 +36,13 @@ def world_size(environment: Mapping[str, str]) -> int:
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1:
         raise UsageError(
-            f"srun started {tasks} processes, each of which would train alone; start one a node: "
-            f"srun --ntasks-per-node 1 {TORCHRUN} (docs/nodes.md)"
+            f"srun started {tasks} processes, each of which would train alone",
+            f"start one a node: srun --ntasks-per-node 1 {TORCHRUN} (docs/nodes.md)",
         )
     if size > 1:
         raise UsageError(
-            f"WORLD_SIZE is {size}, but without LOCAL_RANK this process would train alone; start it "
-            f"by {TORCHRUN}"
+            f"WORLD_SIZE is {size}, but without LOCAL_RANK this process would train alone",
+            f"start it by {TORCHRUN}",
         )
     return size
 

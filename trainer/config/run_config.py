@@ -32,19 +32,20 @@ def load_run(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read --config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is not TOML: {error}; mend it") from error
+        raise UsageError(f"--config {path} is not TOML: {error}", "mend it") from error
     chosen = {key.replace("-", "_"): value for key, value in document.items()}
     if len(chosen) < len(document):
         twice = next(key for key in document if "-" in key and key.replace("-", "_") in document)
         raise UsageError(
-            f"--config {path} has {twice} and {twice.replace('-', '_')}, which are one key; keep one"
+            f"--config {path} has {twice} and {twice.replace('-', '_')}, which are one key",
+            "keep one",
         )
     known = [field.name for field in fields(TrainOptions)]
     for key in chosen:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise UsageError(f"--config {path} has an unknown key {key}; {hint}")
+            raise UsageError(f"--config {path} has an unknown key {key}", f"{hint}")
     options = checked(chosen, f"--config {path}")
     return {key: getattr(options, key) for key in chosen}
 
@@ -100,6 +101,6 @@ def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> Non
         durable.write_text(folder / "run.toml", text)
     except OSError as error:
         raise OutputError(
-            f"cannot write to {folder}: {error.strerror}; free some space, or choose another "
-            f"--output-dir"
+            f"cannot write to {folder}: {error.strerror}",
+            "free some space, or choose another --output-dir",
         ) from error

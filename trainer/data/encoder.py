@@ -48,7 +48,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.is_causal = is_causal
         if tokenizer.eos_token_id is None:
-            raise ModelError("the model's tokenizer has no end-of-sequence token; set eos_token")
+            raise ModelError("the model's tokenizer has no end-of-sequence token", "set eos_token")
         self.eos: int = tokenizer.eos_token_id
         self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.templated = is_causal and bool(getattr(tokenizer, "chat_template", None))
@@ -145,8 +145,9 @@ class Encoder:
         except TemplateFails as error:
             beginning = row.prompt.strip().splitlines()[:1] or [""]
             raise DataError(
-                f"the model's chat template refuses the conversation that begins "
-                f"{beginning[0][:40]!r}: {error}; mend the row or drop it"
+                "the model's chat template refuses the conversation that begins "
+                f"{beginning[0][:40]!r}: {error}",
+                "mend the row or drop it",
             ) from error
 
     def _begun(self, source: list[int]) -> list[int]:

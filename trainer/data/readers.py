@@ -57,11 +57,11 @@ def check_file(path: str) -> Path:
     try:
         if not file.is_file():
             what = "is a folder, not a file" if file.is_dir() else "is not there"
-            raise DataError(f"data file {path} {what}; {ADVICE}")
+            raise DataError(f"data file {path} {what}", f"{ADVICE}")
         if file.stat().st_size == 0:
-            raise DataError(f"data file {path} is empty (0 bytes); {ADVICE}")
+            raise DataError(f"data file {path} is empty (0 bytes)", f"{ADVICE}")
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; {ADVICE}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}", f"{ADVICE}") from error
     return file
 
 
@@ -87,9 +87,9 @@ def read_rows(path: str, *, skip: int = 0) -> Iterator[Row]:
             empty = False
             yield _row(record, path, number)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; {ADVICE}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}", f"{ADVICE}") from error
     if empty:
-        raise DataError(f"data file {path} has no rows; {ADVICE}")
+        raise DataError(f"data file {path} has no rows", f"{ADVICE}")
 
 
 def count_rows(paths: Sequence[str]) -> int | None:
@@ -110,7 +110,7 @@ def _records(file: Path, skip: int) -> Iterator[dict[str, Any]]:
         return _parquet(file, skip)
     if file.suffix in (".parquet", ".pq"):
         raise DataError(
-            f"{file} is not a Parquet file: it begins with {head!r}, not with b'PAR1'; {ADVICE}"
+            f"{file} is not a Parquet file: it begins with {head!r}, not with b'PAR1'", f"{ADVICE}"
         )
     with file.open("rb") as stream:
         start = stream.read(4096).removeprefix(BOM).lstrip()[:1]
@@ -118,7 +118,7 @@ def _records(file: Path, skip: int) -> Iterator[dict[str, Any]]:
         return itertools.islice(_json(file), skip, None)
     if start == b"{":
         return _json_lines(file, skip)
-    raise DataError(f"{file} is neither Parquet nor JSON nor JSON lines; {ADVICE}")
+    raise DataError(f"{file} is neither Parquet nor JSON nor JSON lines", f"{ADVICE}")
 
 
 def _parquet(file: Path, skip: int) -> Iterator[dict[str, Any]]:
@@ -139,7 +139,7 @@ def _parquet(file: Path, skip: int) -> Iterator[dict[str, Any]]:
                     skip = max(0, skip - len(batch))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{file} is damaged or cut off: {_first_line(error)}; copy the file again"
+            f"{file} is damaged or cut off: {_first_line(error)}", "copy the file again"
         ) from error
 
 
@@ -148,15 +148,15 @@ def _json(file: Path) -> Iterator[dict[str, Any]]:
         for number, record in enumerate(_json_items(file), start=1):
             if not isinstance(record, dict):
                 raise DataError(
-                    f"{file}, row {number} is {_kind(record)}, not an object; write each row as "
-                    f'{{"prompt": "...", "response": "..."}}'
+                    f"{file}, row {number} is {_kind(record)}, not an object",
+                    'write each row as {"prompt": "...", "response": "..."}',
                 )
             if number == 1:
                 _check_columns(record, file)
             yield record
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{file} is damaged or cut off: {_first_line(error)}; copy the file again"
+            f"{file} is damaged or cut off: {_first_line(error)}", "copy the file again"
         ) from error
 
 
@@ -235,13 +235,14 @@ def _json_lines(file: Path, skip: int) -> Iterator[dict[str, Any]]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{file}, line {number} is damaged or cut off: {_first_line(error)}; mend the "
-                    f"line or copy the file again (JSON lines hold one object a line, JSON a list)"
+                    f"{file}, line {number} is damaged or cut off: {_first_line(error)}",
+                    "mend the "
+                    "line or copy the file again (JSON lines hold one object a line, JSON a list)",
                 ) from error
             if not isinstance(record, dict):
                 raise DataError(
-                    f"{file}, line {number} is {_kind(record)}, not an object; write each line as "
-                    f'{{"prompt": "...", "response": "..."}}'
+                    f"{file}, line {number} is {_kind(record)}, not an object",
+                    'write each line as {"prompt": "...", "response": "..."}',
                 )
             if not checked:
                 _check_columns(record, file)
@@ -258,8 +259,8 @@ def _check_columns(names: Any, file: Path) -> None:
         return
     missing = " and ".join(sorted({"prompt", "response"} - present))
     raise DataError(
-        f"{file} has no column {missing} (found: {', '.join(sorted(map(str, present))) or 'none'}); "
-        f"rename its columns to prompt and response, or give messages"
+        f"{file} has no column {missing} (found: {', '.join(sorted(map(str, present))) or 'none'})",
+        "rename its columns to prompt and response, or give messages",
     )
 
 
@@ -274,21 +275,21 @@ def _row(record: dict[str, Any], path: str, number: int) -> Row:
 def _conversation(messages: Any, path: str, number: int) -> Row:
     where = f"{path}, row {number}, column messages"
     if not isinstance(messages, list) or len(messages) < 2:
-        raise DataError(f"{where}: not a list of at least two turns; mend the row or drop it")
+        raise DataError(f"{where}: not a list of at least two turns", "mend the row or drop it")
     turns: list[tuple[str, str]] = []
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
         content = message.get("content") if isinstance(message, dict) else None
         if not isinstance(role, str) or not isinstance(content, str):
             raise DataError(
-                f"{where}: a turn without a text `role` and `content`; mend the row or drop it"
+                f"{where}: a turn without a text `role` and `content`", "mend the row or drop it"
             )
         _check_text(content, where)
         turns.append((role, content))
     if turns[-1][0] != "assistant":
         raise DataError(
-            f"{where}: the last turn is {turns[-1][0]!r}, not 'assistant'; end each row with the "
-            f"answer to learn"
+            f"{where}: the last turn is {turns[-1][0]!r}, not 'assistant'",
+            "end each row with the answer to learn",
         )
     return Row(tuple(turns[:-1]), turns[-1][1])
 
@@ -296,13 +297,13 @@ def _conversation(messages: Any, path: str, number: int) -> Row:
 def _check_text(value: Any, where: str) -> None:
     if not isinstance(value, str):
         kind = "is missing or null" if value is None else f"is {_kind(value)}, not text"
-        raise DataError(f"{where}: it {kind}; make it a string or drop the row")
+        raise DataError(f"{where}: it {kind}", "make it a string or drop the row")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: half a character, {value[error.start]!r}, at place {error.start}; mend the "
-            f"text or drop the row"
+            f"{where}: half a character, {value[error.start]!r}, at place {error.start}",
+            "mend the text or drop the row",
         ) from error
 
 

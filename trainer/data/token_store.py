@@ -141,8 +141,8 @@ def open_store(
                     )  # fmt: skip
         except OSError as error:
             raise OutputError(
-                f"cannot write the token cache {folder.parent}: {error.strerror}; set "
-                f"CHATLM_CACHE to a folder with space"
+                f"cannot write the token cache {folder.parent}: {error.strerror}",
+                "set CHATLM_CACHE to a folder with space",
             ) from error
     return read_store(folder)
 

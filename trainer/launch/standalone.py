@@ -107,8 +107,9 @@ def _parse(arguments: list[str]) -> TrainSettings:
     processes = world_size(os.environ)
     if options.num_processes not in (None, processes):
         raise UsageError(
-            f"--num-processes {options.num_processes}, but the launcher started {processes}; leave it "
-            f"out, and tell the launcher (torchrun --nproc-per-node), or use `chatlm train`"
+            f"--num-processes {options.num_processes}, but the launcher started {processes}",
+            "leave it "
+            "out, and tell the launcher (torchrun --nproc-per-node), or use `chatlm train`",
         )
     return resolve(
         profiles.load(options.profile),

@@ -49,7 +49,8 @@ def freeze_encoder(model: PreTrainedModel) -> None:
     if not model.config.is_encoder_decoder:
         raise UsageError(
             f"--freeze encoder is for models with an encoder, and {model.config.model_type} has "
-            f"none; leave it out, or train little of the model with --lora-rank 16"
+            "none",
+            "leave it out, or train little of the model with --lora-rank 16",
         )
     model.get_encoder().requires_grad_(False)
 
@@ -64,7 +65,7 @@ def add_lora(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
     except ImportError as error:
         raise UsageError(
-            "--lora-rank needs peft, which is not installed; run `pip install peft`"
+            "--lora-rank needs peft, which is not installed", "run `pip install peft`"
         ) from error
     rank = settings.lora_rank
     assert rank is not None
@@ -87,7 +88,8 @@ def add_lora(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
     except ValueError as error:
         raise UsageError(
             f"--lora-targets {' '.join(settings.lora_targets)} names no layers that LoRA can have "
-            f"in a {model.config.model_type}; its linear layers are {', '.join(_linear(model))}"
+            f"in a {model.config.model_type}",
+            f"its linear layers are {', '.join(_linear(model))}",
         ) from error
 
 

@@ -39,7 +39,7 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
     if backend == "inductor" and not any(
         shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name
     ):
-        raise UsageError("--compile needs a C++ compiler; install g++, or leave --compile out")
+        raise UsageError("--compile needs a C++ compiler", "install g++, or leave --compile out")
     torch.fx.experimental._config.use_duck_shape = False
     forward: Callable[..., Any] = torch.compile(model, dynamic=True, backend=backend)
     return forward

@@ -55,7 +55,7 @@ def make_accelerator(
     on_cpu = settings.device == "cpu"
     if not on_cpu and not torch.cuda.is_available():
         raise DeviceError(
-            "torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+            "torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch"
         )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]

@@ -162,8 +162,8 @@ def config_hash(name: str, config: Any) -> str:
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder} is no model folder: it has no config.json; give --model a folder that "
-            f"save_pretrained wrote, or a preset: {', '.join(PRESETS)}"
+            f"{folder} is no model folder: it has no config.json",
+            f"give --model a folder that save_pretrained wrote, or a preset: {', '.join(PRESETS)}",
         )
     for what, patterns in (
         ("weights", ("*.safetensors", "pytorch_model*.bin")),
@@ -172,17 +172,17 @@ def _check_folder(folder: Path) -> None:
     ):
         if not any(file for pattern in patterns for file in folder.glob(pattern)):
             raise ModelError(
-                f"{folder} has a config.json but no {what} ({patterns[0]}); save the model and "
-                f"its tokenizer there, both with save_pretrained"
+                f"{folder} has a config.json but no {what} ({patterns[0]})",
+                "save the model and its tokenizer there, both with save_pretrained",
             )
 
 
 def _check_hub_id(name: str) -> None:
     """Raises ModelError for what no hub has, without half a minute of asking it."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
-        raise ModelError(f"there is no model folder {name}; {_presets_near(name)}")
+        raise ModelError(f"there is no model folder {name}", f"{_presets_near(name)}")
     if difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.8):
-        raise ModelError(f"there is no model {name!r}; {_presets_near(name)}")
+        raise ModelError(f"there is no model {name!r}", f"{_presets_near(name)}")
 
 
 def _check_weights(name: str, report: Mapping[str, Any]) -> None:
@@ -192,7 +192,8 @@ def _check_weights(name: str, report: Mapping[str, Any]) -> None:
     if wrong := missing + other:
         raise ModelError(
             f"the weights of {name} do not belong to its config.json: {len(missing)} are missing "
-            f"and {len(other)} have another shape (first {wrong[0]}); copy both from one model"
+            f"and {len(other)} have another shape (first {wrong[0]})",
+            "copy both from one model",
         )
 
 

@@ -49,7 +49,7 @@ def make_optimizer(
             return _adamw_8bit(groups)
         case _:
             raise UsageError(
-                f"--optimizer {name!r} is unknown; one of {', '.join(get_args(OptimizerName))}"
+                f"--optimizer {name!r} is unknown", f"one of {', '.join(get_args(OptimizerName))}"
             )
 
 
@@ -87,8 +87,9 @@ def _adamw_8bit(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise UsageError(
-            "--optimizer adamw-8bit needs bitsandbytes, which is not installed; run "
-            "`pip install bitsandbytes`, or use --optimizer adafactor, whose state is smaller still"
+            "--optimizer adamw-8bit needs bitsandbytes, which is not installed",
+            "run "
+            "`pip install bitsandbytes`, or use --optimizer adafactor, whose state is smaller still",
         ) from error
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=0.0, eps=EPSILON)
     return optimizer

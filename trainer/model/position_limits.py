@@ -52,8 +52,8 @@ def check_positions(model: PreTrainedModel, collator: Collator) -> None:
     for flag, (longest, most) in bounds.items():
         if most is not None and longest > most:
             raise UsageError(
-                f"the longest sequence of the data has {longest} tokens, and the model takes {most}; lower "
-                f"{flag} to {most} at most"
+                f"the longest sequence of the data has {longest} tokens, and the model takes {most}",
+                f"lower {flag} to {most} at most",
             )
 
 

@@ -40,4 +40,4 @@ def check_schedule(name: str) -> Schedule:
         if name == known:
             schedule: Schedule = known
             return schedule
-    raise UsageError(f"--schedule {name!r} is unknown; one of {', '.join(get_args(Schedule))}")
+    raise UsageError(f"--schedule {name!r} is unknown", f"one of {', '.join(get_args(Schedule))}")

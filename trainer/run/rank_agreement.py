@@ -38,8 +38,8 @@ def compare(ranks: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
             if other[name] != value:
                 raise UsageError(
                     f"process {rank} on {host} has other {name.replace('_', ' ')} ({_said(other[name])}) "
-                    f"than the main process ({_said(value)}); start every node with the same flags, "
-                    f"profile and data"
+                    f"than the main process ({_said(value)})",
+                    "start every node with the same flags, profile and data",
                 )
 
 

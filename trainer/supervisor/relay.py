@@ -141,8 +141,8 @@ class Relay:
             case "oom":
                 said = message["text"].splitlines()[0]
                 raise OutOfMemory(
-                    f"out of memory at micro-batch {self.settings.plan(self.settings.world_size)}: {said}; "
-                    f"use a smaller --micro-batch, or `chatlm autotune` to find the largest"
+                    f"out of memory at micro-batch {self.settings.plan(self.settings.world_size)}: {said}",
+                    "use a smaller --micro-batch, or `chatlm autotune` to find the largest",
                 )
             case "refused":
                 raise ChatlmError(message["text"])
@@ -151,8 +151,8 @@ class Relay:
             case "crash":
                 known = advice(f"{message['text']}\n{self.workers.log_tail()}")
                 raise WorkerError(
-                    f"training crashed ({message['text']}); its log is {self.workers.log_path}"
-                    f"{f'; {known}' if known else ''}"
+                    f"training crashed ({message['text']})",
+                    f"its log is {self.workers.log_path}{f'; {known}' if known else ''}",
                 )
 
 

@@ -66,7 +66,7 @@ def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         except DeviceError as full:  # others hold more than the target leaves
             if not is_under_way:
                 raise
-            raise DeviceError(f"{full}; the same command goes on with the run") from full
+            raise DeviceError(f"{full}", "the same command goes on with the run") from full
         finer = halved(job.settings)
         if finer == replace(job.settings, fresh=False):
             raise error
@@ -196,12 +196,14 @@ def explain_exit(workers: WorkerGroup, killed_by_kernel: bool, log_path: Path) -
     code = workers.exit_code()
     if killed_by_kernel and code == -signal.SIGKILL:
         return OutOfMemory(
-            "the kernel killed a worker: host memory ran out; use fewer processes or a smaller "
-            "--micro-batch; the same command goes on from the last checkpoint, if there is one"
+            "the kernel killed a worker: host memory ran out",
+            "use fewer processes or a smaller "
+            "--micro-batch; the same command goes on from the last checkpoint, if there is one",
         )
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     known = advice(workers.log_tail(), exit_code=code)
     return WorkerError(
-        f"a training worker died ({how}); its log is {log_path}; {f'{known}; ' if known else ''}"
-        f"the same command goes on from the last checkpoint, if there is one"
+        f"a training worker died ({how})",
+        f"its log is {log_path}; {f'{known}; ' if known else ''}"
+        "the same command goes on from the last checkpoint, if there is one",
     )

@@ -256,8 +256,8 @@ def check_still_fits(trial: Trial, budget: int, name: str) -> None:
         peak = "out of memory" if trial.peak is None else f"peak {format_bytes(trial.peak)}"
         raise ProfileError(
             f"profile {name} does not hold its target here: micro-batch {trial.size} is "
-            f"{trial.verdict} ({peak}, budget {format_bytes(budget)}); use a smaller --micro-batch, "
-            f"or run `chatlm autotune` again"
+            f"{trial.verdict} ({peak}, budget {format_bytes(budget)})",
+            "use a smaller --micro-batch, or run `chatlm autotune` again",
         )
 
 
@@ -270,8 +270,9 @@ def nothing_fits(outcome: Outcome) -> NothingFits:
     return NothingFits(
         f"nothing fits: micro-batch {trial.size} {peak}{reason}, the budget of {budget.name} is "
         f"{format_bytes(budget.budget)}, with {format_bytes(budget.others)} of "
-        f"{format_bytes(budget.total)} held by others; try a higher --target-vram, a larger "
-        f"--vram-limit, shorter --max-source-length and --max-target-length, or a smaller --model"
+        f"{format_bytes(budget.total)} held by others",
+        "try a higher --target-vram, a larger "
+        "--vram-limit, shorter --max-source-length and --max-target-length, or a smaller --model",
     )
 
 

@@ -1,0 +1,55 @@
+"""Why a probe or a run ended without a full measurement: closed kinds, with their numbers.
+
+Decisions are made on these. The sentences for people are made where they are shown.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """Why workers ended, or why a trial has a verdict that its peak alone does not give."""
+
+    DEVICE_OOM = "device_oom"
+    """An allocation on the device was refused: the device has no more memory."""
+    HARD_LIMIT = "hard_limit"
+    """A device passed our own hard limit, by its readings or by an allocation that was refused there."""
+    HOST_OOM = "host_oom"
+    """The host ran out of memory: its floor was reached, or the kernel killed a worker."""
+    HOST_TARGET = "host_target"
+    """Host memory passed its target."""
+    THRASHING = "thrashing"
+    """It fits only because the allocator freed its cache and tried again."""
+    SIZE_LIMIT = "size_limit"
+    """The size crashes where a smaller one runs: a limit of size that is not memory."""
+    KILLED = "killed"
+    """SIGKILL without a trace of the kernel's out-of-memory killer."""
+    CRASHED = "crashed"
+    """An exception in a worker that is neither out of memory nor the user's to fix."""
+    DIED = "died"
+    """A worker exited, or a signal ended it, without a word."""
+    HUNG = "hung"
+    """No message, or no work of the processors, for too long."""
+    REFUSED = "refused"
+    """The workload refused its settings or data: a ChatlmError in the worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One cause with its numbers. A number that the cause does not have is None."""
+
+    cause: Cause
+    detail: str = ""
+    """What the worker said, first line first; to show, never to decide."""
+    rank: int | None = None
+    """The rank that failed first."""
+    device: str | None = None
+    """The name of the device."""
+    held: int | None = None
+    """Bytes that were held when it was stopped."""
+    limit: int | None = None
+    """Bytes that were allowed."""
+    exit_code: int | None = None
+    """Negative for a signal."""
+    seconds: float | None = None
+    """How long it was silent or idle."""
