@@ -1,7 +1,10 @@
-"""Whether a place can be written, found out before the work that ends there."""
+"""Files and folders: whether a place can be written, and writes that appear whole or not at all."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from autotune.errors import OutputError
@@ -30,3 +33,47 @@ def check_writable(folder: Path, advice: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror}", f"{advice}") from error
+
+
+def sync(path: Path) -> None:
+    """Returns once the file, or the folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Puts the file in the place of what was there."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+@contextmanager
+def appearing(final: Path) -> Iterator[Path]:
+    """A folder to fill, hidden beside `final`, that becomes it at the end; on an error it is gone."""
+    temporary = final.with_name(f".{final.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            sync(file)
+        sync(temporary)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(final.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes it at once for those who look by its name: half of it is never seen."""
+    hidden = path.with_name(f".{path.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden)

@@ -1,6 +1,7 @@
 """What a meter shows at one moment. Values only: the meters are in `nvml` and `host`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,3 +33,37 @@ class HostReading:
     @property
     def free(self) -> int:
         return self.total - self.used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a rank's allocator holds between two probes."""
+
+    device: str
+    resident: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One rank's counters after a probe; bytes and seconds."""
+
+    device: str
+    static_bytes: int
+    activation_peak: int
+    peak: int
+    allocated: int
+    """The peak of what tensors held."""
+    resident: int
+    retries: int
+    seconds: tuple[float, ...]
+    """Of each timed step; the first warms up, and the mix is another size."""
+    samples: int
+    """Of one step."""
+    tokens: int
+
+    @property
+    def held(self) -> Held:
+        return Held(device=self.device, resident=self.resident)
+
+    def as_message(self) -> dict[str, Any]:
+        return asdict(self)

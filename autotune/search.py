@@ -22,6 +22,7 @@ What the constants cost and save over thousands of curves: `python -m bench.simu
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from autotune.verdict import Verdict
@@ -198,3 +199,13 @@ def tells_slope(left: Point, right: Point, noise: float) -> bool:
     """Whether noise is small against what lies between the two: half the size, or a good height."""
     high = right[1] - left[1] >= MIN_RISE * noise * right[1]
     return left[0] < right[0] and (high or 2 * left[0] <= right[0])
+
+
+SPEED_SHARE = 0.97
+"""A size is as fast as any when it has this share of the best speed: timings are noisy."""
+
+
+def knee(speeds: Mapping[int, float]) -> int:
+    """Of sizes and their speeds, at least one, the smallest within 3 % of the best."""
+    best = max(speeds.values())
+    return min(size for size, speed in speeds.items() if speed >= SPEED_SHARE * best)

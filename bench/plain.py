@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 import trainer.batching.step_loader
 from autotune.plan import Plan
-from trainer.launch.process import main
+from trainer.launch.entry import main
 
 Counts = npt.NDArray[np.int64]
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autotune.errors import PlanError, ProfileError
-from autotune.knee import knee
 from autotune.plan import MicroBatch, Plan
+from autotune.search import knee
 
 SCHEMA = 1
 

@@ -1,12 +1,17 @@
-"""`python -m trainer`: settles what must be settled before the first import, then trains."""
+"""`python -m trainer`: one training process."""
 
 import sys
 
 from autotune.workers.launch import reexec_with_environment
 
-reexec_with_environment("trainer", sys.argv[1:])
 
-from trainer.launch.process import main  # noqa: E402  after `release_cached`: the user's folder may hold a profiles/
+def main() -> None:
+    """Restarts the process with the variables that memory depends on, where they are missing; then trains."""
+    reexec_with_environment("trainer", sys.argv[1:])
+    from trainer.launch import entry  # after the restart: the user's folder may hold a profiles/
+
+    entry.main()
+
 
 if __name__ == "__main__":
     main()

@@ -3,20 +3,17 @@
 import time
 from typing import Any
 
-import torch
-
 from autotune.partition import Costs
 from autotune.plan import Plan, choose_effective
 from autotune.tuning.probe import Load
 from trainer.batching.collator import Batch, Collator
-from trainer.batching.feed import load_steps, loaders_memory
-from trainer.batching.step_loader import Steps
+from trainer.batching.step_loader import Steps, load_steps, loaders_memory
 from trainer.config.settings import WorkloadSettings
 from trainer.data.readers import bundled
 from trainer.data.sample_order import PlainSteps, SampleOrder
 from trainer.data.token_store import TokenStore, open_store
 from trainer.model.engine import Engine, make_accelerator, precision
-from trainer.model.loading import Loaded, load_model
+from trainer.model.loading import Loaded, fingerprint_info, load_model
 from trainer.model.position_limits import check_positions
 
 PROBE_LEARNING_RATE = 1e-6
@@ -139,18 +136,6 @@ def _store(files: tuple[str, ...], loaded: Loaded, settings: WorkloadSettings) -
         max_source=settings.max_source_length,
         max_target=settings.max_target_length,
     )
-
-
-def fingerprint_info(loaded: Loaded, store: TokenStore, world_size: int) -> dict[str, Any]:
-    """The part of a profile's fingerprint that only a worker can know."""
-    longest_source, longest_target = store.longest()
-    return {
-        "model": loaded.identity,
-        "torch": torch.__version__,
-        "longest_source": longest_source,
-        "longest_target": longest_target,
-        "world_size": world_size,
-    }
 
 
 def build(settings: dict[str, Any]) -> SftWorkload:

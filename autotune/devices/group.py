@@ -17,10 +17,9 @@ from autotune.devices.budget import hard_limit
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import NvmlDevice
 from autotune.errors import DeviceError
-from autotune.readings import DeviceReading
+from autotune.readings import DeviceReading, Held, Report
 from autotune.search import NOISE
 from autotune.trial import DeviceBudget, Measured
-from autotune.tuning.probe import Held, Report
 from autotune.units import format_bytes
 
 CPU_NOISE = 0.003

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 from autotune.devices.group import DeviceGroup, budget, budgets
 from autotune.events import Emit, Notice
-from autotune.readings import DeviceReading
+from autotune.readings import DeviceReading, Held
 from autotune.trial import DeviceBudget, Measured
-from autotune.tuning.probe import Held
 from autotune.units import format_bytes
 
 CONTEXT_DRIFT = 64 * 2**20

@@ -8,8 +8,7 @@ from typing import Any
 
 from autotune.errors import ChatlmError
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
-from autotune.knee import knee
-from autotune.search import Search
+from autotune.search import Search, knee
 from autotune.trial import DeviceBudget, Trial, reevaluate
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.tuning.prober import Prober

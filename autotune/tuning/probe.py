@@ -5,10 +5,11 @@ What a step is, the workload knows; the supervisor turns these counters into a v
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from autotune.devices.allocator import DeviceMemory
+from autotune.readings import Report
 
 LEAST_STEPS = 3
 """The worst case, a mix of short and long, and the worst case again, in what the mix has left."""
@@ -63,40 +64,6 @@ class Workload(Protocol):
 
     def any_rank(self, claim: bool) -> bool:
         """Whether any rank claims it; all ranks ask at the same time and get the same answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What a rank's allocator holds between two probes."""
-
-    device: str
-    resident: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """One rank's counters after a probe; bytes and seconds."""
-
-    device: str
-    static_bytes: int
-    activation_peak: int
-    peak: int
-    allocated: int
-    """The peak of what tensors held."""
-    resident: int
-    retries: int
-    seconds: tuple[float, ...]
-    """Of each timed step; the first warms up, and the mix is another size."""
-    samples: int
-    """Of one step."""
-    tokens: int
-
-    @property
-    def held(self) -> Held:
-        return Held(device=self.device, resident=self.resident)
-
-    def as_message(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def measure(

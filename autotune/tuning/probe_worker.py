@@ -13,8 +13,8 @@ from typing import Any, Literal, assert_never
 
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ChatlmError
+from autotune.readings import Held
 from autotune.tuning.probe import (
-    Held,
     Workload,
     measure,
     measure_evaluation,

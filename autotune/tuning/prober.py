@@ -26,8 +26,8 @@ from autotune.devices.host import HostMeter
 from autotune.devices.tenants import Tenants, device_of
 from autotune.errors import ChatlmError, NothingFits, WorkerError
 from autotune.events import Emit, Notice
+from autotune.readings import Report
 from autotune.trial import DeviceBudget, Trial, with_verdict
-from autotune.tuning.probe import Report
 from autotune.verdict import Verdict
 from autotune.workers.session import Limits, Session, WorkersEnded, WorkloadSpec
 

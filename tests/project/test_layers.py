@@ -1,37 +1,60 @@
-"""Imports point one way, and nothing that answers at once loads torch."""
+"""Imports point one way, no room is crowded, and nothing that answers at once loads torch."""
 
-import ast
 import subprocess
 import sys
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from bench.map import graph, modules, room
+
 ROOT = Path(__file__).parents[2]
-LAYERS = ["autotune", "profiles", "trainer", "dashboard", "cli"]
-"""Lowest first: a module may import its own layer and those before it."""
-FILES = [ROOT / "cli.py", *(file for layer in LAYERS for file in (ROOT / layer).rglob("*.py"))]
+ROOMS = (
+    "autotune", "autotune/devices", "autotune/workers", "autotune/tuning", "autotune/integrations",
+    "profiles",
+    "trainer/config", "trainer/data", "trainer/artifacts", "trainer/batching", "trainer/model",
+    "trainer/evaluation", "trainer/checkpointing", "trainer/run", "trainer/supervisor", "trainer/launch",
+    "trainer",
+    "dashboard", "cli.py", "chatlm",
+)  # fmt: skip
+"""Lowest first: a module may import from its own room and from those before it."""
+FRONT_DOORS = {"autotune.api", "autotune.__init__"}
+"""They stand in the lowest room because users import them there, and use the rooms above."""
+VALUES = {"trainer.events", "trainer.messages", "trainer.__init__"}
+"""They stand in `trainer` itself, and every room of it uses them."""
+MOST_MODULES = 15
 
 
-def imported(file: Path) -> set[str]:
-    """The top names that a file imports, wherever in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_no_import_climbs(module: str) -> None:
+    """Also inside functions and for types alone."""
+    own = ROOMS.index("autotune/tuning" if module in FRONT_DOORS else room(module))
+    own = ROOMS.index("trainer/config") if module in VALUES else own
+
+    above = {
+        other
+        for other in graph()[module]
+        if other not in FRONT_DOORS | VALUES and ROOMS.index(room(other)) > own
+    }
+
+    assert above == set()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_no_import_climbs(file: Path) -> None:
-    """cli → dashboard → trainer → profiles → autotune."""
-    layer = file.relative_to(ROOT).parts[0].removesuffix(".py")
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """A circle is one module in several files."""
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as circle:
+        pytest.fail(" -> ".join(circle.args[1]))
 
-    above = set(LAYERS[LAYERS.index(layer) + 1 :])
 
-    assert not imported(file) & above
+def test_no_room_has_more_modules_than_a_reader_can_hold() -> None:
+    """`__init__` aside."""
+    crowded = Counter(room(name) for name in modules() if not name.endswith("__init__"))
+
+    assert {name: n for name, n in crowded.items() if n > MOST_MODULES} == {}
 
 
 @pytest.mark.parametrize(

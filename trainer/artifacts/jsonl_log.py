@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autotune import files
 from autotune.errors import OutputError
 from autotune.units import finite
-from trainer.artifacts import durable
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class JsonlLog:
     def sync(self) -> None:
         """Returns once all of it is on the disk: a checkpoint must not outlive its steps' lines."""
         if self.path.exists():
-            durable.sync(self.path)
+            files.sync(self.path)
 
     def read(self) -> list[dict[str, Any]]:
         """The records; one that a kill has torn ends them."""
@@ -59,6 +59,6 @@ class JsonlLog:
         if not self.path.exists():
             return
         kept = [record for record in self.read() if record["step"] <= step]
-        durable.write_text(
+        files.write_text(
             self.path, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in kept)
         )

@@ -13,14 +13,18 @@ tracking/            what TensorBoard or Weights & Biases was told
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from autotune import files
 from autotune.errors import OutputError
 from autotune.files import check_writable, nearest
 from autotune.units import format_bytes
-from trainer.artifacts import durable
 from trainer.artifacts.jsonl_log import JsonlLog
 
 OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.json",
@@ -160,7 +164,7 @@ class RunFolder:
         return document
 
     def _write(self, document: dict[str, Any]) -> None:
-        durable.write_text(self.path / "run.json", json.dumps(document, indent=1))
+        files.write_text(self.path / "run.json", json.dumps(document, indent=1))
 
     def _clear(self) -> None:
         """Removes what a run of ours leaves, and nothing else."""
@@ -215,3 +219,20 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
             what = f"{key.replace('_', ' ')} {old.get(key)}, now {value}"
             return what, LONGER if key in ("max_steps", "epochs") else ""
     return "other settings", ""
+
+
+@contextmanager
+def refusals(folder: RunFolder, name: str, need: int) -> Iterator[None]:
+    """Turns what a full disk raises into an OutputError with the numbers."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        free = shutil.disk_usage(folder.path).free
+        known = folder.checkpoints()
+        after = f"the same command goes on from {known[-1].name}" if known else "nothing was saved"
+        raise OutputError(
+            f"cannot write {folder.path / name} ({reason}): it needs {format_bytes(need)}, and "
+            f"{format_bytes(free)} are free",
+            f"free some ({after})",
+        ) from error

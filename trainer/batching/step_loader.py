@@ -1,10 +1,14 @@
 """Optimizer steps as data: which samples, this rank's share of them, cut and padded."""
 
+import os
+import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from autotune.devices.processes import descendants, proportional
 from autotune.partition import Costs
 from autotune.plan import Plan, cut
 from trainer.batching.collator import IGNORED, Batch, Collator
@@ -62,3 +66,26 @@ def zero_weight_batch(batch: Batch) -> Batch:
     labels = torch.full_like(batch.labels[:1], IGNORED)
     area = batch.area // batch.samples
     return Batch(inputs, labels, samples=0, tokens=0, target_tokens=0, area=area)
+
+
+def load_steps(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoader[Step]":
+    """Those steps, in order; with `loaders` processes ahead of their use."""
+    return DataLoader(
+        steps,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=loaders,
+        multiprocessing_context="spawn" if loaders else None,
+        worker_init_fn=_heed_no_signal,
+    )
+
+
+def _heed_no_signal(_: int) -> None:
+    """SLURM and a terminal reach the loaders too: the trainer still has a step to end, and ends them."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def loaders_memory() -> int:
+    """Bytes of this process's loaders, pages that they share counted once."""
+    return sum(proportional(pid) for pid in descendants(os.getpid()))

@@ -12,23 +12,19 @@ numbers of a step (dropout) from the seed and the step.
 """
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 
+from autotune import files
 from autotune.errors import OutputError
-from autotune.units import format_bytes
-from trainer.artifacts import durable
 from trainer.artifacts.evaluation_log import Best
-from trainer.artifacts.run_folder import RunFolder
+from trainer.artifacts.run_folder import RunFolder, refusals
+from trainer.checkpointing.export import write_model_config
 from trainer.checkpointing.manifest import Damaged, check_manifest, read_object, write_manifest
-from trainer.checkpointing.model_files import describe
 from trainer.checkpointing.safetensors_io import TensorFile, in_order, write_tensors
 from trainer.checkpointing.state_dict import (
     contents,
@@ -90,16 +86,16 @@ def save_checkpoint(
     need = sum(t.numel() * t.dtype.itemsize for tensors in parts.values() for t in tensors.values())
     for journal in (folder.metrics, folder.evaluations):
         journal.sync()
-    with refusals(folder, final.name, need), durable.appearing(final) as temporary:
+    with refusals(folder, final.name, need), files.appearing(final) as temporary:
         for name, tensors in parts.items():
             write_tensors(temporary / name, in_order(tensors), contents(tensors))
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
         if state["frozen"] is None:
-            describe(engine.unwrapped, tokenizer, temporary)
+            write_model_config(engine.unwrapped, tokenizer, temporary)
         write_manifest(temporary)
     for old in folder.checkpoints()[:-keep]:
         if position.best is None or old.name != f"checkpoint-{position.best.step}":
-            durable.remove_folder(old)
+            files.remove_folder(old)
     return final
 
 
@@ -148,23 +144,6 @@ def verify(path: Path) -> dict[str, Any]:
     if state.get("format") != FORMAT:
         raise Damaged(f"its format is {state.get('format')}, this version reads {FORMAT}")
     return state
-
-
-@contextmanager
-def refusals(folder: RunFolder, name: str, need: int) -> Iterator[None]:
-    """Turns what a full disk raises into an OutputError with the numbers."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        free = shutil.disk_usage(folder.path).free
-        known = folder.checkpoints()
-        after = f"the same command goes on from {known[-1].name}" if known else "nothing was saved"
-        raise OutputError(
-            f"cannot write {folder.path / name} ({reason}): it needs {format_bytes(need)}, and "
-            f"{format_bytes(free)} are free",
-            f"free some ({after})",
-        ) from error
 
 
 def _last_whole(

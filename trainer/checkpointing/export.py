@@ -4,17 +4,17 @@ Written in a hidden folder first and then moved file by file, `config.json` last
 it claims to be no model, so that a kill at any moment leaves a whole model or none.
 """
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
 
-from trainer.artifacts import durable
-from trainer.artifacts.run_folder import RunFolder
-from trainer.checkpointing.checkpoint import refusals
-from trainer.checkpointing.model_files import fix_generation_config
+from autotune import files
+from trainer.artifacts.run_folder import RunFolder, refusals
 from trainer.model.adapters import export
 from trainer.model.engine import Engine
 from trainer.model.fsdp import whole
@@ -52,16 +52,16 @@ def export_model(
             describe(hidden)
             names = sorted((file.name for file in hidden.iterdir()), key=lambda n: (n == LAST, n))
             for file in hidden.rglob("*"):
-                durable.sync(file)
+                files.sync(file)
             folder.note_model(names)
             (folder.path / LAST).unlink(missing_ok=True)
             for name in names:
                 if name == LAST:
-                    durable.sync(folder.path)
+                    files.sync(folder.path)
                 if (hidden / name).is_dir():  # the adapter's: no folder takes another's place
                     shutil.rmtree(folder.path / name, ignore_errors=True)
                 (hidden / name).replace(folder.path / name)
-            durable.sync(folder.path)
+            files.sync(folder.path)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
 
@@ -77,3 +77,37 @@ def _gathered(engine: Engine) -> dict[str, Tensor]:
             full[id(parameter)] = content.cpu()
     named = model.named_parameters(remove_duplicate=False)
     return {name: full[id(parameter)] for name, parameter in named} if keeps else {}
+
+
+def write_model_config(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """Writes those files, so that the folder is a model once its weights are there."""
+    config = copy.deepcopy(model.config)
+    config.use_cache = True
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    config.save_pretrained(folder)
+    fix_generation_config(model)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def fix_generation_config(model: PreTrainedModel) -> None:
+    """Makes generation defaults such that they can be saved.
+
+    Models of the hub come with a temperature and no sampling, which transformers 5 loads and refuses
+    to save (ValueError): the end of a run would be the first to find out. The temperature was meant.
+    """
+    generation = model.generation_config
+    if generation is None or _is_valid(generation):
+        return
+    generation.do_sample = True
+    if not _is_valid(generation):
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+
+
+def _is_valid(generation: GenerationConfig) -> bool:
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        return False
+    return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Schedule = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["adamw", "adafactor", "adamw-8bit"]
 
 
@@ -108,9 +109,7 @@ class TrainOptions(WorkloadOptions):
     scale_lr: Annotated[
         Literal["linear", "sqrt"] | None, Flag("Scale it by the growth of the effective batch.")
     ] = None
-    schedule: Annotated[
-        Literal["cosine", "linear", "constant"], Flag("Of the learning rate, after its warm-up.")
-    ] = "cosine"
+    schedule: Annotated[Schedule, Flag("Of the learning rate, after its warm-up.")] = "cosine"
     warmup: Annotated[float, Flag("Share of the steps.")] = 0.05
     weight_decay: Annotated[float, Flag("Of weights, not of norms and biases.")] = 0.01
     clip_norm: Annotated[float, Flag("Longest gradient; a longer one is scaled down.")] = 1.0

@@ -15,8 +15,8 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 import profiles
+from autotune import files
 from autotune.errors import OutputError, UsageError
-from trainer.artifacts import durable
 from trainer.config.options import TrainOptions
 from trainer.config.settings import TrainSettings
 
@@ -98,7 +98,7 @@ def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> Non
     chosen = {name: values[name] for name in names if values.get(name) not in (None, ())}
     text = tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()})
     try:
-        durable.write_text(folder / "run.toml", text)
+        files.write_text(folder / "run.toml", text)
     except OSError as error:
         raise OutputError(
             f"cannot write to {folder}: {error.strerror}",

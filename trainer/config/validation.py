@@ -3,10 +3,11 @@
 import math
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 from autotune.errors import UsageError
+from trainer.config.options import Schedule
 from trainer.config.settings import TrainSettings, WorkloadSettings
-from trainer.run.lr_schedule import check_schedule
 
 TRACKERS = ("tensorboard", "wandb")
 
@@ -130,3 +131,12 @@ def check_evaluation(settings: TrainSettings) -> None:
             raise UsageError(
                 f"--track {tracker} needs a package that is not installed: pip install {tracker}"
             )
+
+
+def check_schedule(name: str) -> Schedule:
+    """The schedule of that name; raises UsageError where there is none."""
+    for known in get_args(Schedule):
+        if name == known:
+            schedule: Schedule = known
+            return schedule
+    raise UsageError(f"--schedule {name!r} is unknown", f"one of {', '.join(get_args(Schedule))}")

@@ -27,6 +27,7 @@ from transformers import (
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ModelError
 from trainer.data.encoder import Encoder
+from trainer.data.token_store import TokenStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,3 +216,15 @@ def _why_not(name: str, error: Exception) -> str:
 def _presets_near(name: str) -> str:
     near = difflib.get_close_matches(name, PRESETS, n=1)
     return f"did you mean {near[0]}?" if near else f"presets: {', '.join(PRESETS)}"
+
+
+def fingerprint_info(loaded: Loaded, store: TokenStore, world_size: int) -> dict[str, Any]:
+    """The part of a profile's fingerprint that only a worker can know."""
+    longest_source, longest_target = store.longest()
+    return {
+        "model": loaded.identity,
+        "torch": torch.__version__,
+        "longest_source": longest_source,
+        "longest_target": longest_target,
+        "world_size": world_size,
+    }

@@ -13,8 +13,7 @@ import torch
 from autotune.partition import Costs
 from autotune.units import format_bytes
 from trainer.artifacts.evaluation_log import evaluation_record
-from trainer.batching.feed import load_steps
-from trainer.batching.step_loader import Step, Steps
+from trainer.batching.step_loader import Step, Steps, load_steps
 from trainer.checkpointing.checkpoint import Position, save_checkpoint
 from trainer.config.settings import TrainSettings
 from trainer.evaluation.evaluator import evaluate_with_answers

@@ -5,11 +5,8 @@ more than once (accelerate's prepared scheduler steps once for each process).
 """
 
 import math
-from typing import Literal, get_args
 
-from autotune.errors import UsageError
-
-Schedule = Literal["cosine", "linear", "constant"]
+from trainer.config.validation import check_schedule
 
 LEAST_WARMUP = 10
 """Steps. Adam's first ones divide by what a single gradient happens to be; see `optimizers.EPSILON`."""
@@ -32,12 +29,3 @@ def rate_share(schedule: str, step: int, steps: int, warmup: float) -> float:
             return 1 - done
         case "constant":
             return 1.0
-
-
-def check_schedule(name: str) -> Schedule:
-    """The schedule of that name; raises UsageError where there is none."""
-    for known in get_args(Schedule):
-        if name == known:
-            schedule: Schedule = known
-            return schedule
-    raise UsageError(f"--schedule {name!r} is unknown", f"one of {', '.join(get_args(Schedule))}")

@@ -22,12 +22,11 @@ from trainer.evaluation.generation import WIDEST, dry_run_generation
 from trainer.messages import Say
 from trainer.model.adapters import default_learning_rate, described
 from trainer.model.engine import Engine, make_accelerator, precision
-from trainer.model.loading import Loaded, load_model
+from trainer.model.loading import Loaded, fingerprint_info, load_model
 from trainer.model.position_limits import check_positions
 from trainer.run.rank_agreement import check_alike
 from trainer.run.state import Run
 from trainer.run.tracking import start_tracking
-from trainer.workload import fingerprint_info
 
 
 def prepare(

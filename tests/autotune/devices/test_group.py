@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from autotune.devices.group import EmulatedDevices, GpuDevices, budgets, peak_from_report
 from autotune.devices.nvml import Nvml
 from autotune.errors import DeviceError
-from autotune.readings import DeviceReading
-from autotune.tuning.probe import Report
+from autotune.readings import DeviceReading, Report
 from tests.support.fake_nvml import FakeDriver, FakeGpu
 
 GIB = 2**30

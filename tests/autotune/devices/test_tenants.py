@@ -25,10 +25,9 @@ from autotune.devices.tenants import (
 )
 from autotune.errors import DeviceError
 from autotune.events import Notice
-from autotune.readings import DeviceReading
+from autotune.readings import DeviceReading, Held
 from autotune.trial import Measured
 from autotune.tuning.loop import tune
-from autotune.tuning.probe import Held
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.verdict import Verdict
 from tests.support.fake_nvml import FakeDriver, FakeGpu

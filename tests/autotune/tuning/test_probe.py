@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from autotune.devices.allocator import DeviceMemory
+from autotune.readings import Report
 from autotune.tuning import probe
 from autotune.tuning.probe import (
     LEAST_STEPS,
     MOST_STEPS,
     Load,
-    Report,
     measure,
     measure_evaluation,
     measure_memory_fractions,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.artifacts import durable
+from autotune import files
 
 
 def test_a_folder_appears_when_it_is_filled(tmp_path: Path) -> None:
@@ -12,7 +12,7 @@ def test_a_folder_appears_when_it_is_filled(tmp_path: Path) -> None:
     (tmp_path / ".run").mkdir()
     (tmp_path / ".run" / "old").touch()
 
-    with durable.appearing(tmp_path / "run") as folder:
+    with files.appearing(tmp_path / "run") as folder:
         (folder / "file").write_text("all")
         seen = (tmp_path / "run").exists()
 
@@ -25,7 +25,7 @@ def test_a_folder_that_failed_leaves_nothing(tmp_path: Path) -> None:
     """Not even where the reason is Ctrl-C."""
 
     def fail() -> None:
-        with durable.appearing(tmp_path / "run") as folder:
+        with files.appearing(tmp_path / "run") as folder:
             (folder / "file").write_text("half")
             raise KeyboardInterrupt
 
@@ -39,7 +39,7 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
     """And nothing is left beside it."""
     (tmp_path / "run.json").write_text("old")
 
-    durable.write_text(tmp_path / "run.json", "new")
+    files.write_text(tmp_path / "run.json", "new")
 
     assert (tmp_path / "run.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
@@ -51,6 +51,6 @@ def test_a_folder_is_removed_by_its_name_first(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
 
-    durable.remove_folder(tmp_path / "run")
+    files.remove_folder(tmp_path / "run")
 
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import signal
 from typing import Any
 
 from autotune.devices.processes import descendants
-from trainer.batching.feed import load_steps
+from trainer.batching.step_loader import load_steps
 
 
 def test_a_signal_that_reaches_the_loaders_ends_nothing() -> None:
