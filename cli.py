@@ -1,4 +1,4 @@
-"""The command line: parses, wires the parts, prints the outcome.
+"""chatlm: the command line: parses, wires the parts, prints the outcome.
 
 Nothing here loads torch: that is the workers' business. What a command does is in `trainer` and
 `autotune`; this file holds only flags and their order.
@@ -31,6 +31,31 @@ profiles_app = typer.Typer(help="The profiles that can be named.", no_args_is_he
 app.add_typer(profiles_app, name="profiles")
 
 
+AUTOTUNE_EXAMPLES = """Examples:
+
+  chatlm autotune --model ./my-model --data rows.jsonl --target-vram 0.6
+
+  chatlm autotune --effective-batch 240 --vram-limit 20GiB --json
+"""
+TRAIN_EXAMPLES = """Examples:
+
+  chatlm train --profile tuned --data rows.jsonl --epochs 3
+
+  chatlm train --profile small --micro-batch 4 --output-dir model_save/try --fresh
+"""
+PROFILES_EXAMPLES = """Examples:
+
+  chatlm profiles list
+
+  chatlm profiles show fast
+"""
+MONITOR_EXAMPLES = """Examples:
+
+  chatlm monitor
+
+  chatlm monitor --once --json
+"""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live screen.")]
 Events = Annotated[Path | None, typer.Option(help="Record every event there.", hidden=True)]
@@ -45,6 +70,26 @@ def main() -> None:
     except ChatlmError as error:
         sys.stderr.write(f"chatlm: {error}\n")
         sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import chatlm
+
+        sys.stdout.write(f"chatlm {chatlm.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Finds the micro-batch that holds a memory target, and trains with it."""
 
 
 def _interrupt(*_: object) -> None:
@@ -65,7 +110,7 @@ def _ends_on_interrupt(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-@app.command()
+@app.command(epilog=AUTOTUNE_EXAMPLES)
 @_ends_on_interrupt
 @with_flags(AutotuneOptions)
 def autotune(
@@ -183,7 +228,7 @@ def autotune(
         raise typer.Exit(130)
 
 
-@app.command()
+@app.command(epilog=TRAIN_EXAMPLES)
 @_ends_on_interrupt
 @with_flags(TrainOptions)
 def train(
@@ -260,7 +305,7 @@ def train(
         raise typer.Exit(130)
 
 
-@app.command()
+@app.command(epilog=MONITOR_EXAMPLES)
 @_ends_on_interrupt
 def monitor(
     once: Annotated[bool, typer.Option("--once", help="One reading, then end.")] = False,
@@ -284,7 +329,7 @@ def monitor(
             live.watch(host, nvml, stack.enter_context(open_screen(plain=False, stream=sys.stdout)))
 
 
-@profiles_app.command("list")
+@profiles_app.command("list", epilog=PROFILES_EXAMPLES)
 def list_profiles() -> None:
     """One line a profile: the user's own first, then the presets."""
     import profiles
@@ -305,7 +350,7 @@ def list_profiles() -> None:
         )
 
 
-@profiles_app.command("show")
+@profiles_app.command("show", epilog=PROFILES_EXAMPLES)
 def show_profile(name: str) -> None:
     """The profile of that name or path, checked, as TOML."""
     import tomli_w

@@ -1,4 +1,4 @@
-"""Find the micro-batch that holds a memory target.
+"""chatlm: find the micro-batch that holds a memory target.
 
 `find_micro_batch` and its `Found` are for other people's training code; they are imported when first
 asked for, since every command imports this package and few need them.

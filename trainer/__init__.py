@@ -1,1 +1,1 @@
-"""The accelerate SFT trainer: data, cut, step, loop, checkpoints."""
+"""chatlm: the accelerate SFT trainer: data, cut, step, loop, checkpoints."""

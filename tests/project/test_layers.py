@@ -20,7 +20,7 @@ ROOMS = (
     "dashboard", "cli.py", "chatlm",
 )  # fmt: skip
 """Lowest first: a module may import from its own room and from those before it."""
-FRONT_DOORS = {"autotune.api", "autotune.__init__"}
+FRONT_DOORS = {"autotune.api", "autotune.__init__", "chatlm.__init__"}
 """They stand in the lowest room because users import them there, and use the rooms above."""
 VALUES = {"trainer.events", "trainer.messages", "trainer.__init__"}
 """They stand in `trainer` itself, and every room of it uses them."""

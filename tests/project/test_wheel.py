@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("autotune", "profiles", "trainer", "dashboard", "cli.py", "pyproject.toml", "README.md",
+SOURCES = ("autotune", "chatlm", "profiles", "trainer", "dashboard", "cli.py", "pyproject.toml", "README.md",
            "LICENSE")  # fmt: skip
 
 

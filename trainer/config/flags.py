@@ -95,7 +95,7 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
     if get_origin(bare) is Literal:  # in the column of types they would cut the flags' names
         says, metavar = f"{' | '.join(get_args(bare))}. {says}", "<name>"
     if field.default is not None and not isinstance(field.default, bool):
-        says = f"{says} [default: {field.default}]"
+        says = rf"{says} \[default: {field.default}]"  # rich would take it for a style
     option = typer.Option(
         flag.names or f"--{field.name.replace('_', '-')}",
         help=says,

@@ -144,7 +144,7 @@ class TrainOptions(WorkloadOptions):
 
 PANELS = {
     "What is trained": (
-        "model", "data", "eval_data", "precision", "optimizer", "freeze", "lora_rank", "lora_alpha",
+        "eval_data", "precision", "optimizer", "freeze", "lora_rank", "lora_alpha",
         "lora_targets", "neftune_alpha", "dropout", "gradient_checkpointing", "compile",
         "max_source_length", "max_target_length",
     ),

@@ -1,12 +1,30 @@
 """The flags as a user sees and gives them."""
 
+from dataclasses import fields
+from typing import Any
+
 import pytest
 
+import chatlm
 import cli
 from trainer.config.flags import parse
-from trainer.config.options import TrainOptions
+from trainer.config.options import AutotuneOptions, TrainOptions
 
 SWITCHES = ("gradient_checkpointing", "compile", "fsdp", "length_grouping")
+
+
+def help_of(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """What `--help` prints in 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["chatlm", *command.split(), "--help"])
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert ended.value.code == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["autotune", "train"])
@@ -14,16 +32,69 @@ def test_no_flag_is_cut_in_80_columns(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A name with its end cut off cannot be typed."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("sys.argv", ["chatlm", command, "--help"])
+    shown = help_of(command, monkeypatch, capsys)
+
+    assert "--gradient-checkpointing" in shown
+    assert "…" not in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [("autotune", AutotuneOptions), ("train", TrainOptions)]
+)
+def test_help_tells_every_default(
+    command: str,
+    options: type[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the order of the panels, so that each stands with its own flag."""
+    shown = " ".join(help_of(command, monkeypatch, capsys).replace("│", " ").split())
+
+    missing = []
+    for field in fields(options):
+        if field.default is None or isinstance(field.default, bool):
+            continue
+        flag = f"--{field.name.replace('_', '-')} "
+        own = shown[shown.index(flag) + len(flag) :].split(" --")[0]
+        if f"[default: {field.default}]" not in own:
+            missing.append(field.name)
+    assert missing == []
+
+
+@pytest.mark.parametrize("command", ["autotune", "train"])
+def test_the_model_and_the_data_come_first(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are what every user has to say."""
+    words = help_of(command, monkeypatch, capsys).split()
+    flags = [word for word in words if word.startswith("--") and word.removeprefix("--no-NAME")]
+
+    assert flags[:2] == ["--model", "--data"]
+
+
+@pytest.mark.parametrize(
+    "command", ["autotune", "train", "monitor", "profiles list", "profiles show"]
+)
+def test_help_ends_with_two_examples(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands that can be copied."""
+    examples = help_of(command, monkeypatch, capsys).partition("Examples:")[2]
+
+    assert examples.count(f"chatlm {command.split()[0]}") == 2
+
+
+def test_the_version_is_the_package_s(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`chatlm --version`."""
+    monkeypatch.setattr("sys.argv", ["chatlm", "--version"])
 
     with pytest.raises(SystemExit) as ended:
         cli.main()
 
-    shown = capsys.readouterr().out
     assert ended.value.code == 0
-    assert "--gradient-checkpointing" in shown
-    assert "…" not in shown
+    assert capsys.readouterr().out == f"chatlm {chatlm.__version__}\n"
 
 
 @pytest.mark.parametrize("name", SWITCHES)
