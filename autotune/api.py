@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autotune.cause import Cause, Failure
 from autotune.devices.allocator import is_out_of_memory
 from autotune.devices.current import OwnDevice, own_device
 from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice
@@ -235,7 +236,10 @@ def _probe(step: Step, size: int, device: OwnDevice) -> Trial:
             seconds=time.monotonic() - started,
             budgets=(device.budget,),
             static_bytes=fixed,
-            reason=("stopped at the guard's limit: " if at_our_limit else "") + _first_line(error),
+            failure=Failure(
+                cause=Cause.HARD_LIMIT if at_our_limit else Cause.DEVICE_OOM,
+                detail=_first_line(error),
+            ),
         )
     thrashed = memory.retries() > retries
     fits = highest <= device.budget.budget and not thrashed
@@ -247,7 +251,7 @@ def _probe(step: Step, size: int, device: OwnDevice) -> Trial:
         budgets=(device.budget,),
         measured=(Measured(peak=highest, static_bytes=fixed, activation_peak=highest),),
         static_bytes=fixed,
-        reason="the allocator thrashed" if thrashed else None,
+        failure=Failure(cause=Cause.THRASHING) if thrashed else None,
     )
 
 

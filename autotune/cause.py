@@ -6,6 +6,8 @@ Decisions are made on these. The sentences for people are made where they are sh
 from dataclasses import dataclass
 from enum import StrEnum
 
+from autotune.units import format_bytes
+
 
 class Cause(StrEnum):
     """Why workers ended, or why a trial has a verdict that its peak alone does not give."""
@@ -34,13 +36,19 @@ class Cause(StrEnum):
     """The workload refused its settings or data: a ChatlmError in the worker."""
 
 
+FOR_MEMORY = frozenset(
+    {Cause.DEVICE_OOM, Cause.HARD_LIMIT, Cause.HOST_OOM, Cause.HOST_TARGET, Cause.THRASHING}
+)
+"""Causes that a smaller size may cure."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """One cause with its numbers. A number that the cause does not have is None."""
+    """A cause with its numbers. A number that the cause does not have is None."""
 
     cause: Cause
     detail: str = ""
-    """What the worker said, first line first; to show, never to decide."""
+    """What the worker or the system said; to show, never to decide."""
     rank: int | None = None
     """The rank that failed first."""
     device: str | None = None
@@ -49,7 +57,27 @@ class Failure:
     """Bytes that were held when it was stopped."""
     limit: int | None = None
     """Bytes that were allowed."""
-    exit_code: int | None = None
-    """Negative for a signal."""
-    seconds: float | None = None
-    """How long it was silent or idle."""
+
+    @property
+    def first_line(self) -> str:
+        """The first line of the detail, or the name of the cause."""
+        return next(iter(self.detail.splitlines()), "") or self.cause
+
+    def __str__(self) -> str:
+        """The sentence for people, as profiles and screens show it."""
+        match self.cause:
+            case Cause.HARD_LIMIT if self.held is not None and self.limit is not None:
+                return (
+                    f"stopped at {format_bytes(self.held)} on {self.device}, past the guard's "
+                    f"{format_bytes(self.limit)}"
+                )
+            case Cause.HARD_LIMIT:
+                return f"stopped at the guard's limit: {self.first_line}"
+            case Cause.HOST_TARGET:
+                return "host memory"
+            case Cause.THRASHING:
+                return "the allocator thrashed"
+            case Cause.SIZE_LIMIT:
+                return f"no size for it: {self.first_line}"
+            case _:
+                return self.first_line

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from autotune.cause import Failure
 from autotune.verdict import Verdict
 
 
@@ -71,10 +72,18 @@ class Trial:
     """Padding not counted."""
     speed_spread: float | None = None
     """How far the timed steps lie apart, as a share of their mean; None of a single one."""
-    reason: str | None = None
-    """Why it was not measured in full, in a few words: `host memory`, `killed`."""
-    failed_rank: int | None = None
-    """The rank that ran out of memory first, where one did."""
+    failure: Failure | None = None
+    """Why its verdict is not that of its peak; None of a probe that was measured in full."""
+
+    @property
+    def reason(self) -> str | None:
+        """The failure in words, to show."""
+        return None if self.failure is None else str(self.failure)
+
+    @property
+    def failed_rank(self) -> int | None:
+        """The rank that failed first, where one did."""
+        return None if self.failure is None else self.failure.rank
 
     @property
     def sequences(self) -> int:
@@ -118,7 +127,7 @@ def reevaluate(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial | None:
     """
     if trial.budgets == tuple(budgets):
         return trial
-    if trial.measured and trial.reason is None:
+    if trial.measured and trial.failure is None:
         return with_verdict(trial, budgets)
     pairs = zip(trial.budgets, budgets, strict=True)
     return trial if all(new.budget <= old.budget for old, new in pairs) else None

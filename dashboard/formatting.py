@@ -3,16 +3,13 @@
 import math
 from collections.abc import Sequence
 
+from autotune.cause import Cause
 from autotune.trial import Trial
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
 from trainer.events import Evaluated, Tokenising
 
 VERDICTS = {Verdict.FITS: "fits", Verdict.OVER: "over", Verdict.OOM: "out of memory"}
-NO_SIZE = "no size for it: "
-"""How the reason begins where a kernel, and not memory, refused the size."""
-GUARDED = "stopped at "
-"""How it begins where the guard ended the probe."""
 NOISY = 0.05
 """A speed whose steps lie further apart than this share is shown with its spread."""
 
@@ -31,21 +28,24 @@ def tokenise_words(event: Tokenising) -> str:
 
 def verdict_word(trial: Trial) -> str:
     """`fits`, `over`, `out of memory`; `no size` where the size failed for another reason."""
-    is_no_size = trial.verdict is Verdict.OOM and (trial.reason or "").startswith(NO_SIZE)
-    return "no size" if is_no_size else VERDICTS[trial.verdict]
+    if trial.failure is not None and trial.failure.cause is Cause.SIZE_LIMIT:
+        return "no size"
+    return VERDICTS[trial.verdict]
 
 
 def reason_words(trial: Trial) -> str | None:
     """Why it was not measured in full; the verdict's word says the rest."""
-    return None if trial.reason is None else clean(trial.reason.removeprefix(NO_SIZE))
+    if trial.failure is None:
+        return None
+    is_no_size = trial.failure.cause is Cause.SIZE_LIMIT
+    return clean(trial.failure.first_line if is_no_size else str(trial.failure))
 
 
 def short_reason(trial: Trial) -> str | None:
     """The same for a column."""
-    reason = reason_words(trial)
-    if trial.verdict is Verdict.OVER and reason is not None and reason.startswith(GUARDED):
+    if trial.failure is not None and trial.failure.cause is Cause.HARD_LIMIT:
         return "stopped by the guard"
-    return reason
+    return reason_words(trial)
 
 
 def give_or_take(trial: Trial) -> str | None:

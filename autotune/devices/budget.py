@@ -6,9 +6,9 @@ above. The hard limit lies a small margin further, and below what the device nee
 
 from collections.abc import Sequence
 
+from autotune.cause import Cause, Failure
 from autotune.readings import HostReading
 from autotune.trial import DeviceBudget
-from autotune.units import format_bytes
 
 MARGIN = 0.05
 """Share of a device beyond the target that a probe may take."""
@@ -24,22 +24,23 @@ def hard_limit(*, total: int, used: int, target: float) -> int:
     return int(share * total) - used
 
 
-def device_breach(budgets: Sequence[DeviceBudget], used: Sequence[int]) -> tuple[int, str] | None:
-    """Which device is past its hard limit, and that in words; `used` is everyone's, by device."""
+def device_breach(
+    budgets: Sequence[DeviceBudget], used: Sequence[int]
+) -> tuple[int, Failure] | None:
+    """The first device past its hard limit, and the failure; `used` is everyone's, by device, bytes."""
     for index, (budget, highest) in enumerate(zip(budgets, used, strict=True)):
         ours = highest - budget.others
         if budget.hard_limit is not None and ours > budget.hard_limit:
-            return index, (
-                f"stopped at {format_bytes(ours)} on {budget.name}, past the guard's "
-                f"{format_bytes(budget.hard_limit)}"
+            return index, Failure(
+                cause=Cause.HARD_LIMIT, device=budget.name, held=ours, limit=budget.hard_limit
             )
     return None
 
 
-def host_breach(host: HostReading, target: float) -> tuple[str, str] | None:
-    """Why the workers must end for the host's sake: `oom` or `over`, and the words."""
+def host_breach(host: HostReading, target: float) -> Failure | None:
+    """The failure for which the workers must end, so that the host keeps its floor or its target."""
     if host.free <= HOST_FLOOR * host.total:
-        return "oom", "host memory ran out, the workers were stopped"
+        return Failure(cause=Cause.HOST_OOM, detail="host memory ran out, the workers were stopped")
     if host.used > max(target, min(target + MARGIN, 1 - HOST_FLOOR)) * host.total:
-        return "over", "host memory"
+        return Failure(cause=Cause.HOST_TARGET)
     return None

@@ -42,7 +42,7 @@ def open_devices(
     except DeviceError as error:
         if device == "cuda":
             raise
-        nvml, why = None, str(error).split(";")[0]
+        nvml, why = None, error.what
     if nvml is None:
         yield _on_cpu(num_processes or 1, vram_limit, host, why)
         return

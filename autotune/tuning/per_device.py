@@ -58,7 +58,7 @@ def _told(search: Search, rank: int, trials: Sequence[Trial]) -> Search:
 
 def _tell(search: Search, rank: int, size: int, trial: Trial) -> Search | None:
     """What the trial says about this rank's size; None when another rank ended it."""
-    if trial.measured and trial.reason is None:
+    if trial.measured and trial.failure is None:
         device = trial.measured[rank]
         fits = device.peak <= trial.budgets[rank].budget
         return search.tell(

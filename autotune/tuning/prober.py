@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from autotune.cause import FOR_MEMORY, Cause, Failure
 from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
 from autotune.devices.tenants import Tenants, device_of
@@ -86,7 +87,7 @@ class Prober:
         """Whether the next probe needs fresh ones."""
         self._largest = 0
         """Of the sizes that ran to their end."""
-        self._confirmed: set[str] = set()
+        self._confirmed: set[Cause] = set()
         """Ends that came twice at one size: at another they need no second try."""
         self._pace: float | None = None
         """Seconds a sequence takes, once a probe has told."""
@@ -114,16 +115,17 @@ class Prober:
                 return self._start()
             except WorkersEnded as ended:
                 self.close()
-                if ended.kind == "refused":
-                    raise ChatlmError(ended.text) from None
-                if ended.kind in ("oom", "over"):
+                cause = ended.failure.cause
+                if cause is Cause.REFUSED:
+                    raise ChatlmError(ended.failure.detail) from None
+                if cause in FOR_MEMORY:
                     raise NothingFits(
-                        f"the model and its optimizer alone do not fit: {ended.first_line}",
+                        f"the model and its optimizer alone do not fit: {ended.failure.first_line}",
                         "try a "
                         "higher target, a smaller model, or a device or --vram-limit with more memory",
                     ) from None
-                if attempt == 2 or ended.kind == "crash":
-                    raise self._error(ended, "while it built the workload") from None
+                if attempt == 2 or cause is Cause.CRASHED:
+                    raise self._error(ended.failure, "while it built the workload") from None
         raise AssertionError("unreachable")
 
     def probe(self, size: int | Sequence[int], phase: Phase = "train") -> Trial:
@@ -147,13 +149,13 @@ class Prober:
                 reports = self._ask(session, phase, sizes)
             except WorkersEnded as ended:
                 self.close()
-                for_memory = ended.kind in ("oom", "over")
+                for_memory = ended.failure.cause in FOR_MEMORY
                 if unsettled < UNSETTLED and for_memory and self.tenants.changed_since_start():
                     unsettled += 1
                     self._say_unsettled(sizes)
                     continue
                 failures += 1
-                trial = self._failed(sizes, ended, time.monotonic() - started, failures)
+                trial = self._failed(sizes, ended.failure, time.monotonic() - started, failures)
                 if trial is not None:
                     return trial
                 continue
@@ -285,44 +287,44 @@ class Prober:
         )
         host = window.host_tightest
         if trial.verdict is Verdict.FITS and host.used > self.limits.target_ram * host.total:
-            return replace(trial, verdict=Verdict.OVER, reason="host memory")
+            return replace(trial, verdict=Verdict.OVER, failure=Failure(cause=Cause.HOST_TARGET))
         if trial.verdict is Verdict.FITS and any(report.retries for report in reports):
-            return replace(trial, verdict=Verdict.OVER, reason="the allocator thrashed")
+            return replace(trial, verdict=Verdict.OVER, failure=Failure(cause=Cause.THRASHING))
         return trial
 
     def _failed(
-        self, sizes: Sequence[int], ended: WorkersEnded, seconds: float, failures: int
+        self, sizes: Sequence[int], failure: Failure, seconds: float, failures: int
     ) -> Trial | None:
         """The trial of a probe that did not answer, or None when it is to be tried once more.
 
         Raises:
             ChatlmError: it failed for another reason than its size.
         """
-        size = max(sizes)
-        device = 0 if ended.rank is None else self._device_of(ended.rank)
-        again = failures == 1 and ended.kind not in self._confirmed
-        verdict, reason = Verdict.OOM, ended.first_line
-        match ended.kind:
-            case "refused":
-                raise ChatlmError(ended.text)
-            case "over":
+        size, cause = max(sizes), failure.cause
+        device = 0 if failure.rank is None else self._device_of(failure.rank)
+        again = failures == 1 and cause not in self._confirmed
+        verdict = Verdict.OOM
+        match cause:
+            case Cause.REFUSED:
+                raise ChatlmError(failure.detail)
+            case Cause.HARD_LIMIT | Cause.HOST_TARGET:
                 verdict = Verdict.OVER
-            case "oom" if ended.rank is not None and self.budgets[device].stops_early:
-                verdict, reason = Verdict.OVER, f"stopped at the guard's limit: {reason}"
-            case "oom":
+            case Cause.DEVICE_OOM if failure.rank is not None and self.budgets[device].stops_early:
+                verdict, failure = Verdict.OVER, replace(failure, cause=Cause.HARD_LIMIT)
+            case Cause.DEVICE_OOM | Cause.HOST_OOM:
                 pass
             case _ if again:
                 self.emit(
-                    Notice(text=f"probe {size}: the worker {_as_clause(ended)}; trying once more")
+                    Notice(text=f"probe {size}: the worker {_as_clause(failure)}; trying once more")
                 )
                 return None
-            case "killed":
-                self._confirmed.add(ended.kind)
-            case "crash" if size > self._largest > 0:
-                self._confirmed.add(ended.kind)
-                reason = f"no size for it: {ended.first_line}"
+            case Cause.KILLED:
+                self._confirmed.add(cause)
+            case Cause.CRASHED if size > self._largest > 0:
+                self._confirmed.add(cause)
+                failure = replace(failure, cause=Cause.SIZE_LIMIT)
             case _:
-                raise self._error(ended, f"at micro-batch {size}, twice")
+                raise self._error(failure, f"at micro-batch {size}, twice")
         return Trial(
             size=size,
             sizes=tuple(sizes),
@@ -331,15 +333,16 @@ class Prober:
             seconds=seconds,
             budgets=self.budgets,
             tightest=device,
-            reason=reason,
-            failed_rank=ended.rank,
+            failure=failure,
         )
 
     def _device_of(self, rank: int) -> int:
         return device_of(rank, self.spec.world_size, self.budgets)
 
-    def _error(self, ended: WorkersEnded, when: str) -> WorkerError:
-        return WorkerError(f"the worker {_as_clause(ended)} {when}", f"its log is {self.log_path}")
+    def _error(self, failure: Failure, when: str) -> WorkerError:
+        return WorkerError(
+            f"the worker {_as_clause(failure)} {when}", f"its log is {self.log_path}"
+        )
 
 
 def _spread(seconds: Sequence[float]) -> float | None:
@@ -348,8 +351,9 @@ def _spread(seconds: Sequence[float]) -> float | None:
     return (max(seconds) - min(seconds)) * len(seconds) / sum(seconds)
 
 
-def _as_clause(ended: WorkersEnded) -> str:
-    return f"crashed ({ended.first_line})" if ended.kind == "crash" else ended.text
+def _as_clause(failure: Failure) -> str:
+    is_crash = failure.cause is Cause.CRASHED
+    return f"crashed ({failure.first_line})" if is_crash else failure.detail
 
 
 def _pace(report: Report) -> float:

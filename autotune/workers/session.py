@@ -13,10 +13,11 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autotune.cause import Cause, Failure
 from autotune.devices.budget import device_breach, host_breach
 from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
@@ -37,7 +38,7 @@ BUSY = 0.05
 """Share of one core: workers below it do nothing. Waiting in a collective costs none."""
 LOOK = 1.0
 """Seconds between two looks at what they have computed."""
-FAILURES = ("oom", "refused", "crash")
+CAUSES = {"oom": Cause.DEVICE_OOM, "refused": Cause.REFUSED, "crash": Cause.CRASHED}
 """What a worker says of its own end, that which explains the other ranks' first."""
 
 
@@ -67,16 +68,9 @@ class Limits:
 class WorkersEnded(Exception):
     """The workers' end, before they had all answered."""
 
-    def __init__(self, kind: str, text: str, rank: int | None = None) -> None:
-        super().__init__(text)
-        self.kind = kind
-        self.text = text
-        self.rank = rank
-        """Of the worker that failed first, where one is known."""
-
-    @property
-    def first_line(self) -> str:
-        return self.text.splitlines()[0] if self.text else self.kind
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
 
 
 class Session:
@@ -159,9 +153,9 @@ class Session:
         while True:
             ended = self._workers.ended()  # asked first: its last words are read after it
             messages = self._workers.receive(TICK)
-            failures = [message for message in messages if message["type"] in FAILURES]
+            failures = [message for message in messages if message["type"] in CAUSES]
             if failures:
-                raise self._failure(min(failures, key=lambda m: FAILURES.index(m["type"])))
+                raise self._failure(min(failures, key=lambda m: [*CAUSES].index(m["type"])))
             for message in messages:
                 if take(message):
                     return
@@ -169,7 +163,7 @@ class Session:
                 raise self._how_it_ended()
             self._watch()
             if (why := silence.broken(bool(messages))) is not None:
-                raise WorkersEnded("hung", why)
+                raise WorkersEnded(Failure(cause=Cause.HUNG, detail=why))
 
     def _watch(self) -> None:
         """Looks at the meters; raises Ended where the guard must stop the probe."""
@@ -180,29 +174,33 @@ class Session:
             )
         self._ticks += 1
         if (breach := host_breach(window.host_tightest, self._limits.target_ram)) is not None:
-            raise WorkersEnded(*breach)
+            raise WorkersEnded(breach)
         if (past := device_breach(self.budgets, window.highest)) is not None:
-            device, words = past
-            raise WorkersEnded(
-                "over", words, device if len(self.budgets) == self.spec.world_size else None
-            )
+            device, failure = past
+            if len(self.budgets) == self.spec.world_size:
+                failure = replace(failure, rank=device)
+            raise WorkersEnded(failure)
 
     def _failure(self, message: Message) -> WorkersEnded:
         if message["type"] == "crash" and self.spec.world_size > 1:
             # when one rank is killed, the others crash waiting for it
             silent = self._how_it_ended()
-            if silent.kind in ("oom", "killed"):
+            if silent.failure.cause in (Cause.HOST_OOM, Cause.KILLED):
                 return silent
-        return WorkersEnded(message["type"], message["text"], message["rank"])
+        return WorkersEnded(
+            Failure(cause=CAUSES[message["type"]], detail=message["text"], rank=message["rank"])
+        )
 
     def _how_it_ended(self) -> WorkersEnded:
         code = self._workers.exit_code()
         if self._host.oom_kills() > self._oom_kills:
-            return WorkersEnded("oom", "host memory: the kernel killed the worker")
+            return WorkersEnded(
+                Failure(cause=Cause.HOST_OOM, detail="host memory: the kernel killed the worker")
+            )
         if code == -signal.SIGKILL:
-            return WorkersEnded("killed", "was killed (SIGKILL)")
+            return WorkersEnded(Failure(cause=Cause.KILLED, detail="was killed (SIGKILL)"))
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return WorkersEnded("died", f"died ({how})")
+        return WorkersEnded(Failure(cause=Cause.DIED, detail=f"died ({how})"))
 
     def _processor_seconds(self) -> float:
         return cpu_seconds_of_families(list(self._workers.pids.values()))  # loaders work for them

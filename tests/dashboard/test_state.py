@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.cause import Cause, Failure
 from autotune.events import (
     Notice,
     ProbeEnded,
@@ -69,7 +70,7 @@ def measured(*peaks: int) -> tuple[Measured, ...]:
 def trial(size: int, peak: int | None = GIB, verdict: Verdict = Verdict.FITS) -> Trial:
     return Trial(
         size=size, verdict=verdict, peak=peak, seconds=4.2, measured=measured(peak) if peak else (),
-        samples_per_second=52.1, reason=None if peak else "host memory",
+        samples_per_second=52.1, failure=None if peak else Failure(cause=Cause.HOST_TARGET),
     )  # fmt: skip
 
 
@@ -277,32 +278,42 @@ def test_a_share_next_to_the_budget_says_on_which_side_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "reason", "word", "full", "short"),
+    ("verdict", "failure", "word", "full", "short"),
     [
         (Verdict.FITS, None, "fits", None, None),
-        (Verdict.OVER, "host memory", "over", "host memory", "host memory"),
+        (Verdict.OVER, Failure(cause=Cause.HOST_TARGET), "over", *["host memory"] * 2),
         (
             Verdict.OVER,
-            "stopped at 12.3 GiB on NVIDIA A100, past the guard's 12.1 GiB",
+            Failure(cause=Cause.HARD_LIMIT, device="A100", held=12 * GIB, limit=11 * GIB),
             "over",
-            "stopped at 12.3 GiB on NVIDIA A100, past the guard's 12.1 GiB",
+            "stopped at 12.0 GiB on A100, past the guard's 11.0 GiB",
             "stopped by the guard",
         ),
         (
             Verdict.OVER,
-            "stopped at the guard's limit: CUDA out of memory",
+            Failure(cause=Cause.HARD_LIMIT, detail="CUDA out of memory\nTried to allocate"),
             "over",
             "stopped at the guard's limit: CUDA out of memory",
             "stopped by the guard",
         ),
-        (Verdict.OOM, "CUDA out of memory", "out of memory", *["CUDA out of memory"] * 2),
-        (Verdict.OOM, "no size for it: a\nkernel", "no size", "a kernel", "a kernel"),
+        (
+            Verdict.OOM,
+            Failure(cause=Cause.DEVICE_OOM, detail="CUDA out of memory"),
+            "out of memory",
+            *["CUDA out of memory"] * 2,
+        ),
+        (
+            Verdict.OOM,
+            Failure(cause=Cause.SIZE_LIMIT, detail="a\tkernel"),
+            "no size",
+            *["a kernel"] * 2,
+        ),
     ],
 )
 def test_a_verdict_says_what_ended_the_probe(
-    verdict: Verdict, reason: str | None, word: str, full: str | None, short: str | None
+    verdict: Verdict, failure: Failure | None, word: str, full: str | None, short: str | None
 ) -> None:
-    ended = replace(trial(8, None, verdict), reason=reason)
+    ended = replace(trial(8, None, verdict), failure=failure)
 
     assert (verdict_word(ended), reason_words(ended), short_reason(ended)) == (word, full, short)
 
@@ -410,7 +421,7 @@ def test_plain_lines_say_what_a_gpu_told() -> None:
         ProbeEnded(
             trial=Trial(
                 size=16, verdict=Verdict.OOM, peak=None, seconds=4.2,
-                reason="no size for it: " + "so many words " * 20,
+                failure=Failure(cause=Cause.SIZE_LIMIT, detail="so many words " * 20),
             ),
             low=12, high=16,
         ),
@@ -489,7 +500,7 @@ ALL_EVENTS = (
     ProbeEnded(trial=trial(16, None, Verdict.OOM), low=8, high=16),
     ProbeEnded(
         trial=replace(
-            trial(12), sizes=(12, 6), speed_spread=0.06, failed_rank=1,
+            trial(12), sizes=(12, 6), speed_spread=0.06, failure=Failure(cause=Cause.DEVICE_OOM, rank=1),
             budgets=(replace(budget(0), hard_limit=5 * GIB), budget(1)),
             measured=(card(1.0, context=0.25, reserved=0.75, allocated=0.5), *measured(GIB)),
         ),

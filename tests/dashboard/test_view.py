@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from autotune.cause import Cause, Failure
 from autotune.events import (
     Notice,
     ProbeEnded,
@@ -59,11 +60,11 @@ def readings(devices: int, used: int) -> ReadingTaken:
     )  # fmt: skip
 
 
-def trial(size: int, verdict: Verdict, peak: int | None, reason: str | None = None) -> Trial:
+def trial(size: int, verdict: Verdict, peak: int | None, failure: Failure | None = None) -> Trial:
     speed = None if peak is None else 52.1
     return Trial(
         size=size, verdict=verdict, peak=peak, seconds=4.2, samples_per_second=speed,
-        tokens_per_second=None if speed is None else 26675.2, reason=reason,
+        tokens_per_second=None if speed is None else 26675.2, failure=failure,
     )  # fmt: skip
 
 
@@ -78,7 +79,9 @@ def tuning(devices: int = 1) -> list[object]:
     return [
         TuningStarted(model="chatlm-0.2b", target=0.6, ceiling=4096, devices=budgets),
         ProbeEnded(trial=trial(1, Verdict.FITS, 4 * GIB), low=1, high=4097),
-        ProbeEnded(trial=trial(512, Verdict.OOM, None, "host memory"), low=1, high=512),
+        ProbeEnded(
+            trial=trial(512, Verdict.OOM, None, Failure(cause=Cause.HOST_TARGET)), low=1, high=512
+        ),
         ProbeEnded(trial=trial(150, Verdict.OVER, 42 * GIB), low=1, high=150),
         ProbeEnded(trial=trial(141, Verdict.FITS, int(39.6 * GIB)), low=141, high=150),
         ProbeStarted(size=143, low=141, high=150),
@@ -114,10 +117,13 @@ def evidence(sizes: tuple[int, ...] = (143,), ended: bool = True) -> list[object
         trial(143, Verdict.FITS, answer.peak), samples_per_second=411.0, speed_spread=0.06,
         sizes=sizes, measured=(answer,) * len(sizes), budgets=budgets,
     )  # fmt: skip
-    stopped = "stopped at 44.3 GiB on NVIDIA A100-SXM4-80GB, past the guard's 44.0 GiB"
+    stopped = Failure(
+        cause=Cause.HARD_LIMIT, device="NVIDIA A100-SXM4-80GB",
+        held=int(44.3 * GIB), limit=44 * GIB,
+    )  # fmt: skip
     trials = [
         small,
-        trial(700, Verdict.OOM, None, "no size for it: too many blocks"),
+        trial(700, Verdict.OOM, None, Failure(cause=Cause.SIZE_LIMIT, detail="too many blocks")),
         trial(512, Verdict.OVER, None, stopped),
         knee,
         best,

@@ -22,7 +22,7 @@ NO_DRIVER = {"nvmlInitWithFlags": 9}
 
 
 @dataclass(frozen=True, slots=True)
-class WorkersEnded:
+class Outcome:
     """How the command ended."""
 
     code: int
@@ -38,7 +38,7 @@ class WorkersEnded:
         return self.err.removeprefix("chatlm: ").rstrip("\n")
 
 
-Chatlm = Callable[..., WorkersEnded]
+Chatlm = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def chatlm(
     """The command in this process; it fails the test where a worker would start."""
     monkeypatch.setattr(WorkerGroup, "__init__", _no_worker)
 
-    def run(*arguments: str) -> WorkersEnded:
+    def run(*arguments: str) -> Outcome:
         handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
         monkeypatch.setattr(sys, "argv", ["chatlm", *arguments])
         with pytest.raises(SystemExit) as ended:
@@ -70,7 +70,7 @@ def chatlm(
             signal.signal(number, handler)
         code = ended.value.code
         assert isinstance(code, int)
-        return WorkersEnded(code, *capsys.readouterr())
+        return Outcome(code, *capsys.readouterr())
 
     return run
 
@@ -79,11 +79,11 @@ def _no_worker(*_: object, **__: object) -> None:
     raise AssertionError("a worker was started")
 
 
-def installed(*arguments: str) -> WorkersEnded:
+def installed(*arguments: str) -> Outcome:
     """The command as a process of its own, with its workers."""
     command = [sys.executable, "-P", "-m", "cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return WorkersEnded(done.returncode, done.stdout, done.stderr)
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def left() -> set[str]:

@@ -71,7 +71,7 @@ def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         if finer == replace(job.settings, fresh=False):
             raise error
         job, expected = replace(job, settings=finer), None
-        cut, said = finer.plan(finer.world_size), str(error).partition(";")[0]
+        cut, said = finer.plan(finer.world_size), error.what
         text = f"{said}; going on from the last checkpoint, or anew without one, with micro-batch {cut}"
         job.emit(Notice(text=text))
 

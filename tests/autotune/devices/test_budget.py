@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.cause import Cause, Failure
 from autotune.devices.budget import HOST_FLOOR, MARGIN, device_breach, hard_limit, host_breach
 from autotune.readings import HostReading
 from autotune.trial import DeviceBudget
@@ -38,7 +39,7 @@ def test_the_device_that_is_past_its_limit_is_named() -> None:
 
     assert device_breach([small, large], [4 * GIB, 7 * GIB]) is None
     assert device_breach([small, large], [4 * GIB, 8 * GIB]) == (
-        1, "stopped at 8.00 GiB on B, past the guard's 7.00 GiB"
+        1, Failure(cause=Cause.HARD_LIMIT, device="B", held=8 * GIB, limit=7 * GIB)
     )  # fmt: skip
 
 
@@ -62,15 +63,16 @@ def host(used: float) -> HostReading:
 
 def test_the_host_keeps_a_floor_whatever_the_target() -> None:
     """The kernel would choose a victim itself."""
-    assert host_breach(host(1 - HOST_FLOOR), 1.0) == (
-        "oom", "host memory ran out, the workers were stopped"
-    )  # fmt: skip
+    breach = host_breach(host(1 - HOST_FLOOR), 1.0)
+
+    assert breach is not None
+    assert breach.cause is Cause.HOST_OOM
 
 
 def test_past_the_share_of_host_memory_and_a_margin_a_probe_is_over() -> None:
     """Up to the margin it may run to its end, and tell."""
     assert host_breach(host(0.84), 0.8) is None
-    assert host_breach(host(0.86), 0.8) == ("over", "host memory")
+    assert host_breach(host(0.86), 0.8) == Failure(cause=Cause.HOST_TARGET)
 
 
 class Clock:

@@ -5,6 +5,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.cause import Cause, Failure
 from autotune.trial import DeviceBudget, Measured, Trial, with_verdict
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.verdict import Verdict
@@ -42,7 +43,7 @@ def run(sizes: Sizes, group: list[Card], *, full: int = 10**9) -> Trial:
     if max(peaks) > full * MIB:
         return Trial(
             size=max(sizes), sizes=sizes, verdict=Verdict.OOM, peak=None, seconds=1.0,
-            budgets=budgets(group), failed_rank=peaks.index(max(peaks)), reason="out of memory",
+            budgets=budgets(group), failure=Failure(cause=Cause.DEVICE_OOM, rank=peaks.index(max(peaks))),
         )  # fmt: skip
     return with_verdict(trial, budgets(group))
 
