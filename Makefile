@@ -1,5 +1,6 @@
 # make demo    tune and train the bundled model on the bundled data, with a summary at the end
 # make test    every test; needs nothing but Python 3.11+ and make
+# make test-quick  what needs no child process, in under a minute
 # make check   format, lint, types
 # make bench   what README quotes, measured anew into bench/results/ (DATA=file EVAL=file for real rows)
 
@@ -7,15 +8,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 EVAL ?=
+# rooms whose tests are quick without their child processes
+QUICK := tests/autotune tests/profiles tests/dashboard tests/project $(addprefix tests/trainer/,config data artifacts supervisor run)
 ROWS = $(if $(DATA),--data $(DATA))
 
-.PHONY: demo test check bench bench-gpu clean
+.PHONY: demo test test-quick check bench bench-gpu clean
 
 demo: .venv/main
 	$(BIN)/python -m bench.demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 15
+
+test-quick: .venv/dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quick $(QUICK)
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

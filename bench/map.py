@@ -106,7 +106,8 @@ def _purpose(folder: str) -> str:
     path = ROOT / folder
     file = path / "__init__.py" if path.is_dir() else path
     text = ast.get_docstring(ast.parse(file.read_text())) or ""
-    return " ".join(text.split("\n\n")[0].split())
+    first = " ".join(text.split("\n\n")[0].split()).removeprefix("chatlm: ")
+    return first[:1].upper() + first[1:]
 
 
 def _wrapped(label: str, text: str) -> list[str]:

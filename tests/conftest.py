@@ -1,10 +1,13 @@
-"""What every test needs: caches of its own, no hub, and libraries that take the same memory everywhere."""
+"""What every test needs: caches of its own, no hub, no process left behind by a test that failed."""
 
 import os
 import site
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 # threads that spin while they wait starve the other half of the tests; read when torch is imported
@@ -35,3 +38,54 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
         yield
+
+
+CHILD_EVENTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec"}
+"""Python's audit events of a process that starts another."""
+_is_quick_test_running = False
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="skip tests that start a child process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        sys.addaudithook(_skip_at_a_child)
+
+
+def _skip_at_a_child(event: str, _: tuple[Any, ...]) -> None:
+    if _is_quick_test_running and event in CHILD_EVENTS:
+        pytest.skip("starts a child process, and --quick was given")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Says to the audit hook when a test and its fixtures run."""
+    global _is_quick_test_running
+    _is_quick_test_running = item.config.getoption("--quick")
+    try:
+        return (yield)
+    finally:
+        _is_quick_test_running = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Ends what a test that failed has started and left."""
+    report = yield
+    if report.failed:
+        end_processes(psutil.Process().children(recursive=True))
+    return report
+
+
+def end_processes(left: list[psutil.Process]) -> None:
+    """Kills these processes, and returns when they are gone."""
+    for child in left:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:  # it has ended since
+            continue
+    psutil.wait_procs(left, timeout=5)

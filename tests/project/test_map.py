@@ -1,0 +1,20 @@
+"""The map of CONTRIBUTING.md is today's, and the files that docs/architecture.md names are there."""
+
+import re
+
+from bench.map import PAGE, ROOT, replaced
+
+
+def test_the_map_is_drawn_from_the_code_of_today() -> None:
+    """`python -m bench.map` writes it."""
+    page = PAGE.read_text()
+
+    assert replaced(page) == page
+
+
+def test_every_file_of_a_trip_is_there() -> None:
+    """A trip through files of the past leads nowhere."""
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs" / "architecture.md").read_text())
+
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
