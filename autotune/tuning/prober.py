@@ -120,7 +120,7 @@ class Prober:
                     raise ChatlmError(ended.failure.detail) from None
                 if cause in FOR_MEMORY:
                     raise NothingFits(
-                        f"the model and its optimizer alone do not fit: {ended.failure.first_line}",
+                        f"the model and its optimizer alone do not fit: {ended.failure}",
                         "try a "
                         "higher target, a smaller model, or a device or --vram-limit with more memory",
                     ) from None

@@ -11,7 +11,7 @@ TOO_MANY = 10**6
 
 
 @pytest.mark.parametrize(
-    ("cards", "backend", "cure"),
+    ("group", "backend", "cure"),
     [(2, None, "set NCCL_SHM_DISABLE=1"), (2, "gloo", None), (1, None, None)],
     ids=["NCCL", "gloo", "one card"],
 )
