@@ -197,6 +197,7 @@ def autotune(
             most=effective,
             after=functools.partial(
                 tuning.measure_extras,
+                prober,
                 effective=wanted,
                 fixed=effective is not None,
                 evaluates=options.eval_data is not None,

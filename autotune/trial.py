@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autotune.cause import Failure
+from autotune.cause import Cause, Failure
+from autotune.readings import Report
 from autotune.verdict import Verdict
 
 
@@ -131,3 +132,45 @@ def reevaluate(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial | None:
         return with_verdict(trial, budgets)
     pairs = zip(trial.budgets, budgets, strict=True)
     return trial if all(new.budget <= old.budget for old, new in pairs) else None
+
+
+def measured_trial(
+    sizes: Sequence[int],
+    reports: Sequence[Report],
+    measured: Sequence[Measured],
+    budgets: Sequence[DeviceBudget],
+    *,
+    seconds: float,
+    host_peak: int | None = None,
+) -> Trial:
+    """The trial of a probe that ran to its end: `reports` by rank, `measured` and `budgets` by device.
+
+    A probe that fits only because the allocator freed its cache and tried again is over.
+    """
+    slowest = max(reports, key=lambda report: sum(report.seconds) / len(report.seconds))
+    step = sum(slowest.seconds) / len(slowest.seconds)
+    tokens = sum(report.tokens for report in reports)
+    trial = with_verdict(
+        Trial(
+            size=max(sizes),
+            sizes=tuple(sizes),
+            verdict=Verdict.FITS,
+            peak=None,
+            seconds=seconds,
+            measured=tuple(measured),
+            host_peak=host_peak,
+            samples_per_second=sum(report.samples for report in reports) / step,
+            tokens_per_second=tokens / step if tokens else None,
+            speed_spread=_spread(slowest.seconds),
+        ),
+        budgets,
+    )
+    if trial.verdict is Verdict.FITS and any(report.retries for report in reports):
+        return replace(trial, verdict=Verdict.OVER, failure=Failure(cause=Cause.THRASHING))
+    return trial
+
+
+def _spread(seconds: Sequence[float]) -> float | None:
+    if len(seconds) < 2:
+        return None
+    return (max(seconds) - min(seconds)) * len(seconds) / sum(seconds)

@@ -12,6 +12,8 @@ from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, Hos
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, NvmlDevice
 from autotune.errors import DeviceError
+from autotune.readings import Report
+from autotune.trial import Measured
 
 
 class OwnDevice:
@@ -43,6 +45,11 @@ class OwnDevice:
     def peak(self) -> int:
         """Since `memory.reset_peak()`; before the allocator's cache is emptied."""
         return self.context() + self.memory.peak()
+
+    def measure(self, report: Report) -> list[Measured]:
+        """What a probe peaked at, after the allocator's cache was emptied."""
+        (reading,) = self._group.read({})
+        return self._group.measure([report], [self.budget], [reading.used])
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

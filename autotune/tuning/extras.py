@@ -1,12 +1,20 @@
-"""The evaluation batch: the same search, forward alone, beside all that training keeps resident."""
+"""What a profile knows beside the size: the evaluation batch and the number of loader processes."""
 
+import os
+from collections.abc import Callable
+
+from autotune.devices.shared_memory import free_shared_memory, shortage
 from autotune.trial import Trial
 from autotune.tuning.loop import choose, rebuild_search
-from autotune.tuning.prober import Prober
+from autotune.tuning.prober import DataWait, Prober
 
 GROWTH = 4
 """An evaluation batch of more micro-batches than this gains no speed."""
 PROBES = 3
+
+MIN_GAIN = 0.02
+"""Share of a step that it may wait: less is not worth a process."""
+TRIED = (1, 2, 4, 8)
 
 
 def tune_evaluation(prober: Prober, trained: Trial) -> int:
@@ -22,7 +30,7 @@ def tune_evaluation(prober: Prober, trained: Trial) -> int:
             trials,
             prober.budgets,
             GROWTH * least,
-            noise=prober.group.noise,
+            noise=prober.noise,
             guess=2 * least,
         ).ask()
         if size is None:
@@ -30,3 +38,39 @@ def tune_evaluation(prober: Prober, trained: Trial) -> int:
         trials.append(prober.probe(size, "evaluate"))
     fastest = choose(trials, "throughput")
     return least if fastest is None else max(least, fastest.size)
+
+
+def tune_loaders(prober: Prober, size: int, *, busy: float, ranks: int, room: int) -> int | None:
+    """Loader processes per rank for steps of `busy` seconds; None when it could not be measured.
+
+    `room` is the host memory that they may take, bytes. Where shared memory is short none is tried:
+    a loader that finds it full dies of a bus error.
+    """
+    cores = len(os.sched_getaffinity(0)) // ranks
+    free = free_shared_memory()
+
+    def measure(loaders: int) -> DataWait | None:
+        if shortage(free, nccl_ranks=0, loader_workers=loaders * ranks) is not None:
+            return None
+        return prober.data_wait(size, loaders=loaders, busy=busy)
+
+    return fewest(measure, busy=busy, most=cores - 1, room=room)
+
+
+def fewest(
+    measure: Callable[[int], DataWait | None], *, busy: float, most: int, room: int
+) -> int | None:
+    """The fewest loaders whose wait is not worth one more, among those that there is room for."""
+    alone = measure(0)
+    if alone is None:
+        return None
+    best, waits = 0, alone.seconds
+    for loaders in TRIED:
+        if waits <= MIN_GAIN * busy or loaders > most:
+            break
+        wait = measure(loaders)
+        if wait is None or wait.host_peak > room:
+            break
+        if wait.seconds < waits - MIN_GAIN * busy:
+            best, waits = loaders, wait.seconds
+    return best

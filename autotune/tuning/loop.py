@@ -4,14 +4,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from autotune.errors import ChatlmError
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.search import Search, knee
 from autotune.trial import DeviceBudget, Trial, reevaluate
 from autotune.tuning.per_device import Sizes, ask_each
-from autotune.tuning.prober import Prober
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
 
@@ -49,8 +48,26 @@ class Extras:
     """What source and target each take of a micro-batch's memory, where they are padded apart."""
 
 
-After = Callable[[Prober, Trial], Extras]
-"""Measures them."""
+class Prober(Protocol):
+    """What the loop asks: a size goes in, a trial comes out."""
+
+    @property
+    def target(self) -> float:
+        """The share of each device to hold."""
+
+    @property
+    def noise(self) -> float:
+        """How far apart two peaks of one size lie, as a share."""
+
+    @property
+    def budgets(self) -> tuple[DeviceBudget, ...]:
+        """What the devices allow now: tenants may move between two probes."""
+
+    def open(self) -> dict[str, Any]:
+        """Builds the workload and returns what it says of itself; `model` is in it."""
+
+    def probe(self, size: int | Sizes) -> Trial:
+        """One trial at that size, or at one size a rank."""
 
 
 def tune(
@@ -61,14 +78,16 @@ def tune(
     guess: Callable[[dict[str, Any]], Sizes | None] = lambda workload_info: None,
     per_device: bool = False,
     most: int | None = None,
-    after: After | None = None,
+    divides: int | None = None,
+    after: Callable[[Trial], Extras] | None = None,
     emit: Emit,
 ) -> Outcome:
     """Searches the largest size that holds the target; Ctrl-C ends it with the best so far.
 
     `ceiling` turns the workload's facts into the largest size worth trying, `guess` into the sizes
     of an earlier tuning of the same, if there was one. `per_device` searches a size for each rank;
-    `most` is what they may sum up to.
+    `most` is what they may sum up to. `divides` tries only sizes that divide it. `after` measures the
+    extras of the answer.
 
     Raises:
         ChatlmError: the workload was refused, or its workers fail for another reason than memory.
@@ -82,14 +101,14 @@ def tune(
     emit(
         TuningStarted(
             model=workload_info["model"],
-            target=prober.limits.target,
+            target=prober.target,
             ceiling=top,
             devices=prober.budgets,
         )
     )
     if not per_device and (hint_text := uneven(prober.budgets)) is not None:
         emit(Notice(text=hint_text))
-    noise = prober.group.noise
+    noise = prober.noise
     trials: list[Trial] = []
     interrupted = False
     extras = Extras()
@@ -98,7 +117,8 @@ def tune(
         if per_device:
             return ask_each(trials, prober.budgets, ceiling=top, most=most, guess=hint, noise=noise)
         one = None if hint is None else min(hint)
-        return rebuild_search(trials, prober.budgets, top, noise=noise, guess=one).ask()
+        search = rebuild_search(trials, prober.budgets, top, noise=noise, guess=one)
+        return dividing(search, divides)
 
     try:
         while (size := ask()) is not None:
@@ -109,7 +129,7 @@ def tune(
             trials = probed(prober, slower, trials, top, emit)
         answer = choose(trials, prefer)
         if answer is not None and after is not None:
-            extras = measured_after(after, prober, answer)
+            extras = measured_after(after, answer, emit)
     except KeyboardInterrupt:
         interrupted = True
         emit(Notice(text="interrupted; keeping the best so far"))
@@ -131,12 +151,12 @@ def tune(
     )
 
 
-def measured_after(after: After, prober: Prober, answer: Trial) -> Extras:
+def measured_after(after: Callable[[Trial], Extras], answer: Trial, emit: Emit) -> Extras:
     """What `after` finds; an error there costs what it would have found, not the answer."""
     try:
-        return after(prober, answer)
+        return after(answer)
     except ChatlmError as error:
-        prober.emit(Notice(text=f"evaluation and loaders stay as they were: {error}"))
+        emit(Notice(text=f"evaluation and loaders stay as they were: {error}"))
         return Extras()
 
 
@@ -144,7 +164,7 @@ def probed(
     prober: Prober, size: int | Sizes, trials: Sequence[Trial], ceiling: int, emit: Emit
 ) -> list[Trial]:
     """The trials and one more, all of them against the budgets as they are now."""
-    noise = prober.group.noise
+    noise = prober.noise
     search = rebuild_search(trials, prober.budgets, ceiling, noise=noise)
     largest = size if isinstance(size, int) else max(size)
     emit(ProbeStarted(size=largest, low=search.low, high=search.high))
@@ -169,6 +189,15 @@ def rebuild_search(
         if (known := reevaluate(trial, budgets)) is not None:
             search = tell(search, known)
     return search
+
+
+def dividing(search: Search, whole: int | None) -> int | None:
+    """The size that the search asks for, or the nearest in its bracket that divides, smaller ones first."""
+    asked = search.ask()
+    if asked is None or whole is None:
+        return asked
+    inside = [size for size in range(search.low + 1, search.high) if whole % size == 0]
+    return max((size for size in inside if size <= asked), default=min(inside, default=None))
 
 
 def tell(search: Search, trial: Trial) -> Search:

@@ -31,12 +31,10 @@ class Load:
     """Not counting padding."""
 
 
-class Workload(Protocol):
-    """The training step to be measured, built in a fresh process from plain settings."""
+class Step(Protocol):
+    """One training step, as `measure` runs it."""
 
     memory: DeviceMemory
-    workload_info: Mapping[str, Any]
-    """What the supervisor has to know (JSON): `model`, `rows`, and a `fingerprint`."""
 
     def forward_backward(self, size: int) -> Load:
         """Forward and backward over the worst-case micro-batches of one step, as in training."""
@@ -50,6 +48,16 @@ class Workload(Protocol):
     def optimizer_step(self) -> None:
         """The optimizer's step."""
 
+    def any_rank(self, claim: bool) -> bool:
+        """Whether any rank claims it; all ranks ask at the same time and get the same answer."""
+
+
+class Workload(Step, Protocol):
+    """The training to be measured, built in a fresh process from plain settings."""
+
+    workload_info: Mapping[str, Any]
+    """What the supervisor has to know (JSON): `model`, `rows`, and a `fingerprint`."""
+
     def evaluate(self, size: int) -> Load:
         """Forward alone over one worst-case batch, as in evaluation."""
 
@@ -62,12 +70,9 @@ class Workload(Protocol):
         Sides are what is padded apart: source 0, target 1. False where all is one.
         """
 
-    def any_rank(self, claim: bool) -> bool:
-        """Whether any rank claims it; all ranks ask at the same time and get the same answer."""
-
 
 def measure(
-    workload: Workload, size: int, beat: Callable[[int], None], *, safe: int | None = None
+    workload: Step, size: int, beat: Callable[[int], None], *, safe: int | None = None
 ) -> Report:
     """Runs training steps until their peak has settled; `beat(step)` is called after each.
 

@@ -28,7 +28,7 @@ from autotune.devices.tenants import Tenants, device_of
 from autotune.errors import ChatlmError, NothingFits, WorkerError
 from autotune.events import Emit, Notice
 from autotune.readings import Report
-from autotune.trial import DeviceBudget, Trial, with_verdict
+from autotune.trial import DeviceBudget, Trial, measured_trial
 from autotune.verdict import Verdict
 from autotune.workers.session import Limits, Session, WorkersEnded, WorkloadSpec
 
@@ -102,6 +102,15 @@ class Prober:
     def budgets(self) -> tuple[DeviceBudget, ...]:
         """What the devices allow now."""
         return self.tenants.budgets
+
+    @property
+    def noise(self) -> float:
+        """How far apart two peaks of one size lie, as a share."""
+        return self.group.noise
+
+    @property
+    def target(self) -> float:
+        return self.limits.target
 
     def open(self) -> dict[str, Any]:
         """Starts the workers and returns the facts of the workload that they built.
@@ -268,28 +277,12 @@ class Prober:
     ) -> Trial:
         window = session.sampler.window()
         measured = self.group.measure(reports, self.budgets, window.highest)
-        slowest = max(reports, key=lambda report: sum(report.seconds) / len(report.seconds))
-        step = sum(slowest.seconds) / len(slowest.seconds)
-        trial = with_verdict(
-            Trial(
-                size=max(sizes),
-                sizes=tuple(sizes),
-                verdict=Verdict.FITS,
-                peak=None,
-                seconds=seconds,
-                measured=tuple(measured),
-                host_peak=session.host_peak(),
-                samples_per_second=sum(report.samples for report in reports) / step,
-                tokens_per_second=sum(report.tokens for report in reports) / step,
-                speed_spread=_spread(slowest.seconds),
-            ),
-            self.budgets,
+        trial = measured_trial(
+            sizes, reports, measured, self.budgets, seconds=seconds, host_peak=session.host_peak()
         )
         host = window.host_tightest
         if trial.verdict is Verdict.FITS and host.used > self.limits.target_ram * host.total:
             return replace(trial, verdict=Verdict.OVER, failure=Failure(cause=Cause.HOST_TARGET))
-        if trial.verdict is Verdict.FITS and any(report.retries for report in reports):
-            return replace(trial, verdict=Verdict.OVER, failure=Failure(cause=Cause.THRASHING))
         return trial
 
     def _failed(
@@ -343,12 +336,6 @@ class Prober:
         return WorkerError(
             f"the worker {_as_clause(failure)} {when}", f"its log is {self.log_path}"
         )
-
-
-def _spread(seconds: Sequence[float]) -> float | None:
-    if len(seconds) < 2:
-        return None
-    return (max(seconds) - min(seconds)) * len(seconds) / sum(seconds)
 
 
 def _as_clause(failure: Failure) -> str:

@@ -9,8 +9,7 @@ from autotune.errors import NothingFits, ProfileError
 from autotune.events import Notice
 from autotune.plan import Plan, choose_effective
 from autotune.trial import DeviceBudget, Trial
-from autotune.tuning.extras import tune_evaluation
-from autotune.tuning.loaders import tune_loaders
+from autotune.tuning.extras import tune_evaluation, tune_loaders
 from autotune.tuning.loop import Extras, Outcome
 from autotune.tuning.per_device import Sizes
 from autotune.tuning.prober import Limits, Prober

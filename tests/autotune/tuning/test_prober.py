@@ -426,7 +426,7 @@ def test_what_fails_after_the_search_costs_no_answer(tmp_path: Path) -> None:
     """The evaluation batch is unknown then, and why is said."""
     events: list[object] = []
 
-    def fails(prober: Prober, trial: Trial) -> Extras:
+    def fails(trial: Trial) -> Extras:
         raise DeviceError("the meters have not answered")
 
     with prober_of(tmp_path, toy(), emit=events.append) as prober:

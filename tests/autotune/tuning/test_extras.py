@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from autotune.tuning.loaders import fewest
+from autotune.tuning.extras import fewest
 from autotune.tuning.prober import DataWait
 
 
