@@ -1,24 +1,21 @@
 """Which size to probe next: an immutable ask/tell over integers, and nothing else.
 
-It knows no device, clock or process. Two things are kept apart. The *bracket* is what probes have
-proven: the largest size that fits and the smallest that does not. The *line* through two peaks says
-where the budget should end. The answer is always of the bracket, so a wrong line costs probes but
-never a wrong answer.
+It knows no device, clock or process. It keeps a *bracket*, the largest size that fits and the smallest that
+does not, and a *line* through two peaks, which predicts where the budget ends. The answer always comes from the
+bracket, so a wrong line costs probes and never gives a wrong answer.
 
-1. Probe the guess, or 1. With what was resident before the forward pass, the point at size 0, that
-   gives a line. As soon as two sizes tell a slope, size 0 is left out: the first sample may cost
-   more than the next ones.
-2. While nothing has failed, probe where the line reaches the aim if it is as steep as the noise
-   allows. The line from size 0 is steeper than a curve that starts with a jump or on a floor, so up
-   to there is safe; beyond it, the largest proven size is multiplied by a fixed number at most.
-3. After a failure, probe where the line ends. If that is not below the failure, the line did not
-   foresee it (a cliff, a bend) and the bracket is halved.
-4. Stop when the line leaves nothing worth a probe between the answer and the aim. No failing probe
-   is needed for that. What is worth a probe grows with the probes spent, which bounds them.
+1. Probe the guess, or size 1. The static memory is the point at size 0; the two points give a line. Two larger
+   sizes replace size 0 as soon as they tell a slope, since the first sample may cost more than the next ones.
+2. Before the first failure, probe where the line reaches the aim, with the slope raised by its noise. The line
+   from size 0 is steeper than a curve that starts with a jump or on a floor, so sizes up to its end are safe.
+   Beyond it, a step multiplies the largest proven size by `MAX_GROWTH` at most.
+3. After a failure, probe where the line ends. If that is not below the failure, halve the bracket: the curve has
+   a cliff or a bend.
+4. Stop when the line predicts no gain that is worth a probe. That gain grows with the number of probes.
 
-The curve: the forward and backward peak is close to `fixed + k · size`; the optimizer step sets a
-floor under it that does not grow. Hence the line reads `activation_peak`, not `peak`, where it is known.
-What the constants cost and save over thousands of curves: `python -m bench.simulate`.
+The peak of forward and backward is close to `fixed + k · size`. The optimizer step sets a floor that does not
+grow, so the line uses `activation_peak` where it is known. `python -m bench.simulate` shows what the constants
+cost and save over thousands of curves.
 """
 
 import math
@@ -28,21 +25,21 @@ from dataclasses import dataclass, field, replace
 from autotune.verdict import Verdict
 
 AIM = 0.99
-"""The share of the budget that is aimed at: training peaks within 1 % of its probe."""
+"""Share of the budget to aim at: training peaks within 1 % of its probe."""
 NOISE = 0.01
-"""Relative spread of a peak between two runs of one size, where nothing better is known."""
+"""Relative spread of a peak between two runs of one size; the default."""
 SLOPE_SIGMAS = 1.6
-"""A leap takes the line for this many times its spread steeper than it is."""
+"""Standard deviations by which the slope is raised before a step upwards."""
 MAX_GROWTH = 4
-"""The largest proven size times this is the farthest a leap goes beyond the line from size 0."""
+"""The most that a step upwards multiplies the largest proven size by, beyond the line from size 0."""
 MIN_RISE = 5
-"""Two heights tell a slope if they differ by this many times the noise."""
+"""Two peaks give a slope if they differ by this many times the noise."""
 MIN_GAIN = (0.03, 0.005, 0.03, 0.015, 0.015, 0.02, 0.02, 0.03, 0.05)
-"""The gain that is worth another probe, by probes spent, as a share of the answer. The first is for
-a guess and the third for the first leap to the end, which need no better: one more probe there costs
-as much as all before it. Else it is small, so that a tuning comes out the same again."""
+"""The gain that is worth another probe, as a share of the answer, by the number of probes so far. It is large
+after a guess (the first) and after the first step to the end (the third), where one more probe costs as much as
+all before it. Elsewhere it is small, so that a second tuning gives the same answer."""
 MOST = 10
-"""Probes after which the answer is taken as it is, where there is one."""
+"""Probes after which the answer is final, if there is one."""
 
 Point = tuple[int, int]
 """(size, bytes)"""
@@ -50,7 +47,7 @@ Point = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """One answer; bytes."""
+    """What one probe told; bytes."""
 
     size: int
     verdict: Verdict
@@ -60,7 +57,7 @@ class Observation:
 
     @property
     def height(self) -> int | None:
-        """The part of the peak that grows with size; where that was too much, all of it."""
+        """The peak that the line uses: the activation peak, or the whole peak of a size that is over."""
         is_over = self.verdict is Verdict.OVER
         return self.peak if self.activation_peak is None or is_over else self.activation_peak
 
@@ -130,7 +127,7 @@ class Search:
         return min(max(size, low + 1), high - 1)
 
     def _reach(self, line: "Line") -> int:
-        """Where the line ends; with no failure above, held back by what it cannot know yet."""
+        """The size at which the line reaches the aim; before the first failure limited as in step 2 above."""
         if self.high <= self.ceiling:
             return int(line.end) if line.end < self.high else self._halve()
         size, height = line.right
@@ -141,7 +138,7 @@ class Search:
         return size + int(min(farthest, room / (line.slope + doubt)))
 
     def _halve(self) -> int:
-        """A middle of the bracket, in the sense of what is known: in size, or in orders of it."""
+        """The middle of the bracket: arithmetic where its upper end ran, else geometric."""
         low, high = self.low, self.high
         ran = any(t.size == high and t.verdict is Verdict.OVER for t in self.observations)
         if not low:
@@ -149,7 +146,7 @@ class Search:
         return (low + high) // 2 if ran else math.isqrt(low * high)
 
     def _points(self) -> list[Point]:
-        """What is known of the curve by size; at size 0 what was last resident, or nothing."""
+        """The known peaks by size, and the static memory at size 0."""
         heights = {t.size: t.height for t in self.observations if t.verdict is not Verdict.OOM}
         points = {size: height for size, height in heights.items() if height is not None}
         fixed = [t.static_bytes for t in self.observations if t.static_bytes is not None]
@@ -157,7 +154,7 @@ class Search:
         return sorted(points.items())
 
     def _line(self) -> "Line | None":
-        """The line at the budget, None where no size has a peak."""
+        """The line near the budget; None where no size has a peak."""
         points = self._points()
         if len(points) == 1:
             return None
@@ -174,17 +171,17 @@ class Line:
     """Bytes by size around the budget."""
 
     right: Point
-    """Where it is drawn from: the first point above the aim, or the last below it."""
+    """The point that it goes through: the first above the aim, or the last below it."""
     slope: float
     """Bytes a size; 0 on a floor."""
     spread: float
-    """How far off the noise may make the slope."""
+    """Standard error of the slope."""
     end: float
     """The size at which it reaches the aim."""
 
     @classmethod
     def through(cls, points: list[Point], low: int, aim: float, noise: float) -> "Line":
-        """The line from the right point to the next one left of it that tells a slope."""
+        """The line from the right point to the nearest point left of it that gives a slope."""
         above = [p for p in points if p[1] > aim and p[0] >= max(1, low)]
         right = above[0] if above else points[-1]
         left = next((p for p in reversed(points[1:]) if tells_slope(p, right, noise)), points[0])
@@ -196,16 +193,16 @@ class Line:
 
 
 def tells_slope(left: Point, right: Point, noise: float) -> bool:
-    """Whether noise is small against what lies between the two: half the size, or a good height."""
+    """Whether two points are far enough apart, in size or in bytes, to give a slope."""
     high = right[1] - left[1] >= MIN_RISE * noise * right[1]
     return left[0] < right[0] and (high or 2 * left[0] <= right[0])
 
 
 SPEED_SHARE = 0.97
-"""A size is as fast as any when it has this share of the best speed: timings are noisy."""
+"""A size counts as fastest from this share of the best speed on, since timings are noisy."""
 
 
 def knee(speeds: Mapping[int, float]) -> int:
-    """Of sizes and their speeds, at least one, the smallest within 3 % of the best."""
+    """The smallest size within 3 % of the best speed; `speeds` (samples/s by size) is not empty."""
     best = max(speeds.values())
     return min(size for size, speed in speeds.items() if speed >= SPEED_SHARE * best)

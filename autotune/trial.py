@@ -1,4 +1,4 @@
-"""The evidence that one probe leaves: what it peaked at, how fast it was, what was decided."""
+"""The evidence of one probe: its peak, its speed and its verdict."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
-"""Where a probe is stopped, whatever it was about to show: it must not harm who else is there.
+"""The limits at which a probe is stopped, so that it harms no tenant.
 
-The target itself is no reason to stop: a probe that runs to its end above it tells the search how far
-above. The hard limit lies a small margin further, and below what the device needs to breathe.
+A probe that passes its target may run to its end: it tells the search how far it is over. The hard limit lies
+a small margin above the target and leaves a reserve of the device free.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from autotune.readings import HostReading
 from autotune.trial import DeviceBudget
 
 MARGIN = 0.05
-"""Share of a device beyond the target that a probe may take."""
+"""Share of a device that a probe may take beyond the target."""
 RESERVE = 0.02
-"""Share of a device that no probe takes, unless the target itself does."""
+"""Share of a device that stays free, unless the target is higher."""
 HOST_FLOOR = 0.03
 """Share of host memory that must stay free, whatever the target."""
 
 
 def hard_limit(*, total: int, used: int, target: float) -> int:
-    """Our bytes on a device beyond which a probe is stopped; others hold `used` of it."""
+    """Our own bytes at which a probe is stopped; tenants hold `used` bytes."""
     share = max(target, min(target + MARGIN, 1 - RESERVE))
     return int(share * total) - used
 

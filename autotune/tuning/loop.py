@@ -1,4 +1,4 @@
-"""The engine: ask, probe, tell, until nothing more is worth a probe. It draws and writes nothing."""
+"""The tuning loop: ask, probe, tell, until no probe is worth it. It draws and writes nothing."""
 
 import math
 import time
@@ -15,11 +15,11 @@ from autotune.units import format_bytes
 from autotune.verdict import Verdict
 
 CLOSE = 1.25
-"""The knee is known well enough when the next smaller size that was tried is this much smaller."""
+"""The search for the knee ends when the next smaller trial is at most this factor smaller."""
 EVEN = 0.85
-"""Budgets of which the smallest has this share of the largest are as good as equal."""
+"""Budgets count as equal when the smallest is at least this share of the largest."""
 KNEE_PROBES = 3
-"""More than this are not spent on finding it."""
+"""Most probes to spend on the knee."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +33,12 @@ class Outcome:
     interrupted: bool
     seconds: float
     extras: "Extras"
-    """What was measured once the size was known."""
+    """What was measured after the search."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """What else a profile knows; None where it was not measured."""
+    """What a profile holds beside the size; None where it was not measured."""
 
     eval_batch: int | None = None
     """Sequences per device per forward pass in evaluation."""
@@ -84,8 +84,7 @@ def tune(
 ) -> Outcome:
     """Searches the largest size that holds the target; Ctrl-C ends it with the best so far.
 
-    `ceiling` turns the workload's facts into the largest size worth trying, `guess` into the sizes
-    of an earlier tuning of the same, if there was one. `per_device` searches a size for each rank;
+    `ceiling` maps the workload's info to the largest size to try, `guess` to the sizes of an earlier tuning. `per_device` searches a size for each rank;
     `most` is what they may sum up to. `divides` tries only sizes that divide it. `after` measures the
     extras of the answer.
 
@@ -152,7 +151,7 @@ def tune(
 
 
 def measured_after(after: Callable[[Trial], Extras], answer: Trial, emit: Emit) -> Extras:
-    """What `after` finds; an error there costs what it would have found, not the answer."""
+    """The extras that `after` measures; where it fails, none, and the answer stays."""
     try:
         return after(answer)
     except ChatlmError as error:
@@ -163,7 +162,7 @@ def measured_after(after: Callable[[Trial], Extras], answer: Trial, emit: Emit) 
 def probed(
     prober: Prober, size: int | Sizes, trials: Sequence[Trial], ceiling: int, emit: Emit
 ) -> list[Trial]:
-    """The trials and one more, all of them against the budgets as they are now."""
+    """The trials and one more, all with verdicts under the budgets of now."""
     noise = prober.noise
     search = rebuild_search(trials, prober.budgets, ceiling, noise=noise)
     largest = size if isinstance(size, int) else max(size)
@@ -183,7 +182,7 @@ def rebuild_search(
     noise: float,
     guess: int | None = None,
 ) -> Search:
-    """The search that knows the trials, under the budgets of now: neighbours may have moved since."""
+    """The search after these trials, under the budgets of now: tenants may have moved since."""
     search = Search(ceiling, min(device.budget for device in budgets), guess, noise=noise)
     for trial in trials:
         if (known := reevaluate(trial, budgets)) is not None:
@@ -201,9 +200,10 @@ def dividing(search: Search, whole: int | None) -> int | None:
 
 
 def tell(search: Search, trial: Trial) -> Search:
-    """The search that knows the trial, as if all devices had the search's one budget.
+    """The search after this trial.
 
-    Only headroom matters; a device with a larger budget is shifted down to the smallest one.
+    The search has one budget, the smallest. A trial whose tightest device has a larger one is shifted down by
+    the difference, which keeps its headroom.
     """
     shift = search.budget - trial.budgets[trial.tightest].budget
 
@@ -229,7 +229,7 @@ def choose(trials: Iterable[Trial], prefer: str) -> Trial | None:
 
 
 def uneven(budgets: Sequence[DeviceBudget]) -> str | None:
-    """What to say where one device allows much less than another: it decides for all of them."""
+    """A hint where one device allows much less than another, and so limits all; None where they are equal."""
     least = min(budgets, key=lambda budget: budget.budget)
     most = max(budgets, key=lambda budget: budget.budget)
     if least.budget > EVEN * most.budget:
@@ -241,7 +241,7 @@ def uneven(budgets: Sequence[DeviceBudget]) -> str | None:
 
 
 def before_the_knee(trials: Iterable[Trial]) -> int | None:
-    """A size between the knee and the next smaller one that is slower; None when they are close."""
+    """A size between the knee and the next smaller, slower trial; None when the two are close."""
     fits = sorted((t for t in trials if t.verdict is Verdict.FITS), key=lambda t: t.size)
     fast = choose(fits, "throughput")
     slower = [trial.size for trial in fits if fast is not None and trial.size < fast.size]

@@ -1,7 +1,7 @@
-"""One micro-batch a rank, for unequal cards or neighbours: a search each, probed together.
+"""One micro-batch for each rank, for unequal cards: one search per rank, probed together.
 
-A rank whose search is over runs its answer again beside the others: ranks exchange gradients, so all
-of them take part in every probe. The answer is sizes that ran together.
+Ranks exchange gradients, so all of them take part in every probe: a rank whose search is over runs its answer
+again. The answer is a tuple of sizes that ran together.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def ask_each(
 
 
 def _told(search: Search, rank: int, trials: Sequence[Trial]) -> Search:
-    """The search of one rank after these trials; of two at one size the worse one counts."""
+    """The search of one rank after these trials; of two at one size the worse counts."""
     outcomes: dict[int, Search] = {}
     for trial in trials:
         size = trial.sizes[rank]
@@ -57,7 +57,7 @@ def _told(search: Search, rank: int, trials: Sequence[Trial]) -> Search:
 
 
 def _tell(search: Search, rank: int, size: int, trial: Trial) -> Search | None:
-    """What the trial says about this rank's size; None when another rank ended it."""
+    """The search after what the trial says of this rank; None when another rank ended the trial."""
     if trial.measured and trial.failure is None:
         device = trial.measured[rank]
         fits = device.peak <= trial.budgets[rank].budget

@@ -1,6 +1,6 @@
 """One probe, inside a worker: a few real optimizer steps at one size, and what they peaked at.
 
-What a step is, the workload knows; the supervisor turns these counters into a verdict.
+The workload defines the step; the supervisor turns the counters into a verdict.
 """
 
 import time
@@ -12,19 +12,19 @@ from autotune.devices.allocator import DeviceMemory
 from autotune.readings import Report
 
 LEAST_STEPS = 3
-"""The worst case, a mix of short and long, and the worst case again, in what the mix has left."""
+"""The worst case, then mixed lengths, then the worst case again in the cache that the mix left."""
 MOST_STEPS = 8
-"""Where the peak has not settled or the steps are too short to be timed."""
+"""Used while the peak has not settled or the steps are too short to time."""
 SETTLED = 1.02
-"""A step whose peak is at most this times the highest before it has settled. On a CPU the worst case
+"""The peak has settled when a step is at most this factor above the highest before it. On a CPU the worst case
 reads up to 0.5 % more after the mix than before it (T5 of d_model 128, 187 sequences of 256)."""
 TIMED = 0.3
-"""Seconds of timed steps that a speed should rest on, where steps are short."""
+"""Seconds of timed steps that a speed rests on, at least."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one step took part with, on this rank."""
+    """What one step trained on, on this rank."""
 
     samples: int
     tokens: int
@@ -76,8 +76,8 @@ def measure(
 ) -> Report:
     """Runs training steps until their peak has settled; `beat(step)` is called after each.
 
-    A peak below `safe` bytes need not settle: whatever it still wavers, it fits. Raises whatever the
-    step raises; out of memory is told apart by `is_out_of_memory`.
+    A peak below `safe` bytes need not settle. Raises whatever the step raises; `is_out_of_memory` tells
+    out of memory apart.
     """
     memory = workload.memory
     memory.release_cached()
@@ -107,11 +107,11 @@ def measure(
         grows = step + 1 < LEAST_STEPS or (
             peaks[-1] > SETTLED * max(peaks[:-1]) and (safe is None or peaks[-1] > safe)
         )
-        # ranks that stopped at different steps would wait for each other for ever
+        # ranks that stop at different steps wait for each other for ever
         if not workload.any_rank(grows or sum(seconds) < TIMED):
             break
     retries = memory.retries() - retries
-    memory.release_cached()  # what stays cached would look like a neighbour's, and fill the next window
+    memory.release_cached()  # a cache would look like a tenant's memory
     return Report(
         device=memory.device,
         static_bytes=static_bytes,
@@ -127,10 +127,7 @@ def measure(
 
 
 def measure_memory_fractions(workload: Workload, size: int) -> list[float] | None:
-    """What source and target each take of what a micro-batch grows by; None where both are one.
-
-    Of tensors' memory: what an allocator caches between them is neither's.
-    """
+    """The shares of a micro-batch's tensors that source and target take; None where both are one sequence."""
     memory = workload.memory
 
     def growth(run: Callable[[], object]) -> int:
@@ -150,7 +147,7 @@ def measure_memory_fractions(workload: Workload, size: int) -> list[float] | Non
 
 
 def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None]) -> Report:
-    """The same for evaluation: forward alone, twice, beside all that training keeps resident."""
+    """The report of an evaluation: forward only, twice, beside what training keeps resident."""
     memory = workload.memory
     memory.release_cached()
     retries = memory.retries()

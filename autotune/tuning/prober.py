@@ -1,18 +1,16 @@
-"""Runs probes and turns how they end into trials.
+"""Runs probes in worker processes and turns each end into a trial.
 
-One group of workers serves many sizes. It is replaced after anything but a clean probe, since an
-allocation that failed or a process that died leaves nothing to rely on, and when what it holds
-between two probes has grown. How a probe can end:
+One group of workers serves many sizes. It is replaced after every probe that failed, and when it holds more
+memory between two probes than before its first. How a probe ends:
 
-    report          FITS or OVER, by the memory identity
-    over            OVER: the guard stopped it
-    out of memory   OOM, whether an allocation was refused or the kernel killed the process
-    killed          SIGKILL without a trace of the kernel's OOM killer: tried once more, then OOM
-    crashed         tried once more; then a limit of size (OOM) where a smaller one ran, else an error
-    died, hung      tried once more, then a WorkerError: neither says anything about memory
+    report                      FITS or OVER, by the memory identity
+    HARD_LIMIT, HOST_TARGET     OVER
+    DEVICE_OOM, HOST_OOM        OOM
+    KILLED                      tried once more, then OOM
+    CRASHED                     tried once more; then OOM by SIZE_LIMIT where a smaller size ran, else an error
+    DIED, HUNG                  tried once more, then a WorkerError: they say nothing about memory
 
-A neighbour who came or left in the meantime makes a probe unsettled: it is measured again, under the
-new budget.
+A probe during which a tenant took or freed memory is measured again, under the new budget.
 """
 
 import time
@@ -36,29 +34,29 @@ __all__ = ["Limits", "Prober", "WorkloadSpec"]
 
 Phase = Literal["train", "evaluate"]
 UNSETTLED = 2
-"""How often a probe is measured again because of a neighbour."""
+"""How often a probe is measured again because of a tenant."""
 DRIFT = 1.01
-"""Workers that hold this much more between two probes than before their first are replaced."""
+"""Workers are replaced when they hold this factor of what they held before their first probe."""
 SAFE_SHARE = 0.75
-"""A peak below this share of the budget fits, however it wavers."""
+"""Below this share of the budget a peak need not settle."""
 MAX_SLOWDOWN = 20
-"""A probe that takes so many times what its size should is hung."""
+"""A probe counts as hung after this factor of the time that its size should take."""
 MIN_PROBE_TIMEOUT = 60.0
-"""Seconds that any probe gets."""
+"""Seconds before any probe can count as hung."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataWait:
-    """What feeding a step costs."""
+    """What loading the data of a step costs."""
 
     seconds: float
-    """That the slowest rank waits for a step's data."""
+    """Wait of the slowest rank for a step's data."""
     host_peak: int
-    """Bytes of all ranks' loader processes."""
+    """Bytes of all loader processes of all ranks."""
 
 
 class Prober:
-    """Probes sizes one after another; use it in a `with`, so that no worker outlives it.
+    """Probes one size after another; `with` ends its workers.
 
     Budgets are read before the first worker starts, and again before each replacement.
     """
@@ -82,15 +80,15 @@ class Prober:
         self.tenants = Tenants(group, limits.target, emit)
         self._session: Session | None = None
         self._fixed: list[int] = []
-        """By rank, what these workers held before their first probe."""
+        """Bytes by rank before the first probe of these workers."""
         self._drifted = False
-        """Whether the next probe needs fresh ones."""
+        """Whether the next probe needs new workers."""
         self._largest = 0
-        """Of the sizes that ran to their end."""
+        """Largest size that ran to its end."""
         self._confirmed: set[Cause] = set()
-        """Ends that came twice at one size: at another they need no second try."""
+        """Causes that came twice at one size; at other sizes they are not tried again."""
         self._pace: float | None = None
-        """Seconds a sequence takes, once a probe has told."""
+        """Seconds per sequence, from the last probe."""
 
     def __enter__(self) -> Self:
         return self
@@ -113,7 +111,7 @@ class Prober:
         return self.limits.target
 
     def open(self) -> dict[str, Any]:
-        """Starts the workers and returns the facts of the workload that they built.
+        """Starts the workers and returns the info of the workload that they built.
 
         Raises:
             NothingFits: the model alone is too large.
@@ -142,7 +140,7 @@ class Prober:
 
         Raises:
             WorkerError: the workers crashed or hung twice.
-            DeviceError: the meters do not answer, or neighbours took the whole target.
+            DeviceError: the meters do not answer, or tenants took the whole target.
             ChatlmError: what the workload refused.
         """
         started = time.monotonic()
@@ -184,10 +182,7 @@ class Prober:
             return trial
 
     def data_wait(self, size: int, *, loaders: int, busy: float) -> DataWait | None:
-        """How a step of `busy` seconds gets its data from that many loader processes a rank.
-
-        None when the workers did not survive it.
-        """
+        """The wait for data in a step of `busy` seconds with `loaders` processes per rank; None if workers end."""
         sizes = [size] * self.spec.world_size
         session = self._ready()
         request = {
@@ -208,9 +203,9 @@ class Prober:
         )
 
     def measure_memory_fractions(self, size: int) -> tuple[float, ...] | None:
-        """What source and target each take of a micro-batch's memory, on the rank that says most.
+        """The shares of a micro-batch's memory that source and target take, the highest of all ranks.
 
-        None where both are padded as one, or when the workers did not survive it.
+        None where both are padded as one sequence, or if the workers end.
         """
         request = {
             "type": "sides",
@@ -263,11 +258,11 @@ class Prober:
         return [Report(**{**reply, "seconds": tuple(reply["seconds"])}) for reply in replies]
 
     def _say_unsettled(self, sizes: Sequence[int]) -> None:
-        text = f"probe {max(sizes)}: a neighbour's memory moved meanwhile; measuring again"
+        text = f"probe {max(sizes)}: a tenant's memory changed meanwhile; measuring again"
         self.emit(Notice(text=text))
 
     def _has_drifted(self, reports: Sequence[Report]) -> bool:
-        """A warm worker counts as a fresh one only while it holds no more than one."""
+        """Whether a worker holds more between probes than before its first."""
         fixed = [report.static_bytes for report in reports]
         self._fixed = self._fixed or fixed
         return any(now > DRIFT * first for now, first in zip(fixed, self._fixed, strict=True))
@@ -288,7 +283,7 @@ class Prober:
     def _failed(
         self, sizes: Sequence[int], failure: Failure, seconds: float, failures: int
     ) -> Trial | None:
-        """The trial of a probe that did not answer, or None when it is to be tried once more.
+        """The trial of a probe that failed, or None when it is to be tried once more.
 
         Raises:
             ChatlmError: it failed for another reason than its size.
@@ -344,5 +339,5 @@ def _as_clause(failure: Failure) -> str:
 
 
 def _pace(report: Report) -> float:
-    """Seconds a sequence, of the slowest step."""
+    """Seconds per sequence in the slowest step."""
     return max(report.seconds) / max(1, report.samples)

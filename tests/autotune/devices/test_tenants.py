@@ -76,7 +76,7 @@ def said(events: list[object]) -> list[str]:
     return [event.text for event in events if isinstance(event, Notice)]
 
 
-AGAIN = "probe 5: a neighbour's memory moved meanwhile; measuring again"
+AGAIN = "probe 5: a tenant's memory changed meanwhile; measuring again"
 
 
 def test_one_who_comes_in_mid_probe_shrinks_the_budget_and_the_probe_is_measured_again(
