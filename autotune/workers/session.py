@@ -9,7 +9,6 @@ Whatever ends it is an `WorkersEnded` of one kind, which says nothing yet about 
     refused    what the workload says that the user can mend
 """
 
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,15 +79,14 @@ class Session:
         """What the guard watches; neighbours may change it between two probes."""
         self.held: list[Held] = []
         """By rank, since its last answer."""
-        self._host = host
         self._limits = limits
         self._emit = emit
         self._ticks = 0
-        self._oom_kills = host.oom_kills()
         self._workers = WorkerGroup(
             worker_command("autotune.tuning.probe_worker", spec.world_size),
             environment=worker_environment(memory_environment(group.kind), spec.world_size),
             log_path=log_path,
+            host=host,
         )
         self.sampler = MemorySampler(group, host, self._workers.resident)
 
@@ -117,7 +115,6 @@ class Session:
         Raises Ended.
         """
         self.sampler.reset()
-        self._oom_kills = self._host.oom_kills()
         reports: dict[int, dict[str, Any]] = {}
 
         def take(message: Message) -> bool:
@@ -142,21 +139,18 @@ class Session:
         self._workers.close()
 
     def _wait(self, take: Callable[[Message], bool], watchdog: Watchdog) -> None:
-        """Reads messages and meters until `take` says that all is there; raises Ended."""
-        while True:
-            ended = self._workers.ended()  # asked first: its last words are read after it
-            messages = self._workers.receive(TICK)
+        """Reads messages and meters until `take` returns True; raises WorkersEnded."""
+        for messages in self._workers.watch(TICK):
             failures = [message for message in messages if message["type"] in CAUSES]
             if failures:
                 raise self._failure(min(failures, key=lambda m: [*CAUSES].index(m["type"])))
             for message in messages:
                 if take(message):
                     return
-            if any(message["type"] == "gone" for message in messages) or (ended and not messages):
-                raise self._how_it_ended()
             self._watch()
             if (why := watchdog.check(bool(messages))) is not None:
                 raise WorkersEnded(Failure(cause=Cause.HUNG, detail=why))
+        raise WorkersEnded(self._workers.how_it_ended())
 
     def _watch(self) -> None:
         """Looks at the meters; raises Ended where the guard must stop the probe."""
@@ -176,24 +170,13 @@ class Session:
 
     def _failure(self, message: Message) -> WorkersEnded:
         if message["type"] == "crash" and self.spec.world_size > 1:
-            # when one rank is killed, the others crash waiting for it
-            silent = self._how_it_ended()
-            if silent.failure.cause in (Cause.HOST_OOM, Cause.KILLED):
-                return silent
+            # when one rank is gone, the others crash in the collective
+            failure = self._workers.how_it_ended()
+            if self._workers.lost_a_rank or failure.cause in (Cause.HOST_OOM, Cause.KILLED):
+                return WorkersEnded(failure)
         return WorkersEnded(
             Failure(cause=CAUSES[message["type"]], detail=message["text"], rank=message["rank"])
         )
-
-    def _how_it_ended(self) -> WorkersEnded:
-        code = self._workers.exit_code()
-        if self._host.oom_kills() > self._oom_kills:
-            return WorkersEnded(
-                Failure(cause=Cause.HOST_OOM, detail="host memory: the kernel killed the worker")
-            )
-        if code == -signal.SIGKILL:
-            return WorkersEnded(Failure(cause=Cause.KILLED, detail="was killed (SIGKILL)"))
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return WorkersEnded(Failure(cause=Cause.DIED, detail=f"died ({how})"))
 
     def _cpu_seconds(self) -> float:
         return cpu_seconds_of_families(list(self._workers.pids.values()))  # loaders work for them

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
@@ -55,21 +55,18 @@ class Relay:
         self.expected = expected
         self.emit = job.emit
         self.ended: TrainingEnded | None = None
-        self.gone = False
-        """Whether a worker has closed its wire; the others may still have something to say."""
         self.stops = 0
         self._started = False
         self._steps = self._done = self._saved = 0
         self._read_at = 0.0
         self._watchdog = Watchdog()
 
-    def tick(self) -> bool:
-        """Handles what arrives within a moment; whether anything did.
+    def take(self, messages: Sequence[Message]) -> None:
+        """Handles the messages of one tick, and reads the meters.
 
         Raises:
-            ChatlmError: a worker said that it failed.
+            ChatlmError: a worker failed.
         """
-        messages = self.workers.receive(TICK)
         for message in messages:
             self._handle(message)
         if self._watchdog.check(bool(messages)) is not None:
@@ -78,7 +75,6 @@ class Relay:
         if time.monotonic() - self._read_at >= TICK:
             self._read_at = time.monotonic()
             self._show_meters()
-        return bool(messages)
 
     def _show_meters(self) -> None:
         resident = self.workers.resident()
@@ -139,8 +135,6 @@ class Relay:
                     result=message["result"], interrupted=message["interrupted"]
                 )
                 self.emit(self.ended)
-            case "gone":
-                self.gone = True
             case "oom":
                 said = message["text"].splitlines()[0]
                 raise OutOfMemory(
@@ -150,7 +144,7 @@ class Relay:
             case "refused":
                 raise ChatlmError(message["text"])
             case "crash" if self.settings.world_size > 1 and lost_a_neighbour(message["text"]):
-                pass  # the neighbour says why it ended, or its exit code does: see `why`
+                pass  # the neighbour says why it ended, or its exit code does: see `explain_exit`
             case "crash":
                 known = advice(f"{message['text']}\n{self.workers.log_tail()}")
                 raise WorkerError(
