@@ -57,6 +57,8 @@ class Failure:
     """Bytes that were held when it was stopped."""
     limit: int | None = None
     """Bytes that were allowed."""
+    exit_code: int | None = None
+    """Of the process that ended; negative for a signal."""
 
     @property
     def first_line(self) -> str:

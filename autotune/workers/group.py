@@ -1,15 +1,17 @@
-"""A group of worker processes, one a rank: start them, talk to them, see how they ended."""
+"""A group of worker processes, one a rank: starts them, talks to them, tells how they ended."""
 
 import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
+from autotune.cause import Cause, Failure
+from autotune.devices.host import HostMeter
 from autotune.devices.processes import resident
 from autotune.errors import OutputError
 from autotune.workers.channel import SOCKET_VARIABLE, Hub, Message
@@ -22,12 +24,21 @@ class WorkerGroup:
     """Processes that were launched together; use it in a `with`, so that none outlives it."""
 
     def __init__(
-        self, command: Sequence[str], *, environment: Mapping[str, str], log_path: Path
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        log_path: Path,
+        host: HostMeter,
     ) -> None:
         self.log_path = log_path
         self._log = _open_log(log_path)
         self._log_start = self._log.tell()
         self._hub = Hub()
+        self._host = host
+        self._oom_kills = host.oom_kills()
+        self.lost_a_rank = False
+        """Whether a rank closed its connection before the messages that `watch` yielded last."""
         self.pids: dict[int, int] = {}
         """Process id by rank, of the ranks that said hello."""
         self._launcher = subprocess.Popen(
@@ -56,6 +67,32 @@ class WorkerGroup:
                 self.pids[message["rank"]] = message["pid"]
                 message["present"] = len(self.pids)
         return messages
+
+    def watch(self, tick: float) -> Iterator[list[Message]]:
+        """Yields the messages of each tick, also an empty list, until the workers have ended.
+
+        The end is the launcher's or that of any rank: the other ranks wait for it in a collective. It is asked
+        for before `receive`, so that the last messages are yielded.
+        """
+        self._oom_kills = self._host.oom_kills()
+        while True:
+            has_ended = self.lost_a_rank or self.ended()
+            messages = self.receive(tick)
+            if has_ended and not messages:
+                return
+            yield messages
+            self.lost_a_rank |= any(message["type"] == "gone" for message in messages)
+
+    def how_it_ended(self) -> Failure:
+        """The failure of workers that ended without a message; waits for the launcher."""
+        code = self.exit_code()
+        if self._host.oom_kills() > self._oom_kills:
+            detail = "host memory: the kernel killed the worker"
+            return Failure(cause=Cause.HOST_OOM, detail=detail, exit_code=code)
+        if code == -signal.SIGKILL:
+            return Failure(cause=Cause.KILLED, detail="was killed (SIGKILL)", exit_code=code)
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return Failure(cause=Cause.DIED, detail=f"died ({how})", exit_code=code)
 
     def send(self, message: Mapping[str, Any]) -> None:
         self._hub.send(message)

@@ -9,9 +9,6 @@ Whatever ends it is an `WorkersEnded` of one kind, which says nothing yet about 
     refused    what the workload says that the user can mend
 """
 
-import math
-import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,15 +26,12 @@ from autotune.trial import DeviceBudget
 from autotune.workers.channel import Message
 from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import memory_environment, worker_command, worker_environment
+from autotune.workers.watchdog import Watchdog
 
 TICK = 0.05
 """Seconds between two looks at the meters."""
 SHOW_EVERY = 4
 """Looks that a reading is emitted once in."""
-BUSY = 0.05
-"""Share of one core: workers below it do nothing. Waiting in a collective costs none."""
-LOOK = 1.0
-"""Seconds between two looks at what they have computed."""
 CAUSES = {"oom": Cause.DEVICE_OOM, "refused": Cause.REFUSED, "crash": Cause.CRASHED}
 """What a worker says of its own end, that which explains the other ranks' first."""
 
@@ -85,15 +79,14 @@ class Session:
         """What the guard watches; neighbours may change it between two probes."""
         self.held: list[Held] = []
         """By rank, since its last answer."""
-        self._host = host
         self._limits = limits
         self._emit = emit
         self._ticks = 0
-        self._oom_kills = host.oom_kills()
         self._workers = WorkerGroup(
             worker_command("autotune.tuning.probe_worker", spec.world_size),
             environment=worker_environment(memory_environment(group.kind), spec.world_size),
             log_path=log_path,
+            host=host,
         )
         self.sampler = MemorySampler(group, host, self._workers.resident)
 
@@ -122,7 +115,6 @@ class Session:
         Raises Ended.
         """
         self.sampler.reset()
-        self._oom_kills = self._host.oom_kills()
         reports: dict[int, dict[str, Any]] = {}
 
         def take(message: Message) -> bool:
@@ -131,10 +123,8 @@ class Session:
             return len(reports) == self.spec.world_size
 
         self._workers.send(request)
-        patience = Watchdog(
-            longest=silence, idle=self._limits.idle, processor_seconds=self._processor_seconds
-        )
-        self._wait(take, patience)
+        watchdog = Watchdog(longest=silence, idle=self._limits.idle, cpu_seconds=self._cpu_seconds)
+        self._wait(take, watchdog)
         self.sampler.sample()  # a quick probe has ended before the thread's next reading
         return [reports[rank] for rank in sorted(reports)]
 
@@ -148,22 +138,19 @@ class Session:
         self.sampler.__exit__(None, None, None)
         self._workers.close()
 
-    def _wait(self, take: Callable[[Message], bool], silence: "Watchdog") -> None:
-        """Reads messages and meters until `take` says that all is there; raises Ended."""
-        while True:
-            ended = self._workers.ended()  # asked first: its last words are read after it
-            messages = self._workers.receive(TICK)
+    def _wait(self, take: Callable[[Message], bool], watchdog: Watchdog) -> None:
+        """Reads messages and meters until `take` returns True; raises WorkersEnded."""
+        for messages in self._workers.watch(TICK):
             failures = [message for message in messages if message["type"] in CAUSES]
             if failures:
                 raise self._failure(min(failures, key=lambda m: [*CAUSES].index(m["type"])))
             for message in messages:
                 if take(message):
                     return
-            if any(message["type"] == "gone" for message in messages) or (ended and not messages):
-                raise self._how_it_ended()
             self._watch()
-            if (why := silence.broken(bool(messages))) is not None:
+            if (why := watchdog.check(bool(messages))) is not None:
                 raise WorkersEnded(Failure(cause=Cause.HUNG, detail=why))
+        raise WorkersEnded(self._workers.how_it_ended())
 
     def _watch(self) -> None:
         """Looks at the meters; raises Ended where the guard must stop the probe."""
@@ -183,57 +170,13 @@ class Session:
 
     def _failure(self, message: Message) -> WorkersEnded:
         if message["type"] == "crash" and self.spec.world_size > 1:
-            # when one rank is killed, the others crash waiting for it
-            silent = self._how_it_ended()
-            if silent.failure.cause in (Cause.HOST_OOM, Cause.KILLED):
-                return silent
+            # when one rank is gone, the others crash in the collective
+            failure = self._workers.how_it_ended()
+            if self._workers.lost_a_rank or failure.cause in (Cause.HOST_OOM, Cause.KILLED):
+                return WorkersEnded(failure)
         return WorkersEnded(
             Failure(cause=CAUSES[message["type"]], detail=message["text"], rank=message["rank"])
         )
 
-    def _how_it_ended(self) -> WorkersEnded:
-        code = self._workers.exit_code()
-        if self._host.oom_kills() > self._oom_kills:
-            return WorkersEnded(
-                Failure(cause=Cause.HOST_OOM, detail="host memory: the kernel killed the worker")
-            )
-        if code == -signal.SIGKILL:
-            return WorkersEnded(Failure(cause=Cause.KILLED, detail="was killed (SIGKILL)"))
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return WorkersEnded(Failure(cause=Cause.DIED, detail=f"died ({how})"))
-
-    def _processor_seconds(self) -> float:
+    def _cpu_seconds(self) -> float:
         return cpu_seconds_of_families(list(self._workers.pids.values()))  # loaders work for them
-
-
-class Watchdog:
-    """Tells workers that compute in silence from those that wait for ever."""
-
-    def __init__(
-        self,
-        *,
-        longest: float,
-        idle: float = math.inf,
-        processor_seconds: Callable[[], float] = lambda: 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._longest = longest
-        self._idle = idle
-        self._processor_seconds = processor_seconds
-        self._clock = clock
-        self._heard = self._worked = self._looked = clock()
-        self._spent = processor_seconds()
-
-    def broken(self, heard: bool) -> str | None:
-        """Why it has lasted too long, in words; `heard` is whether anybody spoke just now."""
-        now = self._clock()
-        if heard:
-            self._heard = self._worked = now
-        if now - self._heard > self._longest:
-            return f"was silent for {self._longest:.0f} s"
-        if now - self._looked >= LOOK:
-            spent = self._processor_seconds()
-            if spent - self._spent > BUSY * (now - self._looked):
-                self._worked = now
-            self._spent, self._looked = spent, now
-        return f"did nothing for {self._idle:.0f} s" if now - self._worked > self._idle else None

@@ -1,6 +1,8 @@
 """What the workers of a run say, as events, with readings of the meters between them."""
 
+import math
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
@@ -8,6 +10,7 @@ from autotune.events import Notice, ReadingTaken
 from autotune.trial import DeviceBudget
 from autotune.workers.channel import Message
 from autotune.workers.group import WorkerGroup
+from autotune.workers.watchdog import Watchdog
 from profiles.schema import Fingerprint
 from trainer.artifacts.evaluation_log import evaluation_from_record
 from trainer.config.settings import TrainSettings
@@ -20,7 +23,6 @@ from trainer.events import (
 )
 from trainer.supervisor.failure_advice import advice, lost_a_neighbour
 from trainer.supervisor.job import TrainJob
-from trainer.supervisor.silence import SilenceNotice
 from trainer.supervisor.tuning import differences, fingerprint
 
 TICK = 0.25
@@ -53,30 +55,26 @@ class Relay:
         self.expected = expected
         self.emit = job.emit
         self.ended: TrainingEnded | None = None
-        self.gone = False
-        """Whether a worker has closed its wire; the others may still have something to say."""
         self.stops = 0
         self._started = False
         self._steps = self._done = self._saved = 0
         self._read_at = 0.0
-        self._silence = SilenceNotice()
+        self._watchdog = Watchdog()
 
-    def tick(self) -> bool:
-        """Handles what arrives within a moment; whether anything did.
+    def take(self, messages: Sequence[Message]) -> None:
+        """Handles the messages of one tick, and reads the meters.
 
         Raises:
-            ChatlmError: a worker said that it failed.
+            ChatlmError: a worker failed.
         """
-        messages = self.workers.receive(TICK)
         for message in messages:
-            self._silence.hear(message, time.monotonic())
             self._handle(message)
-        if said := self._silence.notice(time.monotonic(), self.workers.pids.values()):
-            self.emit(Notice(text=said))
+        if self._watchdog.check(bool(messages)) is not None:
+            self.emit(Notice(text=hang_notice(self._watchdog, self.workers.pids.values())))
+            self._watchdog.longest = math.inf  # once, until the next step
         if time.monotonic() - self._read_at >= TICK:
             self._read_at = time.monotonic()
             self._show_meters()
-        return bool(messages)
 
     def _show_meters(self) -> None:
         resident = self.workers.resident()
@@ -125,6 +123,7 @@ class Relay:
                 self.emit(TrainingStarted(**_fields(message), devices=self.budgets))
             case "step":
                 self._done = message["record"]["step"]
+                self._watchdog.step(message["record"]["seconds"])
                 self.emit(StepEnded(record=message["record"]))
             case "evaluated":
                 self.emit(evaluation_from_record(_fields(message)))
@@ -136,8 +135,6 @@ class Relay:
                     result=message["result"], interrupted=message["interrupted"]
                 )
                 self.emit(self.ended)
-            case "gone":
-                self.gone = True
             case "oom":
                 said = message["text"].splitlines()[0]
                 raise OutOfMemory(
@@ -147,13 +144,23 @@ class Relay:
             case "refused":
                 raise ChatlmError(message["text"])
             case "crash" if self.settings.world_size > 1 and lost_a_neighbour(message["text"]):
-                pass  # the neighbour says why it ended, or its exit code does: see `why`
+                pass  # the neighbour says why it ended, or its exit code does: see `explain_exit`
             case "crash":
                 known = advice(f"{message['text']}\n{self.workers.log_tail()}")
                 raise WorkerError(
                     f"training crashed ({message['text']})",
                     f"its log is {self.workers.log_path}{f'; {known}' if known else ''}",
                 )
+
+
+def hang_notice(watchdog: Watchdog, pids: Iterable[int]) -> str:
+    """The line for a run that sent no message for too long; it may hang, and is not ended."""
+    return (
+        f"no message for {watchdog.longest / 60:.0f} minutes, and the slowest step took "
+        f"{watchdog.slowest_step:.1f} s: the run may hang, as NCCL does when a process is gone; "
+        f"`py-spy dump --pid N` shows where a process is ({', '.join(map(str, pids))}); "
+        "Ctrl-C twice ends the run"
+    )
 
 
 def _fields(message: Message) -> dict[str, Any]:

@@ -5,8 +5,8 @@ It imports no torch. The supervisor outlives its workers: whatever ends one beco
 
 import signal
 from dataclasses import replace
-from pathlib import Path
 
+from autotune.cause import Cause
 from autotune.devices.group import budgets
 from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
 from autotune.events import Notice, ProbeEnded, ProbeStarted
@@ -19,7 +19,7 @@ from trainer.config.settings import TrainSettings
 from trainer.events import TrainingEnded
 from trainer.supervisor.failure_advice import advice
 from trainer.supervisor.job import TrainJob
-from trainer.supervisor.relay import ProfileMismatch, Relay
+from trainer.supervisor.relay import TICK, ProfileMismatch, Relay
 from trainer.supervisor.tuning import check_still_fits
 
 
@@ -137,7 +137,7 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         WorkerError: a worker crashed or was killed.
         ChatlmError: what a worker refused.
     """
-    group, host = job.devices.group, job.host
+    group = job.devices.group
     baseline = group.read_baseline()
     known = budgets(baseline, job.profile.memory.target_vram or 1.0)
     settings = replace(
@@ -147,21 +147,21 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         budgets=tuple(device.budget for device in known),
         device_names=tuple(device.name for device in known),
     )
-    kills = host.oom_kills()
     environment = worker_environment(memory_environment(group.kind), settings.world_size)
     command = worker_command("trainer", settings.world_size)
     with Interrupts() as interrupts:
         try:
-            with WorkerGroup(command, environment=environment, log_path=job.log_path) as workers:
+            with WorkerGroup(
+                command, environment=environment, log_path=job.log_path, host=job.host
+            ) as workers:
                 relay = Relay(job, settings, workers, expected, known)
-                while relay.ended is None:
-                    ended = workers.ended()  # asked first: its last words are read after it
-                    heard = relay.tick()
+                for messages in workers.watch(TICK):
+                    relay.take(messages)
+                    if relay.ended is not None:
+                        return relay.ended
                     if interrupts.count > relay.stops:
                         relay.stop()
-                    if relay.ended is None and not heard and (ended or relay.gone):
-                        raise explain_exit(workers, host.oom_kills() > kills, job.log_path)
-                return relay.ended
+                raise explain_exit(workers)
         except OutOfMemory as error:
             if interrupts.count:  # asked to end, also while its workers did
                 job.emit(Notice(text=str(error)))
@@ -191,19 +191,17 @@ class Interrupts:
         self.count += 1
 
 
-def explain_exit(workers: WorkerGroup, killed_by_kernel: bool, log_path: Path) -> ChatlmError:
-    """What to say of a worker that is gone without a word."""
-    code = workers.exit_code()
-    if killed_by_kernel and code == -signal.SIGKILL:
+def explain_exit(workers: WorkerGroup) -> ChatlmError:
+    """The error for workers that ended without a message."""
+    failure = workers.how_it_ended()
+    resume = "the same command resumes from the last checkpoint, if there is one"
+    if failure.cause is Cause.HOST_OOM:
         return OutOfMemory(
             "the kernel killed a worker: host memory ran out",
-            "use fewer processes or a smaller "
-            "--micro-batch; the same command goes on from the last checkpoint, if there is one",
+            f"use fewer processes or a smaller --micro-batch; {resume}",
         )
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    known = advice(workers.log_tail(), exit_code=code)
+    known = advice(workers.log_tail(), exit_code=failure.exit_code)
     return WorkerError(
-        f"a training worker died ({how})",
-        f"its log is {log_path}; {f'{known}; ' if known else ''}"
-        "the same command goes on from the last checkpoint, if there is one",
+        f"a training worker {failure.detail}",
+        "; ".join(filter(None, [f"its log is {workers.log_path}", known, resume])),
     )

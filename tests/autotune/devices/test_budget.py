@@ -1,4 +1,4 @@
-"""Where a probe is stopped, and what tells a hang from a long computation."""
+"""Where a probe is stopped."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,6 @@ from autotune.cause import Cause, Failure
 from autotune.devices.budget import HOST_FLOOR, MARGIN, device_breach, hard_limit, host_breach
 from autotune.readings import HostReading
 from autotune.trial import DeviceBudget
-from autotune.workers.session import Watchdog
 
 GIB = 2**30
 TOTALS = st.integers(GIB, 200 * GIB)
@@ -73,52 +72,3 @@ def test_past_the_share_of_host_memory_and_a_margin_a_probe_is_over() -> None:
     """Up to the margin it may run to its end, and tell."""
     assert host_breach(host(0.84), 0.8) is None
     assert host_breach(host(0.86), 0.8) == Failure(cause=Cause.HOST_TARGET)
-
-
-class Clock:
-    """A clock that a test turns, and what processors have computed by it."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.spent = 0.0
-
-    def silence(self) -> Watchdog:
-        return Watchdog(
-            longest=100.0, idle=15.0, processor_seconds=lambda: self.spent, clock=lambda: self.now
-        )
-
-    def turn(self, silence: Watchdog, seconds: int, load: float) -> list[str]:
-        found = []
-        for _ in range(seconds):
-            self.now += 1.0
-            self.spent += load
-            if (why := silence.broken(heard=False)) is not None:
-                found.append(why)
-        return found
-
-
-def test_workers_that_do_nothing_are_hung_soon() -> None:
-    """Waiting for a rank that never comes costs no processor."""
-    clock = Clock()
-
-    assert clock.turn(clock.silence(), 15, load=0.01) == []
-    assert clock.turn(clock.silence(), 16, load=0.01) == ["did nothing for 15 s"]
-
-
-def test_workers_that_compute_in_silence_are_not_hung_before_their_time() -> None:
-    """A step of a large model on a few cores takes minutes."""
-    clock = Clock()
-    silence = clock.silence()
-
-    assert clock.turn(silence, 100, load=1.0) == []
-    assert clock.turn(silence, 1, load=1.0) == ["was silent for 100 s"]
-
-
-def test_a_word_begins_the_silence_anew() -> None:
-    """Each step says that it has ended."""
-    clock = Clock()
-    silence = clock.silence()
-    clock.turn(silence, 14, load=0.0)
-
-    assert silence.broken(heard=True) is None
-    assert clock.turn(silence, 15, load=0.0) == []

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autotune.cause import Cause
+from autotune.devices.host import HostMeter
 from autotune.errors import OutputError
 from autotune.workers.channel import Message
 from autotune.workers.group import WorkerGroup
@@ -33,7 +35,9 @@ def workers_that(run: str, folder: Path) -> Iterator[WorkerGroup]:
     """One process that runs this code, which can `connect()` and say `hello(connection, rank, pid)`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CONNECT + run]
-    with WorkerGroup(command, environment=environment, log_path=folder / "log") as workers:
+    with WorkerGroup(
+        command, environment=environment, log_path=folder / "log", host=HostMeter()
+    ) as workers:
         yield workers
 
 
@@ -94,6 +98,34 @@ def test_a_launchers_report_tells_how_its_worker_ended(
     """torchrun exits 1 whatever the signal; of several ranks the killed one is the cause."""
     with workers_that(f"print({printed!r}); sys.exit(1)", tmp_path) as workers:
         assert workers.exit_code() == code
+
+
+@pytest.mark.parametrize("end", ["sys.exit(1)", "a.close(); time.sleep(60)"], ids=["exit", "gone"])
+def test_watching_ends_after_the_last_message(end: str, tmp_path: Path) -> None:
+    """Both when the launcher has ended and when a rank has closed its connection."""
+    run = f"a = connect(); hello(a, 0, 2**30); hello(a, 0, 2**30); {end}"
+    with workers_that(run, tmp_path) as workers:
+        batches = list(workers.watch(0.2))
+
+    assert [m["type"] for batch in batches for m in batch] == ["hello", "hello", "gone"]
+
+
+@pytest.mark.parametrize(
+    ("end", "cause", "detail"),
+    [
+        ("sys.exit(3)", Cause.DIED, "died (exit code 3)"),
+        ("os.kill(os.getpid(), 11)", Cause.DIED, "died (SIGSEGV)"),
+        ("os.kill(os.getpid(), 9)", Cause.KILLED, "was killed (SIGKILL)"),
+    ],
+)
+def test_an_end_without_a_message_is_classified(
+    end: str, cause: Cause, detail: str, tmp_path: Path
+) -> None:
+    """By the exit code or the signal."""
+    with workers_that(end, tmp_path) as workers:
+        failure = workers.how_it_ended()
+
+    assert (failure.cause, failure.detail) == (cause, detail)
 
 
 def test_a_process_of_the_same_number_is_not_killed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.devices.host import HostMeter
 from autotune.devices.shared_memory import SHARED_MEMORY, shared_memory
 from autotune.workers.group import WorkerGroup
 from trainer.launch.standalone import tell
@@ -176,16 +177,16 @@ def test_words_about_a_neighbours_end_are_no_cause() -> None:
     ids=["what its log says", "the signal that ended it"],
 )
 def test_a_worker_that_is_gone_is_explained(tmp_path: Path, script: str, told: str) -> None:
-    """Under `chatlm train`, beside where its log lies and that the same command goes on."""
+    """Under `chatlm train`, beside where its log lies and that the same command resumes."""
     log = tmp_path / "log"
     with WorkerGroup(
-        [sys.executable, "-c", script], environment=os.environ, log_path=log
+        [sys.executable, "-c", script], environment=os.environ, log_path=log, host=HostMeter()
     ) as workers:
-        error = explain_exit(workers, False, log)
+        error = explain_exit(workers)
 
     assert told in str(error)
     assert str(log) in str(error)
-    assert "goes on from the last checkpoint" in str(error)
+    assert "resumes from the last checkpoint" in str(error)
 
 
 def test_a_process_of_its_own_says_what_to_try_after_its_traceback(
