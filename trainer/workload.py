@@ -12,7 +12,8 @@ from trainer.config.settings import WorkloadSettings
 from trainer.data.readers import bundled
 from trainer.data.sample_order import PlainSteps, SampleOrder
 from trainer.data.token_store import TokenStore, open_store
-from trainer.model.engine import Engine, make_accelerator, precision
+from trainer.model.accelerator import make_accelerator, precision
+from trainer.model.engine import Engine
 from trainer.model.loading import Loaded, fingerprint_info, load_model
 from trainer.model.position_limits import check_positions
 

@@ -20,8 +20,9 @@ from trainer.data.tokenization import TokenizationProgress
 from trainer.evaluation.evaluator import Answering, dry_run_evaluation
 from trainer.evaluation.generation import WIDEST, dry_run_generation
 from trainer.messages import Say
+from trainer.model.accelerator import make_accelerator, precision
 from trainer.model.adapters import default_learning_rate, described
-from trainer.model.engine import Engine, make_accelerator, precision
+from trainer.model.engine import Engine
 from trainer.model.loading import Loaded, fingerprint_info, load_model
 from trainer.model.position_limits import check_positions
 from trainer.run.rank_agreement import check_alike
