@@ -1,7 +1,6 @@
-"""chatlm: the command line: parses, wires the parts, prints the outcome.
+"""chatlm: the command line: parses flags and prints results.
 
-Nothing here loads torch: that is the workers' business. What a command does is in `trainer` and
-`autotune`; this file holds only flags and their order.
+It loads no torch. Each command imports what it needs when it runs, so that `--help` answers at once.
 """
 
 import functools
@@ -9,7 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -124,108 +123,20 @@ def autotune(
 
     --no-NAME denies a switch that the base profile has on.
     """
-    import profiles
-    from autotune.devices.host import HostMeter
-    from autotune.devices.lock import locked
-    from autotune.devices.selection import check_per_device, open_devices, shared_memory_notice
-    from autotune.events import Notice
-    from autotune.plan import Plan
-    from autotune.tuning.loop import tune
-    from autotune.tuning.prober import Limits, Prober, WorkloadSpec
-    from autotune.units import check_fraction, parse_bytes
-    from dashboard.listeners import log_path, open_listeners
+    from dashboard.listeners import open_listeners
     from dashboard.summary import tuned_words
-    from profiles.store import FOLDER, check_name, check_place, free_path
-    from trainer.config.resolve import workload_settings
-    from trainer.data.readers import check_files
     from trainer.supervisor import tuning
+    from trainer.supervisor.job import open_tune_job
 
-    options = AutotuneOptions(**given)
-    limits = Limits(
-        target=check_fraction(options.target_vram, "--target-vram"),
-        target_ram=check_fraction(options.target_ram, "--target-ram"),
+    listen = functools.partial(
+        open_listeners, "autotune", as_json=as_json, plain=plain, events=events
     )
-    limit = None if options.vram_limit is None else parse_bytes(options.vram_limit)
-    path = FOLDER / f"{check_name(options.name)}.toml"
-    check_place(path)
-    profile = profiles.load(options.base)
-    effective = options.effective_batch
-    wanted = effective or profile.batch.effective_batch_size
-    host = HostMeter()
-    with ExitStack() as stack:
-        devices = stack.enter_context(
-            open_devices(
-                options.device, num_processes=options.num_processes, vram_limit=limit, host=host
-            )
-        )
-        check_per_device(options.per_device, devices)
-        if effective is not None:  # built for its check; a base profile's may grow instead
-            Plan(micro_batch=1, effective_batch=effective, world_size=devices.world_size)
-        check_files(options.data, options.eval_data)
-        settings = workload_settings(options, profile, device=devices.group.kind)
-        log = log_path("autotune")
-        emit = stack.enter_context(open_listeners(as_json, plain, log, events))
-        for notice in (devices.notice, shared_memory_notice(devices, options.backend, loaders=0)):
-            if notice:
-                emit(Notice(text=notice))
-        extra = {
-            "effective": wanted,
-            "effective_fixed": effective is not None,
-            "eval_data": options.eval_data or (),
-        }
-        spec = WorkloadSpec(
-            path=workload,
-            settings={**settings.as_json(), **extra},
-            world_size=devices.world_size,
-        )
-        stack.enter_context(locked(devices.shared, notify=lambda text: emit(Notice(text=text))))
-        prober = stack.enter_context(
-            Prober(spec, group=devices.group, host=host, limits=limits, emit=emit, log_path=log)
-        )
-        outcome = tune(
-            prober,
-            ceiling=lambda workload_info: tuning.ceiling(
-                workload_info["rows"],
-                world_size=devices.world_size,
-                effective=effective,
-                max_batch=options.max_batch,
-                per_device=options.per_device,
-            ),
-            prefer=options.prefer,
-            guess=tuning.previous_sizes(path, limits, limit, devices, settings),
-            per_device=options.per_device,
-            most=effective,
-            after=functools.partial(
-                tuning.measure_extras,
-                prober,
-                effective=wanted,
-                fixed=effective is not None,
-                evaluates=options.eval_data is not None,
-            ),
-            emit=emit,
-        )
-        prober.close()
-        if outcome.answer is None and outcome.interrupted:
-            raise KeyboardInterrupt
-        if outcome.answer is None:
-            raise tuning.nothing_fits(outcome)
-        found = tuning.make_profile(
-            outcome,
-            limits=limits,
-            settings=settings,
-            devices=devices,
-            base=profile,
-            effective=effective,
-            vram_limit=limit,
-        )
-        path = free_path(path) if outcome.interrupted else path
-        profiles.save(found, path)
-    room = tuning.estimated_capacity(outcome, effective, devices.world_size)
-    if as_json:
-        _print_json(tuning.as_json(outcome, found, str(path), limits, room))
-    else:
-        sys.stdout.write(tuned_words(found, outcome.seconds, path, room))
-    if outcome.interrupted:
+    with open_tune_job(AutotuneOptions(**given), workload=workload, listen=listen) as job:
+        tuned = tuning.run_tuning(job)
+    seconds, room = tuned.outcome.seconds, tuned.estimated_capacity
+    words = tuned_words(tuned.profile, seconds, tuned.path, room)
+    _print(tuning.as_json(tuned) if as_json else words)
+    if tuned.outcome.interrupted:
         raise typer.Exit(130)
 
 
@@ -243,65 +154,20 @@ def train(
 
     --no-NAME denies a switch that the profile has on.
     """
-    import profiles
-    from autotune.devices.host import HostMeter
-    from autotune.devices.selection import open_devices, shared_memory_notice
-    from autotune.events import Notice
-    from dashboard.listeners import log_path, open_listeners
+    from dashboard.listeners import open_listeners
     from dashboard.summary import trained_words
-    from trainer.artifacts.run_folder import RunFolder
-    from trainer.config.resolve import resolve
     from trainer.config.run_config import load_run
-    from trainer.data.readers import check_files
-    from trainer.supervisor.job import TrainJob
+    from trainer.supervisor.job import open_train_job
     from trainer.supervisor.training import run_training
 
     options = TrainOptions(**{**({} if config is None else load_run(config)), **given})
-    profile = profiles.load(options.profile)
-    was_tuned = profile.fingerprint.model is not None
-    host = HostMeter()
-    with ExitStack() as stack:
-        devices = stack.enter_context(
-            open_devices(
-                options.device,
-                num_processes=(
-                    profile.fingerprint.world_size
-                    if options.num_processes is None and was_tuned
-                    else options.num_processes
-                ),
-                vram_limit=profile.memory.vram_limit_bytes,
-                host=host,
-            )
-        )
-        check_files(options.data, options.eval_data)
-        settings = resolve(
-            profile, options, device=devices.group.kind, world_size=devices.world_size
-        )
-        folder = RunFolder(Path(settings.output_dir))
-        folder.check(settings.run_key(), fresh=settings.fresh)
-        log = log_path("chat_trainer")
-        emit = stack.enter_context(open_listeners(as_json, plain, log, events))
-        loaders = profile.run.loader_workers
-        shortage = shared_memory_notice(devices, options.backend, loaders=loaders)
-        for notice in (devices.notice, shortage):
-            if notice:
-                emit(Notice(text=notice))
-        if profile.interrupted:
-            text = f"profile {options.profile} is of an interrupted tuning: more may fit"
-            emit(Notice(text=text))
-        job = TrainJob(
-            settings=settings,
-            profile=profile,
-            devices=devices,
-            host=host,
-            emit=emit,
-            log_path=log,
-        )
+    listen = functools.partial(
+        open_listeners, "chat_trainer", as_json=as_json, plain=plain, events=events
+    )
+    with open_train_job(options, listen=listen) as job:
         ended = run_training(job)
-    if as_json:
-        _print_json({"schema": 1, **ended.result})
-    else:
-        sys.stdout.write(trained_words(ended.result, log))
+    words = trained_words(ended.result, job.log_path)
+    _print({"schema": 1, **ended.result} if as_json else words)
     if ended.interrupted:
         raise typer.Exit(130)
 
@@ -318,16 +184,13 @@ def monitor(
     from dashboard import open_screen
 
     host = HostMeter()
-    with ExitStack() as stack:
-        if (nvml := live.open_driver()) is not None:
-            stack.enter_context(nvml)
+    with live.open_driver() or nullcontext() as nvml:
         reading = live.take(host, nvml)
-        if as_json:
-            _print_json(live.as_json(reading))
-        elif once or not sys.stdout.isatty():
-            sys.stdout.write(live.as_lines(reading))
+        if as_json or once or not sys.stdout.isatty():
+            _print(live.as_json(reading) if as_json else live.as_lines(reading))
         else:
-            live.watch(host, nvml, stack.enter_context(open_screen(plain=False, stream=sys.stdout)))
+            with open_screen(plain=False, stream=sys.stdout) as screen:
+                live.watch(host, nvml, screen)
 
 
 @profiles_app.command("list", epilog=PROFILES_EXAMPLES)
@@ -362,10 +225,12 @@ def show_profile(name: str) -> None:
     sys.stdout.write(tomli_w.dumps(document))
 
 
-def _print_json(document: dict[str, Any]) -> None:
+def _print(result: dict[str, Any] | str) -> None:
     from autotune.units import finite
 
-    sys.stdout.write(json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
+    if not isinstance(result, str):
+        result = json.dumps(finite(result), indent=1, allow_nan=False) + "\n"
+    sys.stdout.write(result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who listens to a command: the screen, the text log, and a record of events where one is asked for."""
+"""The listeners of a command: the screen, the text log, and with --events a record of every event."""
 
 import sys
 import time
@@ -15,36 +15,25 @@ from dashboard.plain_lines import PlainLines
 
 @contextmanager
 def open_listeners(
-    as_json: bool, plain: bool, log_path: Path, events: Path | None
-) -> Iterator[Emit]:
-    """The screen, the text log, and the record of events where one is asked for."""
-
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        stream = sys.stderr if as_json else sys.stdout
-        log = stack.enter_context(log_path.open("a", encoding="utf-8", buffering=1))
-        listeners: list[Emit] = [
-            stack.enter_context(open_screen(plain=plain, stream=stream)),
-            PlainLines(log),
-        ]
-        if events is not None:
-            listeners.append(stack.enter_context(EventLog(events)))
-        yield Listeners(listeners)
-
-
-def log_path(what: str) -> Path:
-    """A new text log under `./logs`, named by what runs and when.
+    name: str, *, as_json: bool, plain: bool, events: Path | None
+) -> Iterator[tuple[Emit, Path]]:
+    """Where a command's events go, and the text log, `./logs/NAME_TIME.log`.
 
     Raises:
         OutputError: the current folder cannot be written.
     """
-    path = Path("logs") / f"{what}_{time.strftime('%Y%m%d-%H%M%S')}.log"
+    path = Path("logs") / f"{name}_{time.strftime('%Y%m%d-%H%M%S')}.log"
     try:
         path.parent.mkdir(exist_ok=True)
-        path.touch()
+        log = path.open("a", encoding="utf-8", buffering=1)
     except OSError as error:
         raise OutputError(
             f"cannot write the log {path}: {error.strerror}",
             "run in a folder that you can write to",
         ) from error
-    return path
+    with log, ExitStack() as stack:
+        screen = open_screen(plain=plain, stream=sys.stderr if as_json else sys.stdout)
+        listeners: list[Emit] = [stack.enter_context(screen), PlainLines(log)]
+        if events is not None:
+            listeners.append(stack.enter_context(EventLog(events)))
+        yield Listeners(listeners), path

@@ -6,15 +6,13 @@ from typing import Any
 from autotune.partition import Costs
 from autotune.plan import Plan, choose_effective
 from autotune.tuning.probe import Load
-from trainer.batching.collator import Batch, Collator
+from trainer.batching.collator import Batch
 from trainer.batching.step_loader import Steps, load_steps, loaders_memory
 from trainer.config.settings import WorkloadSettings
-from trainer.data.readers import bundled
 from trainer.data.sample_order import PlainSteps, SampleOrder
-from trainer.data.token_store import TokenStore, open_store
-from trainer.model.engine import Engine, make_accelerator, precision
-from trainer.model.loading import Loaded, fingerprint_info, load_model
-from trainer.model.position_limits import check_positions
+from trainer.model.accelerator import make_accelerator, precision
+from trainer.model.loading import fingerprint_info
+from trainer.run.parts import make_engine, make_parts
 
 PROBE_LEARNING_RATE = 1e-6
 """A real optimizer step, on weights that nobody keeps."""
@@ -32,20 +30,14 @@ class SftWorkload:
         self, settings: WorkloadSettings, effective: int, *, fixed: bool, eval_data: tuple[str, ...]
     ) -> None:
         accelerator = make_accelerator(settings)
-        loaded = load_model(settings.model, dropout=settings.dropout, seed=settings.seed)
-        # all ranks at once: of those that share a cache one writes
-        store = _store(settings.data or (bundled("train"),), loaded, settings)
-        eval_store = _store(eval_data, loaded, settings) if eval_data else store
+        parts = make_parts(settings, eval_data=eval_data)
+        store = parts.collator.store
         self._effective = effective
         self._fixed = fixed
         self._world_size: int = accelerator.num_processes
-        start = getattr(loaded.model.config, "decoder_start_token_id", None)
-        self._collator = Collator(store, loaded.encoder, start)
-        self._eval_collator = Collator(eval_store, loaded.encoder, start)
-        for collator in (self._collator, self._eval_collator):
-            check_positions(loaded.model, collator)
-        self.engine = Engine(accelerator, loaded.model, settings)
-        self.engine.preallocate(self._collator.worst_case_batch(1))
+        self._collator = parts.collator
+        self._eval_collator = parts.eval_collator or parts.collator
+        self.engine = make_engine(accelerator, parts, settings)
         self.memory = self.engine.memory
         self.workload_info = {
             "model": settings.model,
@@ -54,7 +46,7 @@ class SftWorkload:
             "notice": store.truncation_notice(
                 settings.max_source_length, settings.max_target_length
             ),
-            "fingerprint": fingerprint_info(loaded, store, accelerator.num_processes),
+            "fingerprint": fingerprint_info(parts.loaded, store, accelerator.num_processes),
         }
 
     def forward_backward(self, size: int) -> Load:
@@ -127,15 +119,6 @@ class SftWorkload:
         return Plan(
             micro_batch=min(size, share), effective_batch=effective, world_size=self._world_size
         )
-
-
-def _store(files: tuple[str, ...], loaded: Loaded, settings: WorkloadSettings) -> TokenStore:
-    return open_store(
-        files,
-        loaded.encoder,
-        max_source=settings.max_source_length,
-        max_target=settings.max_target_length,
-    )
 
 
 def build(settings: dict[str, Any]) -> SftWorkload:

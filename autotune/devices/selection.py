@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, NvmlDevice, visible
-from autotune.devices.shared_memory import free_shared_memory, shortage
 from autotune.errors import DeviceError, UsageError
 from autotune.units import format_bytes
 
@@ -113,22 +112,3 @@ def check_per_device(wanted: bool, devices: DeviceSelection) -> None:
             "--per-device needs a card for each process, and these share the host's memory",
             "leave it out, or give --vram-limit",
         )
-
-
-def shared_memory_notice(
-    devices: DeviceSelection, backend: str | None, *, loaders: int
-) -> str | None:
-    """A line that says that NCCL or the loaders will lack shared memory; None where none will."""
-    uses_nccl = devices.group.kind == "cuda" and devices.world_size > 1 and not wants_gloo(backend)
-    return shortage(
-        free_shared_memory(),
-        nccl_ranks=devices.world_size if uses_nccl else 0,
-        loader_workers=loaders * devices.world_size,
-    )
-
-
-def wants_gloo(backend: str | None) -> bool:
-    """Whether the user asked for gloo, by the flag or by the variable that scripts set."""
-    if backend is not None:
-        return backend == "gloo"
-    return os.environ.get("ACCELERATE_USE_GLOO", "0") not in ("", "0")

@@ -30,7 +30,7 @@ from trainer.data.readers import bundled  # noqa: E402
 from trainer.data.sample_order import PlainSteps, SampleOrder, count_steps  # noqa: E402
 from trainer.data.token_store import open_store  # noqa: E402
 from trainer.model.loading import load_model  # noqa: E402
-from trainer.supervisor.tuning import differences, fingerprint, previous_sizes  # noqa: E402
+from trainer.supervisor.fingerprint import differences, fingerprint, previous_sizes  # noqa: E402
 from trainer.workload import build  # noqa: E402
 
 LIMITS = Limits(target=0.6, target_ram=0.8)

@@ -3,8 +3,9 @@
 import pytest
 
 from autotune.devices.host import HostMeter
-from autotune.devices.selection import open_devices, shared_memory_notice
+from autotune.devices.selection import open_devices
 from tests.support.fake_nvml import FakeDriver, FakeGpu
+from trainer.supervisor.job import shared_memory_notice
 
 TOO_MANY = 10**6
 """Loaders for which no machine has shared memory."""

@@ -8,7 +8,8 @@ from trainer.batching.collator import Collator  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
 from trainer.data.readers import bundled  # noqa: E402
 from trainer.data.token_store import open_store  # noqa: E402
-from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.accelerator import make_accelerator  # noqa: E402
+from trainer.model.engine import Engine  # noqa: E402
 from trainer.model.loading import load_model  # noqa: E402
 from trainer.workload import build  # noqa: E402
 

@@ -18,7 +18,8 @@ from bench.exactness import EFFECTIVE, profile_of  # noqa: E402
 from bench.small import save_small  # noqa: E402
 from tests.support.commands import chatlm, steps  # noqa: E402
 from trainer.config.settings import TrainSettings, WorkloadSettings  # noqa: E402
-from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.accelerator import make_accelerator  # noqa: E402
+from trainer.model.engine import Engine  # noqa: E402
 from trainer.run.loop import take_steps  # noqa: E402
 from trainer.run.setup import prepare  # noqa: E402
 from trainer.run.state import Run  # noqa: E402

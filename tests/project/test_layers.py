@@ -1,5 +1,6 @@
 """Imports point one way, no room is crowded, and nothing that answers at once loads torch."""
 
+import ast
 import subprocess
 import sys
 from collections import Counter
@@ -32,6 +33,8 @@ ELSEWHERE = {
 }
 """Modules that may import as much as a module of that room, and may be imported by all."""
 MOST_MODULES = 15
+MOST_LINES = 30
+"""Of a command's function in cli.py, its signature and decorators included."""
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
@@ -59,6 +62,18 @@ def test_no_room_has_more_modules_than_a_reader_can_hold() -> None:
     crowded = Counter(room(name) for name in modules() if not name.endswith("__init__"))
 
     assert {name: n for name, n in crowded.items() if n > MOST_MODULES} == {}
+
+
+def test_a_command_parses_and_prints_and_does_little_else() -> None:
+    """What it does lies in `trainer` and `autotune`, where other callers find it too."""
+    lines = {
+        node.name: (node.end_lineno or 0) - node.lineno + 1 + len(node.decorator_list)
+        for node in ast.parse((ROOT / "cli.py").read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+    assert {"autotune", "train", "monitor"} <= lines.keys()
+    assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from trainer.data.encoder import Encoder
 from trainer.data.sample_order import PlainSteps, SampleOrder
 from trainer.data.token_store import open_store
 from trainer.evaluation.evaluator import evaluate
-from trainer.model.engine import Engine, make_accelerator
+from trainer.model.accelerator import make_accelerator
+from trainer.model.engine import Engine
 from trainer.model.loading import Loaded, load_model
 
 WORKLOAD = WorkloadSettings(max_source_length=16, max_target_length=16, dropout=0.0, seed=3)

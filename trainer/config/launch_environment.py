@@ -4,6 +4,7 @@ torchrun's say how many processes there are. Those that `accelerate launch` take
 file would change the run behind the user's flags: they are removed, and what differs is told. No torch.
 """
 
+import os
 from collections.abc import Mapping, MutableMapping
 
 from autotune.errors import UsageError
@@ -50,6 +51,13 @@ def world_size(environment: Mapping[str, str]) -> int:
 def wants_cpu(environment: Mapping[str, str]) -> bool:
     """Whether `accelerate launch` was told to stay on the CPU."""
     return _is_true(environment.get("ACCELERATE_USE_CPU"))
+
+
+def wants_gloo(backend: str | None) -> bool:
+    """Whether the user asks for gloo, by `--backend` or by `ACCELERATE_USE_GLOO`."""
+    if backend is not None:
+        return backend == "gloo"
+    return os.environ.get("ACCELERATE_USE_GLOO", "0") not in ("", "0")
 
 
 def overrule(settings: WorkloadSettings, environment: MutableMapping[str, str]) -> str | None:

@@ -7,7 +7,7 @@ import torch
 from trainer.artifacts.loss_plot import draw_loss
 from trainer.artifacts.model_card import CardFacts, write_card
 from trainer.checkpointing.export import export_model
-from trainer.model.engine import precision
+from trainer.model.accelerator import precision
 from trainer.model.loading import PRESETS
 from trainer.run.state import Run
 

@@ -1,29 +1,27 @@
-"""From settings to a run that can take its next step: model, data, folder, checkpoint, rehearsal."""
+"""From settings to a run that can take its next step: parts, folder, checkpoint, dry run."""
 
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from trainer.artifacts.evaluation_log import EvaluationHistory
 from trainer.artifacts.run_folder import RunFolder
-from trainer.batching.collator import Collator
 from trainer.checkpointing.checkpoint import resume
 from trainer.config.run_config import save_run
 from trainer.config.settings import TrainSettings
 from trainer.data.readers import bundled
 from trainer.data.sample_order import count_steps
-from trainer.data.token_store import TokenStore, open_store
+from trainer.data.token_store import TokenStore
 from trainer.data.tokenization import TokenizationProgress
 from trainer.evaluation.evaluator import Answering, dry_run_evaluation
 from trainer.evaluation.generation import WIDEST, dry_run_generation
 from trainer.messages import Say
+from trainer.model.accelerator import make_accelerator, precision
 from trainer.model.adapters import default_learning_rate, described
-from trainer.model.engine import Engine, make_accelerator, precision
-from trainer.model.loading import Loaded, fingerprint_info, load_model
-from trainer.model.position_limits import check_positions
+from trainer.model.loading import fingerprint_info
+from trainer.run.parts import make_engine, make_parts
 from trainer.run.rank_agreement import check_alike
 from trainer.run.state import Run
 from trainer.run.tracking import start_tracking
@@ -35,36 +33,42 @@ def prepare(
     confirm: Callable[[], object],
     should_stop: Callable[[], bool],
 ) -> Run:
-    """Builds the parts, goes on from a checkpoint if there is one, and rehearses the worst case."""
+    """A run that is ready: parts made, last checkpoint resumed, largest step and evaluation tried."""
     folder = RunFolder(Path(settings.output_dir))
     workload = settings.workload
     accelerator = make_accelerator(workload, track=settings.track, tracking=folder.tracking)
-    loaded = load_model(workload.model, dropout=workload.dropout, seed=workload.seed)
-    store, eval_store = open_stores(settings, loaded, accelerator, say, should_stop)
-    start = getattr(loaded.model.config, "decoder_start_token_id", None)
-    collator = Collator(store, loaded.encoder, start)
-    check_positions(loaded.model, collator)
-    eval_collator = None
-    if eval_store is not None:
-        eval_collator = Collator(eval_store, loaded.encoder, start)
-        check_positions(loaded.model, eval_collator)
+
+    def told(progress: TokenizationProgress) -> None:
+        if accelerator.is_main_process:
+            say({"type": "tokenising", **asdict(progress)})
+
+    bundled_eval = () if workload.data else (bundled("valid"),)
+    parts = make_parts(
+        workload,
+        eval_data=settings.eval_data or bundled_eval,
+        progress=told,
+        should_stop=should_stop,
+    )
+    loaded, collator, eval_collator = parts.loaded, parts.collator, parts.eval_collator
+    store = collator.store
+    eval_store = None if eval_collator is None else eval_collator.store
+    check_alike(accelerator, settings, (store, eval_store))
     rate = settings.learning_rate or default_learning_rate(loaded.learning_rate, workload)
     rate *= settings.rate_scale
     if accelerator.is_main_process:
         say({"type": "built", "facts": fingerprint_info(loaded, store, accelerator.num_processes)})
         confirm()
     accelerator.wait_for_everyone()
-    parameters = sum(p.numel() for p in loaded.model.parameters())
-    engine = Engine(
+    engine = make_engine(
         accelerator,
-        loaded.model,
+        parts,
         workload,
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
     )
     if accelerator.is_main_process:
         trained = sum(p.numel() for p in engine.trainable.values())
-        folder.check_space(disk_need(parameters, trained, settings.keep_checkpoints))
+        folder.check_space(disk_need(parts.parameters, trained, settings.keep_checkpoints))
         folder.claim(settings.run_key(), fresh=settings.fresh, learning_rate=rate)
         save_run(folder.path, settings, rate)
     accelerator.wait_for_everyone()
@@ -82,9 +86,8 @@ def prepare(
             len(store), settings.effective_batch, settings.epochs, settings.max_steps
         ),
         learning_rate=rate,
-        parameters=parameters,
+        parameters=parts.parameters,
     )
-    run.engine.preallocate(collator.worst_case_batch(1))
     run.done = resume(folder, run.engine, run.notice)
     dry_run(run)
     run.progress = earlier_progress(run)
@@ -93,37 +96,6 @@ def prepare(
         folder.metrics.forget_after(run.done)
         say_started(run, store)
     return run
-
-
-def open_stores(
-    settings: TrainSettings,
-    loaded: Loaded,
-    accelerator: Accelerator,
-    say: Say,
-    should_stop: Callable[[], bool],
-) -> tuple[TokenStore, TokenStore | None]:
-    """What to train on and what to evaluate on; all ranks ask at once, one a host tokenises."""
-
-    def told(progress: TokenizationProgress) -> None:
-        if accelerator.is_main_process:
-            say({"type": "tokenising", **asdict(progress)})
-
-    def opened(files: tuple[str, ...]) -> TokenStore:
-        return open_store(
-            files,
-            loaded.encoder,
-            max_source=settings.workload.max_source_length,
-            max_target=settings.workload.max_target_length,
-            progress=told,
-            should_stop=should_stop,
-        )
-
-    data = settings.workload.data
-    store = opened(data or (bundled("train"),))
-    eval_files = settings.eval_data or (() if data else (bundled("valid"),))
-    eval_store = opened(eval_files) if eval_files else None
-    check_alike(accelerator, settings, (store, eval_store))
-    return store, eval_store
 
 
 def dry_run(run: Run) -> None:

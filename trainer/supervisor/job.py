@@ -1,18 +1,64 @@
-"""A training run and everything around it, as its supervisor has it."""
+"""A command's job: what to tune or to train, on which devices, and who hears of it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import profiles
 from autotune.devices.host import HostMeter
-from autotune.devices.selection import DeviceSelection
-from autotune.events import Emit
+from autotune.devices.selection import DeviceSelection, check_per_device, open_devices
+from autotune.devices.shared_memory import free_shared_memory, shortage
+from autotune.events import Emit, Notice
+from autotune.plan import Plan
+from autotune.tuning.prober import Limits
+from autotune.units import check_fraction, parse_bytes
 from profiles import Profile
-from trainer.config.settings import TrainSettings
+from profiles.store import FOLDER, check_name, check_place
+from trainer.artifacts.run_folder import RunFolder
+from trainer.config.launch_environment import wants_gloo
+from trainer.config.options import AutotuneOptions, TrainOptions
+from trainer.config.resolve import resolve, workload_settings
+from trainer.config.settings import TrainSettings, WorkloadSettings
+from trainer.data.readers import check_files
+
+Listen = Callable[[], AbstractContextManager[tuple[Emit, Path]]]
+"""Opens the listeners of a command: where events go, and the text log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneJob:
+    """What to tune and within which limits."""
+
+    options: AutotuneOptions
+    settings: WorkloadSettings
+    workload: str
+    """The import path of the workload, `module:function`."""
+    base: Profile
+    path: Path
+    """Where the profile is written."""
+    limits: Limits
+    vram_limit: int | None
+    """Bytes that each card is taken to have."""
+    devices: DeviceSelection
+    host: HostMeter
+    emit: Emit
+    log_path: Path
+
+    @property
+    def effective_batch(self) -> int:
+        """The user's effective batch, else the base profile's, which a tuned size may let grow."""
+        return self.options.effective_batch or self.base.batch.effective_batch_size
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the user chose the effective batch, so that it may not grow."""
+        return self.options.effective_batch is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainJob:
-    """What to train, and where what happens is told."""
+    """What to train."""
 
     settings: TrainSettings
     profile: Profile
@@ -20,3 +66,96 @@ class TrainJob:
     host: HostMeter
     emit: Emit
     log_path: Path
+
+
+@contextmanager
+def open_tune_job(options: AutotuneOptions, *, workload: str, listen: Listen) -> Iterator[TuneJob]:
+    """The job of `chatlm autotune`, every choice checked; its devices stay open until the block ends.
+
+    Raises:
+        ChatlmError: a choice is out of range, a file cannot be read or written, or no device is there.
+    """
+    limits = Limits(
+        target=check_fraction(options.target_vram, "--target-vram"),
+        target_ram=check_fraction(options.target_ram, "--target-ram"),
+    )
+    vram_limit = None if options.vram_limit is None else parse_bytes(options.vram_limit)
+    path = FOLDER / f"{check_name(options.name)}.toml"
+    check_place(path)
+    base = profiles.load(options.base)
+    host = HostMeter()
+    with open_devices(
+        options.device, num_processes=options.num_processes, vram_limit=vram_limit, host=host
+    ) as devices:
+        check_per_device(options.per_device, devices)
+        if options.effective_batch is not None:  # a base profile's may grow to one per device
+            Plan(
+                micro_batch=1,
+                effective_batch=options.effective_batch,
+                world_size=devices.world_size,
+            )
+        check_files(options.data, options.eval_data)
+        settings = workload_settings(options, base, device=devices.group.kind)
+        with listen() as (emit, log_path):
+            _notify(emit, devices.notice, shared_memory_notice(devices, options.backend, loaders=0))
+            yield TuneJob(
+                options=options, settings=settings, workload=workload, base=base, path=path,
+                limits=limits, vram_limit=vram_limit, devices=devices, host=host, emit=emit,
+                log_path=log_path,
+            )  # fmt: skip
+
+
+@contextmanager
+def open_train_job(options: TrainOptions, *, listen: Listen) -> Iterator[TrainJob]:
+    """The job of `chatlm train`, every choice checked; its devices stay open until the block ends.
+
+    Raises:
+        ChatlmError: a choice is out of range, a file cannot be read or written, or no device is there.
+    """
+    profile = profiles.load(options.profile)
+    num_processes = options.num_processes
+    if num_processes is None and profile.fingerprint.model is not None:  # no preset
+        num_processes = profile.fingerprint.world_size
+    host = HostMeter()
+    with open_devices(
+        options.device,
+        num_processes=num_processes,
+        vram_limit=profile.memory.vram_limit_bytes,
+        host=host,
+    ) as devices:
+        check_files(options.data, options.eval_data)
+        settings = resolve(
+            profile, options, device=devices.group.kind, world_size=devices.world_size
+        )
+        RunFolder(Path(settings.output_dir)).check(settings.run_key(), fresh=settings.fresh)
+        with listen() as (emit, log_path):
+            loaders = profile.run.loader_workers
+            interrupted = f"profile {options.profile} is of an interrupted tuning: more may fit"
+            _notify(
+                emit,
+                devices.notice,
+                shared_memory_notice(devices, options.backend, loaders=loaders),
+                interrupted if profile.interrupted else None,
+            )
+            yield TrainJob(
+                settings=settings, profile=profile, devices=devices, host=host, emit=emit,
+                log_path=log_path,
+            )  # fmt: skip
+
+
+def shared_memory_notice(
+    devices: DeviceSelection, backend: str | None, *, loaders: int
+) -> str | None:
+    """A line about too little shared memory for NCCL or the loaders; None where there is enough."""
+    uses_nccl = devices.group.kind == "cuda" and devices.world_size > 1 and not wants_gloo(backend)
+    return shortage(
+        free_shared_memory(),
+        nccl_ranks=devices.world_size if uses_nccl else 0,
+        loader_workers=loaders * devices.world_size,
+    )
+
+
+def _notify(emit: Emit, *notices: str | None) -> None:
+    for text in notices:
+        if text:
+            emit(Notice(text=text))

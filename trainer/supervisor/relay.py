@@ -22,8 +22,8 @@ from trainer.events import (
     TrainingStarted,
 )
 from trainer.supervisor.failure_advice import advice, lost_a_neighbour
+from trainer.supervisor.fingerprint import differences, fingerprint
 from trainer.supervisor.job import TrainJob
-from trainer.supervisor.tuning import differences, fingerprint
 
 TICK = 0.25
 """Seconds between two readings of the meters."""

@@ -18,9 +18,9 @@ from profiles.schema import Fingerprint
 from trainer.config.settings import TrainSettings
 from trainer.events import TrainingEnded
 from trainer.supervisor.failure_advice import advice
+from trainer.supervisor.fingerprint import check_still_fits
 from trainer.supervisor.job import TrainJob
 from trainer.supervisor.relay import TICK, ProfileMismatch, Relay
-from trainer.supervisor.tuning import check_still_fits
 
 
 def run_training(job: TrainJob) -> TrainingEnded:

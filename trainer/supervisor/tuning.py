@@ -1,29 +1,101 @@
-"""Between a tuning and the profile that records it, and between a profile and today's machine."""
+"""`chatlm autotune` outside the workers: runs a tuning and records it as a profile."""
 
-from collections.abc import Callable
+import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.devices.selection import DeviceSelection
-from autotune.errors import NothingFits, ProfileError
+import profiles
+from autotune.devices.lock import locked
+from autotune.errors import NothingFits
 from autotune.events import Notice
 from autotune.plan import Plan, choose_effective
-from autotune.trial import DeviceBudget, Trial
+from autotune.trial import Trial
 from autotune.tuning.extras import tune_evaluation, tune_loaders
-from autotune.tuning.loop import Extras, Outcome
-from autotune.tuning.per_device import Sizes
-from autotune.tuning.prober import Limits, Prober
+from autotune.tuning.loop import Extras, Outcome, tune
+from autotune.tuning.prober import Prober, WorkloadSpec
 from autotune.units import format_bytes
-from autotune.verdict import Verdict
 from autotune.workers.launch import memory_environment
-from profiles import Profile, load
-from profiles.schema import BatchSection, Fingerprint, MemorySection, RunSection, TrialRow
-from trainer.config.settings import WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
+from profiles import Profile
+from profiles.schema import BatchSection, MemorySection, RunSection, TrialRow
+from profiles.store import free_path
+from trainer.supervisor.fingerprint import fingerprint, previous_sizes, what_is_trained
+from trainer.supervisor.job import TuneJob
 
 MOST = 4096
 """The largest micro-batch that is tried unless --max-batch says otherwise."""
 ROOMY = 1.1
-"""Room for less than this many times the answer is not worth a word."""
+"""Capacity is told from this many times the answer on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """A tuning that has an answer, and its profile as it was written."""
+
+    outcome: Outcome
+    profile: Profile
+    path: Path
+    target: float
+    """The share of each device to hold."""
+    estimated_capacity: int | None
+    """See `estimated_capacity`."""
+
+
+def run_tuning(job: TuneJob) -> Tuned:
+    """Tunes and writes the profile; Ctrl-C ends the search with the best size so far.
+
+    Raises:
+        NothingFits: not even one sequence per device holds the target.
+        KeyboardInterrupt: interrupted before any size fitted.
+        ChatlmError: the workload was refused, its workers fail, or the profile cannot be written.
+    """
+    options, devices = job.options, job.devices
+    spec = WorkloadSpec(
+        path=job.workload,
+        settings={
+            **job.settings.as_json(),
+            "effective": job.effective_batch,
+            "effective_fixed": job.is_fixed,
+            "eval_data": options.eval_data or (),
+        },
+        world_size=devices.world_size,
+    )
+    with (
+        locked(devices.shared, notify=lambda text: job.emit(Notice(text=text))),
+        Prober(
+            spec, group=devices.group, host=job.host, limits=job.limits, emit=job.emit,
+            log_path=job.log_path,
+        ) as prober,
+    ):  # fmt: skip
+        outcome = tune(
+            prober,
+            ceiling=lambda workload_info: ceiling(
+                workload_info["rows"],
+                world_size=devices.world_size,
+                effective=options.effective_batch,
+                max_batch=options.max_batch,
+                per_device=options.per_device,
+            ),
+            prefer=options.prefer,
+            guess=previous_sizes(job.path, job.limits, job.vram_limit, devices, job.settings),
+            per_device=options.per_device,
+            most=options.effective_batch,
+            after=functools.partial(measure_extras, job, prober),
+            emit=job.emit,
+        )
+        prober.close()
+        if outcome.answer is None:
+            raise KeyboardInterrupt if outcome.interrupted else nothing_fits(outcome)
+        profile = make_profile(outcome, job)
+        path = free_path(job.path) if outcome.interrupted else job.path
+        profiles.save(profile, path)
+    return Tuned(
+        outcome=outcome,
+        profile=profile,
+        path=path,
+        target=job.limits.target,
+        estimated_capacity=estimated_capacity(outcome, options.effective_batch, devices.world_size),
+    )
 
 
 def ceiling(
@@ -34,9 +106,9 @@ def ceiling(
     max_batch: int | None,
     per_device: bool = False,
 ) -> int:
-    """The largest size worth trying: the data has no more, and a step's share is no larger.
+    """The largest micro-batch worth trying: no more than the rows, or than a rank's share of a step.
 
-    Unequal ranks take unequal shares: all but one sequence for each of the others at most.
+    With `per_device` a rank may take all of a step but one sequence for each other rank.
     """
     if effective is None:
         share = rows
@@ -45,90 +117,36 @@ def ceiling(
     return max(1, min(max_batch or MOST, rows, share))
 
 
-def what_is_trained(values: RunSection | WorkloadSettings) -> dict[str, Any]:
-    """The choices, besides model, lengths and precision, that a step's memory depends on."""
-    chosen = {name: getattr(values, name) for name in WHAT_IS_TRAINED}
-    return {**chosen, "lora_targets": list(chosen["lora_targets"])}
-
-
-def previous_sizes(
-    path: Path,
-    limits: Limits,
-    vram_limit: int | None,
-    devices: DeviceSelection,
-    settings: WorkloadSettings,
-) -> Callable[[dict[str, Any]], Sizes | None]:
-    """From a worker's facts the sizes that an earlier tuning of the very same found, or None."""
-
-    def guess(workload_info: dict[str, Any]) -> Sizes | None:
-        try:
-            profile = load(str(path))
-        except ProfileError:
-            return None
-        memory, batch = profile.memory, profile.batch
-        is_same = (
-            not profile.interrupted
-            and profile.fingerprint == fingerprint(workload_info["fingerprint"], devices)
-            and profile.run.precision == workload_info["precision"]
-            and profile.run.environment == memory_environment(devices.group.kind)
-            and what_is_trained(profile.run) == what_is_trained(settings)
-            and (memory.target_vram, memory.target_ram, memory.vram_limit_bytes)
-            == (limits.target, limits.target_ram, vram_limit)
-        )
-        sizes = batch.micro_batch_sizes or [batch.micro_batch_size] * devices.world_size
-        return tuple(sizes) if is_same else None
-
-    return guess
-
-
-def measure_extras(
-    prober: Prober, trial: Trial, *, effective: int, fixed: bool, evaluates: bool
-) -> Extras:
-    """The evaluation batch, where there is something to evaluate, loader processes, and shares."""
+def measure_extras(job: TuneJob, prober: Prober, trial: Trial) -> Extras:
+    """The memory fractions, the number of loader processes, and with --eval-data the evaluation batch."""
     shares = prober.measure_memory_fractions(trial.size)
     eval_batch = None
-    if evaluates:
-        prober.emit(Notice(text="looking for the evaluation batch, forward alone"))
+    if job.options.eval_data is not None:
+        job.emit(Notice(text="looking for the evaluation batch, forward alone"))
         eval_batch = tune_evaluation(prober, trial)
-    ranks = prober.spec.world_size
-    samples = choose_effective(trial.sizes, world_size=ranks, wanted=effective, fixed=fixed)
-    host = prober.host.read()
+    host = job.host.read()
     assert trial.samples_per_second is not None
     loaders = tune_loaders(
         prober,
         trial.size,
-        busy=samples / trial.samples_per_second,
-        ranks=ranks,
-        room=int(prober.limits.target_ram * host.total) - host.used,
+        busy=_effective_batch(job, trial) / trial.samples_per_second,
+        ranks=job.devices.world_size,
+        room=int(job.limits.target_ram * host.total) - host.used,
     )
     return Extras(eval_batch=eval_batch, loaders=loaders, memory_fractions=shares)
 
 
-def make_profile(
-    outcome: Outcome,
-    *,
-    limits: Limits,
-    settings: WorkloadSettings,
-    devices: DeviceSelection,
-    base: Profile,
-    effective: int | None,
-    vram_limit: int | None,
-) -> Profile:
-    """The profile of an outcome that has an answer; `effective` is the user's own choice, if any."""
-    trial = outcome.answer
+def make_profile(outcome: Outcome, job: TuneJob) -> Profile:
+    """The profile of an outcome that has an answer."""
+    trial, extras = outcome.answer, outcome.extras
     assert trial is not None
-    wanted = effective or base.batch.effective_batch_size
     plan = Plan(
         micro_batch=trial.sizes,
-        effective_batch=choose_effective(
-            trial.sizes,
-            world_size=devices.world_size,
-            wanted=wanted,
-            fixed=effective is not None,
-        ),
-        world_size=devices.world_size,
+        effective_batch=_effective_batch(job, trial),
+        world_size=job.devices.world_size,
     )
     tightest = trial.budgets[trial.tightest]
+    shares = extras.memory_fractions
     return Profile(
         schema=1,
         interrupted=outcome.interrupted,
@@ -137,45 +155,50 @@ def make_profile(
             micro_batch_sizes=None if plan.is_even else list(plan.sizes),
             gradient_accumulation_steps=plan.accumulation,
             effective_batch_size=plan.effective_batch,
-            base_effective_batch_size=wanted,
-            eval_batch_size=outcome.extras.eval_batch,
+            base_effective_batch_size=job.effective_batch,
+            eval_batch_size=extras.eval_batch,
         ),
         memory=MemorySection(
-            target_vram=limits.target,
-            target_ram=limits.target_ram,
-            vram_limit_bytes=vram_limit,
+            target_vram=job.limits.target,
+            target_ram=job.limits.target_ram,
+            vram_limit_bytes=job.vram_limit,
             others_bytes=tightest.others,
             budget_bytes=tightest.budget,
             hard_limit_bytes=tightest.hard_limit,
             peak_bytes=trial.peak,
             host_peak_bytes=trial.host_peak,
-            shares=None
-            if outcome.extras.memory_fractions is None
-            else list(outcome.extras.memory_fractions),
+            shares=None if shares is None else list(shares),
         ),
         run=RunSection(
-            model=settings.model,
-            data=list(settings.data) or None,
+            model=job.settings.model,
+            data=list(job.settings.data) or None,
             precision=outcome.workload_info["precision"],
-            max_source_length=settings.max_source_length,
-            max_target_length=settings.max_target_length,
-            **what_is_trained(settings),
+            max_source_length=job.settings.max_source_length,
+            max_target_length=job.settings.max_target_length,
+            **what_is_trained(job.settings),
             loader_workers=(
-                base.run.loader_workers
-                if outcome.extras.loaders is None
-                else outcome.extras.loaders
+                job.base.run.loader_workers if extras.loaders is None else extras.loaders
             ),
-            environment=memory_environment(devices.group.kind),
+            environment=memory_environment(job.devices.group.kind),
         ),
-        fingerprint=fingerprint(outcome.workload_info["fingerprint"], devices),
+        fingerprint=fingerprint(outcome.workload_info["fingerprint"], job.devices),
         trial=[_row(t) for t in outcome.trials],
     )
 
 
-def estimated_capacity(outcome: Outcome, effective: int | None, world_size: int) -> int | None:
-    """About how many sequences the devices had room for, where the effective batch was the bound.
+def _effective_batch(job: TuneJob, trial: Trial) -> int:
+    return choose_effective(
+        trial.sizes,
+        world_size=job.devices.world_size,
+        wanted=job.effective_batch,
+        fixed=job.is_fixed,
+    )
 
-    By the line through what is resident and the answer's forward and backward: nothing that ran.
+
+def estimated_capacity(outcome: Outcome, effective: int | None, world_size: int) -> int | None:
+    """Sequences per device that would fit by a line through the answer; None unless far above it.
+
+    It is told where the effective batch, not memory, bounded the search. That size did not run.
     """
     trial = outcome.answer
     if (
@@ -193,75 +216,8 @@ def estimated_capacity(outcome: Outcome, effective: int | None, world_size: int)
     return size if size >= ROOMY * trial.size else None
 
 
-def fingerprint(workload_info: dict[str, Any], devices: DeviceSelection) -> Fingerprint:
-    """What a worker found, and what the supervisor knows of the devices."""
-    baseline = devices.group.read({})
-    return Fingerprint(
-        **workload_info,
-        devices=[reading.name for reading in baseline],
-        device_bytes=[reading.total for reading in baseline],
-        driver=devices.driver,
-    )
-
-
-def differences(
-    profile: Profile,
-    found: Fingerprint,
-    settings: TrainSettings,
-    budgets: tuple[DeviceBudget, ...],
-) -> list[str]:
-    """Why the profile's figures may not hold for this run, in words; empty when they do.
-
-    Presets measured nothing, so nothing differs; shorter sequences need no more memory.
-    """
-    measured, workload = profile.fingerprint, settings.workload
-    if measured.model is None:
-        return []
-    different = []
-    for name in ("model", "devices", "device_bytes", "driver", "torch", "world_size"):
-        old, new = getattr(measured, name), getattr(found, name)
-        if old != new:
-            different.append(f"{name.replace('_', ' ')} {_said(old)}, now {_said(new)}")
-    for name in ("longest_source", "longest_target"):
-        old, new = getattr(measured, name), getattr(found, name)
-        if old is None or new is None or new > old:
-            different.append(f"{name.replace('_', ' ')} {old} tokens, now {new}")
-    if workload.precision not in ("auto", profile.run.precision):
-        different.append(f"precision {profile.run.precision}, now {workload.precision}")
-    then, now = what_is_trained(profile.run), what_is_trained(workload)
-    different += [
-        f"{name.replace('_', ' ')} {_said(then[name])}, now {_said(now[name])}"
-        for name in WHAT_IS_TRAINED
-        if then[name] != now[name]
-    ]
-    measured_sizes = profile.plan(measured.world_size).sizes
-    sizes = settings.plan(settings.world_size)
-    if any(now > then for now, then in zip(sizes.sizes, measured_sizes, strict=False)):
-        different.append(f"micro-batch {profile.plan(measured.world_size)}, now {sizes}")
-    if profile.run.environment != memory_environment(workload.device):
-        different.append("other allocator settings")
-    peak = profile.memory.peak_bytes or 0
-    different += [
-        f"peak {format_bytes(peak)}, now a budget of {format_bytes(budget.budget)}"
-        for budget in budgets
-        if peak > budget.budget
-    ]
-    return different
-
-
-def check_still_fits(trial: Trial, budget: int, name: str) -> None:
-    """Raises ProfileError when a profile's size, probed again, does not hold its target."""
-    if trial.verdict is not Verdict.FITS:
-        peak = "out of memory" if trial.peak is None else f"peak {format_bytes(trial.peak)}"
-        raise ProfileError(
-            f"profile {name} does not hold its target here: micro-batch {trial.size} is "
-            f"{trial.verdict} ({peak}, budget {format_bytes(budget)})",
-            "use a smaller --micro-batch, or run `chatlm autotune` again",
-        )
-
-
 def nothing_fits(outcome: Outcome) -> NothingFits:
-    """What to say when not even one sequence per device holds the target."""
+    """The error for a tuning in which not even one sequence per device holds the target."""
     trial = min(outcome.trials, key=lambda t: t.size)
     budget = trial.budgets[trial.tightest]
     peak = "ran out of memory" if trial.peak is None else f"peaks at {format_bytes(trial.peak)}"
@@ -275,20 +231,19 @@ def nothing_fits(outcome: Outcome) -> NothingFits:
     )
 
 
-def as_json(
-    outcome: Outcome, profile: Profile, path: str, limits: Limits, room: int | None
-) -> dict[str, Any]:
-    """The document that `chatlm autotune --json` prints; `room` is what `estimated_capacity` says."""
+def as_json(tuned: Tuned) -> dict[str, Any]:
+    """The document that `chatlm autotune --json` prints."""
+    outcome, profile = tuned.outcome, tuned.profile
     trial = outcome.answer
     assert trial is not None
     knee = profile.knee()
     return {
         "schema": 1,
-        "profile": path,
+        "profile": str(tuned.path),
         "micro_batch_size": profile.batch.micro_batch_size,
         "effective_batch_size": profile.batch.effective_batch_size,
         "gradient_accumulation_steps": profile.batch.gradient_accumulation_steps,
-        "target": limits.target,
+        "target": tuned.target,
         "interrupted": outcome.interrupted,
         "devices": [
             {
@@ -309,7 +264,7 @@ def as_json(
         "eval_batch_size": profile.batch.eval_batch_size,
         "loader_workers": profile.run.loader_workers,
         "knee": None if knee is None else knee.size,
-        "would_hold": room,
+        "would_hold": tuned.estimated_capacity,
     }
 
 
@@ -325,13 +280,3 @@ def _row(trial: Trial) -> TrialRow:
         speed_spread=trial.speed_spread,
         reason=trial.reason,
     )
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, list):
-        return " + ".join(_said(v) for v in value) or "none"
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return format_bytes(value) if isinstance(value, int) and value > 10**6 else str(value)

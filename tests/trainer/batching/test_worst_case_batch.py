@@ -18,7 +18,8 @@ from trainer.batching.collator import Batch, Collator  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
 from trainer.data.encoder import Encoder  # noqa: E402
 from trainer.data.token_store import open_store  # noqa: E402
-from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.accelerator import make_accelerator  # noqa: E402
+from trainer.model.engine import Engine  # noqa: E402
 
 SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
 

@@ -27,7 +27,8 @@ from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint, 
 from trainer.checkpointing.export import export_model  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
 from trainer.data.token_store import open_store  # noqa: E402
-from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.accelerator import make_accelerator  # noqa: E402
+from trainer.model.engine import Engine  # noqa: E402
 from trainer.model.loading import load_model  # noqa: E402
 
 WORKLOAD = WorkloadSettings(max_source_length=16, max_target_length=16, dropout=0.0, seed=3)

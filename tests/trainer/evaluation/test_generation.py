@@ -19,7 +19,8 @@ from trainer.data.readers import bundled  # noqa: E402
 from trainer.data.token_store import open_store  # noqa: E402
 from trainer.evaluation.evaluator import Answering, evaluate_with_answers  # noqa: E402
 from trainer.evaluation.generation import answer, dry_run_generation  # noqa: E402
-from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.accelerator import make_accelerator  # noqa: E402
+from trainer.model.engine import Engine  # noqa: E402
 from trainer.model.loading import load_model  # noqa: E402
 
 SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)

@@ -14,6 +14,7 @@ from autotune.errors import UsageError  # noqa: E402
 from tests.support.tiny import CAUSAL, FAMILIES, SEQ2SEQ, batch, tiny  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
 from trainer.config.validation import check_workload  # noqa: E402
+from trainer.model.accelerator import make_accelerator  # noqa: E402
 from trainer.model.adapters import (  # noqa: E402
     LORA_LEARNING_RATE,
     adapt,
@@ -21,7 +22,7 @@ from trainer.model.adapters import (  # noqa: E402
     described,
     export,
 )
-from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.engine import Engine  # noqa: E402
 
 
 def engine(model: Any, **values: Any) -> Engine:

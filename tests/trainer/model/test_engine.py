@@ -17,7 +17,8 @@ from trainer.data.encoder import Encoder  # noqa: E402
 from trainer.data.readers import bundled  # noqa: E402
 from trainer.data.token_store import TokenStore, open_store  # noqa: E402
 from trainer.evaluation.evaluator import dry_run_evaluation, evaluate  # noqa: E402
-from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.accelerator import make_accelerator  # noqa: E402
+from trainer.model.engine import Engine  # noqa: E402
 from trainer.model.loading import Loaded, load_model  # noqa: E402
 
 SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)

@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 from autotune.errors import UsageError  # noqa: E402
 from tests.support.tiny import batch, tiny  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from trainer.model.accelerator import make_accelerator  # noqa: E402
+from trainer.model.engine import Engine  # noqa: E402
 from trainer.model.optimizers import make_optimizer  # noqa: E402
 
 NAMES = ["adamw", "adafactor", "adamw-8bit"]

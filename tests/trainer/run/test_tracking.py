@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 
 from trainer.config.settings import TrainSettings, WorkloadSettings
-from trainer.model.engine import make_accelerator
+from trainer.model.accelerator import make_accelerator
 from trainer.run.tracking import flat, start_tracking, track
 
 SETTINGS = TrainSettings(

@@ -12,7 +12,7 @@ from profiles.schema import Fingerprint, parse
 from trainer.config.options import TrainOptions
 from trainer.config.resolve import resolve
 from trainer.config.settings import WHAT_IS_TRAINED, TrainSettings
-from trainer.supervisor.tuning import differences, what_is_trained
+from trainer.supervisor.fingerprint import differences, what_is_trained
 
 LORA: dict[str, Any] = {
     "optimizer": "adafactor", "lora_rank": 4, "lora_alpha": 16.0, "lora_targets": ["q", "k"],

@@ -1,0 +1,81 @@
+"""The parts of a worker, made from settings: model, data and engine. Probe and training both use them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from trainer.batching.collator import Collator
+from trainer.config.settings import WorkloadSettings
+from trainer.data.readers import bundled
+from trainer.data.token_store import open_store
+from trainer.data.tokenization import TokenizationProgress
+from trainer.model.engine import Engine
+from trainer.model.loading import Loaded, load_model
+from trainer.model.position_limits import check_positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The model, still on the CPU, and its data, tokenised."""
+
+    loaded: Loaded
+    collator: Collator
+    eval_collator: Collator | None
+    """None without evaluation data."""
+    parameters: int
+    """Of the model; adapters are not counted."""
+
+
+def make_parts(
+    settings: WorkloadSettings,
+    *,
+    eval_data: tuple[str, ...],
+    progress: Callable[[TokenizationProgress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Parts:
+    """The model and the data. All ranks call it at once; one process a host tokenises.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        DataError, OutputError, Interrupted: as `open_store` does.
+        UsageError: a row has more tokens than the model takes.
+    """
+    loaded = load_model(settings.model, dropout=settings.dropout, seed=settings.seed)
+    start = getattr(loaded.model.config, "decoder_start_token_id", None)
+
+    def collate(files: tuple[str, ...]) -> Collator:
+        store = open_store(
+            files,
+            loaded.encoder,
+            max_source=settings.max_source_length,
+            max_target=settings.max_target_length,
+            progress=progress,
+            should_stop=should_stop,
+        )
+        collator = Collator(store, loaded.encoder, start)
+        check_positions(loaded.model, collator)
+        return collator
+
+    return Parts(
+        loaded=loaded,
+        collator=collate(settings.data or (bundled("train"),)),
+        eval_collator=collate(eval_data) if eval_data else None,
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+    )
+
+
+def make_engine(
+    accelerator: Accelerator,
+    parts: Parts,
+    settings: WorkloadSettings,
+    *,
+    weight_decay: float = 0.01,
+    clip_norm: float = 1.0,
+) -> Engine:
+    """The engine, with gradients and optimizer state allocated."""
+    engine = Engine(
+        accelerator, parts.loaded.model, settings, weight_decay=weight_decay, clip_norm=clip_norm
+    )
+    engine.preallocate(parts.collator.worst_case_batch(1))
+    return engine

@@ -1,0 +1,134 @@
+"""Whether a profile's figures hold for today's machine, data and settings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autotune.devices.selection import DeviceSelection
+from autotune.errors import ProfileError
+from autotune.trial import DeviceBudget, Trial
+from autotune.tuning.per_device import Sizes
+from autotune.tuning.prober import Limits
+from autotune.units import format_bytes
+from autotune.verdict import Verdict
+from autotune.workers.launch import memory_environment
+from profiles import Profile, load
+from profiles.schema import Fingerprint, RunSection
+from trainer.config.settings import WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
+
+
+def fingerprint(workload_info: dict[str, Any], devices: DeviceSelection) -> Fingerprint:
+    """The fingerprint of a workload, as a worker reports it, on these devices."""
+    baseline = devices.group.read({})
+    return Fingerprint(
+        **workload_info,
+        devices=[reading.name for reading in baseline],
+        device_bytes=[reading.total for reading in baseline],
+        driver=devices.driver,
+    )
+
+
+def what_is_trained(values: RunSection | WorkloadSettings) -> dict[str, Any]:
+    """The choices, besides model, lengths and precision, that a step's memory depends on."""
+    chosen = {name: getattr(values, name) for name in WHAT_IS_TRAINED}
+    return {**chosen, "lora_targets": list(chosen["lora_targets"])}
+
+
+def previous_sizes(
+    path: Path,
+    limits: Limits,
+    vram_limit: int | None,
+    devices: DeviceSelection,
+    settings: WorkloadSettings,
+) -> Callable[[dict[str, Any]], Sizes | None]:
+    """A function from a worker's report to the sizes in the profile at `path`.
+
+    It returns None unless that profile is from a finished tuning with the same fingerprint, settings
+    and limits.
+    """
+
+    def guess(workload_info: dict[str, Any]) -> Sizes | None:
+        try:
+            profile = load(str(path))
+        except ProfileError:
+            return None
+        memory, batch = profile.memory, profile.batch
+        is_same = (
+            not profile.interrupted
+            and profile.fingerprint == fingerprint(workload_info["fingerprint"], devices)
+            and profile.run.precision == workload_info["precision"]
+            and profile.run.environment == memory_environment(devices.group.kind)
+            and what_is_trained(profile.run) == what_is_trained(settings)
+            and (memory.target_vram, memory.target_ram, memory.vram_limit_bytes)
+            == (limits.target, limits.target_ram, vram_limit)
+        )
+        sizes = batch.micro_batch_sizes or [batch.micro_batch_size] * devices.world_size
+        return tuple(sizes) if is_same else None
+
+    return guess
+
+
+def differences(
+    profile: Profile,
+    found: Fingerprint,
+    settings: TrainSettings,
+    budgets: tuple[DeviceBudget, ...],
+) -> list[str]:
+    """Why the profile's figures may not hold for this run, in words; empty when they hold.
+
+    A preset has no figures, so nothing differs from it. Shorter sequences need no more memory.
+    """
+    measured, workload = profile.fingerprint, settings.workload
+    if measured.model is None:
+        return []
+    different = []
+    for name in ("model", "devices", "device_bytes", "driver", "torch", "world_size"):
+        old, new = getattr(measured, name), getattr(found, name)
+        if old != new:
+            different.append(f"{name.replace('_', ' ')} {_said(old)}, now {_said(new)}")
+    for name in ("longest_source", "longest_target"):
+        old, new = getattr(measured, name), getattr(found, name)
+        if old is None or new is None or new > old:
+            different.append(f"{name.replace('_', ' ')} {old} tokens, now {new}")
+    if workload.precision not in ("auto", profile.run.precision):
+        different.append(f"precision {profile.run.precision}, now {workload.precision}")
+    then, now = what_is_trained(profile.run), what_is_trained(workload)
+    different += [
+        f"{name.replace('_', ' ')} {_said(then[name])}, now {_said(now[name])}"
+        for name in WHAT_IS_TRAINED
+        if then[name] != now[name]
+    ]
+    measured_sizes = profile.plan(measured.world_size).sizes
+    sizes = settings.plan(settings.world_size)
+    if any(now > then for now, then in zip(sizes.sizes, measured_sizes, strict=False)):
+        different.append(f"micro-batch {profile.plan(measured.world_size)}, now {sizes}")
+    if profile.run.environment != memory_environment(workload.device):
+        different.append("other allocator settings")
+    peak = profile.memory.peak_bytes or 0
+    different += [
+        f"peak {format_bytes(peak)}, now a budget of {format_bytes(budget.budget)}"
+        for budget in budgets
+        if peak > budget.budget
+    ]
+    return different
+
+
+def check_still_fits(trial: Trial, budget: int, name: str) -> None:
+    """Raises ProfileError when the size of profile `name`, probed again, exceeds the budget in bytes."""
+    if trial.verdict is not Verdict.FITS:
+        peak = "out of memory" if trial.peak is None else f"peak {format_bytes(trial.peak)}"
+        raise ProfileError(
+            f"profile {name} does not hold its target here: micro-batch {trial.size} is "
+            f"{trial.verdict} ({peak}, budget {format_bytes(budget)})",
+            "use a smaller --micro-batch, or run `chatlm autotune` again",
+        )
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return " + ".join(_said(v) for v in value) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return format_bytes(value) if isinstance(value, int) and value > 10**6 else str(value)
