@@ -7,8 +7,10 @@ a small margin above the target and leaves a reserve of the device free.
 from collections.abc import Sequence
 
 from autotune.cause import Cause, Failure
-from autotune.readings import HostReading
+from autotune.errors import DeviceError
+from autotune.readings import DeviceReading, HostReading
 from autotune.trial import DeviceBudget
+from autotune.units import format_bytes
 
 MARGIN = 0.05
 """Share of a device that a probe may take beyond the target."""
@@ -44,3 +46,42 @@ def host_breach(host: HostReading, target: float) -> Failure | None:
     if host.used > max(target, min(target + MARGIN, 1 - HOST_FLOOR)) * host.total:
         return Failure(cause=Cause.HOST_TARGET)
     return None
+
+
+def budgets(baseline: Sequence[DeviceReading], target: float) -> tuple[DeviceBudget, ...]:
+    """The budget of each device.
+
+    Raises:
+        DeviceError: others hold the target already.
+    """
+    return tuple(
+        budget(reading.device, reading.name, reading.total, reading.used, target)
+        for reading in baseline
+    )
+
+
+def budget(device: str, name: str, total: int, others: int, target: float) -> DeviceBudget:
+    """The budget of one device; raises as `budgets` does."""
+    ours = int(target * total) - others
+    if ours <= 0:
+        raise DeviceError(
+            f"{name}: others hold {format_bytes(others)} of {format_bytes(total)}, which is the "
+            f"whole target of {100 * target:.3g} % already",
+            "tune for a higher --target-vram, or wait until they are done",
+        )
+    return DeviceBudget(
+        device=device,
+        name=name,
+        total=total,
+        others=others,
+        budget=ours,
+        hard_limit=hard_limit(total=total, used=others, target=target),
+    )
+
+
+def context_bytes(*, used: int, others: int, reserved: int) -> int:
+    """What we hold of a card outside our allocator (CUDA context, kernels, NCCL), bytes.
+
+    `used` is everyone's, `others` the tenants', `reserved` what our allocator holds now.
+    """
+    return max(0, used - others - reserved)

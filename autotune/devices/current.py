@@ -1,14 +1,12 @@
-"""The device that this very process computes on, for tuning without workers.
-
-What `cards` is to a supervisor, for a step function in the caller's own process.
-"""
+"""The device that this process computes on, for tuning without workers."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from autotune.devices.allocator import CudaMemory, DeviceMemory, HostMemory, same_device
-from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice, budget
+from autotune.devices.budget import budget, context_bytes
+from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, NvmlDevice
 from autotune.errors import DeviceError
@@ -17,10 +15,9 @@ from autotune.trial import Measured
 
 
 class OwnDevice:
-    """The device that this process computes on: its budget, and what we hold of it.
+    """The budget of this process's device, and what the process holds of it.
 
-    What the allocator cannot see of us is told from others only as far as it is new: a CUDA context
-    that was there before counts as others', in the budget and in the peak alike. A neighbour that
+    A CUDA context that exists already counts as others' memory, in the budget and in the peak. A tenant that
     grows meanwhile counts as ours, which errs towards smaller sizes.
     """
 
@@ -33,17 +30,19 @@ class OwnDevice:
         self.budget = budget(reading.device, reading.name, reading.total, others, target)
 
     def context(self) -> int:
-        """What we hold of a card beside what the allocator knows, since we began; bytes."""
+        """Bytes that this process holds outside its allocator, since the start."""
         if self._group.kind == "cpu":
             return 0
         (reading,) = self._group.read({})
-        return max(0, reading.used - self.budget.others - self.memory.resident())
+        return context_bytes(
+            used=reading.used, others=self.budget.others, reserved=self.memory.resident()
+        )
 
     def static_bytes(self) -> int:
         return self.context() + self.memory.resident()
 
     def peak(self) -> int:
-        """Since `memory.reset_peak()`; before the allocator's cache is emptied."""
+        """Bytes since `memory.reset_peak()`; call it before the allocator's cache is emptied."""
         return self.context() + self.memory.peak()
 
     def measure(self, report: Report) -> list[Measured]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from autotune.devices.allocator import same_device
-from autotune.devices.budget import hard_limit
+from autotune.devices.budget import context_bytes
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import NvmlDevice
 from autotune.errors import DeviceError
@@ -35,7 +35,7 @@ class DeviceGroup(Protocol):
     """How far apart two peaks of one size lie, as a share."""
 
     def read_baseline(self) -> tuple[DeviceReading, ...]:
-        """The devices before any worker of ours runs: what is used is others'."""
+        """The devices before our workers start: all used bytes are others'."""
 
     def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
         """The devices now; `resident` is the workers' host memory by rank."""
@@ -43,47 +43,16 @@ class DeviceGroup(Protocol):
     def measure(
         self, reports: Sequence[Report], budgets: Sequence[DeviceBudget], sampled: Sequence[int]
     ) -> list[Measured]:
-        """What each device peaked at: `reports` by rank, `sampled` the highest use seen by device."""
+        """The peak of each device; `reports` by rank, `sampled` the highest sample by device, bytes."""
 
     def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
-        """By device, what is neither in the workers' allocators nor free: others and our context.
+        """By device, the bytes that are neither free nor in the workers' allocators: tenants and our context.
 
-        Nothing where neighbours cannot disturb a probe, as where our own memory alone is counted.
+        Empty where only our own memory counts, so that no tenant can disturb a probe.
         """
 
     def memory_cap(self, baseline: Sequence[DeviceReading]) -> int | None:
-        """Bytes beyond which a worker's allocation must fail; None where the device itself says no."""
-
-
-def budgets(baseline: Sequence[DeviceReading], target: float) -> tuple[DeviceBudget, ...]:
-    """What may be held of each device.
-
-    Raises:
-        DeviceError: others hold the target already.
-    """
-    return tuple(
-        budget(reading.device, reading.name, reading.total, reading.used, target)
-        for reading in baseline
-    )
-
-
-def budget(device: str, name: str, total: int, others: int, target: float) -> DeviceBudget:
-    """What may be held of one device; raises as `budgets` does."""
-    ours = int(target * total) - others
-    if ours <= 0:
-        raise DeviceError(
-            f"{name}: others hold {format_bytes(others)} of {format_bytes(total)}, which is the "
-            f"whole target of {100 * target:.3g} % already",
-            "tune for a higher --target-vram, or wait until they are done",
-        )
-    return DeviceBudget(
-        device=device,
-        name=name,
-        total=total,
-        others=others,
-        budget=ours,
-        hard_limit=hard_limit(total=total, used=others, target=target),
-    )
+        """Bytes at which a worker's allocation must fail; None where the device itself refuses it."""
 
 
 class GpuDevices:
@@ -149,7 +118,7 @@ def on(device: str, ranks: Sequence[str]) -> int:
 
 def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -> Measured:
     """The memory identity for one card; everything that torch does not count is `context`."""
-    context = max(0, used_now - others - report.resident)
+    context = context_bytes(used=used_now, others=others, reserved=report.resident)
     return Measured(
         peak=max(sampled - others, context + report.peak),
         static_bytes=context + report.static_bytes,

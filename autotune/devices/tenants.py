@@ -8,7 +8,8 @@ What moves beyond that is a neighbour.
 import time
 from collections.abc import Sequence
 
-from autotune.devices.group import DeviceGroup, budget, budgets
+from autotune.devices.budget import budget, budgets
+from autotune.devices.group import DeviceGroup
 from autotune.events import Emit, Notice
 from autotune.readings import DeviceReading, Held
 from autotune.trial import DeviceBudget, Measured

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from autotune.devices import processes
+from autotune.devices.budget import context_bytes
 from trainer.batching.step_loader import Step
 from trainer.config.settings import TrainSettings
 from trainer.model.engine import Engine
@@ -72,7 +73,7 @@ def device_peak(engine: Engine, settings: TrainSettings) -> int:
     if settings.workload.device == "cuda" and settings.others:
         free, total = torch.cuda.mem_get_info()
         others = settings.others[engine.accelerator.process_index]
-        context = max(0, total - free - others - memory.resident())
+        context = context_bytes(used=total - free, others=others, reserved=memory.resident())
     return context + memory.peak()
 
 

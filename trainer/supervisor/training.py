@@ -7,7 +7,7 @@ import signal
 from dataclasses import replace
 
 from autotune.cause import Cause
-from autotune.devices.group import budgets
+from autotune.devices.budget import budgets
 from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
 from autotune.events import Notice, ProbeEnded, ProbeStarted
 from autotune.plan import Plan

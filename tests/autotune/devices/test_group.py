@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.devices.group import EmulatedDevices, GpuDevices, budgets, peak_from_report
+from autotune.devices.budget import budgets
+from autotune.devices.group import EmulatedDevices, GpuDevices, peak_from_report
 from autotune.devices.nvml import Nvml
 from autotune.errors import DeviceError
 from autotune.readings import DeviceReading, Report
