@@ -146,7 +146,7 @@ def _card(device: str) -> Iterator[Callable[[], int]]:
     if device == "cpu":
         yield lambda: 0
         return
-    with open_devices(device, num_processes=1, vram_limit=None, host=HostMeter()) as devices:
+    with open_devices("cuda", num_processes=1, vram_limit=None, host=HostMeter()) as devices:
         yield lambda: devices.group.read_baseline()[0].used
 
 

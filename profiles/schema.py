@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from autotune.choices import Freeze, Optimizer, Precision
 from autotune.errors import PlanError, ProfileError
 from autotune.plan import MicroBatch, Plan
 from autotune.search import knee
+from autotune.verdict import Verdict
 
 SCHEMA = 1
 
@@ -67,15 +69,14 @@ class RunSection(Section):
     model: str | None = None
     """What was tuned, and what `train` trains unless told otherwise."""
     data: list[str] | None = None
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    precision: Precision | None = None
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them."""
     compile: bool = False
     """By `torch.compile`, for any shape."""
     fsdp: bool = False
     """Weights, gradients and optimizer state sharded over the devices."""
-    freeze: Literal["encoder"] | None = None
-    """What is not trained."""
+    freeze: Freeze | None = None
     lora_rank: Count | None = None
     """Adapters of that rank are trained instead of the weights."""
     lora_alpha: Annotated[float, Field(gt=0)] | None = None
@@ -87,7 +88,7 @@ class RunSection(Section):
     max_source_length: Count = 256
     """Tokens, end-of-sequence included."""
     max_target_length: Count = 256
-    optimizer: Literal["adamw", "adafactor", "adamw-8bit"] = "adamw"
+    optimizer: Optimizer = "adamw"
     loader_workers: Annotated[int, Field(ge=0)] = 0
     environment: dict[str, str] = {}
 
@@ -99,7 +100,7 @@ class TrialRow(Section):
     """The micro-batch; the largest of them where the devices' sizes differ."""
     sizes: list[Count] | None = None
     """One a device; None when all are equal."""
-    verdict: Literal["fits", "over", "oom"]
+    verdict: Annotated[Verdict, Field(strict=False)]  # a text in TOML
     peak_bytes: Bytes | None = None
     seconds: float
     samples_per_second: float | None = None
@@ -187,7 +188,7 @@ class Profile(Section):
         timed = {
             sum(row.sizes or [row.size] * self.fingerprint.world_size): (row, speed)
             for row in self.trial
-            if row.verdict == "fits" and (speed := row.samples_per_second)
+            if row.verdict is Verdict.FITS and (speed := row.samples_per_second)
         }
         if len(timed) < 2:
             return None

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from autotune.choices import DeviceKind
 from autotune.devices.allocator import same_device
 from autotune.devices.budget import context_bytes
 from autotune.devices.host import HostMeter
@@ -29,7 +30,7 @@ CPU_NOISE = 0.003
 class DeviceGroup(Protocol):
     """The devices of one run, in the order of the ranks."""
 
-    kind: str
+    kind: DeviceKind
     """`cuda` or `cpu`: where the workers compute."""
     noise: float
     """How far apart two peaks of one size lie, as a share."""
@@ -58,7 +59,7 @@ class DeviceGroup(Protocol):
 class GpuDevices:
     """NVIDIA cards, rank by rank; `limit` pretends that each is that large."""
 
-    kind = "cuda"
+    kind: DeviceKind = "cuda"
     noise = NOISE  # not measured yet
 
     def __init__(self, devices: Sequence[NvmlDevice], limit: int | None = None) -> None:
@@ -132,7 +133,7 @@ def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -
 class HostDevice:
     """Host memory as the device: all ranks share it, and their own pages are what counts."""
 
-    kind = "cpu"
+    kind: DeviceKind = "cpu"
     noise = CPU_NOISE
 
     def __init__(self, host: HostMeter) -> None:
@@ -170,7 +171,7 @@ class HostDevice:
 class EmulatedDevices:
     """Cards of `limit` bytes on the CPU, one a rank."""
 
-    kind = "cpu"
+    kind: DeviceKind = "cpu"
     noise = CPU_NOISE
 
     def __init__(self, limit: int, world_size: int) -> None:

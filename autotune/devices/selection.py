@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
+from autotune.choices import DeviceKind
 from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, NvmlDevice, visible
@@ -26,7 +28,11 @@ class DeviceSelection:
 
 @contextmanager
 def open_devices(
-    device: str, *, num_processes: int | None, vram_limit: int | None, host: HostMeter
+    device: Literal["auto", DeviceKind],
+    *,
+    num_processes: int | None,
+    vram_limit: int | None,
+    host: HostMeter,
 ) -> Iterator[DeviceSelection]:
     """The devices for `auto`, `cuda` or `cpu`; the driver stays open until the block ends.
 

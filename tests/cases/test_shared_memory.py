@@ -5,6 +5,7 @@ import pytest
 from autotune.devices.host import HostMeter
 from autotune.devices.selection import open_devices
 from tests.support.fake_nvml import FakeDriver, FakeGpu
+from trainer.config.options import Backend
 from trainer.supervisor.job import shared_memory_notice
 
 TOO_MANY = 10**6
@@ -17,7 +18,7 @@ TOO_MANY = 10**6
     ids=["NCCL", "gloo", "one card"],
 )
 def test_what_will_lack_shared_memory_is_said_with_its_cure(
-    group: int, backend: str | None, cure: str | None
+    group: int, backend: Backend | None, cure: str | None
 ) -> None:
     """NCCL's cure only where NCCL talks: not over gloo, not on one card."""
     gpus = [FakeGpu(uuid=f"GPU-{n}") for n in range(group)]

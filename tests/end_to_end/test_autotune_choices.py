@@ -13,7 +13,7 @@ from profiles import Profile
 from tests.end_to_end.test_autotune_fake_gpus import NEIGHBOUR, autotune
 from tests.support.commands import CHATLM, chatlm
 from tests.support.processes import deadline, wait_until
-from trainer.config.options import TrainOptions
+from trainer.config.options import ScaleRule, TrainOptions
 from trainer.config.resolve import rate_scale, resolve
 
 SHORT = ("--max-source-length", "32", "--max-target-length", "32")
@@ -117,7 +117,7 @@ def grown(before: int | None) -> Profile:
     ],
 )
 def test_the_learning_rate_is_scaled_only_when_asked_to(
-    rule: str | None, before: int | None, scale: float
+    rule: ScaleRule | None, before: int | None, scale: float
 ) -> None:
     """By the growth of the effective batch, or by its root."""
     assert rate_scale(grown(before), rule) == scale

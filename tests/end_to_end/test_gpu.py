@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from autotune.choices import DeviceKind
 from autotune.devices.allocator import same_device
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, visible
@@ -42,7 +43,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not has_gpu(), reason="no NVIDIA GPU with a CUDA build of torch"),
 ]
-DEVICE = "cuda"
+DEVICE: DeviceKind = "cuda"
 MODEL = "chatlm-0.2b"
 ONE = ("--device", DEVICE, "--num-processes", "1")
 TUNING = ("autotune", "--target-vram", "0.6", "--vram-limit", "8GiB", "--model", MODEL, *ONE)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import profiles
 from autotune.errors import OutputError, PlanError, ProfileError
+from autotune.verdict import Verdict
 from profiles.schema import (
     BatchSection,
     Fingerprint,
@@ -262,11 +263,11 @@ def test_sizes_that_do_not_add_up_are_shown(
     assert error_of(UNEVEN.replace(old, new), tmp_path) == f": {message}"
 
 
-def trials(*rows: tuple[int, Literal["fits", "over", "oom"], float | None]) -> Profile:
+def trials(*rows: tuple[int, str, float | None]) -> Profile:
     return small().model_copy(
         update={
             "trial": [
-                TrialRow(size=size, verdict=verdict, seconds=1.0, samples_per_second=speed)
+                TrialRow(size=size, verdict=Verdict(verdict), seconds=1.0, samples_per_second=speed)
                 for size, verdict, speed in rows
             ]
         }
@@ -286,7 +287,7 @@ def test_the_knee_is_the_smallest_size_within_3_percent_of_the_best_speed() -> N
 def test_unequal_sizes_are_one_size_by_their_sum() -> None:
     """Two trials of one largest size are two sizes; the smaller sum is the smaller one."""
     rows = [
-        TrialRow(size=8, sizes=sizes, verdict="fits", seconds=1.0, samples_per_second=speed)
+        TrialRow(size=8, sizes=sizes, verdict=Verdict.FITS, seconds=1.0, samples_per_second=speed)
         for sizes, speed in (([8, 2], 99.0), ([8, 6], 100.0), ([8, 1], 50.0))
     ]
 

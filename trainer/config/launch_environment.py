@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 
 from autotune.errors import UsageError
+from trainer.config.options import Backend
 from trainer.config.settings import WorkloadSettings
 
 KEPT = (
@@ -53,7 +54,7 @@ def wants_cpu(environment: Mapping[str, str]) -> bool:
     return _is_true(environment.get("ACCELERATE_USE_CPU"))
 
 
-def wants_gloo(backend: str | None) -> bool:
+def wants_gloo(backend: Backend | None) -> bool:
     """Whether the user asks for gloo, by `--backend` or by `ACCELERATE_USE_GLOO`."""
     if backend is not None:
         return backend == "gloo"

@@ -7,9 +7,12 @@ choice to the profile or the model. What they mean together is `resolve`'s and `
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+from autotune.choices import DeviceKind, Freeze, Optimizer, Precision, Prefer
+
 Schedule = Literal["cosine", "linear", "constant"]
-Optimizer = Literal["adamw", "adafactor", "adamw-8bit"]
+Backend = Literal["gloo", "nccl"]
+ScaleRule = Literal["linear", "sqrt"]
+Tracker = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +39,16 @@ class WorkloadOptions:
     eval_data: Annotated[
         tuple[str, ...] | None, Flag("Files to evaluate on; may be given several times.")
     ] = None
-    precision: Annotated[Precision, Flag("bf16 where the card computes in it.")] = "auto"
+    precision: Annotated[
+        Literal["auto", Precision], Flag("bf16 where the card computes in it.")
+    ] = "auto"
     optimizer: Annotated[Optimizer | None, Flag("adamw by default.")] = None
     gradient_checkpointing: Annotated[
         bool | None,
         Flag("Less memory for the forward pass, which is computed twice."),
     ] = None
     freeze: Annotated[
-        Literal["encoder", "none"] | None, Flag("Train all of a seq2seq model but its encoder.")
+        Literal[Freeze, "none"] | None, Flag("Train all of a seq2seq model but its encoder.")
     ] = None
     lora_rank: Annotated[
         int | None,
@@ -58,10 +63,10 @@ class WorkloadOptions:
     ] = None
     compile: Annotated[bool | None, Flag("torch.compile, with a bounded number of shapes.")] = None
     fsdp: Annotated[bool | None, Flag("Shard model and optimizer over the devices (FSDP2).")] = None
-    backend: Annotated[
-        Literal["gloo", "nccl"] | None, Flag("Between processes; NCCL on GPUs, gloo on CPUs.")
-    ] = None
-    device: Annotated[Literal["auto", "cuda", "cpu"], Flag("A GPU where there is one.")] = "auto"
+    backend: Annotated[Backend | None, Flag("Between processes; NCCL on GPUs, gloo on CPUs.")] = (
+        None
+    )
+    device: Annotated[Literal["auto", DeviceKind], Flag("A GPU where there is one.")] = "auto"
     num_processes: Annotated[int | None, Flag("One a device; all GPUs by default.")] = None
 
 
@@ -80,7 +85,7 @@ class AutotuneOptions(WorkloadOptions):
     )
     max_batch: Annotated[int | None, Flag("Largest size to try.", least=1)] = None
     prefer: Annotated[
-        Literal["memory", "throughput"],
+        Prefer,
         Flag("The largest size, or the smallest that is as fast as any."),
     ] = "memory"
     per_device: Annotated[bool, Flag("Its own micro-batch for each unequal card.")] = False
@@ -107,7 +112,7 @@ class TrainOptions(WorkloadOptions):
     dropout: Annotated[float | None, Flag("The model's own by default.")] = None
     learning_rate: Annotated[float | None, Flag("The model's default if not given.")] = None
     scale_lr: Annotated[
-        Literal["linear", "sqrt"] | None, Flag("Scale it by the growth of the effective batch.")
+        ScaleRule | None, Flag("Scale it by the growth of the effective batch.")
     ] = None
     schedule: Annotated[Schedule, Flag("Of the learning rate, after its warm-up.")] = "cosine"
     warmup: Annotated[float, Flag("Share of the steps.")] = 0.05

@@ -5,14 +5,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from autotune.choices import DeviceKind
 from profiles import Profile
-from trainer.config.options import TrainOptions, WorkloadOptions
+from trainer.config.options import ScaleRule, TrainOptions, WorkloadOptions
 from trainer.config.settings import WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
 from trainer.config.validation import check_training, check_workload
 
 
 def resolve(
-    profile: Profile, options: TrainOptions, *, device: str, world_size: int
+    profile: Profile, options: TrainOptions, *, device: DeviceKind, world_size: int
 ) -> TrainSettings:
     """The run that a profile and the user's choices make.
 
@@ -78,7 +79,7 @@ def measured_memory_fractions(
     return None if shares is None or workload.model != profile.run.model else tuple(shares)
 
 
-def rate_scale(profile: Profile, rule: str | None) -> float:
+def rate_scale(profile: Profile, rule: ScaleRule | None) -> float:
     """How much faster to learn, now that the effective batch has grown: only when asked to.
 
     In proportion (Goyal et al., arXiv 1706.02677), or by its root, as Adam's noise suggests

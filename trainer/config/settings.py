@@ -6,9 +6,11 @@ meant `checks`'. Nothing here knows tensors.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from autotune.choices import DeviceKind, Freeze, Optimizer, Precision
 from autotune.plan import Plan
+from trainer.config.options import Backend, Schedule
 
 WHAT_IS_TRAINED = (
     "optimizer", "freeze", "lora_rank", "lora_alpha", "lora_targets", "neftune_alpha", "compile",
@@ -27,13 +29,10 @@ class WorkloadSettings:
     """Files with prompts and responses; the bundled ones when empty."""
     max_source_length: int = 256
     max_target_length: int = 256
-    precision: str = "auto"
-    device: str = "cpu"
-    """`cuda` or `cpu`."""
-    optimizer: str = "adamw"
-    """`adamw`, `adafactor` or `adamw-8bit`."""
-    freeze: str | None = None
-    """`encoder`, for models that have one."""
+    precision: Literal["auto", Precision] = "auto"
+    device: DeviceKind = "cpu"
+    optimizer: Optimizer = "adamw"
+    freeze: Freeze | None = None
     lora_rank: int | None = None
     """Trains LoRA's adapters of that rank instead of the weights."""
     lora_alpha: float | None = None
@@ -49,8 +48,8 @@ class WorkloadSettings:
     dropout: float | None = None
     """None keeps the model's own."""
     seed: int = 0
-    backend: str | None = None
-    """`gloo` or `nccl` for several processes; None takes what suits the device."""
+    backend: Backend | None = None
+    """Between processes; None takes what suits the device."""
     memory_limit: int | None = None
     """Bytes that one process may hold, on an emulated card."""
 
@@ -89,8 +88,8 @@ class TrainSettings:
     """None takes the model preset's."""
     rate_scale: float = 1.0
     """What either is multiplied by: the effective batch may have grown."""
-    schedule: str = "cosine"
-    """`cosine`, `linear` or `constant`, after the warm-up."""
+    schedule: Schedule = "cosine"
+    """After the warm-up."""
     warmup: float = 0.05
     """Share of the steps."""
     weight_decay: float = 0.01

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import get_args
 
 from autotune.errors import UsageError
-from trainer.config.options import Schedule
+from trainer.config.options import Tracker
 from trainer.config.settings import TrainSettings, WorkloadSettings
-
-TRACKERS = ("tensorboard", "wandb")
 
 
 def check_workload(settings: WorkloadSettings) -> None:
@@ -72,7 +70,6 @@ def check_training(settings: TrainSettings) -> TrainSettings:
             f"--dropout {workload.dropout:g} is not a probability below 1", "give 0 to 0.9"
         )
     check_workload(workload)
-    check_schedule(settings.schedule)
     rate = settings.learning_rate
     if rate is not None and not 0 < rate < math.inf:
         raise UsageError(
@@ -123,20 +120,11 @@ def check_evaluation(settings: TrainSettings) -> None:
             "give --eval-data too",
         )
     for tracker in settings.track:
-        if tracker not in TRACKERS:
+        if tracker not in get_args(Tracker):
             raise UsageError(
-                f"--track {tracker} is not known", f"there are {' and '.join(TRACKERS)}"
+                f"--track {tracker} is not known", f"there are {' and '.join(get_args(Tracker))}"
             )
         if find_spec(tracker) is None:
             raise UsageError(
                 f"--track {tracker} needs a package that is not installed: pip install {tracker}"
             )
-
-
-def check_schedule(name: str) -> Schedule:
-    """The schedule of that name; raises UsageError where there is none."""
-    for known in get_args(Schedule):
-        if name == known:
-            schedule: Schedule = known
-            return schedule
-    raise UsageError(f"--schedule {name!r} is unknown", f"one of {', '.join(get_args(Schedule))}")

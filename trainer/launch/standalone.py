@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import profiles
+from autotune.choices import DeviceKind
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ChatlmError, UsageError
 from trainer.config.flags import parse
@@ -119,7 +120,7 @@ def _parse(arguments: list[str]) -> TrainSettings:
     )
 
 
-def _default_device() -> str:
+def _default_device() -> DeviceKind:
     if wants_cpu(os.environ):
         return "cpu"
     import torch

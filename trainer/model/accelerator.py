@@ -15,8 +15,10 @@ from accelerate.utils import (
     ProjectConfiguration,
 )
 
+from autotune.choices import Precision
 from autotune.errors import DeviceError
 from trainer.config.launch_environment import overrule, wants_gloo
+from trainer.config.options import Backend
 from trainer.config.settings import WorkloadSettings
 from trainer.config.validation import check_workload
 
@@ -60,10 +62,10 @@ def make_accelerator(
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
-ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+ACCELERATE_PRECISION: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-def precision(settings: WorkloadSettings) -> str:
+def precision(settings: WorkloadSettings) -> Precision:
     """What `auto` means on this device: bf16 where the card computes in it, fp32 on a CPU."""
     if settings.precision != "auto":
         return settings.precision
@@ -72,7 +74,7 @@ def precision(settings: WorkloadSettings) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def backend(settings: WorkloadSettings) -> str:
+def backend(settings: WorkloadSettings) -> Backend:
     """gloo on a CPU, and where the user or `ACCELERATE_USE_GLOO` asks for it; else NCCL."""
     if settings.device == "cpu":
         return "gloo"

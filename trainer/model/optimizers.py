@@ -11,14 +11,13 @@ loses what it is for (as in GPT-2's and T5's own training code, and in transform
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
+from autotune.choices import Optimizer
 from autotune.errors import UsageError
-
-OptimizerName = Literal["adamw", "adafactor", "adamw-8bit"]
 
 EPSILON = 1e-6
 """AdamW divides by a gradient's size plus this. At 1e-8 a gradient that is rounding noise still moves
@@ -27,12 +26,12 @@ by 2e-3 after 20 steps, and by 8e-7 with 1e-6 and ten steps of warm-up (chatlm-t
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, weight_decay: float
+    name: Optimizer, parameters: Iterable[nn.Parameter], *, weight_decay: float
 ) -> torch.optim.Optimizer:
     """The optimizer of those parameters that are trained; its learning rate is zero until one is set.
 
     Raises:
-        UsageError: it is unknown, or needs a package that is not installed.
+        UsageError: it needs a package that is not installed.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
@@ -47,10 +46,6 @@ def make_optimizer(
             return _adafactor(groups)
         case "adamw-8bit":
             return _adamw_8bit(groups)
-        case _:
-            raise UsageError(
-                f"--optimizer {name!r} is unknown", f"one of {', '.join(get_args(OptimizerName))}"
-            )
 
 
 def reset_step_counters(optimizer: torch.optim.Optimizer) -> None:

@@ -6,13 +6,13 @@ more than once (accelerate's prepared scheduler steps once for each process).
 
 import math
 
-from trainer.config.validation import check_schedule
+from trainer.config.options import Schedule
 
 LEAST_WARMUP = 10
 """Steps. Adam's first ones divide by what a single gradient happens to be; see `optimizers.EPSILON`."""
 
 
-def rate_share(schedule: str, step: int, steps: int, warmup: float) -> float:
+def rate_share(schedule: Schedule, step: int, steps: int, warmup: float) -> float:
     """The share of the peak at step `step` (from 0) of `steps`: up in a line, then as `schedule` says.
 
     `warmup` is a share of the steps. Cosine and linear would reach zero one step after the last, so
@@ -22,7 +22,7 @@ def rate_share(schedule: str, step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     done = (step - rising) / max(1, steps - rising)
-    match check_schedule(schedule):
+    match schedule:
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         case "linear":

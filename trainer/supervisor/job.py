@@ -17,7 +17,7 @@ from profiles import Profile
 from profiles.store import FOLDER, check_name, check_place
 from trainer.artifacts.run_folder import RunFolder
 from trainer.config.launch_environment import wants_gloo
-from trainer.config.options import AutotuneOptions, TrainOptions
+from trainer.config.options import AutotuneOptions, Backend, TrainOptions
 from trainer.config.resolve import resolve, workload_settings
 from trainer.config.settings import TrainSettings, WorkloadSettings
 from trainer.data.readers import check_files
@@ -144,7 +144,7 @@ def open_train_job(options: TrainOptions, *, listen: Listen) -> Iterator[TrainJo
 
 
 def shared_memory_notice(
-    devices: DeviceSelection, backend: str | None, *, loaders: int
+    devices: DeviceSelection, backend: Backend | None, *, loaders: int
 ) -> str | None:
     """A line about too little shared memory for NCCL or the loaders; None where there is enough."""
     uses_nccl = devices.group.kind == "cuda" and devices.world_size > 1 and not wants_gloo(backend)

@@ -272,7 +272,7 @@ def _row(trial: Trial) -> TrialRow:
     return TrialRow(
         size=trial.size,
         sizes=None if trial.is_even else list(trial.sizes),
-        verdict=trial.verdict.value,
+        verdict=trial.verdict,
         peak_bytes=trial.peak,
         seconds=trial.seconds,
         samples_per_second=trial.samples_per_second,

@@ -1,9 +1,11 @@
 """Which devices a run gets, on made-up drivers and none."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pytest
 
+from autotune.choices import DeviceKind
 from autotune.devices.group import EmulatedDevices, GpuDevices, HostDevice
 from autotune.devices.host import HostMeter
 from autotune.devices.selection import DeviceSelection, open_devices
@@ -23,7 +25,7 @@ def gpus(count: int) -> list[FakeGpu]:
 
 
 def opened(
-    device: str,
+    device: Literal["auto", DeviceKind],
     there: Sequence[FakeGpu] | None,
     *,
     num_processes: int | None = None,
@@ -40,14 +42,18 @@ def opened(
         return devices
 
 
-def error_of(device: str, there: Sequence[FakeGpu] | None, num_processes: int | None = None) -> str:
+def error_of(
+    device: Literal["auto", DeviceKind],
+    there: Sequence[FakeGpu] | None,
+    num_processes: int | None = None,
+) -> str:
     with pytest.raises(DeviceError) as caught:
         opened(device, there, num_processes=num_processes)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_every_card_that_is_shown_gets_a_process(device: str) -> None:
+def test_every_card_that_is_shown_gets_a_process(device: Literal["auto", DeviceKind]) -> None:
     """And nothing needs to be said about it."""
     devices = opened(device, gpus(2))
 
@@ -64,7 +70,7 @@ def test_fewer_processes_take_the_first_cards() -> None:
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_more_processes_than_cards_are_refused(device: str) -> None:
+def test_more_processes_than_cards_are_refused(device: Literal["auto", DeviceKind]) -> None:
     """With both numbers, and what would do."""
     assert error_of(device, gpus(1), 2) == "2 processes, but 1 GPU; use --num-processes 1 or fewer"
     assert error_of(device, gpus(2), 4) == "4 processes, but 2 GPUs; use --num-processes 2 or fewer"
@@ -166,7 +172,7 @@ def test_cards_that_host_memory_cannot_play_are_refused() -> None:
 
 @pytest.mark.parametrize("count", [0, -1])
 @pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])
-def test_no_processes_are_refused(device: str, count: int) -> None:
+def test_no_processes_are_refused(device: Literal["auto", DeviceKind], count: int) -> None:
     """On whatever device."""
     with pytest.raises(UsageError) as caught:
         opened(device, gpus(1), num_processes=count)

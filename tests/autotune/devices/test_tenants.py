@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.choices import DeviceKind
 from autotune.devices.group import GpuDevices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
@@ -164,7 +165,7 @@ def test_what_fitted_before_a_neighbour_came_is_held_to_the_new_budget(tmp_path:
 class Card:
     """A card whose use and foreign memory are told one after another; the last value stays."""
 
-    kind = "cuda"
+    kind: DeviceKind = "cuda"
     noise = 0.0
 
     def __init__(self, *used: int, unaccounted: int = 0) -> None:

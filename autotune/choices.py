@@ -1,0 +1,11 @@
+"""The closed choices that a profile records or a search depends on, each defined once."""
+
+from typing import Literal
+
+DeviceKind = Literal["cuda", "cpu"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Optimizer = Literal["adamw", "adafactor", "adamw-8bit"]
+Freeze = Literal["encoder"]
+"""What is not trained."""
+Prefer = Literal["memory", "throughput"]
+"""The answer of a search: the largest size that fits, or the smallest that is as fast as any."""
