@@ -7,7 +7,6 @@ worker processes, where a CUDA fault, a kernel kill or a hang costs nothing. Eff
 and the model are the caller's business.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice
 from autotune.devices.host import HostMeter
-from autotune.devices.nvml import Nvml, visible
-from autotune.errors import DeviceError, NothingFits, UsageError, WorkerError
+from autotune.devices.selection import open_devices
+from autotune.errors import NothingFits, UsageError, WorkerError
 from autotune.events import Emit, Listeners
 from autotune.trial import Trial
 from autotune.tuning.in_process import Step, step_prober
@@ -149,10 +147,10 @@ def _workers(
     keeps_log = False
     try:
         with (
-            _worker_devices(vram_limit, host) as group,
+            open_devices("auto", num_processes=1, vram_limit=vram_limit, host=host) as devices,
             WorkerProber(
                 WorkloadSpec(path=path, settings=settings),
-                group=group,
+                group=devices.group,
                 host=host,
                 limits=Limits(target=target, target_ram=max(target, HOST_SHARE)),
                 emit=emit,
@@ -166,18 +164,3 @@ def _workers(
     finally:
         if not keeps_log:
             shutil.rmtree(folder)
-
-
-@contextmanager
-def _worker_devices(vram_limit: int | None, host: HostMeter) -> Iterator[DeviceGroup]:
-    """The first card that a worker sees; without one the CPU, which plays one under a limit."""
-    try:
-        nvml = Nvml.open()
-    except DeviceError:
-        yield HostDevice(host) if vram_limit is None else EmulatedDevices(vram_limit, 1)
-        return
-    with nvml:
-        if shown := visible(nvml, os.environ):
-            yield GpuDevices(shown[:1], vram_limit)
-        else:
-            yield HostDevice(host) if vram_limit is None else EmulatedDevices(vram_limit, 1)
