@@ -7,6 +7,7 @@ terminal must not stop a run.
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from autotune.readings import DeviceReading, HostReading
 from autotune.trial import DeviceBudget, Trial
@@ -22,6 +23,7 @@ Emit = Callable[[object], None]
 class Notice:
     """One line that the user should read, whatever the screen."""
 
+    type: ClassVar[str] = "notice"
     text: str
 
 

@@ -1,7 +1,7 @@
 """What a meter shows at one moment. Values only: the meters are in `nvml` and `host`."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,7 @@ class Held:
 class Report:
     """One rank's counters after a probe; bytes and seconds."""
 
+    type: ClassVar[str] = "report"
     device: str
     static_bytes: int
     activation_peak: int
@@ -64,6 +65,3 @@ class Report:
     @property
     def held(self) -> Held:
         return Held(device=self.device, resident=self.resident)
-
-    def as_message(self) -> dict[str, Any]:
-        return asdict(self)

@@ -1,15 +1,22 @@
-"""What happens while training; see `autotune.events`."""
+"""What happens while training (see `autotune.events`), and the messages between `chatlm train` and its workers.
 
-from collections.abc import Mapping
+A worker sends the event itself; only what is no event has a message of its own.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from autotune.events import Notice
 from autotune.trial import DeviceBudget
+from autotune.workers.messages import Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenising:
     """How far the rows have become tokens, before the workers are ready; about twice a second."""
 
+    type: ClassVar[str] = "tokenising"
     rows: int
     total: int | None
     """None where the file does not say how many it has."""
@@ -22,6 +29,7 @@ class Tokenising:
 class TrainingStarted:
     """The workers are ready; `step` counts from 1, and `first_step` is above 1 after a resume."""
 
+    type: ClassVar[str] = "started"
     model: str
     rows: int
     first_step: int
@@ -36,14 +44,15 @@ class TrainingStarted:
     micro_batch_sizes: tuple[int, ...] | None = None
     """One a rank; None when all are equal."""
     devices: tuple[DeviceBudget, ...] = ()
-    """What the profile allows on each device; empty where it names no target."""
+    """What the profile allows on each device, which the supervisor adds; empty where it names no target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEnded:
     """One optimizer step: the object that `metrics.jsonl` holds for it."""
 
-    record: Mapping[str, float]
+    type: ClassVar[str] = "step"
+    record: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +68,7 @@ class Sample:
 class Evaluated:
     """An evaluation after a step; its scores are None where nothing was answered."""
 
+    type: ClassVar[str] = "evaluated"
     step: int
     loss: float
     """Over the whole set, per target token."""
@@ -78,6 +88,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved:
+    type: ClassVar[str] = "checkpoint"
     step: int
     path: str
 
@@ -86,5 +97,53 @@ class CheckpointSaved:
 class TrainingEnded:
     """The result that `chatlm train --json` prints, less its `schema`."""
 
+    type: ClassVar[str] = "done"
     result: Mapping[str, object]
     interrupted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """Model and data are read. A worker waits for `Go`, so that a profile of another machine is noticed."""
+
+    type: ClassVar[str] = "built"
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """To a worker, first: what to train (`TrainSettings.as_json`)."""
+
+    type: ClassVar[str] = "train"
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Go:
+    """To a worker: what it built may be trained."""
+
+    type: ClassVar[str] = "go"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """To a worker: save a checkpoint after this step, and exit."""
+
+    type: ClassVar[str] = "stop"
+
+
+Progress = (
+    Notice
+    | Tokenising
+    | Built
+    | TrainingStarted
+    | StepEnded
+    | Evaluated
+    | CheckpointSaved
+    | TrainingEnded
+)
+"""What a training process says while it runs."""
+FromTrainer = Progress | Failed
+ToTrainer = Train | Go | Stop
+Say = Callable[[Progress], None]
+"""To the supervisor over the wire, or to standard output under a launcher of the user's own."""

@@ -1,6 +1,6 @@
-"""`python -m autotune.tuning.probe_worker`: builds the workload that it is told to and probes on request.
+"""`python -m autotune.tuning.probe_worker`: builds a workload and probes it on request.
 
-Started by `session`, one process a rank; answers over the wire. It knows no verdict and no budget.
+`session` starts one process a rank. A worker knows no verdict and no budget.
 """
 
 import importlib
@@ -8,90 +8,94 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any, Literal, assert_never
+from typing import assert_never
 
+from autotune.cause import Cause
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ChatlmError
-from autotune.readings import Held
-from autotune.tuning.probe import (
-    Workload,
-    measure,
-    measure_evaluation,
-    measure_memory_fractions,
-)
-from autotune.workers.channel import Message, Wire
-
-Request = Literal["train", "evaluate", "wait", "sides"]
+from autotune.readings import Held, Report
+from autotune.tuning.probe import Workload, measure, measure_evaluation, measure_memory_fractions
+from autotune.workers.channel import Wire
+from autotune.workers.messages import (
+    Beat,
+    Build,
+    DataWait,
+    Failed,
+    MeasureDataWait,
+    MeasureMemoryFractions,
+    MemoryFractions,
+    Message,
+    Probe,
+    Ready,
+    Request,
+    ToProbe,
+)  # fmt: skip
 
 
 def main() -> None:
-    """Serves probes until told to stop; the wire ends the process with its supervisor."""
-    wire = Wire.from_environment()
+    """Serves requests until the wire ends the process with its supervisor."""
+    wire = Wire[ToProbe].from_environment(ToProbe)
     assert wire is not None, "started by hand: use `chatlm autotune`"
     rank = int(os.environ.get("RANK", "0"))
     try:
-        workload = build(wire.messages.get())
+        request = wire.receive()
+        assert isinstance(request, Build)
+        workload = build(request)
         memory = workload.memory
         memory.release_cached()
         held = Held(device=memory.device, resident=memory.resident())
-        wire.send({"type": "ready", "facts": dict(workload.workload_info), "held": asdict(held)})
+        wire.send(Ready(workload_info=dict(workload.workload_info), held=held))
         while True:
-            reply = answer(workload, wire.messages.get(), rank, lambda beat: wire.send(beat))
-            wire.send(reply)
-    except Exception as error:  # noqa: BLE001  told to the supervisor, whatever it is
+            request = wire.receive()
+            assert not isinstance(request, Build)
+            wire.send(answer(workload, request, rank, wire.send))
+    except Exception as error:  # noqa: BLE001  sent to the supervisor, whatever it is
         traceback.print_exc()
-        wire.send(failure(error))
+        wire.send(failed(error))
         sys.stdout.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
 
 
-def build(message: Message) -> Workload:
-    """The workload that the message names as `module:function` and plain settings."""
-    module, _, function = message["workload"].partition(":")
-    workload: Workload = getattr(importlib.import_module(module), function)(message["settings"])
+def build(request: Build) -> Workload:
+    """The workload that `module:function` returns for the settings."""
+    module, _, function = request.workload.partition(":")
+    workload: Workload = getattr(importlib.import_module(module), function)(request.settings)
     return workload
 
 
 def answer(
-    workload: Workload, message: Message, rank: int, say: Callable[[Message], None]
-) -> dict[str, Any]:
-    """What a request of the supervisor is answered with; `say` takes a beat after each step."""
+    workload: Workload, request: Request, rank: int, say: Callable[[Message], None]
+) -> Report | DataWait | MemoryFractions:
+    """The answer to a request; `say` takes a beat after each step."""
 
     def beat(step: int) -> None:
-        say({"type": "beat", "step": step})
+        say(Beat(step=step))
 
-    if (guard := message["guards"][rank]) is not None:
-        workload.memory.limit(guard)
-    size = message["sizes"][rank]
-    request: Request = message["type"]
+    if (limit := request.hard_limits[rank]) is not None:
+        workload.memory.limit(limit)
+    size = request.sizes[rank]
     match request:
-        case "train":
-            safe = message["far"][rank]
-            report = measure(workload, size, beat, safe=safe).as_message()
-        case "evaluate":
-            report = measure_evaluation(workload, size, beat).as_message()
-        case "wait":
-            seconds, host = workload.data_wait(
-                size, loaders=message["loaders"], busy=message["busy"]
-            )
-            report = {"seconds": seconds, "host": host}
-        case "sides":
-            report = {"shares": measure_memory_fractions(workload, size)}
+        case Probe(phase="train"):
+            return measure(workload, size, beat, safe=request.safe[rank])
+        case Probe():
+            return measure_evaluation(workload, size, beat)
+        case MeasureDataWait():
+            seconds, host = workload.data_wait(size, loaders=request.loaders, busy=request.busy)
+            return DataWait(seconds=seconds, host_peak=host)
+        case MeasureMemoryFractions():
+            fractions = measure_memory_fractions(workload, size)
+            return MemoryFractions(fractions=None if fractions is None else tuple(fractions))
         case other:
             assert_never(other)
-    return {"type": "report", "report": report}
 
 
-def failure(error: Exception) -> dict[str, Any]:
-    """What went wrong, as a message: out of memory, the user's to mend, or a crash."""
-    if is_out_of_memory(error):
-        kind = "oom"
-    else:
-        kind = "refused" if isinstance(error, ChatlmError) else "crash"
-    named = f"{type(error).__name__}: {error}".removesuffix(": ")  # a MemoryError says no more
-    text = str(error) if kind == "refused" else named
-    return {"type": kind, "text": text}
+def failed(error: Exception) -> Failed:
+    """The message for an exception: out of memory, refused for the user to fix, or a crash."""
+    if isinstance(error, ChatlmError) and not is_out_of_memory(error):
+        return Failed(cause=Cause.REFUSED, text=str(error))
+    cause = Cause.DEVICE_OOM if is_out_of_memory(error) else Cause.CRASHED
+    named = f"{type(error).__name__}: {error}"
+    return Failed(cause=cause, text=named.removesuffix(": "))  # a MemoryError has no text
 
 
 if __name__ == "__main__":

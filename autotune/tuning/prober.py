@@ -15,9 +15,9 @@ A probe during which a tenant took or freed memory is measured again, under the 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from autotune.cause import FOR_MEMORY, Cause, Failure
 from autotune.devices.group import DeviceGroup
@@ -28,11 +28,18 @@ from autotune.events import Emit, Notice
 from autotune.readings import Report
 from autotune.trial import DeviceBudget, Trial, measured_trial
 from autotune.verdict import Verdict
+from autotune.workers.messages import (
+    DataWait,
+    MeasureDataWait,
+    MeasureMemoryFractions,
+    MemoryFractions,
+    Phase,
+    Probe,
+)
 from autotune.workers.session import Limits, Session, WorkersEnded, WorkloadSpec
 
-__all__ = ["Limits", "Prober", "WorkloadSpec"]
+__all__ = ["DataWait", "Limits", "Prober", "WorkloadSpec"]
 
-Phase = Literal["train", "evaluate"]
 UNSETTLED = 2
 """How often a probe is measured again because of a tenant."""
 DRIFT = 1.01
@@ -43,16 +50,6 @@ MAX_SLOWDOWN = 20
 """A probe counts as hung after this factor of the time that its size should take."""
 MIN_PROBE_TIMEOUT = 60.0
 """Seconds before any probe can count as hung."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataWait:
-    """What loading the data of a step costs."""
-
-    seconds: float
-    """Wait of the slowest rank for a step's data."""
-    host_peak: int
-    """Bytes of all loader processes of all ranks."""
 
 
 class Prober:
@@ -185,21 +182,20 @@ class Prober:
         """The wait for data in a step of `busy` seconds with `loaders` processes per rank; None if workers end."""
         sizes = [size] * self.spec.world_size
         session = self._ready()
-        request = {
-            "type": "wait",
-            "sizes": sizes,
-            "guards": self.tenants.hard_limits(self.spec.world_size),
-            "loaders": loaders,
-            "busy": busy,
-        }
+        request = MeasureDataWait(
+            sizes=sizes,
+            hard_limits=self.tenants.hard_limits(self.spec.world_size),
+            loaders=loaders,
+            busy=busy,
+        )
         try:
-            reports = session.ask(request, self.limits.silence)
+            waits = session.ask(request, DataWait, self.limits.silence)
         except WorkersEnded:
             self.close()
             return None
         return DataWait(
-            seconds=max(float(report["seconds"]) for report in reports),
-            host_peak=sum(int(report["host"]) for report in reports),
+            seconds=max(wait.seconds for wait in waits),
+            host_peak=sum(wait.host_peak for wait in waits),
         )
 
     def measure_memory_fractions(self, size: int) -> tuple[float, ...] | None:
@@ -207,18 +203,19 @@ class Prober:
 
         None where both are padded as one sequence, or if the workers end.
         """
-        request = {
-            "type": "sides",
-            "sizes": [size] * self.spec.world_size,
-            "guards": self.tenants.hard_limits(self.spec.world_size),
-        }
+        request = MeasureMemoryFractions(
+            sizes=[size] * self.spec.world_size,
+            hard_limits=self.tenants.hard_limits(self.spec.world_size),
+        )
         try:
-            reports = self._ready().ask(request, self.limits.silence)
+            answers = self._ready().ask(request, MemoryFractions, self.limits.silence)
         except WorkersEnded:
             self.close()
             return None
-        shares = [report["shares"] for report in reports]
-        return None if None in shares else tuple(map(max, zip(*shares, strict=True)))
+        fractions = [answer.fractions for answer in answers if answer.fractions is not None]
+        if len(fractions) < len(answers):
+            return None
+        return tuple(map(max, zip(*fractions, strict=True)))
 
     def close(self) -> None:
         """Ends the workers, if any."""
@@ -248,14 +245,13 @@ class Prober:
         longest = self.limits.silence
         if self._pace is not None:
             longest = min(longest, max(MIN_PROBE_TIMEOUT, MAX_SLOWDOWN * self._pace * max(sizes)))
-        request = {
-            "type": phase,
-            "sizes": list(sizes),
-            "guards": self.tenants.hard_limits(self.spec.world_size),
-            "far": [int(SAFE_SHARE * room) for room in self.tenants.headroom(self.spec.world_size)],
-        }
-        replies = session.ask(request, longest)
-        return [Report(**{**reply, "seconds": tuple(reply["seconds"])}) for reply in replies]
+        request = Probe(
+            phase=phase,
+            sizes=sizes,
+            hard_limits=self.tenants.hard_limits(self.spec.world_size),
+            safe=[int(SAFE_SHARE * room) for room in self.tenants.headroom(self.spec.world_size)],
+        )
+        return session.ask(request, Report, longest)
 
     def _say_unsettled(self, sizes: Sequence[int]) -> None:
         text = f"probe {max(sizes)}: a tenant's memory changed meanwhile; measuring again"

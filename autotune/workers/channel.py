@@ -1,32 +1,38 @@
-"""JSON lines between the supervisor and its workers, over a Unix socket.
+"""Messages between the supervisor and its workers, as JSON lines over a Unix socket.
 
-A worker's standard output belongs to whatever libraries print; the socket carries only messages.
-Either side learns at once that the other is gone: the supervisor sees the end of file, and a
-worker whose supervisor died ends itself, so that no orphan holds a device.
+A worker's standard output belongs to the libraries that print there. Each side notices the end of the other:
+the supervisor reads the end of file, and a worker whose supervisor died ends itself, so that it holds no device.
 """
 
-import json
 import os
 import queue
 import selectors
 import socket
 import tempfile
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from autotune.workers.messages import Hello, Message, decoder, encode
 
 SOCKET_VARIABLE = "CHATLM_SOCKET"
 """Environment variable that names the supervisor's socket."""
 
-Message = dict[str, Any]
+M = TypeVar("M")
 
 
-class Hub:
-    """The supervisor's end: accepts one connection a rank and collects their lines."""
+class Hub(Generic[M]):
+    """The supervisor's end: one connection a rank. `messages` is the union M that it receives."""
 
-    def __init__(self) -> None:
+    def __init__(self, messages: Any) -> None:
+        self.greeting: Message | None = None
+        """What every rank is sent once it has said hello."""
+        self.pids: dict[int, int] = {}
+        """Process id by rank, of the ranks that said hello."""
+        self.lost_a_rank = False
+        """Whether a rank's connection has closed."""
+        self._decode = decoder(Hello | messages)
         self._folder = tempfile.TemporaryDirectory(prefix="chatlm-")  # mode 0700
         self.path = str(Path(self._folder.name) / "socket")
         self._listener = socket.socket(socket.AF_UNIX)
@@ -37,17 +43,9 @@ class Hub:
         self._partial: dict[socket.socket, bytes] = {}
         self._rank: dict[socket.socket, int] = {}
 
-    @property
-    def ranks(self) -> set[int]:
-        """The ranks that said hello and are still connected."""
-        return set(self._rank.values())
-
-    def receive(self, timeout: float) -> list[Message]:
-        """Messages that arrive within `timeout` seconds, each with the `rank` it is from.
-
-        A connection's end is the message `{"type": "gone"}`.
-        """
-        messages: list[Message] = []
+    def receive(self, timeout: float) -> list[tuple[int, M]]:
+        """The messages that arrive within `timeout` seconds, each with its rank."""
+        messages: list[tuple[int, M]] = []
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._listener:
                 connection, _ = self._listener.accept()
@@ -58,33 +56,37 @@ class Hub:
                 messages += self._read(key.fileobj)
         return messages
 
-    def _read(self, connection: socket.socket) -> list[Message]:
+    def _read(self, connection: socket.socket) -> list[tuple[int, M]]:
         try:
             chunk = connection.recv(1 << 16)
         except ConnectionResetError:
             chunk = b""
         *lines, self._partial[connection] = (self._partial[connection] + chunk).split(b"\n")
-        messages: list[Message] = [json.loads(line) for line in lines]
-        for message in messages:
-            if message["type"] == "hello":
-                self._rank[connection] = message["rank"]
-            message["rank"] = self._rank[connection]
+        messages: list[tuple[int, M]] = []
+        for message in map(self._decode, lines):
+            if isinstance(message, Hello):
+                self._rank[connection] = message.rank
+                self.pids[message.rank] = message.pid
+                if self.greeting is not None:
+                    self._send(connection, encode(self.greeting))
+            else:
+                messages.append((self._rank[connection], message))
         if not chunk:
             self._selector.unregister(connection)
             connection.close()
             del self._partial[connection]
-            if (rank := self._rank.pop(connection, None)) is not None:
-                messages.append({"type": "gone", "rank": rank})
+            self.lost_a_rank |= self._rank.pop(connection, None) is not None
         return messages
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Hands the message to every rank; one that is gone is reported by `receive`."""
-        line = json.dumps(message).encode() + b"\n"
-        for connection in list(self._rank):
-            try:
-                connection.sendall(line)
-            except (BrokenPipeError, ConnectionResetError):
-                continue
+    def send(self, message: Message) -> None:
+        """Sends the message to every rank; one that is gone is noticed by `receive`."""
+        line = encode(message)
+        for connection in self._rank:
+            self._send(connection, line)
+
+    def _send(self, connection: socket.socket, line: bytes) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(line)
 
     def close(self) -> None:
         for connection in list(self._partial):
@@ -94,30 +96,36 @@ class Hub:
         self._folder.cleanup()
 
 
-class Wire:
-    """A worker's end. `messages` fills from a thread; the process ends with its supervisor."""
+class Wire(Generic[M]):
+    """A worker's end, which receives messages of the union M. The process ends with its supervisor."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, messages: Any) -> None:
+        self._decode = decoder(messages)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(path)
         self._lock = threading.Lock()
-        self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.send({"type": "hello", "rank": int(os.environ.get("RANK", "0")), "pid": os.getpid()})
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.send(Hello(rank=int(os.environ.get("RANK", "0")), pid=os.getpid()))
         threading.Thread(target=self._listen, name="chatlm-wire", daemon=True).start()
 
     @classmethod
-    def from_environment(cls) -> "Wire | None":
+    def from_environment(cls, messages: Any) -> "Wire[M] | None":
         """The wire to the supervisor that started this process, None without one."""
         path = os.environ.get(SOCKET_VARIABLE)
-        return None if path is None else cls(path)
+        return None if path is None else cls(path, messages)
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def receive(self) -> M:
+        """Waits for the next message."""
+        message: M = self._decode(self._lines.get())
+        return message
+
+    def send(self, message: Message) -> None:
         with self._lock:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            self._socket.sendall(encode(message))
 
     def _listen(self) -> None:
-        # a supervisor that dies with words of ours unread resets the connection instead of ending it
+        # a supervisor that dies before it has read all resets the connection instead of ending it
         with suppress(ConnectionResetError), self._socket.makefile("rb") as lines:
             for line in lines:
-                self.messages.put(json.loads(line))
+                self._lines.put(line)
         os._exit(1)  # the supervisor is gone: nobody wants the result, others want the device

@@ -8,25 +8,30 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Generic, Self
 
 from autotune.cause import Cause, Failure
 from autotune.devices.host import HostMeter
 from autotune.devices.processes import resident
 from autotune.errors import OutputError
-from autotune.workers.channel import SOCKET_VARIABLE, Hub, Message
+from autotune.workers.channel import SOCKET_VARIABLE, Hub, M
+from autotune.workers.messages import Message
 
 EXIT_TIMEOUT = 5.0
 """Seconds between the request to end and the kill."""
 
 
-class WorkerGroup:
-    """Processes that were launched together; use it in a `with`, so that none outlives it."""
+class WorkerGroup(Generic[M]):
+    """Processes that one command launches; use it in a `with`, so that none outlives it.
+
+    `messages` is the union M that they send.
+    """
 
     def __init__(
         self,
         command: Sequence[str],
         *,
+        messages: Any,
         environment: Mapping[str, str],
         log_path: Path,
         host: HostMeter,
@@ -34,13 +39,12 @@ class WorkerGroup:
         self.log_path = log_path
         self._log = _open_log(log_path)
         self._log_start = self._log.tell()
-        self._hub = Hub()
+        self._hub: Hub[M] = Hub(messages)
         self._host = host
         self._oom_kills = host.oom_kills()
         self.lost_a_rank = False
         """Whether a rank closed its connection before the messages that `watch` yielded last."""
-        self.pids: dict[int, int] = {}
-        """Process id by rank, of the ranks that said hello."""
+        self.pids = self._hub.pids
         self._launcher = subprocess.Popen(
             list(command),
             env={**environment, SOCKET_VARIABLE: self._hub.path},
@@ -56,32 +60,22 @@ class WorkerGroup:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def receive(self, timeout: float) -> list[Message]:
-        """Messages of any rank within `timeout` seconds; see `Hub.receive`.
+    def watch(self, tick: float, greeting: Message | None = None) -> Iterator[list[tuple[int, M]]]:
+        """Yields (rank, message) pairs once a tick, also an empty list, until the workers have ended.
 
-        A hello's `present` is how many ranks there are with it: several may arrive together.
-        """
-        messages = self._hub.receive(timeout)
-        for message in messages:
-            if message["type"] == "hello":
-                self.pids[message["rank"]] = message["pid"]
-                message["present"] = len(self.pids)
-        return messages
-
-    def watch(self, tick: float) -> Iterator[list[Message]]:
-        """Yields the messages of each tick, also an empty list, until the workers have ended.
-
-        The end is the launcher's or that of any rank: the other ranks wait for it in a collective. It is asked
-        for before `receive`, so that the last messages are yielded.
+        Each rank is sent the greeting after its hello. The workers have ended when their launcher has, or when one
+        rank is gone: the others wait for it in a collective. The end is looked for before the messages are read,
+        so that the last ones are yielded.
         """
         self._oom_kills = self._host.oom_kills()
+        self._hub.greeting = greeting
         while True:
+            self.lost_a_rank = self._hub.lost_a_rank
             has_ended = self.lost_a_rank or self.ended()
-            messages = self.receive(tick)
+            messages = self._hub.receive(tick)
             if has_ended and not messages:
                 return
             yield messages
-            self.lost_a_rank |= any(message["type"] == "gone" for message in messages)
 
     def how_it_ended(self) -> Failure:
         """The failure of workers that ended without a message; waits for the launcher."""
@@ -94,7 +88,7 @@ class WorkerGroup:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return Failure(cause=Cause.DIED, detail=f"died ({how})", exit_code=code)
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Message) -> None:
         self._hub.send(message)
 
     def resident(self) -> dict[int, int]:

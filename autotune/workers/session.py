@@ -1,18 +1,12 @@
-"""One group of workers and the talk with it: a question to all ranks, and the answers or the end.
+"""One group of workers: sends a request to all ranks and returns their answers, or raises how the workers ended.
 
-Whatever ends it is an `WorkersEnded` of one kind, which says nothing yet about a size: that is `prober`'s.
-
-    over       the guard stopped it, or an allocation failed at the guard's limit
-    oom        out of memory: an allocation was refused, or the kernel killed a process
-    killed     SIGKILL without a trace of the kernel's OOM killer
-    crash      an exception; `died`: gone without a word; `hung`: alive, and doing nothing
-    refused    what the workload says that the user can mend
+It decides nothing about a size; `prober` does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from autotune.cause import Cause, Failure
 from autotune.devices.budget import device_breach, host_breach
@@ -21,19 +15,28 @@ from autotune.devices.host import HostMeter
 from autotune.devices.processes import cpu_seconds_of_families, proportional, resident
 from autotune.devices.sampler import MemorySampler
 from autotune.events import Emit, ReadingTaken
-from autotune.readings import Held
+from autotune.readings import Held, Report
 from autotune.trial import DeviceBudget
-from autotune.workers.channel import Message
 from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import memory_environment, worker_command, worker_environment
+from autotune.workers.messages import (
+    Build,
+    DataWait,
+    Failed,
+    FromProbe,
+    MemoryFractions,
+    Ready,
+    Request,
+)
 from autotune.workers.watchdog import Watchdog
 
 TICK = 0.05
 """Seconds between two looks at the meters."""
 SHOW_EVERY = 4
 """Looks that a reading is emitted once in."""
-CAUSES = {"oom": Cause.DEVICE_OOM, "refused": Cause.REFUSED, "crash": Cause.CRASHED}
-"""What a worker says of its own end, that which explains the other ranks' first."""
+CAUSES = (Cause.DEVICE_OOM, Cause.REFUSED, Cause.CRASHED)
+"""The causes that a worker sends. When several ranks fail at once, the first of these is the cause."""
+A = TypeVar("A", Ready, Report, DataWait, MemoryFractions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +85,9 @@ class Session:
         self._limits = limits
         self._emit = emit
         self._ticks = 0
-        self._workers = WorkerGroup(
+        self._workers = WorkerGroup[FromProbe](
             worker_command("autotune.tuning.probe_worker", spec.world_size),
+            messages=FromProbe,
             environment=worker_environment(memory_environment(group.kind), spec.world_size),
             log_path=log_path,
             host=host,
@@ -91,42 +95,28 @@ class Session:
         self.sampler = MemorySampler(group, host, self._workers.resident)
 
     def build(self, capacity: int | None) -> dict[str, Any]:
-        """The facts of the workload, built in every rank; raises Ended."""
+        """Builds the workload in every rank and returns its `workload_info`; raises WorkersEnded."""
         settings = {**self.spec.settings, "memory_limit": capacity}
-        request = {"type": "build", "workload": self.spec.path, "settings": settings}
-        ready: dict[int, Message] = {}
-
-        def take(message: Message) -> bool:
-            if message["type"] == "hello" and message["present"] == self.spec.world_size:
-                self._workers.send(request)
-            if message["type"] == "ready":
-                ready[message["rank"]] = message
-            return len(ready) == self.spec.world_size
-
         self.sampler.__enter__()
-        self._wait(take, Watchdog(longest=self._limits.building))
-        self.held = [Held(**ready[rank]["held"]) for rank in sorted(ready)]
-        workload_info: dict[str, Any] = ready[0]["facts"]
-        return workload_info
+        ready = self._collect(
+            Ready,
+            Watchdog(longest=self._limits.building),
+            Build(workload=self.spec.path, settings=settings),
+        )
+        self.held = [answer.held for answer in ready]
+        return ready[0].workload_info
 
-    def ask(self, request: Mapping[str, Any], silence: float) -> list[dict[str, Any]]:
-        """Every rank's report, in the order of the ranks, `silence` seconds apart at most.
+    def ask(self, request: Request, kind: type[A], silence: float) -> list[A]:
+        """Every rank's answer of that class, in the order of the ranks; raises WorkersEnded.
 
-        Raises Ended.
+        The workers count as hung after `silence` seconds without a message.
         """
         self.sampler.reset()
-        reports: dict[int, dict[str, Any]] = {}
-
-        def take(message: Message) -> bool:
-            if message["type"] == "report":
-                reports[message["rank"]] = message["report"]
-            return len(reports) == self.spec.world_size
-
         self._workers.send(request)
         watchdog = Watchdog(longest=silence, idle=self._limits.idle, cpu_seconds=self._cpu_seconds)
-        self._wait(take, watchdog)
+        answers = self._collect(kind, watchdog)
         self.sampler.sample()  # a quick probe has ended before the thread's next reading
-        return [reports[rank] for rank in sorted(reports)]
+        return answers
 
     def host_peak(self) -> int:
         """Highest host memory of the workers since the last request, shared pages counted once."""
@@ -138,15 +128,15 @@ class Session:
         self.sampler.__exit__(None, None, None)
         self._workers.close()
 
-    def _wait(self, take: Callable[[Message], bool], watchdog: Watchdog) -> None:
-        """Reads messages and meters until `take` returns True; raises WorkersEnded."""
-        for messages in self._workers.watch(TICK):
-            failures = [message for message in messages if message["type"] in CAUSES]
+    def _collect(self, kind: type[A], watchdog: Watchdog, greeting: Build | None = None) -> list[A]:
+        answers: dict[int, A] = {}
+        for messages in self._workers.watch(TICK, greeting):
+            failures = [(rank, said) for rank, said in messages if isinstance(said, Failed)]
             if failures:
-                raise self._failure(min(failures, key=lambda m: [*CAUSES].index(m["type"])))
-            for message in messages:
-                if take(message):
-                    return
+                raise self._failure(*min(failures, key=lambda pair: CAUSES.index(pair[1].cause)))
+            answers |= {rank: said for rank, said in messages if isinstance(said, kind)}
+            if len(answers) == self.spec.world_size:
+                return [answers[rank] for rank in sorted(answers)]
             self._watch()
             if (why := watchdog.check(bool(messages))) is not None:
                 raise WorkersEnded(Failure(cause=Cause.HUNG, detail=why))
@@ -168,15 +158,13 @@ class Session:
                 failure = replace(failure, rank=device)
             raise WorkersEnded(failure)
 
-    def _failure(self, message: Message) -> WorkersEnded:
-        if message["type"] == "crash" and self.spec.world_size > 1:
+    def _failure(self, rank: int, failed: Failed) -> WorkersEnded:
+        if failed.cause is Cause.CRASHED and self.spec.world_size > 1:
             # when one rank is gone, the others crash in the collective
             failure = self._workers.how_it_ended()
             if self._workers.lost_a_rank or failure.cause in (Cause.HOST_OOM, Cause.KILLED):
                 return WorkersEnded(failure)
-        return WorkersEnded(
-            Failure(cause=CAUSES[message["type"]], detail=message["text"], rank=message["rank"])
-        )
+        return WorkersEnded(Failure(cause=failed.cause, detail=failed.text, rank=rank))
 
     def _cpu_seconds(self) -> float:
         return cpu_seconds_of_families(list(self._workers.pids.values()))  # loaders work for them

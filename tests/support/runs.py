@@ -1,15 +1,16 @@
 """Training runs inside the test's own process: the real loop, a tiny model, a few rows."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autotune.events import Notice
 from trainer.config.settings import TrainSettings, WorkloadSettings
+from trainer.events import Progress, StepEnded
 from trainer.run.loop import train
 
-Messages = list[Mapping[str, Any]]
+Messages = list[Progress]
 
 
 def rows_file(path: Path, count: int) -> Path:
@@ -41,7 +42,7 @@ def run(
     said = [] if heard is None else heard
 
     def should_stop() -> bool:  # asked before a step is said: the step that is under way counts
-        done = [message["record"]["step"] for message in said if message["type"] == "step"]
+        done = [event.record["step"] for event in said if isinstance(event, StepEnded)]
         return stop_after is not None and max(done, default=0) + 1 >= stop_after
 
     train(settings, said.append, confirm=lambda: None, should_stop=should_stop)
@@ -49,4 +50,4 @@ def run(
 
 
 def notices(said: Messages) -> list[str]:
-    return [message["text"] for message in said if message["type"] == "notice"]
+    return [event.text for event in said if isinstance(event, Notice)]

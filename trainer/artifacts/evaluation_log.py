@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from autotune.units import finite
-from trainer.events import Evaluated, Sample
+from trainer.events import Evaluated
 
 
 def evaluation_record(event: Evaluated) -> dict[str, Any]:
@@ -18,14 +18,6 @@ def evaluation_record(event: Evaluated) -> dict[str, Any]:
     head = {"step": values.pop("step"), "loss": values.pop("loss")}
     perplexity = math.exp(min(event.loss, 700.0))  # of more, a double has no exponential
     return finite({**head, "perplexity": perplexity, **values})
-
-
-def evaluation_from_record(record: Mapping[str, Any]) -> Evaluated:
-    """The event of that record."""
-    values = {key: value for key, value in record.items() if key != "perplexity"}
-    samples = tuple(Sample(**sample) for sample in values.pop("samples"))
-    loss = math.nan if values["loss"] is None else values["loss"]
-    return Evaluated(**{**values, "loss": loss, "samples": samples})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,12 @@
 import sys
 
 from autotune.workers.channel import Wire
+from trainer.events import ToTrainer
 
 
 def main() -> None:
     """Trains; the exit status is 0 done, 1 an error that the user can fix, 130 interrupted."""
-    wire = Wire.from_environment()
+    wire = Wire[ToTrainer].from_environment(ToTrainer)
     if wire is not None:
         from trainer.launch.supervised import train_supervised
 

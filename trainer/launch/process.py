@@ -1,12 +1,13 @@
-"""What both kinds of training process share: starting the run, and ending the process at once."""
+"""What both kinds of training process share: the start of the run, and an immediate exit."""
 
 import os
 import sys
 from collections.abc import Callable
 
+from autotune.events import Notice
 from trainer.config.launch_environment import overrule
 from trainer.config.settings import TrainSettings
-from trainer.messages import Say
+from trainer.events import Say
 
 
 def start(
@@ -15,12 +16,12 @@ def start(
     confirm: Callable[[], object],
     should_stop: Callable[[], bool],
 ) -> None:
-    """Trains in this process, as `loop.train` does, and says what of a launcher's wishes is not followed."""
+    """Trains in this process, as `loop.train` does, and says which settings of the launcher it does not follow."""
     from trainer.run.loop import train  # seconds of imports, after the flags are known to be good
 
     overruled = overrule(settings.workload, os.environ)
     if overruled and os.environ.get("RANK", "0") == "0":
-        say({"type": "notice", "text": overruled})
+        say(Notice(text=overruled))
     train(settings, say, confirm=confirm, should_stop=should_stop)
 
 

@@ -1,7 +1,7 @@
 """Training under a launcher of the user's own: `accelerate launch -m trainer --profile tuned`, torchrun.
 
-The settings are flags, as those of `chatlm train`; see docs/nodes.md. What happens is printed: lines of JSON from
-the main process alone, all else on standard error.
+The settings are flags, as those of `chatlm train`; see docs/nodes.md. The main process prints each event
+as a line of JSON; all other output goes to standard error.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import profiles
 from autotune.choices import DeviceKind
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ChatlmError, UsageError
+from trainer.artifacts.evaluation_log import evaluation_record
 from trainer.config.flags import parse
 from trainer.config.launch_environment import wants_cpu, world_size
 from trainer.config.options import TrainOptions
@@ -24,15 +25,15 @@ from trainer.config.resolve import resolve
 from trainer.config.run_config import load_run
 from trainer.config.settings import TrainSettings
 from trainer.data.tokenization import Interrupted
+from trainer.events import Evaluated, Progress, TrainingEnded
 from trainer.launch.process import leave, start
 from trainer.supervisor.failure_advice import advice
 
 
 class Stop:
-    """A signal's wish to end: heeded after a step, or at once where none was taken yet.
+    """Whether a signal asked to stop: after the step, or at once before the first step.
 
-    A second signal is none of impatience: SLURM and a terminal reach a worker both themselves and
-    through its launcher.
+    A second signal changes nothing: SLURM and a terminal signal a worker both directly and through its launcher.
     """
 
     def __init__(self) -> None:
@@ -52,37 +53,46 @@ class Stop:
 
 
 def train_standalone() -> int:
-    """Trains as the flags say; the exit status is 0 done, 1 an error that the user can mend, 130 interrupted."""
+    """Trains as the flags say; the exit status is 0 done, 1 an error that the user can fix, 130 interrupted."""
     should_stop = Stop()
     try:
         settings = _parse(sys.argv[1:])
     except ChatlmError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # its neighbours have the same flags and files
+        if (
+            os.environ.get("LOCAL_RANK", "0") == "0"
+        ):  # the other ranks read the same flags and files
             sys.stderr.write(f"chatlm: {error}\n")
         return 1
     lines = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there too, NCCL for one
     interrupted = False
 
-    def say(message: Mapping[str, Any]) -> None:
+    def say(event: Progress) -> None:
         nonlocal interrupted
-        interrupted = interrupted or bool(message.get("interrupted"))
-        lines.write(json.dumps(message) + "\n")
+        interrupted |= isinstance(event, TrainingEnded) and event.interrupted
+        lines.write(json.dumps(as_json(event)) + "\n")
         lines.flush()
 
     try:
         start(settings, say, lambda: None, should_stop)
     except Interrupted as error:
-        sys.stderr.write(f"chatlm: {error}; the same command goes on from there\n")
+        sys.stderr.write(f"chatlm: {error}; the same command resumes from there\n")
         return 130
-    except Exception as error:  # noqa: BLE001  told to the user, whatever it is
+    except Exception as error:  # noqa: BLE001  printed for the user, whatever it is
         tell(error)
         leave()
     return 130 if interrupted else 0
 
 
+def as_json(event: Progress) -> dict[str, Any]:
+    """The object that is printed for an event; scripts read its keys."""
+    values = evaluation_record(event) if isinstance(event, Evaluated) else asdict(event)
+    values.pop("devices", None)  # of TrainingStarted: only a supervisor knows them
+    return {"type": event.type, **values}
+
+
 def tell(error: Exception) -> None:
-    """Says what went wrong, and what to try where that is known."""
+    """Prints the error, and what to try where that is known."""
     if isinstance(error, ChatlmError):
         sys.stderr.write(f"chatlm: {error}\n")
         return
@@ -94,9 +104,9 @@ def tell(error: Exception) -> None:
 
 
 def _parse(arguments: list[str]) -> TrainSettings:
-    """The settings from the flags of `chatlm train`, as far as they concern a process of its own.
+    """The settings from the flags of `chatlm train` that apply here.
 
-    How many processes there are is the launcher's to say: a run file's number is another launch's.
+    The launcher decides the number of processes; the number in a run file is ignored.
     """
 
     def read(path: Path) -> dict[str, Any]:

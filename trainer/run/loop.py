@@ -17,7 +17,7 @@ from trainer.batching.step_loader import Step, Steps, load_steps
 from trainer.checkpointing.checkpoint import Position, save_checkpoint
 from trainer.config.settings import TrainSettings
 from trainer.evaluation.evaluator import evaluate_with_answers
-from trainer.messages import Say
+from trainer.events import CheckpointSaved, Say, StepEnded, TrainingEnded
 from trainer.run.lr_schedule import rate_share
 from trainer.run.results import save_results
 from trainer.run.setup import prepare
@@ -33,10 +33,10 @@ def train(
     confirm: Callable[[], object],
     should_stop: Callable[[], bool],
 ) -> None:
-    """The whole run; what happens is said as messages, the last one `done`.
+    """The whole run; `say` takes its events, the last one `TrainingEnded`.
 
     `confirm` is called once the model and the data are read and the main process has said what it
-    found (`built`): it returns when that may be trained.
+    found (`Built`): it returns when that may be trained.
 
     Raises:
         ChatlmError: a setting, file, model or folder that the user can mend.
@@ -62,7 +62,7 @@ def train(
         "best_loss": None if best is None else best.loss,
     }
     if run.is_main:
-        say({"type": "done", "result": result, "interrupted": not finished})
+        say(TrainingEnded(result=result, interrupted=not finished))
     run.engine.accelerator.wait_for_everyone()  # a rank that is gone before would look like a fault
     run.engine.accelerator.end_training()
 
@@ -152,7 +152,7 @@ def note_step(run: Run, record: Mapping[str, Any]) -> None:
     run.loss = record["loss"]
     if run.is_main:
         run.folder.metrics.add(record)
-        run.say({"type": "step", "record": record})
+        run.say(StepEnded(record=record))
     track(run.engine.accelerator, "train", record)
 
 
@@ -181,7 +181,7 @@ def save(run: Run) -> None:
         keep=run.settings.keep_checkpoints,
     )
     if run.is_main:
-        run.say({"type": "checkpoint", "step": run.done, "path": str(path)})
+        run.say(CheckpointSaved(step=run.done, path=str(path)))
     run.engine.accelerator.wait_for_everyone()
 
 
@@ -209,7 +209,7 @@ def evaluate(run: Run) -> None:
     track(run.engine.accelerator, "evaluation", record)
     if run.is_main:
         run.folder.evaluations.add(record)
-        run.say({"type": "evaluated", **record})
+        run.say(event)
 
 
 def gives_up(run: Run) -> bool:

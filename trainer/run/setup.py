@@ -17,7 +17,7 @@ from trainer.data.token_store import TokenStore
 from trainer.data.tokenization import TokenizationProgress
 from trainer.evaluation.evaluator import Answering, dry_run_evaluation
 from trainer.evaluation.generation import WIDEST, dry_run_generation
-from trainer.messages import Say
+from trainer.events import Built, Say, Tokenising, TrainingStarted
 from trainer.model.accelerator import make_accelerator, precision
 from trainer.model.adapters import default_learning_rate, described
 from trainer.model.loading import fingerprint_info
@@ -40,7 +40,7 @@ def prepare(
 
     def told(progress: TokenizationProgress) -> None:
         if accelerator.is_main_process:
-            say({"type": "tokenising", **asdict(progress)})
+            say(Tokenising(**asdict(progress)))
 
     bundled_eval = () if workload.data else (bundled("valid"),)
     parts = make_parts(
@@ -56,7 +56,7 @@ def prepare(
     rate = settings.learning_rate or default_learning_rate(loaded.learning_rate, workload)
     rate *= settings.rate_scale
     if accelerator.is_main_process:
-        say({"type": "built", "facts": fingerprint_info(loaded, store, accelerator.num_processes)})
+        say(Built(facts=fingerprint_info(loaded, store, accelerator.num_processes)))
         confirm()
     accelerator.wait_for_everyone()
     engine = make_engine(
@@ -151,18 +151,17 @@ def say_started(run: Run, store: TokenStore) -> None:
     if run.done:
         run.notice(f"going on after step {run.done} of {run.steps}")
     run.say(
-        {
-            "type": "started",
-            "model": workload.model,
-            "rows": len(store),
-            "first_step": run.done + 1,
-            "steps": run.steps,
-            "effective_batch": run.plan.effective_batch,
-            "micro_batch": run.plan.micro_batch,
-            "micro_batch_sizes": settings.micro_batch_sizes,
-            "accumulation": run.plan.accumulation,
-            "world_size": run.plan.world_size,
-            "precision": precision(workload),
-            "output_dir": str(run.folder.path),
-        }
+        TrainingStarted(
+            model=workload.model,
+            rows=len(store),
+            first_step=run.done + 1,
+            steps=run.steps,
+            effective_batch=run.plan.effective_batch,
+            micro_batch=run.plan.micro_batch,
+            micro_batch_sizes=settings.micro_batch_sizes,
+            accumulation=run.plan.accumulation,
+            world_size=run.plan.world_size,
+            precision=precision(workload),
+            output_dir=str(run.folder.path),
+        )
     )

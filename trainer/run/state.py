@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from autotune.events import Notice
 from autotune.plan import Plan
 from trainer.artifacts.evaluation_log import EvaluationHistory
 from trainer.artifacts.run_folder import RunFolder
@@ -10,7 +11,7 @@ from trainer.batching.collator import Collator
 from trainer.config.settings import TrainSettings
 from trainer.data.sample_order import GroupedSteps, PlainSteps, SampleOrder, StepOrder
 from trainer.evaluation.evaluator import Answering
-from trainer.messages import Say
+from trainer.events import Say
 from trainer.model.engine import Engine
 from trainer.model.loading import Loaded
 from trainer.model.position_limits import room_for_answers
@@ -83,4 +84,4 @@ class Run:
     def notice(self, text: str | None) -> None:
         """Says a line, once, from the main process; nothing where there is none."""
         if text and self.is_main:
-            self.say({"type": "notice", "text": text})
+            self.say(Notice(text=text))

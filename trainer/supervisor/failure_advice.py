@@ -44,10 +44,10 @@ def advice(said: str, *, exit_code: int | None = None) -> str | None:
     return None
 
 
-def lost_a_neighbour(said: str) -> bool:
+def lost_a_peer(said: str) -> bool:
     """Whether these are the words of a process whose neighbour ended, and not the cause themselves."""
     known = [fault for fault in FAULTS if re.search(fault.words, said, re.IGNORECASE)]
-    return known[:1] == [NEIGHBOUR]
+    return known[:1] == [PEER]
 
 
 def _nccl_memory(folder: Path = SHARED_MEMORY) -> str:
@@ -121,13 +121,13 @@ def _late() -> str:
     )
 
 
-def _neighbour() -> str:
+def _peer() -> str:
     return "another process ended first: what it said, on its node or further up, is the cause"
 
 
-NEIGHBOUR = Fault(
+PEER = Fault(
     r"ncclRemoteError|Connection closed by (remote )?peer|Connection reset by peer|Broken pipe",
-    _neighbour,
+    _peer,
 )
 FAULTS = (
     Fault(
@@ -162,7 +162,7 @@ FAULTS = (
         _gloo,
     ),
     Fault(r"Watchdog caught collective operation timeout|Timed out waiting \d+ms", _late),
-    NEIGHBOUR,
+    PEER,
     Fault(r"nccl(System|UnhandledCuda|Internal|InvalidUsage)\w*|NCCL error", _nccl),
 )
 

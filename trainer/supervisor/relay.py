@@ -1,27 +1,33 @@
-"""What the workers of a run say, as events, with readings of the meters between them."""
+"""Emits what the workers of a run send, and readings of the meters between these events."""
 
 import math
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import assert_never
 
+from autotune.cause import Cause
 from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
 from autotune.events import Notice, ReadingTaken
 from autotune.trial import DeviceBudget
-from autotune.workers.channel import Message
 from autotune.workers.group import WorkerGroup
+from autotune.workers.messages import Failed
 from autotune.workers.watchdog import Watchdog
 from profiles.schema import Fingerprint
-from trainer.artifacts.evaluation_log import evaluation_from_record
 from trainer.config.settings import TrainSettings
 from trainer.events import (
+    Built,
     CheckpointSaved,
+    Evaluated,
+    FromTrainer,
+    Go,
     StepEnded,
+    Stop,
     Tokenising,
     TrainingEnded,
     TrainingStarted,
 )
-from trainer.supervisor.failure_advice import advice, lost_a_neighbour
+from trainer.supervisor.failure_advice import advice, lost_a_peer
 from trainer.supervisor.fingerprint import differences, fingerprint
 from trainer.supervisor.job import TrainJob
 
@@ -44,7 +50,7 @@ class Relay:
         self,
         job: TrainJob,
         settings: TrainSettings,
-        workers: WorkerGroup,
+        workers: WorkerGroup[FromTrainer],
         expected: Fingerprint | None,
         budgets: tuple[DeviceBudget, ...],
     ) -> None:
@@ -61,13 +67,13 @@ class Relay:
         self._read_at = 0.0
         self._watchdog = Watchdog()
 
-    def take(self, messages: Sequence[Message]) -> None:
+    def take(self, messages: Sequence[tuple[int, FromTrainer]]) -> None:
         """Handles the messages of one tick, and reads the meters.
 
         Raises:
             ChatlmError: a worker failed.
         """
-        for message in messages:
+        for _, message in messages:
             self._handle(message)
         if self._watchdog.check(bool(messages)) is not None:
             self.emit(Notice(text=hang_notice(self._watchdog, self.workers.pids.values())))
@@ -100,57 +106,55 @@ class Relay:
         self.stops += 1
         if self.stops > 1 or not self._started:
             raise KeyboardInterrupt
-        self.workers.send({"type": "stop"})
+        self.workers.send(Stop())
         self.emit(Notice(text="stopping after this step; press Ctrl-C again to stop at once"))
 
-    def _handle(self, message: Message) -> None:
-        match message["type"]:
-            case "hello" if message["present"] == self.settings.world_size:
-                self.workers.send({"type": "train", "settings": self.settings.as_json()})
-            case "built":
-                found = fingerprint(message["facts"], self.job.devices)
+    def _handle(self, message: FromTrainer) -> None:
+        match message:
+            case Built():
+                found = fingerprint(message.facts, self.job.devices)
                 if self.expected is not None:
                     differing = differences(self.job.profile, found, self.settings, self.budgets)
                     if differing:
                         raise ProfileMismatch(differing)
-                self.workers.send({"type": "go"})
-            case "tokenising":
-                self.emit(Tokenising(**_fields(message)))
-            case "notice":
-                self.emit(Notice(text=message["text"]))
-            case "started":
-                self._started, self._steps = True, message["steps"]
-                self.emit(TrainingStarted(**_fields(message), devices=self.budgets))
-            case "step":
-                self._done = message["record"]["step"]
-                self._watchdog.step(message["record"]["seconds"])
-                self.emit(StepEnded(record=message["record"]))
-            case "evaluated":
-                self.emit(evaluation_from_record(_fields(message)))
-            case "checkpoint":
-                self._saved = message["step"]
-                self.emit(CheckpointSaved(step=message["step"], path=message["path"]))
-            case "done":
-                self.ended = TrainingEnded(
-                    result=message["result"], interrupted=message["interrupted"]
-                )
-                self.emit(self.ended)
-            case "oom":
-                said = message["text"].splitlines()[0]
-                raise OutOfMemory(
-                    f"out of memory at micro-batch {self.settings.plan(self.settings.world_size)}: {said}",
-                    "use a smaller --micro-batch, or `chatlm autotune` to find the largest",
-                )
-            case "refused":
-                raise ChatlmError(message["text"])
-            case "crash" if self.settings.world_size > 1 and lost_a_neighbour(message["text"]):
-                pass  # the neighbour says why it ended, or its exit code does: see `explain_exit`
-            case "crash":
-                known = advice(f"{message['text']}\n{self.workers.log_tail()}")
-                raise WorkerError(
-                    f"training crashed ({message['text']})",
-                    f"its log is {self.workers.log_path}{f'; {known}' if known else ''}",
-                )
+                self.workers.send(Go())
+            case TrainingStarted():
+                self._started, self._steps = True, message.steps
+                self.emit(replace(message, devices=self.budgets))
+            case StepEnded():
+                self._done = message.record["step"]
+                self._watchdog.step(message.record["seconds"])
+                self.emit(message)
+            case CheckpointSaved():
+                self._saved = message.step
+                self.emit(message)
+            case TrainingEnded():
+                self.ended = message
+                self.emit(message)
+            case Notice() | Tokenising() | Evaluated():
+                self.emit(message)
+            case Failed():
+                self._fail(message)
+            case other:
+                assert_never(other)
+
+    def _fail(self, failed: Failed) -> None:
+        """Raises the error of a worker that failed; returns when a peer that is gone explains it."""
+        world_size = self.settings.world_size
+        if failed.cause is Cause.REFUSED:
+            raise ChatlmError(failed.text)
+        if failed.cause is Cause.DEVICE_OOM:
+            raise OutOfMemory(
+                f"out of memory at micro-batch {self.settings.plan(world_size)}: {failed.text.splitlines()[0]}",
+                "use a smaller --micro-batch, or `chatlm autotune` to find the largest",
+            )
+        if world_size > 1 and lost_a_peer(failed.text):
+            return  # the peer's own message follows, or its exit code tells: see `explain_exit`
+        known = advice(f"{failed.text}\n{self.workers.log_tail()}")
+        raise WorkerError(
+            f"training crashed ({failed.text})",
+            "; ".join(filter(None, [f"its log is {self.workers.log_path}", known])),
+        )
 
 
 def hang_notice(watchdog: Watchdog, pids: Iterable[int]) -> str:
@@ -161,7 +165,3 @@ def hang_notice(watchdog: Watchdog, pids: Iterable[int]) -> str:
         f"`py-spy dump --pid N` shows where a process is ({', '.join(map(str, pids))}); "
         "Ctrl-C twice ends the run"
     )
-
-
-def _fields(message: Message) -> dict[str, Any]:
-    return {key: value for key, value in message.items() if key not in ("type", "rank")}

@@ -5,6 +5,7 @@ It imports no torch. The supervisor outlives its workers: whatever ends one beco
 
 import signal
 from dataclasses import replace
+from typing import Any
 
 from autotune.cause import Cause
 from autotune.devices.budget import budgets
@@ -16,7 +17,7 @@ from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import memory_environment, worker_command, worker_environment
 from profiles.schema import Fingerprint
 from trainer.config.settings import TrainSettings
-from trainer.events import TrainingEnded
+from trainer.events import FromTrainer, Train, TrainingEnded
 from trainer.supervisor.failure_advice import advice
 from trainer.supervisor.fingerprint import check_still_fits
 from trainer.supervisor.job import TrainJob
@@ -151,11 +152,15 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     command = worker_command("trainer", settings.world_size)
     with Interrupts() as interrupts:
         try:
-            with WorkerGroup(
-                command, environment=environment, log_path=job.log_path, host=job.host
+            with WorkerGroup[FromTrainer](
+                command,
+                messages=FromTrainer,
+                environment=environment,
+                log_path=job.log_path,
+                host=job.host,
             ) as workers:
                 relay = Relay(job, settings, workers, expected, known)
-                for messages in workers.watch(TICK):
+                for messages in workers.watch(TICK, Train(settings=settings.as_json())):
                     relay.take(messages)
                     if relay.ended is not None:
                         return relay.ended
@@ -191,7 +196,7 @@ class Interrupts:
         self.count += 1
 
 
-def explain_exit(workers: WorkerGroup) -> ChatlmError:
+def explain_exit(workers: WorkerGroup[Any]) -> ChatlmError:
     """The error for workers that ended without a message."""
     failure = workers.how_it_ended()
     resume = "the same command resumes from the last checkpoint, if there is one"

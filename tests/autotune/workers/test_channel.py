@@ -1,6 +1,5 @@
 """The supervisor's end and a worker's end of the wire, the latter in a process of its own."""
 
-import json
 import os
 import socket
 import subprocess
@@ -8,35 +7,54 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from autotune.workers.channel import SOCKET_VARIABLE, Hub, Message, Wire
+from autotune.cause import Cause
+from autotune.readings import Held, Report
+from autotune.workers.channel import SOCKET_VARIABLE, Hub, Wire
+from autotune.workers.messages import (
+    Beat,
+    Build,
+    DataWait,
+    Failed,
+    FromProbe,
+    Hello,
+    MeasureDataWait,
+    MeasureMemoryFractions,
+    MemoryFractions,
+    Message,
+    Probe,
+    Ready,
+    ToProbe,
+    decoder,
+    encode,
+)
 from tests.support.processes import wait_until
 from tests.support.toy_workload import ROOT
 
 WORKER = """
 import sys
 from autotune.workers.channel import Wire
-wire = Wire.from_environment()
+from autotune.workers.messages import Failed, MeasureMemoryFractions, MemoryFractions, ToProbe
+wire = Wire.from_environment(ToProbe)
 for _ in range(int(sys.argv[1])):
-    wire.send({"type": "beat", "text": "x" * 1000})
+    wire.send(Failed(cause="crashed", text="x" * 1000))
 print("sent", flush=True)
-while (message := wire.messages.get())["type"] != "stop":
-    wire.send({"type": "echo", "of": message})
+while isinstance(request := wire.receive(), MeasureMemoryFractions):
+    wire.send(MemoryFractions(fractions=tuple(request.sizes)))
 """
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    hub = Hub()
+def hub() -> Iterator[Hub[FromProbe]]:
+    hub = Hub[FromProbe](FromProbe)
     yield hub
     hub.close()
 
 
 @contextmanager
-def worker_of(hub: Hub, beats: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+def worker_of(hub: Hub[FromProbe], beats: int = 0) -> Iterator[subprocess.Popen[bytes]]:
     """A process with a wire to the hub that sends so many beats, and then echoes."""
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(beats)],
@@ -51,21 +69,17 @@ def worker_of(hub: Hub, beats: int = 0) -> Iterator[subprocess.Popen[bytes]]:
             worker.kill()
 
 
-def connect(hub: Hub, rank: int) -> socket.socket:
+def connect(hub: Hub[FromProbe], rank: int) -> socket.socket:
     """A worker's end without the worker: it has said hello."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(hub.path)
-    connection.sendall(line(type="hello", rank=rank, pid=1))
+    connection.sendall(encode(Hello(rank=rank, pid=1)))
     return connection
 
 
-def line(**message: Any) -> bytes:
-    return json.dumps(message).encode() + b"\n"
-
-
-def receive(hub: Hub, count: int) -> list[Message]:
+def receive(hub: Hub[FromProbe], count: int) -> list[tuple[int, FromProbe]]:
     """The next so many messages."""
-    messages: list[Message] = []
+    messages: list[tuple[int, FromProbe]] = []
 
     def is_all() -> bool:
         messages.extend(hub.receive(0.05))
@@ -75,78 +89,76 @@ def receive(hub: Hub, count: int) -> list[Message]:
     return messages
 
 
-def test_a_worker_and_its_supervisor_hear_each_other(hub: Hub) -> None:
-    """The first word is the worker's: who it is."""
+def test_a_worker_and_its_supervisor_hear_each_other(hub: Hub[FromProbe]) -> None:
+    """A worker says hello first, and is sent the greeting."""
+    hub.greeting = MeasureMemoryFractions(sizes=[3], hard_limits=[None])
     with worker_of(hub) as worker:
-        (hello,) = receive(hub, 1)
-        hub.send({"type": "probe", "size": 3})
-        (echo,) = receive(hub, 1)
+        (greeted,) = receive(hub, 1)
+        hub.send(MeasureMemoryFractions(sizes=[5], hard_limits=[None]))
+        (answered,) = receive(hub, 1)
 
-    assert hello == {"type": "hello", "rank": 0, "pid": worker.pid}
-    assert echo == {"type": "echo", "rank": 0, "of": {"type": "probe", "size": 3}}
+    assert hub.pids == {0: worker.pid}
+    assert greeted == (0, MemoryFractions(fractions=(3.0,)))
+    assert answered == (0, MemoryFractions(fractions=(5.0,)))
 
 
 def test_a_process_without_a_supervisor_has_no_wire(monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch -m trainer` works by hand."""
     monkeypatch.delenv(SOCKET_VARIABLE, raising=False)
 
-    assert Wire.from_environment() is None
+    assert Wire.from_environment(ToProbe) is None
 
 
-def test_a_message_may_arrive_in_pieces(hub: Hub) -> None:
+def test_a_message_may_arrive_in_pieces(hub: Hub[FromProbe]) -> None:
     """A line longer than the socket's buffer does; half a message is none."""
     with connect(hub, 0) as connection:
-        receive(hub, 1)
-        first, second = line(type="beat", step=0), line(type="beat", step=1)
+        first, second = encode(Beat(step=0)), encode(Beat(step=1))
 
         connection.sendall(first + second[:9])
         before = receive(hub, 1)
         connection.sendall(second[9:])
         after = receive(hub, 1)
 
-    assert [message["step"] for message in before] == [0]
-    assert [message["step"] for message in after] == [1]
+    assert before == [(0, Beat(step=0))]
+    assert after == [(0, Beat(step=1))]
 
 
-def test_messages_are_told_apart_by_rank(hub: Hub) -> None:
+def test_messages_are_told_apart_by_rank(hub: Hub[FromProbe]) -> None:
     """The order in which ranks connect is any."""
     with connect(hub, 1) as second, connect(hub, 0) as first:
-        receive(hub, 2)
+        second.sendall(encode(Beat(step=2)))
+        first.sendall(encode(Beat(step=1)))
+        messages = receive(hub, 2)
 
-        second.sendall(line(type="report"))
-        first.sendall(line(type="report"))
-        ranks = {message["rank"] for message in receive(hub, 2)}
-
-    assert ranks == hub.ranks == {0, 1}
+    assert sorted(messages, key=lambda pair: pair[0]) == [(0, Beat(step=1)), (1, Beat(step=2))]
 
 
-def test_the_end_of_a_worker_is_a_message_after_its_last_words(hub: Hub) -> None:
+def test_the_end_of_a_worker_is_noticed_after_its_last_message(hub: Hub[FromProbe]) -> None:
     """The kernel closes the socket of a process that was killed."""
+    last = Failed(cause=Cause.CRASHED, text="no")
     connection = connect(hub, 3)
-    receive(hub, 1)
-    connection.sendall(line(type="crash", text="no"))
+    connection.sendall(encode(last))
     connection.close()
 
-    messages = receive(hub, 2)
-    hub.send({"type": "probe", "size": 1})  # to nobody, and no error
+    messages = receive(hub, 1)
 
-    assert [message["type"] for message in messages] == ["crash", "gone"]
-    assert {message["rank"] for message in messages} == {3}
-    assert hub.ranks == set()
+    assert messages == [(3, last)]
+    assert wait_until(lambda: hub.receive(0.05) == [] and hub.lost_a_rank)
+    hub.send(Build(workload="a:b", settings={}))  # to nobody, and no error
 
 
-def test_a_worker_ends_with_its_supervisor(hub: Hub) -> None:
-    """Idle, with nothing on the wire."""
+def test_a_worker_ends_with_its_supervisor(hub: Hub[FromProbe]) -> None:
+    """An idle one too."""
     with worker_of(hub) as worker:
-        receive(hub, 1)
+        assert wait_until(lambda: hub.receive(0.05) == [] and bool(hub.pids))
 
         hub.close()
 
         assert worker.wait(20) == 1
 
 
-def test_a_worker_ends_when_its_supervisor_dies_before_it_has_read_all(hub: Hub) -> None:
-    """Unread words reset the connection: the worker sees an error, not the end of the file."""
+def test_a_worker_ends_when_its_supervisor_dies_before_it_has_read_all(hub: Hub[FromProbe]) -> None:
+    """Unread messages reset the connection: the worker sees an error, not the end of the file."""
     with worker_of(hub, beats=20) as worker:
         receive(hub, 1)
         assert worker.stdout is not None
@@ -157,8 +169,8 @@ def test_a_worker_ends_when_its_supervisor_dies_before_it_has_read_all(hub: Hub)
         assert worker.wait(20) == 1
 
 
-def test_a_worker_ends_when_its_supervisor_dies_before_it_was_greeted(hub: Hub) -> None:
-    """It had connected, and nobody had taken the call."""
+def test_a_worker_ends_when_its_supervisor_dies_before_it_was_greeted(hub: Hub[FromProbe]) -> None:
+    """It has connected, and nobody has accepted."""
     with worker_of(hub) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == b"sent\n"
@@ -168,9 +180,37 @@ def test_a_worker_ends_when_its_supervisor_dies_before_it_was_greeted(hub: Hub) 
         assert worker.wait(20) == 1
 
 
+REPORT = Report(
+    device="cpu", static_bytes=1, activation_peak=2, peak=3, allocated=3, resident=1, retries=0,
+    seconds=(0.5, 0.25), samples=4, tokens=40,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Build(workload="a:b", settings={"deep": {"list": [1, None]}}),
+        Probe(phase="train", sizes=[1, 2], hard_limits=[None, 2**40], safe=[1, 2]),
+        MeasureDataWait(sizes=[1], hard_limits=[None], loaders=2, busy=0.5),
+        Ready(workload_info={"model": "m", "rows": 3}, held=Held(device="cpu", resident=1)),
+        REPORT,
+        DataWait(seconds=0.5, host_peak=2**40),
+        MemoryFractions(fractions=None),
+        Failed(cause=Cause.DEVICE_OOM, text="行\u2028\n"),
+    ],
+    ids=lambda message: message.type,
+)
+def test_a_message_is_the_same_on_the_other_side(message: Message) -> None:
+    """Nested values, tuples and enums included; one message is one line."""
+    line = encode(message)
+
+    assert decoder(ToProbe | FromProbe)(line) == message
+    assert line.count(b"\n") == 1
+
+
 def test_closing_removes_the_socket() -> None:
     """And its folder, which only this user may open."""
-    hub = Hub()
+    hub = Hub[FromProbe](FromProbe)
     folder = Path(hub.path).parent
     mode = folder.stat().st_mode & 0o777
 

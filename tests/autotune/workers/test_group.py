@@ -14,8 +14,8 @@ import pytest
 from autotune.cause import Cause
 from autotune.devices.host import HostMeter
 from autotune.errors import OutputError
-from autotune.workers.channel import Message
 from autotune.workers.group import WorkerGroup
+from autotune.workers.messages import Beat, Build, FromProbe, encode
 from tests.support.processes import wait_until
 from tests.support.toy_workload import ROOT
 
@@ -31,44 +31,37 @@ def hello(connection, rank, pid):
 
 
 @contextmanager
-def workers_that(run: str, folder: Path) -> Iterator[WorkerGroup]:
+def workers_that(run: str, folder: Path) -> Iterator[WorkerGroup[FromProbe]]:
     """One process that runs this code, which can `connect()` and say `hello(connection, rank, pid)`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CONNECT + run]
-    with WorkerGroup(
-        command, environment=environment, log_path=folder / "log", host=HostMeter()
+    with WorkerGroup[FromProbe](
+        command,
+        messages=FromProbe,
+        environment=environment,
+        log_path=folder / "log",
+        host=HostMeter(),
     ) as workers:
         yield workers
 
 
-def receive(workers: WorkerGroup, count: int) -> list[Message]:
-    messages: list[Message] = []
-
-    def is_all() -> bool:
-        messages.extend(workers.receive(0.05))
-        return len(messages) >= count
-
-    assert wait_until(is_all), (messages, workers.log_tail())
-    return messages
+def greet(workers: WorkerGroup[FromProbe]) -> None:
+    """Waits for a rank's hello."""
+    batches = workers.watch(0.05)
+    assert wait_until(lambda: next(batches) == [] and bool(workers.pids)), workers.log_tail()
 
 
-def test_one_hello_alone_completes_a_group(tmp_path: Path) -> None:
-    """Two may be read together, and what is sent to a complete group must be sent once."""
-    called, go, said = tmp_path / "called", tmp_path / "go", tmp_path / "said"
+def test_every_rank_is_greeted_once(tmp_path: Path) -> None:
+    """Also when two say hello at once."""
+    said, greeting = tmp_path / "said", Build(workload="a:b", settings={})
     run = (
-        f"first, second = connect(), connect(); open({str(called)!r}, 'w')\n"
-        f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
-        f"hello(first, 0, 1); hello(second, 1, 1); open({str(said)!r}, 'w'); first.recv(1)"
+        "first, second = connect(), connect(); hello(first, 0, 2**30); hello(second, 1, 2**30)\n"
+        f"open({str(said)!r}, 'wb').write(first.recv(999) + second.recv(999))"
     )
     with workers_that(run, tmp_path) as workers:
-        assert wait_until(called.exists)
-        assert workers.receive(1) + workers.receive(1) == []  # both calls are taken
-        go.touch()
-        assert wait_until(said.exists)
+        assert list(workers.watch(0.2, greeting))[-1] == []
 
-        messages = workers.receive(1)
-
-    assert [message["present"] for message in messages] == [1, 2]
+    assert said.read_bytes() == encode(greeting) * 2
 
 
 def test_the_log_has_what_was_printed_since_the_start(tmp_path: Path) -> None:
@@ -103,11 +96,14 @@ def test_a_launchers_report_tells_how_its_worker_ended(
 @pytest.mark.parametrize("end", ["sys.exit(1)", "a.close(); time.sleep(60)"], ids=["exit", "gone"])
 def test_watching_ends_after_the_last_message(end: str, tmp_path: Path) -> None:
     """Both when the launcher has ended and when a rank has closed its connection."""
-    run = f"a = connect(); hello(a, 0, 2**30); hello(a, 0, 2**30); {end}"
+    run = (
+        "a = connect(); hello(a, 0, 2**30); "
+        f'a.sendall(b\'{{"type": "beat", "step": 1}}\\n\'); {end}'
+    )
     with workers_that(run, tmp_path) as workers:
         batches = list(workers.watch(0.2))
 
-    assert [m["type"] for batch in batches for m in batch] == ["hello", "hello", "gone"]
+    assert [message for batch in batches for message in batch] == [(0, Beat(step=1))]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +130,7 @@ def test_a_process_of_the_same_number_is_not_killed(tmp_path: Path) -> None:
         run = f"a = connect(); hello(a, 0, {stranger.pid}); a.recv(1)"
         try:
             with workers_that(run, tmp_path) as workers:
-                receive(workers, 1)
+                greet(workers)
                 resident = workers.resident()
             is_alive = stranger.poll() is None
         finally:
@@ -168,7 +164,7 @@ def test_a_worker_below_the_launcher_is_gone_when_the_group_is_closed(tmp_path: 
         "a = connect(); hello(a, 0, child.pid); a.recv(1)"
     )
     with workers_that(run, tmp_path) as workers:
-        receive(workers, 1)
+        greet(workers)
         child = psutil.Process(workers.pids[0])
 
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from autotune.errors import UsageError
 from trainer.artifacts.evaluation_log import (
     Best,
     EvaluationHistory,
-    evaluation_from_record,
     evaluation_record,
 )
 from trainer.artifacts.jsonl_log import JsonlLog
@@ -43,8 +42,11 @@ def test_an_evaluation_comes_back_from_its_file(tmp_path: Path) -> None:
     JsonlLog(file).add(evaluation_record(EVENT))
 
     (record,) = JsonlLog(file).read()
-    assert evaluation_from_record(record) == EVENT
-    assert record["perplexity"] == pytest.approx(math.exp(0.5))
+    assert record == {
+        **asdict(EVENT),
+        "samples": [asdict(SAMPLE)],
+        "perplexity": pytest.approx(math.exp(0.5)),
+    }
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e6])
@@ -56,10 +58,6 @@ def test_a_diverged_loss_is_written_as_json(tmp_path: Path, loss: float) -> None
 
     (record,) = JsonlLog(file).read()
     assert record["loss"] == (loss if math.isfinite(loss) else None)
-    assert (
-        math.isnan(evaluation_from_record(record).loss)
-        or evaluation_from_record(record).loss == loss
-    )
 
 
 def test_any_lower_loss_is_progress() -> None:

@@ -27,6 +27,7 @@ from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint, 
 from trainer.checkpointing.export import export_model  # noqa: E402
 from trainer.config.settings import WorkloadSettings  # noqa: E402
 from trainer.data.token_store import open_store  # noqa: E402
+from trainer.events import CheckpointSaved, Evaluated, TrainingEnded  # noqa: E402
 from trainer.model.accelerator import make_accelerator  # noqa: E402
 from trainer.model.engine import Engine  # noqa: E402
 from trainer.model.loading import load_model  # noqa: E402
@@ -61,7 +62,8 @@ def stopped(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, stopped after step 5: checkpoints 4 and 5 are kept."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     said = run(settings(rows, folder), stop_after=5)
-    assert said[-1]["interrupted"]
+    assert isinstance(said[-1], TrainingEnded)
+    assert said[-1].interrupted
     return folder
 
 
@@ -305,10 +307,11 @@ def test_the_best_evaluation_has_a_checkpoint_and_is_in_the_result(
 
     said = run(run_settings)
 
-    losses = {m["step"]: m["loss"] for m in said if m["type"] == "evaluated"}
-    result = said[-1]["result"]
+    losses = {e.step: e.loss for e in said if isinstance(e, Evaluated)}
+    assert isinstance(said[-1], TrainingEnded)
+    result = said[-1].result
     assert list(losses) == [4, 8]
-    assert [m["step"] for m in said if m["type"] == "checkpoint"] == [4, 8]
+    assert [e.step for e in said if isinstance(e, CheckpointSaved)] == [4, 8]
     assert result["best_step"] == min(losses, key=lambda step: losses[step])
     assert result["best_loss"] == min(losses.values())
     assert verify(tmp_path / "run" / "checkpoint-4")["best"] == {"step": 4, "loss": losses[4]}
@@ -323,9 +326,9 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(rows: Path, tmp_path:
     first = run(run_settings, stop_after=4)
     second = run(run_settings)
 
-    assert [m["type"] for m in first[-2:]] == ["checkpoint", "done"]
-    assert not [m for m in first if m["type"] == "evaluated"]
-    assert [m["step"] for m in second if m["type"] == "evaluated"] == [4, 8]
+    assert [type(event) for event in first[-2:]] == [CheckpointSaved, TrainingEnded]
+    assert not [event for event in first if isinstance(event, Evaluated)]
+    assert [e.step for e in second if isinstance(e, Evaluated)] == [4, 8]
     records = JsonlLog(tmp_path / "run" / "evaluations.jsonl").read()
     assert [record["step"] for record in records] == [4, 8]
 

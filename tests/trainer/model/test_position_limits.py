@@ -13,6 +13,7 @@ from autotune.errors import UsageError  # noqa: E402
 from tests.support import tiny  # noqa: E402
 from tests.support.runs import Messages, run, settings  # noqa: E402
 from trainer.config.settings import TrainSettings  # noqa: E402
+from trainer.events import Built, Evaluated  # noqa: E402
 from trainer.model.position_limits import positions  # noqa: E402
 from trainer.workload import build  # noqa: E402
 
@@ -84,13 +85,13 @@ def test_data_that_a_model_cannot_take_are_refused(family: str, words: int, tmp_
     with pytest.raises(UsageError, match="the longest sequence of the data has"):
         build({**chosen.workload.as_json(), "effective": 8, "effective_fixed": False})
 
-    assert not [message for message in said if message["type"] == "built"]
+    assert not [event for event in said if isinstance(event, Built)]
 
 
 def test_answers_end_where_the_positions_do(tmp_path: Path) -> None:
     """A causal model's answers follow their prompts: 510 positions less those."""
     chosen = replace(long_run("gpt2", tmp_path, words=60), max_new_tokens=2000)
 
-    (evaluated,) = [m for m in run(chosen) if m["type"] == "evaluated"]
+    (evaluated,) = [event for event in run(chosen) if isinstance(event, Evaluated)]
 
-    assert evaluated["generated_rows"] == 2
+    assert evaluated.generated_rows == 2

@@ -10,8 +10,9 @@ import pytest
 from autotune.devices.host import HostMeter
 from autotune.devices.shared_memory import SHARED_MEMORY, shared_memory
 from autotune.workers.group import WorkerGroup
+from autotune.workers.messages import FromProbe
 from trainer.launch.standalone import tell
-from trainer.supervisor.failure_advice import advice, lost_a_neighbour
+from trainer.supervisor.failure_advice import advice, lost_a_peer
 from trainer.supervisor.training import explain_exit
 
 SHARED_MEMORY_OF_NCCL = {
@@ -87,7 +88,7 @@ OTHERS = {
         "NumelIn=466119168, NumelOut=466119168, Timeout(ms)=600000) ran for 600060 milliseconds",
         "py-spy dump",
     ),
-    "torch 2.13, a neighbour that died": (
+    "torch 2.13, a peer that died": (
         "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer "
         "[127.0.0.1]:21844",
         "another process ended first",
@@ -156,13 +157,13 @@ def test_shared_memory_is_said_by_size_and_what_is_free(tmp_path: Path) -> None:
     assert str(SHARED_MEMORY) in shared_memory()
 
 
-def test_words_about_a_neighbours_end_are_no_cause() -> None:
-    """The neighbour has its own; and where shared memory is named beside them, that is the cause."""
-    gone = OTHERS["torch 2.13, a neighbour that died"][0]
+def test_a_crash_after_a_peers_end_is_no_cause() -> None:
+    """The peer tells the cause; where shared memory is named too, that is the cause."""
+    gone = OTHERS["torch 2.13, a peer that died"][0]
 
-    assert lost_a_neighbour(gone)
-    assert not lost_a_neighbour(f"{gone}\n{SHARED_MEMORY_OF_NCCL['NVIDIA/nccl#1589']}")
-    assert not lost_a_neighbour("IndexError: list index out of range")
+    assert lost_a_peer(gone)
+    assert not lost_a_peer(f"{gone}\n{SHARED_MEMORY_OF_NCCL['NVIDIA/nccl#1589']}")
+    assert not lost_a_peer("IndexError: list index out of range")
 
 
 @pytest.mark.parametrize(
@@ -179,8 +180,12 @@ def test_words_about_a_neighbours_end_are_no_cause() -> None:
 def test_a_worker_that_is_gone_is_explained(tmp_path: Path, script: str, told: str) -> None:
     """Under `chatlm train`, beside where its log lies and that the same command resumes."""
     log = tmp_path / "log"
-    with WorkerGroup(
-        [sys.executable, "-c", script], environment=os.environ, log_path=log, host=HostMeter()
+    with WorkerGroup[FromProbe](
+        [sys.executable, "-c", script],
+        messages=FromProbe,
+        environment=os.environ,
+        log_path=log,
+        host=HostMeter(),
     ) as workers:
         error = explain_exit(workers)
 

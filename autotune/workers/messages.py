@@ -1,0 +1,147 @@
+"""The messages between a supervisor and its probe workers, and the JSON line that each message becomes.
+
+The messages of a training run are in `trainer.events`. pydantic loads when the first line is decoded.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+from autotune.cause import Cause
+from autotune.readings import Held, Report
+
+Phase = Literal["train", "evaluate"]
+
+
+class Message(Protocol):
+    """A frozen dataclass; `type` tells it apart on the wire."""
+
+    type: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """Build the workload `module:function` from plain settings; answered by `Ready`."""
+
+    type: ClassVar[str] = "build"
+    workload: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Probe one size; answered by `Report`. Sequences hold one value a rank, in bytes and sequences."""
+
+    type: ClassVar[str] = "probe"
+    phase: Phase
+    sizes: Sequence[int]
+    hard_limits: Sequence[int | None]
+    safe: Sequence[int]
+    """A peak below it fits, also before it has settled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureDataWait:
+    """Measure how a step of `busy` seconds gets its data; answered by `DataWait`."""
+
+    type: ClassVar[str] = "measure_data_wait"
+    sizes: Sequence[int]
+    hard_limits: Sequence[int | None]
+    loaders: int
+    busy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureMemoryFractions:
+    """Measure what source and target take of the memory; answered by `MemoryFractions`."""
+
+    type: ClassVar[str] = "measure_memory_fractions"
+    sizes: Sequence[int]
+    hard_limits: Sequence[int | None]
+
+
+Request = Probe | MeasureDataWait | MeasureMemoryFractions
+ToProbe = Build | Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """The first message of every worker."""
+
+    type: ClassVar[str] = "hello"
+    rank: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The workload is built."""
+
+    type: ClassVar[str] = "ready"
+    workload_info: dict[str, Any]
+    held: Held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """A step has ended; it keeps the watchdog quiet."""
+
+    type: ClassVar[str] = "beat"
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataWait:
+    """What feeding a step costs."""
+
+    type: ClassVar[str] = "data_wait"
+    seconds: float
+    """That the step waits for its data."""
+    host_peak: int
+    """Bytes of the loader processes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryFractions:
+    """The shares that source and target take of a micro-batch's memory; None where both are padded as one."""
+
+    type: ClassVar[str] = "memory_fractions"
+    fractions: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The last message of a worker that an exception ends: out of memory, refused or crashed."""
+
+    type: ClassVar[str] = "failed"
+    cause: Cause
+    text: str
+
+
+FromProbe = Ready | Beat | Report | DataWait | MemoryFractions | Failed
+
+
+def encode(message: Message) -> bytes:
+    """The message as one JSON line."""
+    return json.dumps({"type": message.type, **asdict(message)}).encode() + b"\n"
+
+
+def decoder(messages: Any) -> Callable[[bytes], Any]:
+    """Decodes the JSON line of one of these messages, a union; raises on any other line."""
+    kinds = {kind.type: kind for kind in get_args(messages)}
+
+    def decode(line: bytes) -> Any:
+        values = json.loads(line)
+        return _adapter(kinds[values.pop("type")]).validate_python(values)
+
+    return decode
+
+
+@functools.cache
+def _adapter(kind: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
