@@ -40,7 +40,7 @@ def open_devices(
         DeviceError: no driver or card where one is asked for, or more processes than cards.
     """
     if num_processes is not None and num_processes < 1:
-        raise UsageError(f"--num-processes {num_processes} runs nothing", "give 1 or more")
+        raise UsageError(f"--num-processes {num_processes} is out of range", "give 1 or more")
     why: str | None = None
     try:
         nvml = None if device == "cpu" else Nvml.open()
