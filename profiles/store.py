@@ -1,4 +1,4 @@
-"""Where profiles are: a path, then `./profiles`, then the presets. Written whole or not at all."""
+"""Finds a profile by path, then in `./profiles`, then among the presets; writes it atomically."""
 
 import difflib
 import os
@@ -21,13 +21,13 @@ def load(name_or_path: str) -> Profile:
     """The profile of that path or name.
 
     Raises:
-        ProfileError: there is none (the nearest names are given), or it is malformed.
+        ProfileError: there is none (the error gives the nearest names), or it is malformed.
     """
     text, source = _read(name_or_path)
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ProfileError(f"{source} is not TOML: {error}", "mend it, or tune again") from error
+        raise ProfileError(f"{source} is not TOML: {error}", "fix it, or tune again") from error
     return parse(document, source)
 
 
@@ -50,7 +50,7 @@ def save(profile: Profile, path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raises OutputError when `save` could not write there: before the search, not after it."""
+    """Raises OutputError if `save` could not write there. Checked before the search."""
     check_writable(path.parent, "run in a folder that you can write to")
     if path.is_dir():
         raise OutputError(
@@ -73,7 +73,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def free_path(path: Path) -> Path:
-    """Where an interrupted tuning may be written: beside a finished profile, not over it."""
+    """The path for an interrupted tuning: beside a finished profile, not over it."""
     try:
         is_finished = not load(str(path)).interrupted
     except ProfileError:
@@ -88,10 +88,10 @@ def names() -> list[str]:
 
 
 def check_name(name: str) -> str:
-    """The name, when a file can have it.
+    """The name, if a file can have it.
 
     Raises:
-        ProfileError: it is empty or would leave the folder of profiles.
+        ProfileError: it is empty or has a folder in it.
     """
     if not name or name != Path(name).name or name.startswith("."):
         raise ProfileError(f"{name!r} cannot name a profile", "use a plain word like tuned")
@@ -104,7 +104,7 @@ def _presets() -> list[str]:
 
 
 def _read(name_or_path: str) -> tuple[str, str]:
-    """The text, and what to call it."""
+    """The text, and a name for it in messages."""
     path = Path(name_or_path)
     candidates = [path]
     if path.name == name_or_path:
@@ -117,7 +117,7 @@ def _read(name_or_path: str) -> tuple[str, str]:
             raise ProfileError(f"cannot read the profile {candidate}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ProfileError(
-                f"{candidate} is not TOML: {error}", "mend it, or tune again"
+                f"{candidate} is not TOML: {error}", "fix it, or tune again"
             ) from error
     if name_or_path in _presets():
         file = resources.files("profiles") / "presets" / f"{name_or_path}.toml"

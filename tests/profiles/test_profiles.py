@@ -200,7 +200,7 @@ def test_sums_that_do_not_add_up_are_shown(tmp_path: Path) -> None:
 
     assert error_of(text, tmp_path) == (
         ": gradient_accumulation_steps is 3, but an effective batch of 16 cut into micro-batches "
-        "of 8 on 1 process(es) takes 2; mend one of the three, or leave the file "
+        "of 8 on 1 process(es) takes 2; fix one of the three, or leave the file "
         "and train with --micro-batch"
     )
 
@@ -252,7 +252,7 @@ def test_each_device_may_have_its_own_size(tmp_path: Path) -> None:
          "leave the list out"),
         ("steps = 3", "steps = 2",
          "gradient_accumulation_steps is 2, but an effective batch of 16 cut into micro-batches of "
-         "5 + 2 on 2 process(es) takes 3; mend one of the three, or leave the file and train with "
+         "5 + 2 on 2 process(es) takes 3; fix one of the three, or leave the file and train with "
          "--micro-batch"),
     ],
 )  # fmt: skip
@@ -312,7 +312,7 @@ def test_a_file_that_is_not_toml_is_refused_with_the_place(tmp_path: Path) -> No
     with pytest.raises(ProfileError) as caught:
         profiles.load(str(binary))
 
-    assert message == " is not TOML: Invalid value (at line 1, column 10); mend it, or tune again"
+    assert message == " is not TOML: Invalid value (at line 1, column 10); fix it, or tune again"
     assert str(caught.value).startswith(f"{binary} is not TOML: 'utf-8' codec can't decode")
 
 

@@ -1,4 +1,4 @@
-"""The options as flags: what typer shows and parses, from the options' own fields."""
+"""Flags for typer, made from the fields of the options."""
 
 import functools
 import inspect
@@ -15,16 +15,16 @@ from trainer.config.options import Flag, panel_of
 Kind = TypeVar("Kind")
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML with the flags' names as keys; flags overrule it."),
+    typer.Option("--config", help="TOML file with the flags' names as keys; flags win."),
 ]
 NO = "no_"
-"""What the parameter of `--no-x` begins with."""
+"""The parameter of `--no-x` begins with it."""
 Given = dict[str, Any]
 """The flags that were given, by the names of their fields."""
 
 
 def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The command with the flags of `kind` before its own; it gets those that were given as `given`."""
+    """A decorator that adds the flags of `kind` to a command, which gets those in use as `given`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [
@@ -61,9 +61,12 @@ def parse(
     help: str | None,
     read: Callable[[Path], Given],
 ) -> Given:
-    """What the arguments give, for a program without commands; ends the process where typer would.
+    """The flags that the arguments give, for a program without commands.
 
-    `read` gives what a `--config` file chooses, which the flags overrule.
+    `read` turns a `--config` file into flags; those on the command line win.
+
+    Raises:
+        SystemExit: after --help, or for a flag that does not parse.
     """
     taken: list[Given] = []
 
@@ -74,8 +77,8 @@ def parse(
     app.command(help=help)(with_flags(kind)(take))
     try:
         app(args=arguments, prog_name=program)
-    except SystemExit:  # how typer ends, well or not
-        if not taken:  # --help, or a flag that it does not know
+    except SystemExit:  # typer raises it after success too
+        if not taken:
             raise
     return taken[0]
 
@@ -86,16 +89,16 @@ def _hints(kind: type[Any]) -> list[tuple[Field[Any], Any]]:
 
 
 def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
-    """A flag that is None unless given: what stands without it, the options say."""
+    """A flag that is None unless given; the options hold the defaults."""
     annotation, flag = get_args(hint)
     assert isinstance(flag, Flag)
     assert field.default is not MISSING
     says, bare = flag.help, _bare(annotation)
     metavar = None
-    if get_origin(bare) is Literal:  # in the column of types they would cut the flags' names
+    if get_origin(bare) is Literal:  # in the column of types they would leave no room for the flags
         says, metavar = f"{' | '.join(get_args(bare))}. {says}", "<name>"
     if field.default is not None and not isinstance(field.default, bool):
-        says = rf"{says} \[default: {field.default}]"  # rich would take it for a style
+        says = rf"{says} \[default: {field.default}]"  # without the backslash rich reads a style
     option = typer.Option(
         flag.names or f"--{field.name.replace('_', '-')}",
         help=says,
@@ -113,7 +116,7 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
 
 
 def _denial(field: Field[Any], hint: Any) -> inspect.Parameter | None:
-    """`--no-x` of a switch `--x`: taken, and left out of the help, where a column of them cuts all others."""
+    """The hidden flag `--no-x` of a switch `--x`; shown, it would leave no room for other columns."""
     annotation, flag = get_args(hint)
     if _bare(annotation) is not bool or flag.names:
         return None
@@ -134,7 +137,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _listed(annotation: Any) -> Any:
-    """typer's word for a flag that may be repeated is a list."""
+    """The type with a list for a tuple, which is how typer spells a flag that may be repeated."""
     if get_origin(annotation) is tuple:
         return list[get_args(annotation)[0]]  # type: ignore[misc]
     assert get_origin(annotation) is Literal or isinstance(annotation, type)

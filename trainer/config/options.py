@@ -56,7 +56,7 @@ class WorkloadOptions:
         None
     )
     precision: Annotated[
-        Literal["auto", Precision], Flag("auto is bf16 if the GPU computes in it, else fp16.")
+        Literal["auto", Precision], Flag("auto: bf16 or fp16 on a GPU, fp32 on the CPU.")
     ] = "auto"
     optimizer: Annotated[Optimizer | None, Flag("The profile's, or adamw.")] = None
     gradient_checkpointing: Annotated[
@@ -82,9 +82,7 @@ class WorkloadOptions:
     backend: Annotated[
         Backend | None, Flag("Between processes; nccl on GPUs, gloo on the CPU.")
     ] = None
-    device: Annotated[Literal["auto", DeviceKind], Flag("auto takes a GPU if there is one.")] = (
-        "auto"
-    )
+    device: Annotated[Literal["auto", DeviceKind], Flag("auto: a GPU if there is one.")] = "auto"
     num_processes: Annotated[int | None, Flag("One per device; all GPUs by default.")] = None
 
 
@@ -142,13 +140,6 @@ class RunOptions:
     length_grouping: Annotated[
         bool, Flag("Group samples of like length: less padding, another order.")
     ] = False
-    fresh: Annotated[
-        bool, Flag("Replace an unfinished run, or resume it.", names="--fresh/--resume")
-    ] = False
-    checkpoint_every: Annotated[
-        int | None, Flag("Optimizer steps; each epoch by default.", least=1)
-    ] = None
-    keep_checkpoints: Annotated[int, Flag("The last N, beside the best.", least=1)] = 2
     eval_every: Annotated[int | None, Flag("Optimizer steps; each epoch by default.", least=1)] = (
         None
     )
@@ -161,6 +152,13 @@ class RunOptions:
     max_new_tokens: Annotated[
         int | None, Flag("Per answer; the longest target by default.", least=1)
     ] = None
+    fresh: Annotated[
+        bool, Flag("Replace an unfinished run, or resume it.", names="--fresh/--resume")
+    ] = False
+    checkpoint_every: Annotated[
+        int | None, Flag("Optimizer steps; each epoch by default.", least=1)
+    ] = None
+    keep_checkpoints: Annotated[int, Flag("The last N, beside the best.", least=1)] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +206,7 @@ PANELS = {
     "Evaluation and logs": ("eval_every", "patience", "generate_rows", "max_new_tokens", "track"),
     "The run's folder": ("output_dir", "fresh", "checkpoint_every", "keep_checkpoints"),
 }  # fmt: skip
-"""Under which heading a choice stands in `--help`; the rest come first."""
+"""The headings in `--help`; fields under none come first."""
 
 
 def panel_of(name: str) -> str | None:
