@@ -1,8 +1,6 @@
 """Finds a profile by path, then in `./profiles`, then among the presets; writes it atomically."""
 
 import difflib
-import os
-import tempfile
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 import tomli_w
 
 from autotune.errors import OutputError, ProfileError
-from autotune.files import check_writable
+from autotune.files import check_writable, write_text
 from profiles.schema import Profile, parse
 
 FOLDER = Path("profiles")
@@ -41,7 +39,7 @@ def save(profile: Profile, path: Path) -> None:
     text = tomli_w.dumps(document)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text.encode())
+        write_text(path, text)
     except OSError as error:
         raise OutputError(
             f"cannot write the profile {path}: {error.strerror}",
@@ -56,20 +54,6 @@ def check_place(path: Path) -> None:
         raise OutputError(
             f"cannot write the profile {path}: a folder is there", "use another --name"
         )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink()
-            raise
 
 
 def free_path(path: Path) -> Path:
