@@ -4,7 +4,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -84,19 +84,16 @@ def parse(
 
 
 def _hints(kind: type[Any]) -> list[tuple[Field[Any], Any]]:
-    hints = get_type_hints(kind, include_extras=True)
-    return [(field, hints[field.name]) for field in fields(kind)]
+    hints = get_type_hints(kind)
+    return [(field, _bare(hints[field.name])) for field in fields(kind)]
 
 
 def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
     """A flag that is None unless given; the options hold the defaults."""
-    annotation, flag = get_args(hint)
-    assert isinstance(flag, Flag)
-    assert field.default is not MISSING
-    says, bare = flag.help, _bare(annotation)
-    metavar = None
-    if get_origin(bare) is Literal:  # in the column of types they would leave no room for the flags
-        says, metavar = f"{' | '.join(get_args(bare))}. {says}", "<name>"
+    flag: Flag = field.metadata["flag"]
+    says, metavar = flag.help, None
+    if get_origin(hint) is Literal:  # in the column of types they would leave no room for the flags
+        says, metavar = f"{' | '.join(get_args(hint))}. {says}", "<name>"
     if field.default is not None and not isinstance(field.default, bool):
         says = rf"{says} \[default: {field.default}]"  # without the backslash rich reads a style
     option = typer.Option(
@@ -111,14 +108,13 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[_listed(bare) | None, option],
+        annotation=Annotated[_listed(hint) | None, option],
     )
 
 
 def _denial(field: Field[Any], hint: Any) -> inspect.Parameter | None:
     """The hidden flag `--no-x` of a switch `--x`; shown, it would leave no room for other columns."""
-    annotation, flag = get_args(hint)
-    if _bare(annotation) is not bool or flag.names:
+    if hint is not bool or field.metadata["flag"].names:
         return None
     option = typer.Option(f"--no-{field.name.replace('_', '-')}", hidden=True)
     return inspect.Parameter(

@@ -4,13 +4,16 @@ One definition serves `chatlm autotune`, `chatlm train`, `python -m trainer` and
 choice to the profile or the model; `trainer.config.resolve` makes it.
 """
 
+# ruff: noqa: RUF009  `flag` makes a dataclass field
+
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 from autotune.choices import DeviceKind, Freeze, Optimizer, Precision, Prefer
 
+Default = TypeVar("Default")
 Schedule = Literal["cosine", "linear", "constant"]
 Backend = Literal["gloo", "nccl"]
 ScaleRule = Literal["linear", "sqrt"]
@@ -27,6 +30,10 @@ class Range:
 
 POSITIVE = Range("a number above 0", lambda number: 0 < number < math.inf)
 FRACTION = Range("0 or more and less than 1", lambda number: 0 <= number < 1)
+COUNT = Range("1 or more", lambda number: number >= 1)
+DECAY = Range("0 or more", lambda number: 0 <= number < math.inf)
+NORM = Range("a number above 0, or inf", lambda number: number > 0)
+SEED = Range("0 to 2^63 - 1", lambda number: 0 <= number < 2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,162 +41,100 @@ class Flag:
     """How a choice looks on the command line."""
 
     help: str
-    least: int | None = None
+    least: int | None
     """The smallest number that the command line parses."""
-    range: Range | None = None
+    range: Range | None
     """Checked once the settings are resolved, as `least` is for a run's file."""
-    names: str | None = None
+    names: str | None
     """Its flags, where they are not the field's name with dashes."""
+
+
+def flag(
+    help: str,
+    default: Default,
+    *,
+    least: int | None = None,
+    range: Range | None = None,
+    names: str | None = None,
+) -> Default:
+    """A field of that default with its flag as metadata."""
+    made: Default = field(default=default, metadata={"flag": Flag(help, least, range, names)})
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadOptions:
     """What a step's memory depends on: `autotune` and `train` share it."""
 
-    model: Annotated[str | None, Flag("chatlm-tiny, chatlm-0.2b, a model folder, or a hub id.")] = (
-        None
-    )
-    data: Annotated[
-        tuple[str, ...] | None, Flag("Parquet, JSON or JSON lines; may be repeated.")
-    ] = None
-    eval_data: Annotated[tuple[str, ...] | None, Flag("Files to evaluate on; may be repeated.")] = (
-        None
-    )
-    precision: Annotated[
-        Literal["auto", Precision], Flag("auto: bf16 or fp16 on a GPU, fp32 on the CPU.")
-    ] = "auto"
-    optimizer: Annotated[Optimizer | None, Flag("The profile's, or adamw.")] = None
-    gradient_checkpointing: Annotated[
-        bool | None, Flag("Save memory: compute activations again in the backward pass.")
-    ] = None
-    freeze: Annotated[
-        Literal[Freeze, "none"] | None, Flag("Do not train the encoder of a seq2seq model.")
-    ] = None
-    lora_rank: Annotated[
-        int | None, Flag("Train LoRA adapters of this rank, not the weights; 0: none.", least=0)
-    ] = None
-    lora_alpha: Annotated[float | None, Flag("LoRA's scale; twice the rank.", range=POSITIVE)] = (
-        None
-    )
-    lora_targets: Annotated[
-        tuple[str, ...] | None, Flag("Layers that get an adapter; may be repeated.")
-    ] = None
-    neftune_alpha: Annotated[
-        float | None, Flag("Noise on the input embeddings (NEFTune), like 5.", range=POSITIVE)
-    ] = None
-    compile: Annotated[bool | None, Flag("Use torch.compile, with few different shapes.")] = None
-    fsdp: Annotated[bool | None, Flag("Shard model and optimizer over the devices (FSDP2).")] = None
-    backend: Annotated[
-        Backend | None, Flag("Between processes; nccl on GPUs, gloo on the CPU.")
-    ] = None
-    device: Annotated[Literal["auto", DeviceKind], Flag("auto: a GPU if there is one.")] = "auto"
-    num_processes: Annotated[int | None, Flag("One per device; all GPUs by default.")] = None
+    model: str | None = flag("chatlm-tiny, chatlm-0.2b, a model folder, or a hub id.", None)
+    data: tuple[str, ...] | None = flag("Parquet, JSON or JSON lines; may be repeated.", None)
+    eval_data: tuple[str, ...] | None = flag("Files to evaluate on; may be repeated.", None)
+    precision: Literal["auto", Precision] = flag("auto: bf16 or fp16 on a GPU, else fp32.", "auto")
+    optimizer: Optimizer | None = flag("The profile's, or adamw.", None)
+    gradient_checkpointing: bool | None = flag("Keep few activations; compute them again.", None)
+    freeze: Literal[Freeze, "none"] | None = flag("Do not train a seq2seq model's encoder.", None)
+    lora_rank: int | None = flag("Train LoRA adapters of this rank; 0: none.", None, least=0)
+    lora_alpha: float | None = flag("LoRA's scale; twice the rank.", None, range=POSITIVE)
+    lora_targets: tuple[str, ...] | None = flag("Layers to adapt; may be repeated.", None)
+    neftune_alpha: float | None = flag("NEFTune's noise on embeddings.", None, range=POSITIVE)
+    compile: bool | None = flag("Use torch.compile, with few different shapes.", None)
+    fsdp: bool | None = flag("Shard model and optimizer over the devices (FSDP2).", None)
+    backend: Backend | None = flag("Between processes; nccl on GPUs, gloo on the CPU.", None)
+    device: Literal["auto", DeviceKind] = flag("auto: a GPU if there is one.", "auto")
+    num_processes: int | None = flag("One per device; all GPUs by default.", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutotuneOptions(WorkloadOptions):
     """`chatlm autotune`."""
 
-    target_vram: Annotated[float, Flag("Share of each device to fill.")] = 0.6
-    target_ram: Annotated[float, Flag("Share of host RAM not to exceed.")] = 0.8
-    base: Annotated[str, Flag("Profile to start from.")] = "fast"
-    effective_batch: Annotated[
-        int | None, Flag("Samples per optimizer step; never changed.", least=1)
-    ] = None
-    vram_limit: Annotated[str | None, Flag("Treat each card as this large, like 20GiB.")] = None
-    max_batch: Annotated[int | None, Flag("Largest size to try.", least=1)] = None
-    prefer: Annotated[Prefer, Flag("The largest size, or the smallest of the fastest.")] = "memory"
-    per_device: Annotated[bool, Flag("A micro-batch of its own for each card.")] = False
-    max_source_length: Annotated[
-        int | None, Flag("Tokens; the base profile's by default.", least=2)
-    ] = None
-    max_target_length: Annotated[
-        int | None, Flag("Tokens; the base profile's by default.", least=2)
-    ] = None
-    name: Annotated[str, Flag("Writes ./profiles/NAME.toml.")] = "tuned"
+    target_vram: float = flag("Share of each device to fill.", 0.6)
+    target_ram: float = flag("Share of host RAM not to exceed.", 0.8)
+    base: str = flag("Profile to start from.", "fast")
+    effective_batch: int | None = flag("Samples per optimizer step; never changed.", None, least=1)
+    vram_limit: str | None = flag("Treat each card as this large, like 20GiB.", None)
+    max_batch: int | None = flag("Largest size to try.", None, least=1)
+    prefer: Prefer = flag("The largest size, or the smallest of the fastest.", "memory")
+    per_device: bool = flag("A micro-batch of its own for each card.", False)
+    max_source_length: int | None = flag("Tokens; else the base profile's.", None, least=2)
+    max_target_length: int | None = flag("Tokens; else the base profile's.", None, least=2)
+    name: str = flag("Writes ./profiles/NAME.toml.", "tuned")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Choices that become settings of a training run as they are."""
 
-    epochs: Annotated[float, Flag("Passes over the data.", range=POSITIVE)] = 1.0
-    max_steps: Annotated[
-        int | None,
-        Flag("Optimizer steps, instead of epochs.", range=Range("1 or more", lambda n: n >= 1)),
-    ] = None
-    learning_rate: Annotated[float | None, Flag("Peak; the model's default.", range=POSITIVE)] = (
-        None
+    epochs: float = flag("Passes over the data.", 1.0, range=POSITIVE)
+    max_steps: int | None = flag("Optimizer steps, instead of epochs.", None, range=COUNT)
+    learning_rate: float | None = flag("Peak; else the model's default.", None, range=POSITIVE)
+    schedule: Schedule = flag("Of the learning rate, after the warm-up.", "cosine")
+    warmup: float = flag("Share of the steps.", 0.05, range=FRACTION)
+    weight_decay: float = flag(
+        "AdamW weight decay; not applied to norms and biases.", 0.01, range=DECAY
     )
-    schedule: Annotated[Schedule, Flag("Of the learning rate, after the warm-up.")] = "cosine"
-    warmup: Annotated[float, Flag("Share of the steps.", range=FRACTION)] = 0.05
-    weight_decay: Annotated[
-        float,
-        Flag(
-            "AdamW weight decay; not applied to norms and biases.",
-            range=Range("0 or more", lambda number: 0 <= number < math.inf),
-        ),
-    ] = 0.01
-    clip_norm: Annotated[
-        float,
-        Flag(
-            "Largest gradient norm; inf clips nothing.",
-            range=Range("a number above 0, or inf", lambda number: number > 0),
-        ),
-    ] = 1.0
-    length_grouping: Annotated[
-        bool, Flag("Group samples of like length: less padding, another order.")
-    ] = False
-    eval_every: Annotated[int | None, Flag("Optimizer steps; each epoch by default.", least=1)] = (
-        None
-    )
-    patience: Annotated[
-        int | None, Flag("Stop after N evaluations in a row without a better loss.", least=1)
-    ] = None
-    generate_rows: Annotated[
-        int, Flag("Rows to answer in an evaluation, for BLEU and chrF.", least=0)
-    ] = 200
-    max_new_tokens: Annotated[
-        int | None, Flag("Per answer; the longest target by default.", least=1)
-    ] = None
-    fresh: Annotated[
-        bool, Flag("Replace an unfinished run, or resume it.", names="--fresh/--resume")
-    ] = False
-    checkpoint_every: Annotated[
-        int | None, Flag("Optimizer steps; each epoch by default.", least=1)
-    ] = None
-    keep_checkpoints: Annotated[int, Flag("The last N, beside the best.", least=1)] = 2
+    clip_norm: float = flag("Largest gradient norm; inf clips nothing.", 1.0, range=NORM)
+    length_grouping: bool = flag("Steps of like lengths: less padding, another order.", False)
+    eval_every: int | None = flag("Optimizer steps; else each epoch.", None, least=1)
+    patience: int | None = flag("Stop after N evaluations without a better loss.", None, least=1)
+    generate_rows: int = flag("Rows to answer per evaluation, for BLEU and chrF.", 200, least=0)
+    max_new_tokens: int | None = flag("Per answer; else the longest target.", None, least=1)
+    fresh: bool = flag("Replace an unfinished run, or resume it.", False, names="--fresh/--resume")
+    checkpoint_every: int | None = flag("Optimizer steps; else each epoch.", None, least=1)
+    keep_checkpoints: int = flag("The last N, beside the best.", 2, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(RunOptions, WorkloadOptions):
     """`chatlm train` and `python -m trainer`."""
 
-    profile: Annotated[str, Flag("Name or path.")] = "tuned"
-    micro_batch: Annotated[
-        int | None, Flag("Instead of the profile's; changes memory and speed only.")
-    ] = None
-    seed: Annotated[
-        int,
-        Flag(
-            "For the order of samples, noise and new weights.",
-            range=Range("0 to 2^63 - 1", lambda number: 0 <= number < 2**63),
-        ),
-    ] = 0
-    dropout: Annotated[float | None, Flag("The model's own by default.", range=FRACTION)] = None
-    scale_lr: Annotated[
-        ScaleRule | None, Flag("Scale the rate with the growth of the effective batch.")
-    ] = None
-    output_dir: Annotated[str | None, Flag("model_save/sft_PROFILE by default.")] = None
-    track: Annotated[
-        tuple[str, ...] | None, Flag("Log to tensorboard or wandb too; may be repeated.")
-    ] = None
-
-
-def flags_of(kind: type[Any]) -> dict[str, Flag]:
-    """The flag of each field."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+    profile: str = flag("Name or path.", "tuned")
+    micro_batch: int | None = flag("Else the profile's; changes memory and speed only.", None)
+    seed: int = flag("For the order of samples, noise and new weights.", 0, range=SEED)
+    dropout: float | None = flag("Else the model's own.", None, range=FRACTION)
+    scale_lr: ScaleRule | None = flag("Scale the rate as the effective batch grew.", None)
+    output_dir: str | None = flag("model_save/sft_PROFILE by default.", None)
+    track: tuple[str, ...] | None = flag("tensorboard or wandb; may be repeated.", None)
 
 
 PANELS = {

@@ -1,11 +1,12 @@
 """Choices that are refused, each alone or together with others, and what to do instead."""
 
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
 from autotune.errors import UsageError
-from trainer.config.options import Tracker, TrainOptions, flags_of
+from trainer.config.options import Flag, Tracker, TrainOptions
 from trainer.config.settings import TrainSettings, WorkloadSettings
 
 
@@ -36,13 +37,8 @@ def check_workload(settings: WorkloadSettings) -> None:
             "leave one of them out; adapters need little memory",
         ),
         (
-            rank is None and settings.lora_targets,
-            "--lora-targets does nothing without LoRA",
-            "give --lora-rank too, like 16",
-        ),
-        (
-            rank is None and settings.lora_alpha is not None,
-            "--lora-alpha does nothing without LoRA",
+            rank is None and (settings.lora_alpha is not None or settings.lora_targets),
+            "--lora-alpha and --lora-targets do nothing without LoRA",
             "give --lora-rank too, like 16",
         ),
         (
@@ -93,8 +89,9 @@ def check_ranges(settings: TrainSettings | WorkloadSettings) -> None:
 
     The command line checks a flag's `least` too; a run's file is checked here alone.
     """
-    for name, flag in flags_of(TrainOptions).items():
-        value, least = getattr(settings, name, None), flag.least
+    for field in fields(TrainOptions):
+        flag: Flag = field.metadata["flag"]
+        name, value, least = field.name, getattr(settings, field.name, None), flag.least
         says = flag.range.says if flag.range is not None else f"{least} or more"
         if isinstance(value, int | float) and (
             (flag.range is not None and not flag.range.holds(value))

@@ -227,11 +227,11 @@ def test_a_model_without_an_encoder_cannot_freeze_it(family: str) -> None:
         ),
         (
             {"lora_alpha": 8.0},
-            "--lora-alpha does nothing without LoRA; give --lora-rank too, like 16",
+            "--lora-alpha and --lora-targets do nothing without LoRA; give --lora-rank too, like 16",
         ),
         (
             {"lora_targets": ("q",)},
-            "--lora-targets does nothing without LoRA; give --lora-rank too, like 16",
+            "--lora-alpha and --lora-targets do nothing without LoRA; give --lora-rank too, like 16",
         ),
         (
             {"lora_rank": 4, "freeze": "encoder"},
