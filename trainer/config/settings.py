@@ -3,9 +3,10 @@
 `resolve` makes them from a profile and the user's choices; `validation` checks them.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, TypeAdapter
 
 from autotune.choices import DeviceKind, Freeze, Optimizer, Precision
 from autotune.plan import Plan
@@ -18,8 +19,22 @@ WHAT_IS_TRAINED = (
 """Settings that a profile's `[run]` records under the same names; the user may override them."""
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What travels as JSON; an unknown key is an error."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return TypeAdapter(cls).validate_python(values)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkloadSettings:
+class WorkloadSettings(Settings):
     """What a step's memory depends on; probe and training share it."""
 
     model: str = "chatlm-tiny"
@@ -50,16 +65,9 @@ class WorkloadSettings:
     memory_limit: int | None = None
     """Bytes that one process may hold, on an emulated card."""
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(**tupled(cls, values))
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(RunOptions):
+class TrainSettings(RunOptions, Settings):
     """A whole training run: the user's choices as they are, and what was resolved."""
 
     workload: WorkloadSettings
@@ -90,14 +98,6 @@ class TrainSettings(RunOptions):
     budgets: tuple[int, ...] = ()
     """Bytes that the profile's target allows on each device."""
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        workload = WorkloadSettings.from_json(values["workload"])
-        return cls(**{**tupled(cls, values), "workload": workload})
-
     def plan(self, world_size: int) -> Plan:
         """How this run's effective batch is cut."""
         return Plan(
@@ -117,10 +117,3 @@ RUN_KEY_FIELDS = (
     "effective_batch", "epochs", "max_steps", "learning_rate", "rate_scale", "schedule", "warmup",
     "weight_decay", "clip_norm", "length_grouping",
 )  # fmt: skip
-
-
-def tupled(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values for the fields of `kind`, with a tuple for each list."""
-    known = {field.name for field in fields(kind)}
-    assert set(values) <= known, set(values) - known
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
