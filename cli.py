@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-profiles_app = typer.Typer(help="The profiles that can be named.", no_args_is_help=True)
+profiles_app = typer.Typer(help="List and show profiles.", no_args_is_help=True)
 app.add_typer(profiles_app, name="profiles")
 
 
@@ -57,7 +57,7 @@ MONITOR_EXAMPLES = """Examples:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live screen.")]
-Events = Annotated[Path | None, typer.Option(help="Record every event there.", hidden=True)]
+Events = Annotated[Path | None, typer.Option(help="Record every event in this file.", hidden=True)]
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _ends_on_interrupt(command: Callable[P, None]) -> Callable[P, None]:
-    """The command, with exit code 130 where Ctrl-C ends it."""
+    """The command, which exits with 130 after Ctrl-C."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -121,7 +121,7 @@ def autotune(
 ) -> None:
     """Find the largest micro-batch that holds the memory target, and write it as a profile.
 
-    --no-NAME denies a switch that the base profile has on.
+    --no-NAME turns off a switch that the base profile has on.
     """
     from dashboard.listeners import open_listeners
     from dashboard.summary import tuned_words
@@ -150,9 +150,9 @@ def train(
     plain: Plain = False,
     events: Events = None,
 ) -> None:
-    """Train with a profile: its effective batch, cut as it says.
+    """Train with a profile: its model, effective batch and micro-batch.
 
-    --no-NAME denies a switch that the profile has on.
+    --no-NAME turns off a switch that the profile has on.
     """
     from dashboard.listeners import open_listeners
     from dashboard.summary import trained_words
@@ -175,10 +175,10 @@ def train(
 @app.command(epilog=MONITOR_EXAMPLES)
 @_ends_on_interrupt
 def monitor(
-    once: Annotated[bool, typer.Option("--once", help="One reading, then end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one reading and exit.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the devices and the host hold now."""
+    """Show the memory of the devices and the host now."""
     from autotune.devices.host import HostMeter
     from dashboard import monitor as live
     from dashboard import open_screen
@@ -195,7 +195,7 @@ def monitor(
 
 @profiles_app.command("list", epilog=PROFILES_EXAMPLES)
 def list_profiles() -> None:
-    """One line a profile: the user's own first, then the presets."""
+    """List all profiles: your own first, then the presets."""
     import profiles
 
     for name in profiles.names():
@@ -216,7 +216,7 @@ def list_profiles() -> None:
 
 @profiles_app.command("show", epilog=PROFILES_EXAMPLES)
 def show_profile(name: str) -> None:
-    """The profile of that name or path, checked, as TOML."""
+    """Print the profile of that name or path as TOML."""
     import tomli_w
 
     import profiles

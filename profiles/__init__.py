@@ -1,4 +1,4 @@
-"""chatlm: what was found: the profile, its store, and the presets small, fast and standard."""
+"""chatlm: profiles: what a tuning found, where it is stored, and the presets small, fast and standard."""
 
 from profiles.schema import Profile
 from profiles.store import load, names, save

@@ -1,7 +1,7 @@
-"""The profile: a plan and its evidence, as it stands in a TOML file (`schema = 1`).
+"""The profile: a plan and its evidence, as a TOML file (`schema = 1`).
 
-Every key that is read here is obeyed by the trainer or refused; an unknown one is an error with the
-nearest known key. Bytes are plain numbers.
+The trainer follows every key or refuses it. An unknown key is an error that names the nearest known
+one. Bytes are plain numbers.
 """
 
 import difflib
@@ -41,44 +41,44 @@ class BatchSection(Section):
     effective_batch_size: Count
     """Samples per optimizer step over all devices."""
     base_effective_batch_size: Count | None = None
-    """What it was before a tuned size let it grow; a learning rate may be scaled by the two."""
+    """The effective batch before a tuned size let it grow; `--scale-lr` needs it."""
     eval_batch_size: Count | None = None
-    """Sequences per device per forward pass in evaluation, where that was tuned apart."""
+    """Sequences per device per forward pass in evaluation, if tuned."""
 
 
 class MemorySection(Section):
-    """What the plan holds, on the device with the least headroom."""
+    """The limits and the peak of the tuning, on the device with the least headroom."""
 
     target_vram: Share | None = None
     target_ram: Share | None = None
     vram_limit_bytes: Bytes | None = None
-    """The size that the card was taken to have, where that is not its real one."""
+    """The card's size under `--vram-limit`."""
     others_bytes: Bytes | None = None
     budget_bytes: Bytes | None = None
     hard_limit_bytes: Bytes | None = None
-    """What a probe was stopped at: the budget and a small margin."""
+    """A probe above this was stopped: the budget and a small margin."""
     peak_bytes: Bytes | None = None
     host_peak_bytes: Bytes | None = None
     shares: list[Annotated[float, Field(ge=0)]] | None = None
-    """What source and target each take of what a micro-batch of the longest grows by."""
+    """The shares of a micro-batch's activations that source and target take."""
 
 
 class RunSection(Section):
-    """Settings of the run that the memory figures depend on."""
+    """Settings that the memory figures depend on."""
 
     model: str | None = None
-    """What was tuned, and what `train` trains unless told otherwise."""
+    """The tuned model; `train` trains it unless `--model` says otherwise."""
     data: list[str] | None = None
     precision: Precision | None = None
     gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them."""
+    """Whether activations are computed again in the backward pass."""
     compile: bool = False
-    """By `torch.compile`, for any shape."""
+    """Whether `torch.compile` is used."""
     fsdp: bool = False
-    """Weights, gradients and optimizer state sharded over the devices."""
+    """Whether weights, gradients and optimizer state are sharded over the devices."""
     freeze: Freeze | None = None
     lora_rank: Count | None = None
-    """Adapters of that rank are trained instead of the weights."""
+    """None: no LoRA."""
     lora_alpha: Annotated[float, Field(gt=0)] | None = None
     """None: twice the rank."""
     lora_targets: list[str] = []
@@ -106,12 +106,12 @@ class TrialRow(Section):
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
     speed_spread: Annotated[float, Field(ge=0)] | None = None
-    """How far the timed steps' samples per second lie apart, as a share of their mean."""
+    """The range of the timed steps' samples per second, as a share of their mean."""
     reason: str | None = None
 
 
 class Fingerprint(Section):
-    """What must match before the figures are believed; None where it is not known."""
+    """What must match before the figures are reused; None where it is not known."""
 
     model: str | None = None
     """Name and a hash of its configuration."""
@@ -130,7 +130,7 @@ class Profile(Section):
 
     schema_: Literal[1] = Field(alias="schema")
     interrupted: bool = False
-    """Whether the search was stopped before its bracket was closed."""
+    """Whether the search was stopped before its end."""
     batch: BatchSection
     memory: MemorySection = MemorySection()
     run: RunSection = RunSection()
@@ -159,14 +159,14 @@ class Profile(Section):
                 f"gradient_accumulation_steps is {batch.gradient_accumulation_steps}, but an "
                 f"effective batch of {plan.effective_batch} cut into micro-batches of "
                 f"{plan} on {world_size} process(es) takes {plan.accumulation}",
-                "mend one of the three, or leave the file and train with --micro-batch",
+                "fix one of the three, or leave the file and train with --micro-batch",
             )
         return self
 
     def plan(self, world_size: int, micro_batch: int | None = None) -> Plan:
-        """The same effective batch on that many devices.
+        """The plan of the same effective batch on that many devices.
 
-        Sizes that differ are those devices': on another number of them the smallest is for all.
+        Unequal sizes belong to the tuned devices; on another number of devices all get the smallest.
 
         Raises:
             PlanError: the micro-batch is larger than one device's share.
@@ -181,9 +181,9 @@ class Profile(Section):
         )
 
     def knee(self) -> TrialRow | None:
-        """The smallest trial that fits and is as fast as any; None where fewer than two speeds are known.
+        """The smallest trial that fits and is as fast as any; None with fewer than two speeds.
 
-        Beyond it a larger micro-batch takes memory and gives no speed.
+        A larger micro-batch takes more memory and is no faster.
         """
         timed = {
             sum(row.sizes or [row.size] * self.fingerprint.world_size): (row, speed)
@@ -195,10 +195,10 @@ class Profile(Section):
         return timed[knee({sequences: speed for sequences, (_, speed) in timed.items()})][0]
 
     def overhead(self) -> float | None:
-        """What one more micro-batch costs, in tokens, from the speeds of the trials.
+        """The cost of one more micro-batch, in tokens; None with speeds of fewer than two sizes.
 
-        A micro-batch's time is close to `a + b · size`: the overhead is `a ÷ b` sequences of the longest
-        length. None where fewer than two speeds are known. Timing is noisy: half a sequence is the least.
+        A micro-batch's time is close to `a + b · size`, so the overhead is `a ÷ b` sequences of the
+        longest length. It is half a sequence at least, since timing is noisy.
         """
         times = sorted(
             (row.size, self._samples(row) / row.samples_per_second)
@@ -214,15 +214,15 @@ class Profile(Section):
         return max(0.5, sequences) * (source + target)
 
     def _samples(self, row: TrialRow) -> int:
-        """Of one micro-batch on every device: what its speed counts."""
+        """Samples of one micro-batch on every device."""
         return sum(row.sizes or [row.size] * self.fingerprint.world_size)
 
 
 def parse(document: dict[str, Any], source: str) -> Profile:
-    """A checked profile from a TOML document; `source` is named in what is raised.
+    """A checked profile from a TOML document; errors name `source`.
 
     Raises:
-        ProfileError: a future schema, an unknown key, a wrong type, or sums that do not add up.
+        ProfileError: a future schema, an unknown key, a wrong type, or a plan that does not add up.
     """
     schema = document.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:

@@ -1,8 +1,6 @@
-"""Where profiles are: a path, then `./profiles`, then the presets. Written whole or not at all."""
+"""Finds a profile by path, then in `./profiles`, then among the presets; writes it atomically."""
 
 import difflib
-import os
-import tempfile
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 import tomli_w
 
 from autotune.errors import OutputError, ProfileError
-from autotune.files import check_writable
+from autotune.files import check_writable, write_text
 from profiles.schema import Profile, parse
 
 FOLDER = Path("profiles")
@@ -21,13 +19,13 @@ def load(name_or_path: str) -> Profile:
     """The profile of that path or name.
 
     Raises:
-        ProfileError: there is none (the nearest names are given), or it is malformed.
+        ProfileError: there is none (the error gives the nearest names), or it is malformed.
     """
     text, source = _read(name_or_path)
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ProfileError(f"{source} is not TOML: {error}", "mend it, or tune again") from error
+        raise ProfileError(f"{source} is not TOML: {error}", "fix it, or tune again") from error
     return parse(document, source)
 
 
@@ -41,7 +39,7 @@ def save(profile: Profile, path: Path) -> None:
     text = tomli_w.dumps(document)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text.encode())
+        write_text(path, text)
     except OSError as error:
         raise OutputError(
             f"cannot write the profile {path}: {error.strerror}",
@@ -50,7 +48,7 @@ def save(profile: Profile, path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raises OutputError when `save` could not write there: before the search, not after it."""
+    """Raises OutputError if `save` could not write there. Checked before the search."""
     check_writable(path.parent, "run in a folder that you can write to")
     if path.is_dir():
         raise OutputError(
@@ -58,22 +56,8 @@ def check_place(path: Path) -> None:
         )
 
 
-def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink()
-            raise
-
-
 def free_path(path: Path) -> Path:
-    """Where an interrupted tuning may be written: beside a finished profile, not over it."""
+    """The path for an interrupted tuning: beside a finished profile, not over it."""
     try:
         is_finished = not load(str(path)).interrupted
     except ProfileError:
@@ -88,10 +72,10 @@ def names() -> list[str]:
 
 
 def check_name(name: str) -> str:
-    """The name, when a file can have it.
+    """The name, if a file can have it.
 
     Raises:
-        ProfileError: it is empty or would leave the folder of profiles.
+        ProfileError: it is empty or has a folder in it.
     """
     if not name or name != Path(name).name or name.startswith("."):
         raise ProfileError(f"{name!r} cannot name a profile", "use a plain word like tuned")
@@ -104,7 +88,7 @@ def _presets() -> list[str]:
 
 
 def _read(name_or_path: str) -> tuple[str, str]:
-    """The text, and what to call it."""
+    """The text, and a name for it in messages."""
     path = Path(name_or_path)
     candidates = [path]
     if path.name == name_or_path:
@@ -117,7 +101,7 @@ def _read(name_or_path: str) -> tuple[str, str]:
             raise ProfileError(f"cannot read the profile {candidate}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ProfileError(
-                f"{candidate} is not TOML: {error}", "mend it, or tune again"
+                f"{candidate} is not TOML: {error}", "fix it, or tune again"
             ) from error
     if name_or_path in _presets():
         file = resources.files("profiles") / "presets" / f"{name_or_path}.toml"

@@ -1,4 +1,4 @@
-"""Which devices a run gets: NVIDIA cards, emulated cards, or the host's memory. Imports no torch."""
+"""The devices of a run: NVIDIA cards, emulated cards, or the host's memory. No torch."""
 
 import os
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from autotune.units import format_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSelection:
-    """The devices of a run, one a process, and what to say about them."""
+    """The devices of a run, one per process, and a notice about them."""
 
     group: DeviceGroup
     world_size: int
     driver: str | None = None
     notice: str | None = None
     shared: tuple[str, ...] = ()
-    """What another tuning at the same time would disturb: cards by UUID, or the host's memory."""
+    """What only one tuning may use at a time: cards by UUID, or `host-memory`."""
 
 
 @contextmanager
@@ -34,13 +34,14 @@ def open_devices(
     vram_limit: int | None,
     host: HostMeter,
 ) -> Iterator[DeviceSelection]:
-    """The devices for `auto`, `cuda` or `cpu`; the driver stays open until the block ends.
+    """The devices of that kind; the driver stays open until the block ends.
 
     Raises:
-        DeviceError: no driver or card where one is asked for, or more processes than cards.
+        UsageError: `num_processes` is below 1.
+        DeviceError: no driver or card for `cuda`, more processes than cards, or too little host RAM.
     """
     if num_processes is not None and num_processes < 1:
-        raise UsageError(f"--num-processes {num_processes} runs nothing", "give 1 or more")
+        raise UsageError(f"--num-processes {num_processes} is out of range", "give 1 or more")
     why: str | None = None
     try:
         nvml = None if device == "cpu" else Nvml.open()
@@ -108,7 +109,7 @@ def _on_cpu(
 
 
 def check_per_device(wanted: bool, devices: DeviceSelection) -> None:
-    """Raises UsageError where a micro-batch for each process is wanted, but not each has a card."""
+    """Raises UsageError for --per-device without several devices."""
     if wanted and devices.world_size == 1:
         raise UsageError(
             "--per-device is for several cards, and there is one process", "leave it out"

@@ -128,93 +128,6 @@ def test_what_is_saved_is_loaded(
     assert profiles.load(str(path)) == profile
 
 
-def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
-    """At the top, in a table, and in a trial; ahead of the key that it leaves missing."""
-    misspelt = BATCH.replace("micro_batch_size", "micro_batch_sise")
-    trial = f"{BATCH}[[trial]]\nsize = 1\nverdict = 'fits'\nsecond = 1.0\n"
-
-    assert error_of(f"{BATCH}[memroy]\n", tmp_path) == (
-        ": unknown key 'memroy'; did you mean 'memory'?"
-    )
-    assert error_of(misspelt, tmp_path) == (
-        ": unknown key 'batch.micro_batch_sise'; did you mean 'micro_batch_size'?"
-    )
-    assert error_of(trial, tmp_path) == (": unknown key 'trial.0.second'; did you mean 'seconds'?")
-
-
-def test_a_key_like_no_other_is_answered_with_all_of_its_table(tmp_path: Path) -> None:
-    """There is no nearest one to name."""
-    assert error_of(f"{BATCH}zzz = 1\n", tmp_path) == (
-        ": unknown key 'batch.zzz'; known here: "
-        "micro_batch_size, micro_batch_sizes, gradient_accumulation_steps, effective_batch_size, "
-        "base_effective_batch_size, eval_batch_size"
-    )
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("[run]\nprecision = 'bf17'", "'run.precision' is 'bf17': input should be 'fp32', 'bf16' or 'fp16'"),
-        ("[run]\ngradient_checkpointing = 1", "'run.gradient_checkpointing' is 1: input should be a valid boolean"),
-        ("[memory]\ntarget_vram = 1.5", "'memory.target_vram' is 1.5: input should be less than or equal to 1"),
-        ("[memory]\ntarget_vram = nan", "'memory.target_vram' is nan: input should be a finite number"),
-        ("[memory]\npeak_bytes = '2GiB'", "'memory.peak_bytes' is '2GiB': input should be a valid integer"),
-        ("[[trial]]\nsize = 1\nverdict = 'fits'\nseconds = inf", "'trial.0.seconds' is inf: input should be a finite number"),
-        ("[memory]\nhard_limit_bytes = -1", "'memory.hard_limit_bytes' is -1: input should be greater than or equal to 0"),
-        ("[[trial]]\nsize = 1\nsizes = [1, 0]\nverdict = 'fits'\nseconds = 1.0", "'trial.0.sizes.1' is 0: input should be greater than or equal to 1"),
-        ("eval_batch_size = 0", "'batch.eval_batch_size' is 0: input should be greater than or equal to 1"),
-        ("[fingerprint]\nworld_size = 0", "'fingerprint.world_size' is 0: input should be greater than or equal to 1"),
-    ],
-)  # fmt: skip
-def test_a_wrong_value_is_named_with_what_it_should_be(
-    tmp_path: Path, line: str, message: str
-) -> None:
-    """A number in quotes is not a number, 1 is not true, and nothing is infinite."""
-    assert error_of(f"{BATCH}{line}\n", tmp_path) == f": {message}"
-
-
-def test_a_value_in_the_place_of_a_table_is_named(tmp_path: Path) -> None:
-    """In TOML's words, not pydantic's."""
-    assert error_of("schema = 1\nbatch = 3\n", tmp_path) == (
-        ": 'batch' is 3: it should be a table, [batch]"
-    )
-
-
-def test_what_is_missing_is_named_with_where_to_see_it(tmp_path: Path) -> None:
-    """An empty file lacks its schema first."""
-    assert error_of("", tmp_path) == (
-        ": 'schema' is missing; `chatlm profiles show fast` prints a whole profile"
-    )
-
-
-def test_a_future_schema_is_refused_before_its_keys(tmp_path: Path) -> None:
-    """What it means is not known here."""
-    assert error_of("schema = 2\nnew = 1\n", tmp_path) == (
-        " has schema 2, this version reads up to 1; update chatlm, or tune again"
-    )
-
-
-def test_sums_that_do_not_add_up_are_shown(tmp_path: Path) -> None:
-    """With all four numbers."""
-    text = BATCH.replace("steps = 2", "steps = 3")
-
-    assert error_of(text, tmp_path) == (
-        ": gradient_accumulation_steps is 3, but an effective batch of 16 cut into micro-batches "
-        "of 8 on 1 process(es) takes 2; mend one of the three, or leave the file "
-        "and train with --micro-batch"
-    )
-
-
-def test_a_micro_batch_above_the_share_is_refused(tmp_path: Path) -> None:
-    """A step has no such samples."""
-    message = error_of(BATCH.replace("size = 8", "size = 17"), tmp_path)
-
-    assert message.startswith(
-        ": micro-batch 17 is larger than one device's share of the effective batch: "
-        "16 over 1 process is 16; "
-    )
-
-
 UNEVEN = """\
 schema = 1
 [batch]
@@ -225,6 +138,61 @@ effective_batch_size = 16
 [fingerprint]
 world_size = 2
 """
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # a key: the nearest, also ahead of the key that it leaves missing, else all of its table
+        (f"{BATCH}[memroy]", ": unknown key 'memroy'; did you mean 'memory'?"),
+        (BATCH.replace("micro_batch_size", "micro_batch_sise"),
+         ": unknown key 'batch.micro_batch_sise'; did you mean 'micro_batch_size'?"),
+        (f"{BATCH}[[trial]]\nsize = 1\nverdict = 'fits'\nsecond = 1.0",
+         ": unknown key 'trial.0.second'; did you mean 'seconds'?"),
+        (f"{BATCH}zzz = 1",
+         ": unknown key 'batch.zzz'; known here: micro_batch_size, micro_batch_sizes, "
+         "gradient_accumulation_steps, effective_batch_size, base_effective_batch_size, eval_batch_size"),
+        # a value: a number in quotes is not a number, 1 is not true, and nothing is infinite
+        (f"{BATCH}[run]\nprecision = 'bf17'", ": 'run.precision' is 'bf17': input should be 'fp32', 'bf16' or 'fp16'"),
+        (f"{BATCH}[run]\ngradient_checkpointing = 1", ": 'run.gradient_checkpointing' is 1: input should be a valid boolean"),
+        (f"{BATCH}[memory]\ntarget_vram = 1.5", ": 'memory.target_vram' is 1.5: input should be less than or equal to 1"),
+        (f"{BATCH}[memory]\ntarget_vram = nan", ": 'memory.target_vram' is nan: input should be a finite number"),
+        (f"{BATCH}[memory]\npeak_bytes = '2GiB'", ": 'memory.peak_bytes' is '2GiB': input should be a valid integer"),
+        (f"{BATCH}[[trial]]\nsize = 1\nverdict = 'fits'\nseconds = inf", ": 'trial.0.seconds' is inf: input should be a finite number"),
+        (f"{BATCH}[[trial]]\nsize = 1\nverdict = 'fit'\nseconds = 1.0", ": 'trial.0.verdict' is 'fit': input should be 'fits', 'over' or 'oom'"),
+        (f"{BATCH}[memory]\nhard_limit_bytes = -1", ": 'memory.hard_limit_bytes' is -1: input should be greater than or equal to 0"),
+        (f"{BATCH}[[trial]]\nsize = 1\nsizes = [1, 0]\nverdict = 'fits'\nseconds = 1.0", ": 'trial.0.sizes.1' is 0: input should be greater than or equal to 1"),
+        (f"{BATCH}eval_batch_size = 0", ": 'batch.eval_batch_size' is 0: input should be greater than or equal to 1"),
+        (f"{BATCH}[fingerprint]\nworld_size = 0", ": 'fingerprint.world_size' is 0: input should be greater than or equal to 1"),
+        # the shape of the file; a future schema ahead of its keys
+        ("schema = ", " is not TOML: Invalid value (at line 1, column 10); fix it, or tune again"),
+        ("schema = 1\nbatch = 3", ": 'batch' is 3: it should be a table, [batch]"),
+        ("", ": 'schema' is missing; `chatlm profiles show fast` prints a whole profile"),
+        ("schema = 2\nnew = 1", " has schema 2, this version reads up to 1; update chatlm, or tune again"),
+        # the arithmetic, with all its numbers
+        (BATCH.replace("steps = 2", "steps = 3"),
+         ": gradient_accumulation_steps is 3, but an effective batch of 16 cut into micro-batches of 8 "
+         "on 1 process(es) takes 2; fix one of the three, or leave the file and train with --micro-batch"),
+        (BATCH.replace("size = 8", "size = 17"),
+         ": micro-batch 17 is larger than one device's share of the effective batch: 16 over 1 process "
+         "is 16; use --micro-batch 16 or less, or tune with a larger --effective-batch"),
+        (UNEVEN.replace("world_size = 2", "world_size = 3"),
+         ": micro_batch_sizes has 2 sizes, but the fingerprint's world_size is 3; give one for each "
+         "process, or leave the list out"),
+        (UNEVEN.replace("size = 5", "size = 6"),
+         ": micro_batch_size is 6, but the largest of micro_batch_sizes is 5; make them agree, or "
+         "leave the list out"),
+        (UNEVEN.replace("steps = 3", "steps = 2"),
+         ": gradient_accumulation_steps is 2, but an effective batch of 16 cut into micro-batches of "
+         "5 + 2 on 2 process(es) takes 3; fix one of the three, or leave the file and train with "
+         "--micro-batch"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_with_what_should_be_there(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    """After the path of the file."""
+    assert error_of(f"{text}\n", tmp_path) == message
 
 
 def test_each_device_may_have_its_own_size(tmp_path: Path) -> None:
@@ -239,28 +207,6 @@ def test_each_device_may_have_its_own_size(tmp_path: Path) -> None:
     assert profile.plan(1).sizes == (2,)
     assert profile.plan(3).sizes == (2, 2, 2)
     assert profile.plan(2, micro_batch=4).sizes == (4, 4)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("world_size = 2", "world_size = 3",
-         "micro_batch_sizes has 2 sizes, but the fingerprint's world_size is 3; give one for each "
-         "process, or leave the list out"),
-        ("size = 5", "size = 6",
-         "micro_batch_size is 6, but the largest of micro_batch_sizes is 5; make them agree, or "
-         "leave the list out"),
-        ("steps = 3", "steps = 2",
-         "gradient_accumulation_steps is 2, but an effective batch of 16 cut into micro-batches of "
-         "5 + 2 on 2 process(es) takes 3; mend one of the three, or leave the file and train with "
-         "--micro-batch"),
-    ],
-)  # fmt: skip
-def test_sizes_that_do_not_add_up_are_shown(
-    tmp_path: Path, old: str, new: str, message: str
-) -> None:
-    """Before they could train another batch than they say."""
-    assert error_of(UNEVEN.replace(old, new), tmp_path) == f": {message}"
 
 
 def trials(*rows: tuple[int, str, float | None]) -> Profile:
@@ -303,16 +249,14 @@ def test_one_speed_has_no_knee() -> None:
     assert trials((4, "fits", 97), (8, "fits", None), (16, "oom", 120)).knee() is None
 
 
-def test_a_file_that_is_not_toml_is_refused_with_the_place(tmp_path: Path) -> None:
-    """Neither is one that is not text."""
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    """It is no TOML either."""
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")
 
-    message = error_of("schema = \n", tmp_path)
     with pytest.raises(ProfileError) as caught:
         profiles.load(str(binary))
 
-    assert message == " is not TOML: Invalid value (at line 1, column 10); mend it, or tune again"
     assert str(caught.value).startswith(f"{binary} is not TOML: 'utf-8' codec can't decode")
 
 

@@ -1,1 +1,1 @@
-"""What a run is told: options, flags, settings, and what cannot be meant. No torch."""
+"""What a run is told: options, flags, settings and their checks. No torch."""

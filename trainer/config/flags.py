@@ -1,10 +1,10 @@
-"""The options as flags: what typer shows and parses, from the options' own fields."""
+"""Flags for typer, made from the fields of the options."""
 
 import functools
 import inspect
 import types
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -15,16 +15,16 @@ from trainer.config.options import Flag, panel_of
 Kind = TypeVar("Kind")
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML with the flags' names as keys; flags overrule it."),
+    typer.Option("--config", help="TOML file with the flags' names as keys; flags win."),
 ]
 NO = "no_"
-"""What the parameter of `--no-x` begins with."""
+"""The parameter of `--no-x` begins with it."""
 Given = dict[str, Any]
 """The flags that were given, by the names of their fields."""
 
 
 def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The command with the flags of `kind` before its own; it gets those that were given as `given`."""
+    """A decorator that adds the flags of `kind` to a command, which gets those in use as `given`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [
@@ -61,9 +61,12 @@ def parse(
     help: str | None,
     read: Callable[[Path], Given],
 ) -> Given:
-    """What the arguments give, for a program without commands; ends the process where typer would.
+    """The flags that the arguments give, for a program without commands.
 
-    `read` gives what a `--config` file chooses, which the flags overrule.
+    `read` turns a `--config` file into flags; those on the command line win.
+
+    Raises:
+        SystemExit: after --help, or for a flag that does not parse.
     """
     taken: list[Given] = []
 
@@ -74,28 +77,25 @@ def parse(
     app.command(help=help)(with_flags(kind)(take))
     try:
         app(args=arguments, prog_name=program)
-    except SystemExit:  # how typer ends, well or not
-        if not taken:  # --help, or a flag that it does not know
+    except SystemExit:  # typer raises it after success too
+        if not taken:
             raise
     return taken[0]
 
 
 def _hints(kind: type[Any]) -> list[tuple[Field[Any], Any]]:
-    hints = get_type_hints(kind, include_extras=True)
-    return [(field, hints[field.name]) for field in fields(kind)]
+    hints = get_type_hints(kind)
+    return [(field, _bare(hints[field.name])) for field in fields(kind)]
 
 
 def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
-    """A flag that is None unless given: what stands without it, the options say."""
-    annotation, flag = get_args(hint)
-    assert isinstance(flag, Flag)
-    assert field.default is not MISSING
-    says, bare = flag.help, _bare(annotation)
-    metavar = None
-    if get_origin(bare) is Literal:  # in the column of types they would cut the flags' names
-        says, metavar = f"{' | '.join(get_args(bare))}. {says}", "<name>"
+    """A flag that is None unless given; the options hold the defaults."""
+    flag: Flag = field.metadata["flag"]
+    says, metavar = flag.help, None
+    if get_origin(hint) is Literal:  # in the column of types they would leave no room for the flags
+        says, metavar = f"{' | '.join(get_args(hint))}. {says}", "<name>"
     if field.default is not None and not isinstance(field.default, bool):
-        says = rf"{says} \[default: {field.default}]"  # rich would take it for a style
+        says = rf"{says} \[default: {field.default}]"  # without the backslash rich reads a style
     option = typer.Option(
         flag.names or f"--{field.name.replace('_', '-')}",
         help=says,
@@ -108,14 +108,13 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[_listed(bare) | None, option],
+        annotation=Annotated[_listed(hint) | None, option],
     )
 
 
 def _denial(field: Field[Any], hint: Any) -> inspect.Parameter | None:
-    """`--no-x` of a switch `--x`: taken, and left out of the help, where a column of them cuts all others."""
-    annotation, flag = get_args(hint)
-    if _bare(annotation) is not bool or flag.names:
+    """The hidden flag `--no-x` of a switch `--x`; shown, it would leave no room for other columns."""
+    if hint is not bool or field.metadata["flag"].names:
         return None
     option = typer.Option(f"--no-{field.name.replace('_', '-')}", hidden=True)
     return inspect.Parameter(
@@ -134,7 +133,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _listed(annotation: Any) -> Any:
-    """typer's word for a flag that may be repeated is a list."""
+    """The type with a list for a tuple, which is how typer spells a flag that may be repeated."""
     if get_origin(annotation) is tuple:
         return list[get_args(annotation)[0]]  # type: ignore[misc]
     assert get_origin(annotation) is Literal or isinstance(annotation, type)

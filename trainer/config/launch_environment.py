@@ -1,7 +1,7 @@
-"""What a launcher of the user's own says in variables: what is heeded, and what is overruled.
+"""Environment variables of a launcher: which ones count, and which ones are removed. No torch.
 
-torchrun's say how many processes there are. Those that `accelerate launch` takes from its configuration
-file would change the run behind the user's flags: they are removed, and what differs is told. No torch.
+torchrun's tell how many processes there are. Those that `accelerate launch` sets from its configuration
+file would change the run behind the user's flags; they are removed, and the user is told what differs.
 """
 
 import os
@@ -12,12 +12,12 @@ from trainer.config.options import Backend
 from trainer.config.settings import WorkloadSettings
 
 KEPT = (
-    "ACCELERATE_USE_GLOO",  # no variable of accelerate's: scripts set it, and `wants_gloo` reads it
+    "ACCELERATE_USE_GLOO",  # not accelerate's own: scripts set it, and `wants_gloo` reads it
     "ACCELERATE_CPU_AFFINITY",
     "ACCELERATE_DEBUG_MODE",
     "ACCELERATE_LOG_LEVEL",
 )
-"""They change no result."""
+"""These stay: they change no result."""
 UNKNOWN_HERE = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -27,10 +27,10 @@ TORCHRUN = "torchrun --nproc-per-node N -m trainer"
 
 
 def world_size(environment: Mapping[str, str]) -> int:
-    """How many processes there are, over all nodes.
+    """The number of processes over all nodes.
 
     Raises:
-        UsageError: several were started that do not know of each other, and would each train alone.
+        UsageError: several processes were started without knowing of each other.
     """
     size = int(environment.get("WORLD_SIZE", "1"))
     if "LOCAL_RANK" in environment:
@@ -62,7 +62,7 @@ def wants_gloo(backend: Backend | None) -> bool:
 
 
 def overrule(settings: WorkloadSettings, environment: MutableMapping[str, str]) -> str | None:
-    """Removes accelerate's own settings; a line that says which of them the run does not follow."""
+    """Removes accelerate's own settings; returns a line about those that the run does not follow."""
     said = [*_differences(settings, environment), *_alone(environment)]
     for name in [*environment]:
         if name.startswith(("ACCELERATE_", "FSDP_")) and name not in KEPT:
@@ -73,7 +73,7 @@ def overrule(settings: WorkloadSettings, environment: MutableMapping[str, str]) 
 def _differences(settings: WorkloadSettings, environment: Mapping[str, str]) -> list[str]:
     other = []
     wanted = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if wanted not in ("no", *_precisions(settings)):  # "no" is what stands where nothing was asked
+    if wanted not in ("no", *_precisions(settings)):  # "no" is also the default
         other.append(f"mixed precision {wanted} (here: --precision {settings.precision})")
     steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps != "1":
@@ -96,14 +96,14 @@ def _differences(settings: WorkloadSettings, environment: Mapping[str, str]) -> 
 
 
 def _precisions(settings: WorkloadSettings) -> tuple[str, ...]:
-    """What accelerate calls that precision; `auto` on a card takes bf16 where it computes in it."""
+    """Accelerate's names for the run's precision; `auto` on a GPU may be bf16."""
     if settings.precision == "auto" and settings.device == "cuda":
         return ("bf16",)
     return () if settings.precision in ("auto", "fp32") else (settings.precision,)
 
 
 def _alone(environment: Mapping[str, str]) -> list[str]:
-    """`accelerate launch` names the other processes' address, yet starts one on a CPU."""
+    """A line if `accelerate launch --cpu` started one process instead of several."""
     asked = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
     if not asked or "LOCAL_RANK" in environment:
         return []

@@ -1,14 +1,19 @@
 """What a user can choose: each field is a flag of the command line and a key of a run's TOML file.
 
 One definition serves `chatlm autotune`, `chatlm train`, `python -m trainer` and the file. `None` leaves a
-choice to the profile or the model. What they mean together is `resolve`'s and `checks`' business.
+choice to the profile or the model; `trainer.config.resolve` makes it.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+# ruff: noqa: RUF009  `flag` makes a dataclass field
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 from autotune.choices import DeviceKind, Freeze, Optimizer, Precision, Prefer
 
+Default = TypeVar("Default")
 Schedule = Literal["cosine", "linear", "constant"]
 Backend = Literal["gloo", "nccl"]
 ScaleRule = Literal["linear", "sqrt"]
@@ -16,135 +21,120 @@ Tracker = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that a choice may have."""
+
+    says: str
+    holds: Callable[[float], bool]
+
+
+POSITIVE = Range("a number above 0", lambda number: 0 < number < math.inf)
+FRACTION = Range("0 or more and less than 1", lambda number: 0 <= number < 1)
+COUNT = Range("1 or more", lambda number: number >= 1)
+DECAY = Range("0 or more", lambda number: 0 <= number < math.inf)
+NORM = Range("a number above 0, or inf", lambda number: number > 0)
+SEED = Range("0 to 2^63 - 1", lambda number: 0 <= number < 2**63)
+
+
+@dataclass(frozen=True, slots=True)
 class Flag:
     """How a choice looks on the command line."""
 
     help: str
-    least: int | None = None
-    """The smallest number that is accepted."""
-    names: str | None = None
+    least: int | None
+    """The smallest number that the command line parses."""
+    range: Range | None
+    """Checked once the settings are resolved, as `least` is for a run's file."""
+    names: str | None
     """Its flags, where they are not the field's name with dashes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def flag(
+    help: str,
+    default: Default,
+    *,
+    least: int | None = None,
+    range: Range | None = None,
+    names: str | None = None,
+) -> Default:
+    """A field of that default with its flag as metadata."""
+    made: Default = field(default=default, metadata={"flag": Flag(help, least, range, names)})
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkloadOptions:
     """What a step's memory depends on: `autotune` and `train` share it."""
 
-    model: Annotated[str | None, Flag("chatlm-tiny, chatlm-0.2b, a model folder, or a hub id.")] = (
-        None
-    )
-    data: Annotated[
-        tuple[str, ...] | None, Flag("Parquet, JSON or JSON lines; may be given several times.")
-    ] = None
-    eval_data: Annotated[
-        tuple[str, ...] | None, Flag("Files to evaluate on; may be given several times.")
-    ] = None
-    precision: Annotated[
-        Literal["auto", Precision], Flag("bf16 where the card computes in it.")
-    ] = "auto"
-    optimizer: Annotated[Optimizer | None, Flag("adamw by default.")] = None
-    gradient_checkpointing: Annotated[
-        bool | None,
-        Flag("Less memory for the forward pass, which is computed twice."),
-    ] = None
-    freeze: Annotated[
-        Literal[Freeze, "none"] | None, Flag("Train all of a seq2seq model but its encoder.")
-    ] = None
-    lora_rank: Annotated[
-        int | None,
-        Flag("Train adapters of that rank (LoRA) instead of the model; 0: none.", least=0),
-    ] = None
-    lora_alpha: Annotated[float | None, Flag("What they are scaled by; twice the rank.")] = None
-    lora_targets: Annotated[
-        tuple[str, ...] | None, Flag("Names of the layers that get one; may be repeated.")
-    ] = None
-    neftune_alpha: Annotated[
-        float | None, Flag("Noise on the input embeddings in training (NEFTune), like 5.")
-    ] = None
-    compile: Annotated[bool | None, Flag("torch.compile, with a bounded number of shapes.")] = None
-    fsdp: Annotated[bool | None, Flag("Shard model and optimizer over the devices (FSDP2).")] = None
-    backend: Annotated[Backend | None, Flag("Between processes; NCCL on GPUs, gloo on CPUs.")] = (
-        None
-    )
-    device: Annotated[Literal["auto", DeviceKind], Flag("A GPU where there is one.")] = "auto"
-    num_processes: Annotated[int | None, Flag("One a device; all GPUs by default.")] = None
+    model: str | None = flag("chatlm-tiny, chatlm-0.2b, a model folder, or a hub id.", None)
+    data: tuple[str, ...] | None = flag("Parquet, JSON or JSON lines; may be repeated.", None)
+    eval_data: tuple[str, ...] | None = flag("Files to evaluate on; may be repeated.", None)
+    precision: Literal["auto", Precision] = flag("auto: bf16 or fp16 on a GPU, else fp32.", "auto")
+    optimizer: Optimizer | None = flag("The profile's, or adamw.", None)
+    gradient_checkpointing: bool | None = flag("Keep few activations; compute them again.", None)
+    freeze: Literal[Freeze, "none"] | None = flag("Do not train a seq2seq model's encoder.", None)
+    lora_rank: int | None = flag("Train LoRA adapters of this rank; 0: none.", None, least=0)
+    lora_alpha: float | None = flag("LoRA's scale; twice the rank.", None, range=POSITIVE)
+    lora_targets: tuple[str, ...] | None = flag("Layers to adapt; may be repeated.", None)
+    neftune_alpha: float | None = flag("NEFTune's noise on embeddings.", None, range=POSITIVE)
+    compile: bool | None = flag("Use torch.compile, with few different shapes.", None)
+    fsdp: bool | None = flag("Shard model and optimizer over the devices (FSDP2).", None)
+    backend: Backend | None = flag("Between processes; nccl on GPUs, gloo on the CPU.", None)
+    device: Literal["auto", DeviceKind] = flag("auto: a GPU if there is one.", "auto")
+    num_processes: int | None = flag("One per device; all GPUs by default.", None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AutotuneOptions(WorkloadOptions):
     """`chatlm autotune`."""
 
-    target_vram: Annotated[float, Flag("Share of each device to hold.")] = 0.6
-    target_ram: Annotated[float, Flag("Share of host RAM not to exceed.")] = 0.8
-    base: Annotated[str, Flag("Profile to start from.")] = "fast"
-    effective_batch: Annotated[
-        int | None, Flag("Samples per optimizer step, kept as given.", least=1)
-    ] = None
-    vram_limit: Annotated[str | None, Flag("Pretend that each card is that large, like 20GiB.")] = (
-        None
+    target_vram: float = flag("Share of each device to fill.", 0.6)
+    target_ram: float = flag("Share of host RAM not to exceed.", 0.8)
+    base: str = flag("Profile to start from.", "fast")
+    effective_batch: int | None = flag("Samples per optimizer step; never changed.", None, least=1)
+    vram_limit: str | None = flag("Treat each card as this large, like 20GiB.", None)
+    max_batch: int | None = flag("Largest size to try.", None, least=1)
+    prefer: Prefer = flag("The largest size, or the smallest of the fastest.", "memory")
+    per_device: bool = flag("A micro-batch of its own for each card.", False)
+    max_source_length: int | None = flag("Tokens; else the base profile's.", None, least=2)
+    max_target_length: int | None = flag("Tokens; else the base profile's.", None, least=2)
+    name: str = flag("Writes ./profiles/NAME.toml.", "tuned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Choices that become settings of a training run as they are."""
+
+    epochs: float = flag("Passes over the data.", 1.0, range=POSITIVE)
+    max_steps: int | None = flag("Optimizer steps, instead of epochs.", None, range=COUNT)
+    learning_rate: float | None = flag("Peak; else the model's default.", None, range=POSITIVE)
+    schedule: Schedule = flag("Of the learning rate, after the warm-up.", "cosine")
+    warmup: float = flag("Share of the steps.", 0.05, range=FRACTION)
+    weight_decay: float = flag(
+        "AdamW weight decay; not applied to norms and biases.", 0.01, range=DECAY
     )
-    max_batch: Annotated[int | None, Flag("Largest size to try.", least=1)] = None
-    prefer: Annotated[
-        Prefer,
-        Flag("The largest size, or the smallest that is as fast as any."),
-    ] = "memory"
-    per_device: Annotated[bool, Flag("Its own micro-batch for each unequal card.")] = False
-    max_source_length: Annotated[
-        int | None, Flag("Tokens; the base profile's by default.", least=2)
-    ] = None
-    max_target_length: Annotated[
-        int | None, Flag("Tokens; the base profile's by default.", least=2)
-    ] = None
-    name: Annotated[str, Flag("Writes ./profiles/NAME.toml.")] = "tuned"
+    clip_norm: float = flag("Largest gradient norm; inf clips nothing.", 1.0, range=NORM)
+    length_grouping: bool = flag("Steps of like lengths: less padding, another order.", False)
+    eval_every: int | None = flag("Optimizer steps; else each epoch.", None, least=1)
+    patience: int | None = flag("Stop after N evaluations without a better loss.", None, least=1)
+    generate_rows: int = flag("Rows to answer per evaluation, for BLEU and chrF.", 200, least=0)
+    max_new_tokens: int | None = flag("Per answer; else the longest target.", None, least=1)
+    fresh: bool = flag("Replace an unfinished run, or resume it.", False, names="--fresh/--resume")
+    checkpoint_every: int | None = flag("Optimizer steps; else each epoch.", None, least=1)
+    keep_checkpoints: int = flag("The last N, beside the best.", 2, least=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainOptions(WorkloadOptions):
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions, WorkloadOptions):
     """`chatlm train` and `python -m trainer`."""
 
-    profile: Annotated[str, Flag("Name or path.")] = "tuned"
-    micro_batch: Annotated[
-        int | None, Flag("Instead of the profile's; changes memory and speed only.")
-    ] = None
-    epochs: Annotated[float, Flag("Passes over the data.")] = 1.0
-    max_steps: Annotated[int | None, Flag("Optimizer steps, instead of epochs.")] = None
-    seed: Annotated[int, Flag("Of the order of samples, the noise, and new weights.")] = 0
-    dropout: Annotated[float | None, Flag("The model's own by default.")] = None
-    learning_rate: Annotated[float | None, Flag("The model's default if not given.")] = None
-    scale_lr: Annotated[
-        ScaleRule | None, Flag("Scale it by the growth of the effective batch.")
-    ] = None
-    schedule: Annotated[Schedule, Flag("Of the learning rate, after its warm-up.")] = "cosine"
-    warmup: Annotated[float, Flag("Share of the steps.")] = 0.05
-    weight_decay: Annotated[float, Flag("Of weights, not of norms and biases.")] = 0.01
-    clip_norm: Annotated[float, Flag("Longest gradient; a longer one is scaled down.")] = 1.0
-    length_grouping: Annotated[
-        bool, Flag("Steps of samples of like length: less padding, another order.")
-    ] = False
-    output_dir: Annotated[str | None, Flag("model_save/sft_PROFILE by default.")] = None
-    fresh: Annotated[
-        bool,
-        Flag("Replace an unfinished run, or go on with it.", names="--fresh/--resume"),
-    ] = False
-    checkpoint_every: Annotated[
-        int | None, Flag("Optimizer steps; each epoch by default.", least=1)
-    ] = None
-    keep_checkpoints: Annotated[int, Flag("The last ones that stay, beside the best.", least=1)] = 2
-    eval_every: Annotated[int | None, Flag("Optimizer steps; each epoch by default.", least=1)] = (
-        None
-    )
-    patience: Annotated[
-        int | None, Flag("Stop after that many evaluations without a better loss.", least=1)
-    ] = None
-    generate_rows: Annotated[
-        int, Flag("Rows that an evaluation answers, for BLEU and chrF.", least=0)
-    ] = 200
-    max_new_tokens: Annotated[
-        int | None, Flag("Of such an answer; the profile's target length by default.", least=1)
-    ] = None
-    track: Annotated[
-        tuple[str, ...] | None, Flag("tensorboard or wandb: log there too; may be repeated.")
-    ] = None
+    profile: str = flag("Name or path.", "tuned")
+    micro_batch: int | None = flag("Else the profile's; changes memory and speed only.", None)
+    seed: int = flag("For the order of samples, noise and new weights.", 0, range=SEED)
+    dropout: float | None = flag("Else the model's own.", None, range=FRACTION)
+    scale_lr: ScaleRule | None = flag("Scale the rate as the effective batch grew.", None)
+    output_dir: str | None = flag("model_save/sft_PROFILE by default.", None)
+    track: tuple[str, ...] | None = flag("tensorboard or wandb; may be repeated.", None)
 
 
 PANELS = {
@@ -161,7 +151,7 @@ PANELS = {
     "Evaluation and logs": ("eval_every", "patience", "generate_rows", "max_new_tokens", "track"),
     "The run's folder": ("output_dir", "fresh", "checkpoint_every", "keep_checkpoints"),
 }  # fmt: skip
-"""Under which heading a choice stands in `--help`; the rest come first."""
+"""The headings in `--help`; fields under none come first."""
 
 
 def panel_of(name: str) -> str | None:

@@ -15,13 +15,13 @@ from trainer.config.validation import check_training, check_workload
 def resolve(
     profile: Profile, options: TrainOptions, *, device: DeviceKind, world_size: int
 ) -> TrainSettings:
-    """The run that a profile and the user's choices make.
+    """The settings of a run from a profile and the user's choices.
 
-    The user's own micro-batch stands for every forward pass: on all devices, in evaluation too.
+    The user's micro-batch holds for all devices, and for evaluation too.
 
     Raises:
         PlanError: the micro-batch is larger than a device's share of the effective batch.
-        UsageError: a number outside its range.
+        UsageError: as `check_training` does.
     """
     plan = profile.plan(world_size, options.micro_batch)
     chosen = {**chosen_for(TrainSettings, options), "micro_batch": plan.micro_batch}
@@ -47,10 +47,10 @@ def resolve(
 def workload_settings(
     options: WorkloadOptions, profile: Profile, *, device: str
 ) -> WorkloadSettings:
-    """What is trained and how: the user's choice, else the profile's, else the default.
+    """Each setting from the user's choice, else from the profile, else its default.
 
     Raises:
-        UsageError: choices that cannot be meant, alone or together.
+        UsageError: as `check_workload` does.
     """
     chosen = {**chosen_for(WorkloadSettings, options), "device": device}
     if chosen["precision"] == "auto":
@@ -66,7 +66,7 @@ def workload_settings(
 
 
 def chosen_for(kind: Any, options: Any) -> dict[str, Any]:
-    """The choices that `kind` has a field for, less those that were left open."""
+    """The choices that are fields of `kind` and are not None."""
     names = {field.name for field in fields(kind)} & {field.name for field in fields(options)}
     return {name: v for name in names if (v := getattr(options, name)) is not None}
 
@@ -74,28 +74,27 @@ def chosen_for(kind: Any, options: Any) -> dict[str, Any]:
 def measured_memory_fractions(
     profile: Profile, workload: WorkloadSettings
 ) -> tuple[float, ...] | None:
-    """What source and target take of the memory; nothing is known of another model than was tuned."""
+    """The profile's shares of memory for source and target; None for another model than was tuned."""
     shares = profile.memory.shares
     return None if shares is None or workload.model != profile.run.model else tuple(shares)
 
 
 def rate_scale(profile: Profile, rule: ScaleRule | None) -> float:
-    """How much faster to learn, now that the effective batch has grown: only when asked to.
+    """The factor on the learning rate for an effective batch that a tuning let grow; 1 without a rule.
 
-    In proportion (Goyal et al., arXiv 1706.02677), or by its root, as Adam's noise suggests
+    `linear`: the growth (Goyal et al., arXiv 1706.02677). `sqrt`: its root, as Adam's noise suggests
     (Malladi et al., arXiv 2205.10287).
     """
     batch = profile.batch
     if rule is None:
         return 1.0
-    growth = batch.effective_batch_size / (
-        batch.base_effective_batch_size or batch.effective_batch_size
-    )
+    now = batch.effective_batch_size
+    growth = now / (batch.base_effective_batch_size or now)
     return growth if rule == "linear" else math.sqrt(growth)
 
 
 def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSettings:
-    """The settings with every `[run]` value of the profile that a step's memory depends on."""
+    """The settings with the values of the profile's `[run]`."""
     run = profile.run
     trained: dict[str, Any] = {name: getattr(run, name) for name in WHAT_IS_TRAINED}
     return replace(

@@ -1,7 +1,4 @@
-"""A run's settings as TOML: `chatlm train --config run.toml`, with the flags' names as keys.
-
-A run saves its own, resolved, so that the same command repeats it.
-"""
+"""A run's choices as TOML, with the flags' names as keys: `chatlm train --config run.toml` repeats it."""
 
 import difflib
 import json
@@ -22,7 +19,7 @@ from trainer.config.settings import TrainSettings
 
 
 def load_run(path: Path) -> dict[str, Any]:
-    """What the file chooses, by the names of `TrainOptions`; dashes in a key are underscores.
+    """The file's choices by the names of `TrainOptions`; a dash in a key is as good as an underscore.
 
     Raises:
         UsageError: it cannot be read, is not TOML, has an unknown key, or a value of another type.
@@ -32,7 +29,7 @@ def load_run(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read --config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is not TOML: {error}", "mend it") from error
+        raise UsageError(f"--config {path} is not TOML: {error}", "fix it") from error
     chosen = {key.replace("-", "_"): value for key, value in document.items()}
     if len(chosen) < len(document):
         twice = next(key for key in document if "-" in key and key.replace("-", "_") in document)
@@ -51,13 +48,13 @@ def load_run(path: Path) -> dict[str, Any]:
 
 
 def checked(chosen: Mapping[str, Any], source: str) -> TrainOptions:
-    """The options, every value of its type; `source` is named in what is raised.
+    """The options, each value checked against its type; errors name `source`.
 
     Raises:
-        UsageError: a value of another type, or none of a closed choice.
+        UsageError: a value of another type, or not in a closed choice.
     """
     try:
-        # by JSON: where a list is as good as a tuple, and a text is no number
+        # as JSON, where strict mode takes a list for a tuple but no text for a number
         return TypeAdapter(TrainOptions).validate_json(json.dumps(chosen, default=str), strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
@@ -68,9 +65,9 @@ def checked(chosen: Mapping[str, Any], source: str) -> TrainOptions:
 
 
 def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> None:
-    """Writes `run.toml` and the `profile.toml` that it names: together they repeat the run.
+    """Writes `run.toml` and the `profile.toml` that it names; together they repeat the run.
 
-    `learning_rate` is the run's highest, whatever it came from.
+    `learning_rate` is the run's peak.
 
     Raises:
         OutputError: no space, or no permission.
@@ -79,7 +76,7 @@ def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> Non
     profiles.save(profile, folder / "profile.toml")
     world_size = settings.world_size
     is_its_own = (
-        settings.micro_batch_sizes is not None  # those of a profile, if only halved
+        settings.micro_batch_sizes is not None  # the profile's, perhaps halved
         or settings.plan(world_size) == profile.plan(world_size)
     )
     values = {
@@ -89,11 +86,11 @@ def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> Non
         "micro_batch": None if is_its_own else settings.micro_batch,
         "learning_rate": learning_rate,
         "num_processes": world_size,
-        # the profile may say otherwise: what was left out must stay out
+        # explicit, since the profile may have another value
         "freeze": settings.workload.freeze or "none",
         "lora_rank": settings.workload.lora_rank or 0,
     }
-    # whether to start anew is said of one start, not of a run
+    # --fresh belongs to one start, not to the run
     names = [field.name for field in fields(TrainOptions) if field.name != "fresh"]
     chosen = {name: values[name] for name in names if values.get(name) not in (None, ())}
     text = tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()})

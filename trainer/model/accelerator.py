@@ -1,4 +1,4 @@
-"""The process of a rank: its device, precision and backend, as accelerate sets them up."""
+"""Sets up accelerate for this process: device, precision, backend and trackers."""
 
 import os
 from collections.abc import Sequence
@@ -22,15 +22,21 @@ from trainer.config.options import Backend
 from trainer.config.settings import WorkloadSettings
 from trainer.config.validation import check_workload
 
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""Long enough for the ranks that wait while one tokenises."""
+ACCELERATE_PRECISION: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
 
 def make_accelerator(
     settings: WorkloadSettings, *, track: Sequence[str] = (), tracking: Path | None = None
 ) -> Accelerator:
-    """The accelerator of this process, after checking that its device is there.
+    """The accelerator of this process; its trackers `track` write below the folder `tracking`.
 
-    Those trackers of accelerate's write below `tracking`.
+    Accumulation is `Engine.forward_backward`'s: accelerate's own divides by micro-batches, not tokens.
 
-    Accumulation is ours (`Engine.forward_backward`): accelerate's own divides by micro-batches, not tokens.
+    Raises:
+        DeviceError: torch sees no CUDA device.
+        UsageError: as `check_workload` does.
     """
     overrule(settings, os.environ)
     check_workload(settings)
@@ -41,15 +47,14 @@ def make_accelerator(
         )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    if world_size > 1:  # the others wait while one tokenises
+    if world_size > 1:
         handlers.append(
             InitProcessGroupKwargs(backend=backend(settings), timeout=COLLECTIVE_TIMEOUT)
         )
     return Accelerator(
         cpu=on_cpu,
         mixed_precision=ACCELERATE_PRECISION[precision(settings)],
-        # said, since accelerate's own variables (as `accelerate launch` sets them from a user's
-        # configuration) would divide the gradient once more, or compile the model
+        # explicit, since variables of `accelerate launch` would divide the gradient again, or compile
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
         kwargs_handlers=handlers,
@@ -60,13 +65,8 @@ def make_accelerator(
     )
 
 
-COLLECTIVE_TIMEOUT = timedelta(hours=2)
-
-ACCELERATE_PRECISION: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
-
 def precision(settings: WorkloadSettings) -> Precision:
-    """What `auto` means on this device: bf16 where the card computes in it, fp32 on a CPU."""
+    """The precision; `auto` is fp32 on a CPU, bf16 on a GPU that computes in it, else fp16."""
     if settings.precision != "auto":
         return settings.precision
     if settings.device == "cpu":
@@ -75,7 +75,7 @@ def precision(settings: WorkloadSettings) -> Precision:
 
 
 def backend(settings: WorkloadSettings) -> Backend:
-    """gloo on a CPU, and where the user or `ACCELERATE_USE_GLOO` asks for it; else NCCL."""
+    """gloo on a CPU or if the user asks for it, else NCCL."""
     if settings.device == "cpu":
         return "gloo"
     return "gloo" if wants_gloo(settings.backend) else "nccl"

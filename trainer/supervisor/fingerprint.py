@@ -81,23 +81,18 @@ def differences(
     measured, workload = profile.fingerprint, settings.workload
     if measured.model is None:
         return []
-    different = []
-    for name in ("model", "devices", "device_bytes", "driver", "torch", "world_size"):
-        old, new = getattr(measured, name), getattr(found, name)
-        if old != new:
-            different.append(f"{name.replace('_', ' ')} {_said(old)}, now {_said(new)}")
+    names = ("model", "devices", "device_bytes", "driver", "torch", "world_size")
+    different = _changes(
+        {name: getattr(measured, name) for name in names},
+        {name: getattr(found, name) for name in names},
+    )
     for name in ("longest_source", "longest_target"):
         old, new = getattr(measured, name), getattr(found, name)
         if old is None or new is None or new > old:
             different.append(f"{name.replace('_', ' ')} {old} tokens, now {new}")
     if workload.precision not in ("auto", profile.run.precision):
         different.append(f"precision {profile.run.precision}, now {workload.precision}")
-    then, now = what_is_trained(profile.run), what_is_trained(workload)
-    different += [
-        f"{name.replace('_', ' ')} {_said(then[name])}, now {_said(now[name])}"
-        for name in WHAT_IS_TRAINED
-        if then[name] != now[name]
-    ]
+    different += _changes(what_is_trained(profile.run), what_is_trained(workload))
     measured_sizes = profile.plan(measured.world_size).sizes
     sizes = settings.plan(settings.world_size)
     if any(now > then for now, then in zip(sizes.sizes, measured_sizes, strict=False)):
@@ -122,6 +117,14 @@ def check_still_fits(trial: Trial, budget: int, name: str) -> None:
             f"{trial.verdict} ({peak}, budget {format_bytes(budget)})",
             "use a smaller --micro-batch, or run `chatlm autotune` again",
         )
+
+
+def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
+        f"{name.replace('_', ' ')} {_said(old)}, now {_said(now[name])}"
+        for name, old in then.items()
+        if old != now[name]
+    ]
 
 
 def _said(value: Any) -> str:

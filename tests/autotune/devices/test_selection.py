@@ -177,4 +177,4 @@ def test_no_processes_are_refused(device: Literal["auto", DeviceKind], count: in
     with pytest.raises(UsageError) as caught:
         opened(device, gpus(1), num_processes=count)
 
-    assert str(caught.value) == f"--num-processes {count} runs nothing; give 1 or more"
+    assert str(caught.value) == f"--num-processes {count} is out of range; give 1 or more"

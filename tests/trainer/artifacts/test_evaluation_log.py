@@ -89,12 +89,12 @@ def test_a_resumed_run_knows_how_long_it_has_waited(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"eval_every": 0}, "--eval-every 0 means nothing; give 1 or more"),
-        ({"checkpoint_every": 0}, "--checkpoint-every 0 means nothing; give 1 or more"),
-        ({"keep_checkpoints": 0}, "--keep-checkpoints 0 means nothing; give 1 or more"),
-        ({"patience": 0}, "--patience 0 means nothing; give 1 or more"),
-        ({"generate_rows": -1}, "--generate-rows -1 means nothing; give 0 or more"),
-        ({"max_new_tokens": 0}, "--max-new-tokens 0 means nothing; give 1 or more"),
+        ({"eval_every": 0}, "--eval-every 0 is out of range; give 1 or more"),
+        ({"checkpoint_every": 0}, "--checkpoint-every 0 is out of range; give 1 or more"),
+        ({"keep_checkpoints": 0}, "--keep-checkpoints 0 is out of range; give 1 or more"),
+        ({"patience": 0}, "--patience 0 is out of range; give 1 or more"),
+        ({"generate_rows": -1}, "--generate-rows -1 is out of range; give 0 or more"),
+        ({"max_new_tokens": 0}, "--max-new-tokens 0 is out of range; give 1 or more"),
         ({"track": ("mlflow",)}, "--track mlflow is not known; there are tensorboard and wandb"),
     ],
 )

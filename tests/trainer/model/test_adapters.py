@@ -220,29 +220,29 @@ def test_a_model_without_an_encoder_cannot_freeze_it(family: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lora_rank": 0}, "--lora-rank 0 adapts nothing; give 1 or more, like 16"),
+        ({"lora_rank": -1}, "--lora-rank -1 is out of range; give 0 or more"),
         (
             {"lora_rank": 4, "lora_alpha": 0.0},
-            "--lora-alpha 0 is no scale; give a number above 0, like 32",
+            "--lora-alpha 0 is out of range; give a number above 0",
         ),
         (
             {"lora_alpha": 8.0},
-            "--lora-alpha does nothing without LoRA; give --lora-rank too, like 16",
+            "--lora-alpha and --lora-targets do nothing without LoRA; give --lora-rank too, like 16",
         ),
         (
             {"lora_targets": ("q",)},
-            "--lora-targets does nothing without LoRA; give --lora-rank too, like 16",
+            "--lora-alpha and --lora-targets do nothing without LoRA; give --lora-rank too, like 16",
         ),
         (
             {"lora_rank": 4, "freeze": "encoder"},
-            "--lora-rank 4 and --freeze encoder cannot be had together: LoRA freezes all weights; "
+            "--lora-rank 4 does not go with --freeze encoder: LoRA freezes all weights; "
             "choose one, or name the decoder's layers with --lora-targets",
         ),
-        ({"neftune_alpha": 0.0}, "--neftune-alpha 0 is no noise; give a number above 0, like 5"),
+        ({"neftune_alpha": 0.0}, "--neftune-alpha 0 is out of range; give a number above 0"),
         (
             {"precision": "fp16"},
-            "--precision fp16 needs a GPU: its gradients are kept from vanishing by a loss scale "
-            "that only CUDA has here; use --precision bf16, or fp32",
+            "--precision fp16 needs a GPU: only CUDA has the loss scale that keeps its gradients "
+            "from 0; use --precision bf16, or fp32",
         ),
     ],
 )
