@@ -286,9 +286,9 @@ def wait_for_the_end(pids: list[int]) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    from autotune.devices.processes import descendants as found
+    import psutil
 
-    return sorted(found(pid))
+    return sorted(child.pid for child in psutil.Process(pid).children(recursive=True))
 
 
 def command(pid: int) -> str:

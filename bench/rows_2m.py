@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autotune.devices.processes import descendants
 from bench.commands import CHATLM, write_result
 from trainer.data.readers import bundled, read_rows
 
@@ -165,7 +165,9 @@ def train(folder: Path, data: Path, steps: int) -> Watched:
 
 def look(pid: int, cache: Path, watched: Watched) -> None:
     """Notes what each process of the command holds now."""
-    for role, process in roles(pid, descendants(pid)):
+    for role, process in roles(
+        pid, [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    ):
         try:
             held = anonymous(process)
             seconds = processor_seconds(process)

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from autotune.devices.host import HostMeter
-from autotune.devices.processes import descendants, proportional
+from autotune.devices.processes import proportional
 from autotune.devices.selection import open_devices
 from autotune.workers.launch import memory_environment, worker_environment
 from bench.commands import CHATLM
@@ -122,8 +124,9 @@ def watched(command: Sequence[str], task: Task, steps: Path) -> Ran:
             command, cwd=task.folder, env=environment(task), stdout=said, stderr=said, text=True
         )
         while process.poll() is None:
-            family = (process.pid, *descendants(process.pid))
-            host = max(host, sum(proportional(pid) for pid in family))
+            parent = psutil.Process(process.pid)
+            family = (parent, *parent.children(recursive=True))
+            host = max(host, sum(proportional(member.pid) for member in family))
             card = max(card, used() - before)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(EVERY)

@@ -107,7 +107,7 @@ class HostMemory:
         return processes.resident("self")
 
     def peak(self) -> int:
-        return processes.peak_resident("self")
+        return processes.peak_resident()
 
     def allocated(self) -> int:
         return self.resident()

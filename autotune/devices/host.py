@@ -1,19 +1,22 @@
 """Host memory as this process is allowed to use it: the machine's, or a cgroup's that is tighter.
 
-psutil and /proc/meminfo know nothing of cgroups, so a container on a large machine would be tuned
-into its own OOM kill. Leaves one process's share to `process`, and the target to the caller.
+psutil tells the machine's memory and knows nothing of cgroups: a container on a large machine would
+be tuned into its own OOM kill. `processes` tells one process's share; the caller knows the target.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.devices.kernel import contents, field
+import psutil
+
+from autotune.devices.processes import contents
 from autotune.errors import DeviceError
 from autotune.readings import HostReading
 
-OOM_KILLS = b"oom_kill "
+OOM_KILLS = b"oom_kill"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +32,8 @@ class Level:
     def read(self, machine: int) -> HostReading | None:
         """`None` without a limit below the machine's memory, or when the cgroup is gone.
 
-        No limit is written `max` in version 2 and 9223372036854771712 in version 1. Without one
-        nothing more is read: the kernel adds up every group below for `memory.stat`.
+        "No limit" is `max` in version 2 and 9223372036854771712 in version 1. Then `memory.stat`
+        is not read, because the kernel sums it over every group below.
         """
         limits = [limit for file in self.limits if (limit := _number(file)) is not None]
         if not limits or min(limits) >= machine:
@@ -48,7 +51,6 @@ class HostMeter:
     def __init__(
         self, proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")
     ) -> None:
-        self._meminfo = proc / "meminfo"
         self._levels: list[Level] = []
         self._oom_counters = [proc / "vmstat"]
         for version, folders in _cgroups(proc, cgroup_root):
@@ -59,9 +61,9 @@ class HostMeter:
         """Total and used of whatever has the least free: the machine or a cgroup above us.
 
         Raises:
-            DeviceError: there is no /proc/meminfo to read, as outside Linux.
+            DeviceError: /proc is not mounted.
         """
-        machine = self._machine()
+        machine = self.machine()
         levels = (level.read(machine.total) for level in self._levels)
         readings = [machine, *(reading for reading in levels if reading is not None)]
         return min(readings, key=lambda reading: reading.free)
@@ -69,25 +71,24 @@ class HostMeter:
     def oom_kills(self) -> int:
         """A number that grows with each kernel OOM kill: compare it before and after.
 
-        One kill may count in several files, and those above our cgroup count others' kills too, so
-        it says that host memory ran out, not how many processes it cost.
+        One kill may count in several files, and a file above our cgroup counts others' kills too:
+        the difference says that host memory ran out, not how many processes were killed.
         """
         return sum(field(_text(file), OOM_KILLS) or 0 for file in self._oom_counters)
 
-    def _machine(self) -> HostReading:
-        text = _text(self._meminfo)
-        total, available = field(text, b"MemTotal:"), field(text, b"MemAvailable:")  # kB
-        if total is None or available is None:
+    def machine(self) -> HostReading:
+        """The whole machine, whatever a cgroup allows of it."""
+        try:
+            memory = psutil.virtual_memory()
+        except OSError as error:
             raise DeviceError(
-                f"{self._meminfo} does not tell how much host memory there is (MemTotal, "
-                "MemAvailable)",
-                "run on Linux with /proc mounted",
-            )
-        return HostReading(total=total * 1024, used=(total - available) * 1024)
+                f"the host's memory cannot be read ({error})", "run where /proc is mounted"
+            ) from error
+        return HostReading(total=memory.total, used=memory.total - memory.available)
 
 
 def _cgroups(proc: Path, root: Path) -> Iterator[tuple[int, list[Path]]]:
-    """Of each hierarchy that may count memory: its version, and our folder with all above it."""
+    """(version, our folder and all above it) of each hierarchy that may count memory."""
     for line in os.fsdecode(_text(proc / "self" / "cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # version 2, at `unified` where both are mounted
@@ -114,13 +115,13 @@ def _level(version: int, folder: Path) -> Level:
             limits=(folder / "memory.max", folder / "memory.high"),
             current=folder / "memory.current",
             stat=folder / "memory.stat",
-            inactive=b"inactive_file ",
+            inactive=b"inactive_file",
         )
     return Level(
         limits=(folder / "memory.limit_in_bytes",),
         current=folder / "memory.usage_in_bytes",
         stat=folder / "memory.stat",
-        inactive=b"total_inactive_file ",
+        inactive=b"total_inactive_file",
     )
 
 
@@ -129,6 +130,12 @@ def _oom_counters(version: int, folders: list[Path]) -> list[Path]:
         return [folders[0] / "memory.oom_control"]
     counters = [folder / "memory.events" for folder in folders]  # count those below them too
     return [file for file in counters if field(_text(file), OOM_KILLS) is not None][-1:]
+
+
+def field(text: bytes, key: bytes) -> int | None:
+    """The number after `key` in the line that begins with it; None without such a line."""
+    match = re.search(rb"^%s (\d+)$" % key, text, re.MULTILINE)
+    return None if match is None else int(match[1])
 
 
 def _text(file: Path) -> bytes:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 POLL = 0.5
 """Seconds between two tries; between them, Ctrl-C works."""
 OPENINGS = (os.O_RDWR, os.O_RDWR | os.O_CREAT, os.O_RDONLY)
@@ -92,13 +94,9 @@ def _holder(descriptor: int) -> str:
     """Who holds the lock, by what the file says; anyone may have written it, so no more than shown."""
     text = os.pread(descriptor, 200, 0).decode(errors="replace")
     match = re.fullmatch(r"(\d{1,10}) (\d\d:\d\d:\d\d) (.+)", text)
-    if match is None or not match[3].isprintable() or not _is_running(int(match[1])):
+    if match is None or not match[3].isprintable() or not psutil.pid_exists(int(match[1])):
         return "another process"  # it did not sign: the name is that of a holder before it, killed
     return f"process {match[1]} ({match[3]}, since {match[2]})"
-
-
-def _is_running(pid: int) -> bool:
-    return Path("/proc", str(pid)).exists()
 
 
 def _user() -> str:

@@ -1,14 +1,14 @@
 """Optimizer steps as data: which samples, this rank's share of them, cut and padded."""
 
-import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from autotune.devices.processes import descendants, proportional
+from autotune.devices.processes import proportional
 from autotune.partition import Costs
 from autotune.plan import Plan, cut
 from trainer.batching.collator import IGNORED, Batch, Collator
@@ -88,4 +88,4 @@ def _heed_no_signal(_: int) -> None:
 
 def loaders_memory() -> int:
     """Bytes of this process's loaders, pages that they share counted once."""
-    return sum(proportional(pid) for pid in descendants(os.getpid()))
+    return sum(proportional(child.pid) for child in psutil.Process().children(recursive=True))

@@ -17,6 +17,7 @@ from autotune.devices.group import EmulatedDevices
 from autotune.devices.host import HostMeter
 from autotune.errors import ChatlmError, DeviceError, ModelError, WorkerError
 from autotune.events import Emit, Notice, ProbeStarted, ReadingTaken
+from autotune.readings import HostReading
 from autotune.trial import Trial
 from autotune.tuning.extras import tune_evaluation
 from autotune.tuning.loop import Extras, tune
@@ -49,11 +50,12 @@ class Host:
         self.set_free(60 * GIB)
 
     def set_free(self, free: int) -> None:
-        text = f"MemTotal: {64 * GIB // 1024} kB\nMemAvailable: {free // 1024} kB\n"
-        (self.proc / "meminfo").write_text(text)
+        self.memory = HostReading(total=64 * GIB, used=64 * GIB - free)
 
     def sampler(self) -> HostMeter:
-        return HostMeter(self.proc, self.cgroups)
+        meter = HostMeter(self.proc, self.cgroups)
+        meter.machine = lambda: self.memory  # type: ignore[method-assign]
+        return meter
 
 
 @contextmanager
