@@ -362,7 +362,7 @@ def show_profile(name: str) -> None:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    from autotune.units import finite
+    from autotune.files import finite
 
     sys.stdout.write(json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
 

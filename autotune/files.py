@@ -1,11 +1,13 @@
 """Files and folders: whether a place can be written, and writes that appear whole or not at all."""
 
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from autotune.errors import OutputError
 
@@ -45,12 +47,24 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Puts the file in the place of what was there."""
+    """Replaces the file: it is the old one or the whole new one. On an error nothing is left beside it."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with None for what JSON cannot hold: an overflowed norm, a diverged loss."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
 
 
 @contextmanager

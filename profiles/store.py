@@ -1,8 +1,6 @@
-"""Where profiles are: a path, then `./profiles`, then the presets. Written whole or not at all."""
+"""Where profiles are: a path, then `./profiles`, then the presets."""
 
 import difflib
-import os
-import tempfile
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 import tomli_w
 
 from autotune.errors import OutputError, ProfileError
-from autotune.files import check_writable
+from autotune.files import check_writable, write_text
 from profiles.schema import Profile, parse
 
 FOLDER = Path("profiles")
@@ -27,7 +25,7 @@ def load(name_or_path: str) -> Profile:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ProfileError(f"{source} is not TOML: {error}", "mend it, or tune again") from error
+        raise ProfileError(f"{source} is not TOML: {error}", "fix it, or tune again") from error
     return parse(document, source)
 
 
@@ -38,10 +36,9 @@ def save(profile: Profile, path: Path) -> None:
         OutputError: no permission or no space.
     """
     document = profile.model_dump(mode="json", by_alias=True, exclude_none=True)
-    text = tomli_w.dumps(document)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text.encode())
+        write_text(path, tomli_w.dumps(document))
     except OSError as error:
         raise OutputError(
             f"cannot write the profile {path}: {error.strerror}",
@@ -56,20 +53,6 @@ def check_place(path: Path) -> None:
         raise OutputError(
             f"cannot write the profile {path}: a folder is there", "use another --name"
         )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink()
-            raise
 
 
 def free_path(path: Path) -> Path:
@@ -117,7 +100,7 @@ def _read(name_or_path: str) -> tuple[str, str]:
             raise ProfileError(f"cannot read the profile {candidate}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ProfileError(
-                f"{candidate} is not TOML: {error}", "mend it, or tune again"
+                f"{candidate} is not TOML: {error}", "fix it, or tune again"
             ) from error
     if name_or_path in _presets():
         file = resources.files("profiles") / "presets" / f"{name_or_path}.toml"

@@ -251,7 +251,7 @@ def test_training_before_tuning_says_what_makes_a_profile(chatlm: Chatlm) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("schema = ", "p.toml is not TOML: Invalid value (at line 1, column 10); mend it, or tune again"),
+        ("schema = ", "p.toml is not TOML: Invalid value (at line 1, column 10); fix it, or tune again"),
         ("schema = 9", "p.toml has schema 9, this version reads up to 1; update chatlm, or tune again"),
         ("schema = 1\nbach = 2", "p.toml: unknown key 'bach'; did you mean 'batch'?"),
         ("schema = 1\nbatch = 2", "p.toml: 'batch' is 2: it should be a table, [batch]"),

@@ -311,7 +311,7 @@ def test_a_file_that_is_not_toml_is_refused_with_the_place(tmp_path: Path) -> No
     with pytest.raises(ProfileError) as caught:
         profiles.load(str(binary))
 
-    assert message == " is not TOML: Invalid value (at line 1, column 10); mend it, or tune again"
+    assert message == " is not TOML: Invalid value (at line 1, column 10); fix it, or tune again"
     assert str(caught.value).startswith(f"{binary} is not TOML: 'utf-8' codec can't decode")
 
 
