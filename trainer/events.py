@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from autotune.trial import DeviceBudget
 
@@ -43,7 +44,7 @@ class TrainingStarted:
 class StepEnded:
     """One optimizer step: the object that `metrics.jsonl` holds for it."""
 
-    record: Mapping[str, float]
+    record: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
