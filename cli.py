@@ -226,7 +226,7 @@ def show_profile(name: str) -> None:
 
 
 def _print(result: dict[str, Any] | str) -> None:
-    from autotune.units import finite
+    from autotune.files import finite
 
     if not isinstance(result, str):
         result = json.dumps(finite(result), indent=1, allow_nan=False) + "\n"

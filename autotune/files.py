@@ -1,11 +1,13 @@
 """Files and folders: whether a place can be written, and writes that appear whole or not at all."""
 
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from autotune.errors import OutputError
 
@@ -58,6 +60,14 @@ def write_text(path: Path, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with None for what JSON cannot hold: an overflowed norm, a diverged loss."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
 
 
 @contextmanager

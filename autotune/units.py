@@ -1,10 +1,7 @@
 """Amounts as people write them: `20GiB`, `0.6`, and back. Inside, bytes and shares are numbers."""
 
-import math
 import re
-from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
 
 from autotune.errors import UsageError
 
@@ -57,11 +54,3 @@ def format_bytes(value: float, like: float | None = None) -> str:
                 digits = 0
             return f"{value / size:.{digits}f} {unit}"
     return f"{value:.0f} B"
-
-
-def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with None for what JSON cannot hold: an overflowed norm, a diverged loss."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }

@@ -36,10 +36,9 @@ def save(profile: Profile, path: Path) -> None:
         OutputError: no permission or no space.
     """
     document = profile.model_dump(mode="json", by_alias=True, exclude_none=True)
-    text = tomli_w.dumps(document)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        write_text(path, tomli_w.dumps(document))
     except OSError as error:
         raise OutputError(
             f"cannot write the profile {path}: {error.strerror}",

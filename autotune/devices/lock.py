@@ -42,7 +42,7 @@ def locked(
             try:
                 descriptor = _open(file)
                 stack.callback(os.close, descriptor)
-                is_ours = try_lock(descriptor)
+                is_ours = _try_lock(descriptor)
             except OSError as error:
                 notify(
                     f"{device} cannot be locked ({file}: {error.strerror}); another tuning of it "
@@ -53,7 +53,7 @@ def locked(
                 notify(f"{device} is being tuned by {_holder(descriptor)}; waiting for it")
             while not is_ours:
                 time.sleep(POLL)
-                is_ours = try_lock(descriptor)
+                is_ours = _try_lock(descriptor)
             _sign(descriptor, f"{os.getpid()} {time.strftime('%H:%M:%S')} {_user()}")
             stack.callback(_sign, descriptor, "")
         yield
@@ -75,8 +75,7 @@ def _open(file: Path) -> int:
     raise refusal
 
 
-def try_lock(descriptor: int) -> bool:
-    """Whether the file is this process's now; it stays so until it is closed, whatever ends the process."""
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from autotune.units import finite
+from autotune.files import finite
 from trainer.events import Evaluated
 
 

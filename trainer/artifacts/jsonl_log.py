@@ -8,7 +8,7 @@ from typing import Any
 
 from autotune import files
 from autotune.errors import OutputError
-from autotune.units import finite
+from autotune.files import finite
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,9 @@ def _json(file: Path) -> Iterator[dict[str, Any]]:
 def _json_items(file: Path) -> Iterator[Any]:
     """The items of a JSON list, read a piece at a time.
 
+    Not by ijson, which is a third faster (200,000 rows of 200 bytes: 1.1 s, here 1.4 s): its parser in
+    C turns half a surrogate pair into `?` without a word, and refuses the NaN that Python writes.
+
     Raises:
         ValueError: it is no list, or not whole.
     """

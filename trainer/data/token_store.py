@@ -10,15 +10,16 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock, Timeout
 
 from autotune.errors import DataError, OutputError
-from trainer.data.claim import claimed
 from trainer.data.encoder import Encoder
 from trainer.data.readers import check_file, count_rows
 from trainer.data.tokenization import (
@@ -31,6 +32,9 @@ from trainer.data.tokenization import (
 
 VERSION = 2
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
+
+POLL = 0.1
+"""Seconds between two tries to get the lock of a store."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -133,7 +137,8 @@ def open_store(
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = folder.with_name(f".lock-{folder.name}")
-            with claimed(lock, _Waiting(partial, paths, progress, should_stop)):
+            waiting = _Waiting(partial, paths, progress, should_stop)
+            with _acquired(FileLock(lock), waiting):
                 if not folder.exists():  # else another process was quicker with the same content
                     _write(
                         folder, partial, paths, encoder, max_source=max_source, max_target=max_target,
@@ -147,10 +152,23 @@ def open_store(
     return read_store(folder)
 
 
+def _acquired(lock: FileLock, waiting: Callable[[], None]) -> AbstractContextManager[object]:
+    """The lock, held until the block ends; the kernel releases it when its holder dies.
+
+    `waiting` is called between two tries, and may raise.
+    """
+    while True:
+        try:
+            return lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            time.sleep(POLL)
+
+
 def _write(folder: Path, partial: Path, *arguments: Any, **options: Any) -> None:
     try:
         tokenise(partial, *arguments, **options)
-    except DataError:  # the file must be mended, and is another one then
+    except DataError:  # the user fixes the file, which is then another file
         shutil.rmtree(partial)
         raise
     partial.rename(folder)

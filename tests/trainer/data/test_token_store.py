@@ -201,7 +201,7 @@ def test_a_store_is_tokenised_once(
     again = opened(copy, encoder=encoder)
 
     assert np.array_equal(again.tokens, first.tokens)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("[!.]*"))) == 1
 
 
 def _never(*_: object) -> Any:
@@ -223,7 +223,7 @@ def test_what_changes_the_tokens_makes_another_store(
     written(tmp_path, TEXTS[1:])
     opened(one, encoder=encoder)
 
-    assert len(list(cache.iterdir())) == 7
+    assert len(list(cache.glob("[!.]*"))) == 7
 
 
 def test_a_damaged_file_leaves_no_store(tmp_path: Path, encoder: Encoder, cache: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_damaged_file_leaves_no_store(tmp_path: Path, encoder: Encoder, cache:
     with pytest.raises(DataError, match=r"rows\.jsonl, line 1500 is damaged or cut off"):
         opened(path, encoder=encoder)
 
-    assert list(cache.iterdir()) == []
+    assert [file for file in cache.iterdir() if file.is_dir()] == []
 
 
 def test_a_missing_file_is_named(tmp_path: Path, encoder: Encoder) -> None:
