@@ -57,13 +57,11 @@ def train_standalone() -> int:
     try:
         settings = _parse(sys.argv[1:])
     except ChatlmError as error:
-        if (
-            os.environ.get("LOCAL_RANK", "0") == "0"
-        ):  # the other ranks read the same flags and files
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # all ranks fail in the same way
             sys.stderr.write(f"chatlm: {error}\n")
         return 1
     lines = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there too, NCCL for one
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there too, as NCCL does
     interrupted = False
 
     def say(event: Progress) -> None:

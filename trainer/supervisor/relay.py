@@ -14,19 +14,8 @@ from autotune.workers.group import WorkerGroup
 from autotune.workers.messages import Failed
 from autotune.workers.watchdog import Watchdog
 from profiles.schema import Fingerprint
+from trainer import events
 from trainer.config.settings import TrainSettings
-from trainer.events import (
-    Built,
-    CheckpointSaved,
-    Evaluated,
-    FromTrainer,
-    Go,
-    StepEnded,
-    Stop,
-    Tokenising,
-    TrainingEnded,
-    TrainingStarted,
-)
 from trainer.supervisor.failure_advice import advice, lost_a_peer
 from trainer.supervisor.job import TrainJob
 from trainer.supervisor.tuning import differences, fingerprint
@@ -36,7 +25,7 @@ TICK = 0.25
 
 
 class ProfileMismatch(Exception):
-    """The profile's fingerprint is not this machine's; carries what differs."""
+    """The profile's fingerprint is not this machine's; carries the differences."""
 
     def __init__(self, differences: list[str]) -> None:
         super().__init__("; ".join(differences))
@@ -44,13 +33,13 @@ class ProfileMismatch(Exception):
 
 
 class Relay:
-    """Turns the workers' messages into events, and the meters into readings."""
+    """Emits the workers' events and the meters' readings."""
 
     def __init__(
         self,
         job: TrainJob,
         settings: TrainSettings,
-        workers: WorkerGroup[FromTrainer],
+        workers: WorkerGroup[events.FromTrainer],
         expected: Fingerprint | None,
         budgets: tuple[DeviceBudget, ...],
     ) -> None:
@@ -60,14 +49,14 @@ class Relay:
         self.workers = workers
         self.expected = expected
         self.emit = job.emit
-        self.ended: TrainingEnded | None = None
+        self.ended: events.TrainingEnded | None = None
         self.stops = 0
         self._started = False
         self._steps = self._done = self._saved = 0
         self._read_at = 0.0
         self._watchdog = Watchdog()
 
-    def take(self, messages: Sequence[tuple[int, FromTrainer]]) -> None:
+    def take(self, messages: Sequence[tuple[int, events.FromTrainer]]) -> None:
         """Handles the messages of one tick, and reads the meters.
 
         Raises:
@@ -86,7 +75,7 @@ class Relay:
         resident = self.workers.resident()
         try:
             devices = self.job.devices.group.read(resident)
-        except DeviceError as error:  # the run may go on: it is for its workers to fail
+        except DeviceError as error:  # the run may still succeed: its workers decide
             self.emit(Notice(text=str(error)))
             devices = ()
         self.emit(
@@ -95,43 +84,40 @@ class Relay:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether it has taken a step, and need not take all of them again."""
+        """Whether it has taken a step, and a resume has less to do."""
         return self._done > 0 and (self._done < self._steps or self._saved == self._done)
 
     def stop(self) -> None:
-        """Asks the workers to save and end; raises KeyboardInterrupt the second time.
-
-        Before the first step there is nothing to save: then at once.
-        """
+        """Asks the workers to save and exit; raises KeyboardInterrupt the second time, or before the first step."""
         self.stops += 1
         if self.stops > 1 or not self._started:
             raise KeyboardInterrupt
-        self.workers.send(Stop())
+        self.workers.send(events.Stop())
         self.emit(Notice(text="stopping after this step; press Ctrl-C again to stop at once"))
 
-    def _handle(self, message: FromTrainer) -> None:
+    def _handle(self, message: events.FromTrainer) -> None:
         match message:
-            case Built():
+            case events.Built():
                 found = fingerprint(message.facts, self.job.devices)
                 if self.expected is not None:
                     differing = differences(self.job.profile, found, self.settings, self.budgets)
                     if differing:
                         raise ProfileMismatch(differing)
-                self.workers.send(Go())
-            case TrainingStarted():
+                self.workers.send(events.Go())
+            case events.TrainingStarted():
                 self._started, self._steps = True, message.steps
                 self.emit(replace(message, devices=self.budgets))
-            case StepEnded():
+            case events.StepEnded():
                 self._done = message.record["step"]
                 self._watchdog.step(message.record["seconds"])
                 self.emit(message)
-            case CheckpointSaved():
+            case events.CheckpointSaved():
                 self._saved = message.step
                 self.emit(message)
-            case TrainingEnded():
+            case events.TrainingEnded():
                 self.ended = message
                 self.emit(message)
-            case Notice() | Tokenising() | Evaluated():
+            case Notice() | events.Tokenising() | events.Evaluated():
                 self.emit(message)
             case Failed():
                 self._fail(message)

@@ -42,7 +42,7 @@ for _ in range(int(sys.argv[1])):
     wire.send(Failed(cause="crashed", text="x" * 1000))
 print("sent", flush=True)
 while isinstance(request := wire.receive(), MeasureMemoryFractions):
-    wire.send(MemoryFractions(fractions=tuple(request.sizes)))
+    wire.send(MemoryFractions(fractions=request.sizes))
 """
 
 
@@ -98,8 +98,8 @@ def test_a_worker_and_its_supervisor_hear_each_other(hub: Hub[FromProbe]) -> Non
         (answered,) = receive(hub, 1)
 
     assert hub.pids == {0: worker.pid}
-    assert greeted == (0, MemoryFractions(fractions=(3.0,)))
-    assert answered == (0, MemoryFractions(fractions=(5.0,)))
+    assert greeted == (0, MemoryFractions(fractions=[3.0]))
+    assert answered == (0, MemoryFractions(fractions=[5.0]))
 
 
 def test_a_process_without_a_supervisor_has_no_wire(monkeypatch: pytest.MonkeyPatch) -> None:
