@@ -29,7 +29,7 @@ from trainer.launch.process import leave, start
 from trainer.supervisor.failure_advice import advice
 
 
-class Stop:
+class StopSignal:
     """Whether a signal asked to stop: after the step, or at once before the first step.
 
     A second signal changes nothing: SLURM and a terminal signal a worker both directly and through its launcher.
@@ -53,7 +53,7 @@ class Stop:
 
 def train_standalone() -> int:
     """Trains as the flags say; the exit status is 0 done, 1 an error that the user can fix, 130 interrupted."""
-    should_stop = Stop()
+    should_stop = StopSignal()
     try:
         settings = _parse(sys.argv[1:])
     except ChatlmError as error:
