@@ -14,7 +14,7 @@ from autotune.workers.messages import Failed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenising:
-    """How far the rows have become tokens, before the workers are ready; about twice a second."""
+    """The progress of tokenising, before the workers are ready; about twice a second."""
 
     type: ClassVar[str] = "tokenising"
     rows: int
@@ -22,7 +22,7 @@ class Tokenising:
     """None where the file does not say how many it has."""
     tokens: int
     seconds: float
-    """Since the first row, of earlier parts that were interrupted too."""
+    """Since the first row, interrupted parts included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class StepEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A row of the evaluation set and what the model made of it, as text."""
+    """A row of the evaluation set and the model's answer, as text."""
 
     prompt: str
     reference: str
@@ -66,22 +66,22 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """An evaluation after a step; its scores are None where nothing was answered."""
+    """An evaluation after a step; its scores are None when it generated no answers."""
 
     type: ClassVar[str] = "evaluated"
     step: int
     loss: float
     """Over the whole set, per target token."""
     bleu: float | None = None
-    """Corpus BLEU-4, of 100."""
+    """Corpus BLEU-4, out of 100."""
     chrf: float | None = None
-    """Of 100."""
+    """Out of 100."""
     exact_match: float | None = None
-    """A share."""
+    """A share, 0..1."""
     words: str | None = None
-    """What BLEU took for words: sacrebleu's `zh` or `13a`."""
+    """BLEU's tokenizer: sacrebleu's `zh` or `13a`."""
     generated_rows: int = 0
-    """Rows that were answered: the first ones of the set."""
+    """The first rows of the set, which were answered."""
     seconds: float = 0.0
     samples: tuple[Sample, ...] = ()
 

@@ -13,42 +13,33 @@ from typing import assert_never
 from autotune.cause import Cause
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ChatlmError
-from autotune.readings import Held, Report
+from autotune.readings import Held
 from autotune.tuning.probe import Workload, measure, measure_evaluation, measure_memory_fractions
+from autotune.workers import messages
 from autotune.workers.channel import Wire
-from autotune.workers.messages import (
-    Beat,
-    Build,
-    DataWait,
-    Failed,
-    MeasureDataWait,
-    MeasureMemoryFractions,
-    MemoryFractions,
-    Message,
-    Probe,
-    Ready,
-    Request,
-    ToProbe,
-)  # fmt: skip
 
 
 def main() -> None:
     """Serves requests until the wire ends the process with its supervisor."""
-    wire = Wire[ToProbe].from_environment(ToProbe)
+    wire = Wire[messages.ToProbe].from_environment(messages.ToProbe)
     assert wire is not None, "started by hand: use `chatlm autotune`"
     rank = int(os.environ.get("RANK", "0"))
+
+    def beat(step: int) -> None:
+        wire.send(messages.Beat(step=step))
+
     try:
         request = wire.receive()
-        assert isinstance(request, Build)
+        assert isinstance(request, messages.Build)
         workload = build(request)
         memory = workload.memory
         memory.release_cached()
         held = Held(device=memory.device, resident=memory.resident())
-        wire.send(Ready(workload_info=dict(workload.workload_info), held=held))
+        wire.send(messages.Ready(workload_info=dict(workload.workload_info), held=held))
         while True:
             request = wire.receive()
-            assert not isinstance(request, Build)
-            wire.send(answer(workload, request, rank, wire.send))
+            assert not isinstance(request, messages.Build)
+            wire.send(answer(workload, request, rank, beat))
     except Exception as error:  # noqa: BLE001  sent to the supervisor, whatever it is
         traceback.print_exc()
         wire.send(failed(error))
@@ -56,7 +47,7 @@ def main() -> None:
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
 
 
-def build(request: Build) -> Workload:
+def build(request: messages.Build) -> Workload:
     """The workload that `module:function` returns for the settings."""
     module, _, function = request.workload.partition(":")
     workload: Workload = getattr(importlib.import_module(module), function)(request.settings)
@@ -64,38 +55,33 @@ def build(request: Build) -> Workload:
 
 
 def answer(
-    workload: Workload, request: Request, rank: int, say: Callable[[Message], None]
-) -> Report | DataWait | MemoryFractions:
-    """The answer to a request; `say` takes a beat after each step."""
-
-    def beat(step: int) -> None:
-        say(Beat(step=step))
-
+    workload: Workload, request: messages.Request, rank: int, beat: Callable[[int], None]
+) -> messages.Answer:
+    """The answer to a request; `beat(step)` is called after each step."""
     if (limit := request.hard_limits[rank]) is not None:
         workload.memory.limit(limit)
     size = request.sizes[rank]
     match request:
-        case Probe(phase="train"):
+        case messages.Probe(phase="train"):
             return measure(workload, size, beat, safe=request.safe[rank])
-        case Probe():
+        case messages.Probe():
             return measure_evaluation(workload, size, beat)
-        case MeasureDataWait():
+        case messages.MeasureDataWait():
             seconds, host = workload.data_wait(size, loaders=request.loaders, busy=request.busy)
-            return DataWait(seconds=seconds, host_peak=host)
-        case MeasureMemoryFractions():
-            fractions = measure_memory_fractions(workload, size)
-            return MemoryFractions(fractions=None if fractions is None else tuple(fractions))
+            return messages.DataWait(seconds=seconds, host_peak=host)
+        case messages.MeasureMemoryFractions():
+            return messages.MemoryFractions(fractions=measure_memory_fractions(workload, size))
         case other:
             assert_never(other)
 
 
-def failed(error: Exception) -> Failed:
+def failed(error: Exception) -> messages.Failed:
     """The message for an exception: out of memory, refused for the user to fix, or a crash."""
     if isinstance(error, ChatlmError) and not is_out_of_memory(error):
-        return Failed(cause=Cause.REFUSED, text=str(error))
+        return messages.Failed(cause=Cause.REFUSED, text=str(error))
     cause = Cause.DEVICE_OOM if is_out_of_memory(error) else Cause.CRASHED
     named = f"{type(error).__name__}: {error}"
-    return Failed(cause=cause, text=named.removesuffix(": "))  # a MemoryError has no text
+    return messages.Failed(cause=cause, text=named.removesuffix(": "))  # a MemoryError has no text
 
 
 if __name__ == "__main__":

@@ -28,14 +28,9 @@ class WorkerGroup(Generic[M]):
     """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        messages: Any,
-        environment: Mapping[str, str],
-        log_path: Path,
-        host: HostMeter,
-    ) -> None:
+        self, command: Sequence[str], *, messages: Any, environment: Mapping[str, str],
+        log_path: Path, host: HostMeter,
+    ) -> None:  # fmt: skip
         self.log_path = log_path
         self._log = _open_log(log_path)
         self._log_start = self._log.tell()
@@ -93,7 +88,7 @@ class WorkerGroup(Generic[M]):
 
     def resident(self) -> dict[int, int]:
         """Resident host memory by rank, bytes."""
-        pids = list(self.pids.items())  # asked by the meter's thread, while a rank may say hello
+        pids = list(self.pids.items())  # the sampler's thread asks, while a rank may say hello
         return {rank: resident(pid) for rank, pid in pids}
 
     def ended(self) -> bool:
@@ -101,15 +96,15 @@ class WorkerGroup(Generic[M]):
         return self._launcher.poll() is not None
 
     def exit_code(self) -> int:
-        """How the worker that failed ended, negative for a signal; waits for the launcher.
+        """The exit code of the worker that failed, negative for a signal; waits for the launcher.
 
-        Of several the one that was killed: without it, the others fail in the next collective.
+        Of several workers, the one that was killed: the others fail after it in the next collective.
         """
         try:
             code = self._launcher.wait(EXIT_TIMEOUT * 2)
         except subprocess.TimeoutExpired:
             self._kill()
-            code = 1  # ours, not the worker's: what torchrun wrote of it counts
+            code = 1  # of our own kill; torchrun's report has the worker's
         found = [int(n) for n in re.findall(r"exitcode\s*:\s*(-?\d+)", self.log_tail())]
         if code <= 0 or not found:
             return code
@@ -122,9 +117,9 @@ class WorkerGroup(Generic[M]):
             return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
 
     def close(self) -> None:
-        """Ends every process of the group, gently first; returns when they are gone."""
+        """Ends every process of the group, with SIGKILL only when it must; returns when they are gone."""
         self._hub.close()  # a worker ends itself when its supervisor's socket closes
-        if not self.pids:  # still importing: nobody listens yet
+        if not self.pids:  # still importing: no worker reads the socket
             self._launcher.terminate()
         try:
             self._launcher.wait(EXIT_TIMEOUT)
@@ -135,7 +130,7 @@ class WorkerGroup(Generic[M]):
             self._log.close()
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether that number is still the process that we started: the kernel gives it out again."""
+        """Whether the process is still the one that we started: the kernel reuses numbers."""
         try:
             return self._hub.path.encode() in Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
@@ -151,7 +146,7 @@ class WorkerGroup(Generic[M]):
         except subprocess.TimeoutExpired:
             self._launcher.kill()
             self._launcher.wait()
-        # torchrun's processes are not our children: what they hold is free once they are gone
+        # torchrun's workers are not our children: wait until their memory is free
         deadline = time.monotonic() + EXIT_TIMEOUT
         while any(map(self._is_ours, self.pids.values())) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -1,7 +1,7 @@
 """The command line and environment that start our worker processes; nothing is started here.
 
-One process runs directly; several go through torchrun. Either way the interpreter runs with the
-safe path on, so that a `trainer/` or `profiles/` in the user's folder is never imported for ours.
+One process runs directly; several go through torchrun. The interpreter runs with the safe path, so that it
+never imports a `trainer/` or `profiles/` of the user's folder.
 """
 
 import os
@@ -12,23 +12,22 @@ from pathlib import Path
 from autotune.workers.channel import SOCKET_VARIABLE
 
 CPU_ENVIRONMENT = {
-    # glibc keeps freed blocks in ever larger free lists, so that peaks depend on what ran before.
-    # Blocks from 64 KiB up get pages of their own, in huge pages where the kernel grants them: peaks
-    # then repeat to 0.3 % in any order of sizes, and grow in a line. From 1 MiB up they would scatter
-    # by 4 % and be 5 % higher; a step with tensors in between, of 4 to 16 sequences, would take a third
-    # less time, of 40 and more the same (T5 of d_model 128, 54 + 70 tokens, 2 cores, glibc 2.36).
+    # glibc keeps freed blocks in free lists, so that peaks depend on what ran before. From 64 KiB up, blocks
+    # get pages of their own: peaks then repeat to 0.3 % in any order of sizes and grow linearly. With a
+    # threshold of 1 MiB they scatter by 4 % and are 5 % higher; steps of 4 to 16 sequences take a third less
+    # time, of 40 and more the same (T5 of d_model 128, 54 + 70 tokens, 2 cores, glibc 2.36).
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=65536",
-    # oneDNN compiles a bf16 product for each new shape, and by default keeps the last 1,024 with their
-    # buffers, in two caches: 450 MiB more after 40 steps, 3 with these, in the same time.
+    # oneDNN compiles a bf16 product for each new shape and keeps 1,024 with their buffers, in two caches:
+    # 450 MiB more after 40 steps, and 3 MiB with these limits, in the same time.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
     "LRU_CACHE_CAPACITY": "16",
-    # Threads that spin while they wait starve each other on a shared machine: a step took 17.6 s
-    # spinning and 0.23 s sleeping beside one other training process on 2 cores.
+    # Threads that spin while they wait take the cores from each other: a step took 17.6 s spinning and
+    # 0.23 s sleeping, beside another training process on 2 cores.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 CUDA_ENVIRONMENT = {
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the driver's own order, as NVML has it
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of the driver and of NVML
 }
 
 
@@ -38,7 +37,7 @@ def memory_environment(device: str) -> dict[str, str]:
 
 
 def worker_environment(variables: Mapping[str, str], world_size: int) -> dict[str, str]:
-    """This process's environment as a worker should see it: the cores shared out over the ranks."""
+    """The environment of a worker: this process's, with an equal share of the cores."""
     threads = max(1, len(os.sched_getaffinity(0)) // world_size)
     common = {
         "TOKENIZERS_PARALLELISM": "false",
@@ -50,10 +49,10 @@ def worker_environment(variables: Mapping[str, str], world_size: int) -> dict[st
 
 
 def reexec_with_environment(module: str, arguments: Sequence[str]) -> None:
-    """Starts this process anew, under the same id, unless it has the safe path and its variables.
+    """Replaces this process by one with the safe path and the memory variables, unless it has both.
 
-    Under a launcher of the user's own nobody has set them: peaks would not be the profile's, and a
-    `profiles/` in the current folder could be imported for ours.
+    Under a launcher of the user's own they are not set: peaks would differ from the profile's, and a
+    `profiles/` in the current folder could be imported.
     """
     on_cpu = (
         bool({"cpu", "--device=cpu"} & {*arguments})
@@ -70,7 +69,7 @@ def reexec_with_environment(module: str, arguments: Sequence[str]) -> None:
 
 
 def worker_command(module: str, world_size: int, arguments: Sequence[str] = ()) -> list[str]:
-    """What runs `module` in `world_size` processes."""
+    """The command that runs `module` in `world_size` processes."""
     python = [sys.executable, "-P"]
     if world_size == 1:
         return [*python, "-m", module, *arguments]

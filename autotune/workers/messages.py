@@ -109,7 +109,7 @@ class MemoryFractions:
     """The shares that source and target take of a micro-batch's memory; None where both are padded as one."""
 
     type: ClassVar[str] = "memory_fractions"
-    fractions: tuple[float, ...] | None
+    fractions: Sequence[float] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,8 @@ class Failed:
     text: str
 
 
-FromProbe = Ready | Beat | Report | DataWait | MemoryFractions | Failed
+Answer = Report | DataWait | MemoryFractions
+FromProbe = Ready | Beat | Answer | Failed
 
 
 def encode(message: Message) -> bytes:

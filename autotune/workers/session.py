@@ -17,31 +17,24 @@ from autotune.devices.sampler import MemorySampler
 from autotune.events import Emit, ReadingTaken
 from autotune.readings import Held, Report
 from autotune.trial import DeviceBudget
+from autotune.workers import messages
 from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import memory_environment, worker_command, worker_environment
-from autotune.workers.messages import (
-    Build,
-    DataWait,
-    Failed,
-    FromProbe,
-    MemoryFractions,
-    Ready,
-    Request,
-)
+from autotune.workers.messages import Build, Failed, FromProbe, Request
 from autotune.workers.watchdog import Watchdog
 
 TICK = 0.05
-"""Seconds between two looks at the meters."""
+"""Seconds between two readings of the meters."""
 SHOW_EVERY = 4
-"""Looks that a reading is emitted once in."""
+"""One of so many readings is emitted."""
 CAUSES = (Cause.DEVICE_OOM, Cause.REFUSED, Cause.CRASHED)
 """The causes that a worker sends. When several ranks fail at once, the first of these is the cause."""
-A = TypeVar("A", Ready, Report, DataWait, MemoryFractions)
+A = TypeVar("A", messages.Ready, Report, messages.DataWait, messages.MemoryFractions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadSpec:
-    """What to probe: `module:function`, called in a fresh process with plain settings."""
+    """What to probe: `module:function`, which a fresh process calls with plain settings."""
 
     path: str
     settings: Mapping[str, Any]
@@ -50,20 +43,20 @@ class WorkloadSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a trial must hold; shares of a whole."""
+    """Shares of device and host memory that a trial may take, and how long it may be silent, in seconds."""
 
     target: float
     target_ram: float
     silence: float = 600.0
-    """Seconds without a word from any worker in a probe after which it counts as hung."""
+    """Without a message from any worker in a probe."""
     building: float = 7200.0
-    """The same while it reads the model and tokenises the data, which says nothing."""
+    """The same while the workers read the model and tokenise the data."""
     idle: float = 10.0
-    """Seconds in a probe without a word or any work of the processors, which count as hung too."""
+    """Without a message and without CPU time in a probe."""
 
 
 class WorkersEnded(Exception):
-    """The workers' end, before they had all answered."""
+    """The workers ended before all of them had answered; carries the failure."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(str(failure))
@@ -71,7 +64,7 @@ class WorkersEnded(Exception):
 
 
 class Session:
-    """Workers that build a workload and then answer about it; `close` it whatever happens."""
+    """Workers that build a workload and answer requests about it; always `close` it."""
 
     def __init__(
         self, spec: WorkloadSpec, *, group: DeviceGroup, host: HostMeter, limits: Limits, emit: Emit,
@@ -79,9 +72,9 @@ class Session:
     ) -> None:  # fmt: skip
         self.spec = spec
         self.budgets: Sequence[DeviceBudget] = ()
-        """What the guard watches; neighbours may change it between two probes."""
+        """Whose hard limits are watched; other tenants may change them between two probes."""
         self.held: list[Held] = []
-        """By rank, since its last answer."""
+        """By rank, after its last answer."""
         self._limits = limits
         self._emit = emit
         self._ticks = 0
@@ -98,11 +91,8 @@ class Session:
         """Builds the workload in every rank and returns its `workload_info`; raises WorkersEnded."""
         settings = {**self.spec.settings, "memory_limit": capacity}
         self.sampler.__enter__()
-        ready = self._collect(
-            Ready,
-            Watchdog(longest=self._limits.building),
-            Build(workload=self.spec.path, settings=settings),
-        )
+        build = Build(workload=self.spec.path, settings=settings)
+        ready = self._collect(messages.Ready, Watchdog(longest=self._limits.building), build)
         self.held = [answer.held for answer in ready]
         return ready[0].workload_info
 
@@ -130,25 +120,24 @@ class Session:
 
     def _collect(self, kind: type[A], watchdog: Watchdog, greeting: Build | None = None) -> list[A]:
         answers: dict[int, A] = {}
-        for messages in self._workers.watch(TICK, greeting):
-            failures = [(rank, said) for rank, said in messages if isinstance(said, Failed)]
+        for received in self._workers.watch(TICK, greeting):
+            failures = [(rank, said) for rank, said in received if isinstance(said, Failed)]
             if failures:
                 raise self._failure(*min(failures, key=lambda pair: CAUSES.index(pair[1].cause)))
-            answers |= {rank: said for rank, said in messages if isinstance(said, kind)}
+            answers |= {rank: said for rank, said in received if isinstance(said, kind)}
             if len(answers) == self.spec.world_size:
                 return [answers[rank] for rank in sorted(answers)]
             self._watch()
-            if (why := watchdog.check(bool(messages))) is not None:
+            if (why := watchdog.check(bool(received))) is not None:
                 raise WorkersEnded(Failure(cause=Cause.HUNG, detail=why))
         raise WorkersEnded(self._workers.how_it_ended())
 
     def _watch(self) -> None:
-        """Looks at the meters; raises Ended where the guard must stop the probe."""
+        """Reads the meters; raises WorkersEnded when a probe must be stopped."""
         window = self.sampler.window()
         if self._ticks % SHOW_EVERY == 0:
-            self._emit(
-                ReadingTaken(devices=window.devices, host=window.host, workers=window.workers)
-            )
+            now = ReadingTaken(devices=window.devices, host=window.host, workers=window.workers)
+            self._emit(now)
         self._ticks += 1
         if (breach := host_breach(window.host_tightest, self._limits.target_ram)) is not None:
             raise WorkersEnded(breach)

@@ -1,4 +1,4 @@
-"""A run that runs out of memory on its way: it goes on by itself, finer cut, and is the same run."""
+"""A run that runs out of memory on its way: it resumes with a smaller micro-batch and is the same run."""
 
 import resource
 import signal
@@ -87,21 +87,21 @@ def train(
     return events
 
 
-def test_a_run_that_outgrows_its_memory_goes_on_finer_cut(tmp_path: Path) -> None:
+def test_a_run_out_of_memory_resumes_with_half_the_micro_batch(tmp_path: Path) -> None:
     """Twice refused: from micro-batch 4 to 2 to 1, and every step is the undisturbed run's."""
     train(tmp_path, "whole")
     events = train(tmp_path, "refused", refused=2)
 
     began = [event for event in events if isinstance(event, TrainingStarted)]
     said = [
-        event.text for event in events if isinstance(event, Notice) if "going on from" in event.text
+        event.text for event in events if isinstance(event, Notice) if "resuming from" in event.text
     ]
     assert [start.micro_batch for start in began] == [4, 2, 1]
     assert [start.first_step > 1 for start in began] == [False, True, True]
     assert len(said) == 2
     assert said[0].startswith("out of memory at micro-batch 4: ")
     assert said[0].endswith(
-        "; going on from the last checkpoint, or anew without one, with micro-batch 2"
+        "; resuming from the last checkpoint, or from the start without one, with micro-batch 2"
     )
     assert isinstance(events[-1], TrainingEnded)
     for one, other in zip(steps(tmp_path / "whole"), steps(tmp_path / "refused"), strict=True):

@@ -30,7 +30,7 @@ from trainer.launch.process import leave, start
 from trainer.supervisor.failure_advice import advice
 
 
-class Stop:
+class StopSignal:
     """Whether a signal asked to stop: after the step, or at once before the first step.
 
     A second signal changes nothing: SLURM and a terminal signal a worker both directly and through its launcher.
@@ -54,17 +54,15 @@ class Stop:
 
 def train_standalone() -> int:
     """Trains as the flags say; the exit status is 0 done, 1 an error that the user can fix, 130 interrupted."""
-    should_stop = Stop()
+    should_stop = StopSignal()
     try:
         settings = _parse(sys.argv[1:])
     except ChatlmError as error:
-        if (
-            os.environ.get("LOCAL_RANK", "0") == "0"
-        ):  # the other ranks read the same flags and files
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # all ranks fail in the same way
             sys.stderr.write(f"chatlm: {error}\n")
         return 1
     lines = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there too, NCCL for one
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there too, as NCCL does
     interrupted = False
 
     def say(event: Progress) -> None:

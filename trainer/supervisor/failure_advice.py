@@ -1,7 +1,6 @@
-"""Launches that are known to fail: by what NCCL, gloo, torchrun or a loader says, what to try.
+"""Advice for launches that fail in a known way, by what NCCL, gloo, torchrun or a loader printed.
 
-They have no types of their own, so that their words must do; tests quote them. What is out of memory,
-or wrong with the user's settings, has an error of ours and is not looked for here. Imports no torch.
+Their errors have no types, so that the text is matched; tests quote each text. Imports no torch.
 """
 
 import os
@@ -20,33 +19,30 @@ from autotune.devices.shared_memory import NEEDED, SHARED_MEMORY, free_shared_me
 class Fault:
     """A way in which a launch fails."""
 
-    words: str
-    """A regular expression, found in what a process said last."""
-    advice: Callable[[], str]
-    """What it is and what to try, with this machine's numbers."""
+    pattern: str
+    """A regular expression for what a process printed last."""
+    advice: str | Callable[[], str]
+    """What it is and what to try; a function where this machine's numbers are part of it."""
 
 
 def advice(said: str, *, exit_code: int | None = None) -> str | None:
-    """What is known of a process that said that, or was ended by a signal; None of an unknown fault.
+    """What to try after a process printed that and exited so; None for an unknown fault.
 
-    The first that is found counts: a shared memory that is full comes before the NCCL that it fails, and
-    that before the neighbours that lose their connection.
+    The first fault that matches counts: full shared memory makes NCCL fail, and that disconnects the peers.
     """
     if exit_code == -signal.SIGBUS:
         return _loaders()
-    if (
-        exit_code == -signal.SIGKILL
-    ):  # it was whole until then, and the others' words are about its end
+    if exit_code == -signal.SIGKILL:  # the other ranks' text is about its end
         return None
     for fault in FAULTS:
-        if re.search(fault.words, said, re.IGNORECASE):
-            return fault.advice()
+        if re.search(fault.pattern, said, re.IGNORECASE):
+            return fault.advice if isinstance(fault.advice, str) else fault.advice()
     return None
 
 
 def lost_a_peer(said: str) -> bool:
-    """Whether these are the words of a process whose neighbour ended, and not the cause themselves."""
-    known = [fault for fault in FAULTS if re.search(fault.words, said, re.IGNORECASE)]
+    """Whether a process crashed only because another rank ended first."""
+    known = [fault for fault in FAULTS if re.search(fault.pattern, said, re.IGNORECASE)]
     return known[:1] == [PEER]
 
 
@@ -55,7 +51,7 @@ def _nccl_memory(folder: Path = SHARED_MEMORY) -> str:
     free = free_shared_memory(folder)
     if free is None or free < 2 * NEEDED:
         cures.insert(0, "in Docker, run with --shm-size 1g")
-    else:  # then it is not the size: https://github.com/NVIDIA/nccl/pull/2059
+    else:  # the size is not the cause: https://github.com/NVIDIA/nccl/pull/2059
         cures.insert(0, "set NCCL_CUMEM_HOST_ENABLE=0")
     return (
         f"NCCL could not share memory between processes ({shared_memory(folder)}): {_any_of(cures)}"
@@ -64,22 +60,22 @@ def _nccl_memory(folder: Path = SHARED_MEMORY) -> str:
 
 def _loaders(folder: Path = SHARED_MEMORY) -> str:
     return (
-        f"shared memory ran out, as loader workers find out by a bus error ({shared_memory(folder)}): in "
+        f"shared memory ran out, and a bus error ended a loader worker ({shared_memory(folder)}): in "
         f"Docker, run with --shm-size 1g, or set loader_workers = 0 in the profile"
     )
 
 
 def _nccl() -> str:
     return (
-        f"NCCL failed, and does not say why ({shared_memory()}): set NCCL_DEBUG=WARN to hear it; use "
-        f"--backend gloo to train without NCCL, or NCCL_SHM_DISABLE=1 where shared memory is the fault"
+        f"NCCL failed without a reason ({shared_memory()}): set NCCL_DEBUG=WARN to see it; use "
+        f"--backend gloo to train without NCCL, or NCCL_SHM_DISABLE=1 if shared memory is the cause"
     )
 
 
 def _nccl_network() -> str:
     return (
-        f"NCCL found no way to the other processes: set NCCL_SOCKET_IFNAME to the network interface that "
-        f"they share ({_interfaces()}), or use --backend gloo; NCCL_DEBUG=INFO tells which one it takes"
+        f"NCCL cannot reach the other processes: set NCCL_SOCKET_IFNAME to the network interface that "
+        f"they share ({_interfaces()}), or use --backend gloo; NCCL_DEBUG=INFO shows the one it uses"
     )
 
 
@@ -87,8 +83,8 @@ def _gloo() -> str:
     host = socket.gethostname()
     return (
         f"gloo could not connect the processes: set GLOO_SOCKET_IFNAME to the network interface that they "
-        f"share ({_interfaces()}); {host} is {_address(host)} here, and on several nodes no name may stand "
-        f"for 127.x.x.x in /etc/hosts"
+        f"share ({_interfaces()}); {host} is {_address(host)} here; on several nodes, no host name may "
+        f"be 127.x.x.x in /etc/hosts"
     )
 
 
@@ -100,34 +96,9 @@ def _head_node() -> str:
     )
 
 
-def _port() -> str:
-    return (
-        "the port of the rendezvous is taken, by an earlier run perhaps: give another --master-port "
-        "(torchrun) or --main_process_port (accelerate launch)"
-    )
-
-
-def _two_on_a_card() -> str:
-    return (
-        "two processes are on one card: start no more processes a node than it has cards, and leave "
-        "CUDA_VISIBLE_DEVICES as it is; --backend gloo shares a card, slowly"
-    )
-
-
-def _late() -> str:
-    return (
-        "a process waited for another that did not come: it hangs, has ended, or does more than the "
-        "others; `py-spy dump --pid PID` shows where each of them is"
-    )
-
-
-def _peer() -> str:
-    return "another process ended first: what it said, on its node or further up, is the cause"
-
-
 PEER = Fault(
     r"ncclRemoteError|Connection closed by (remote )?peer|Connection reset by peer|Broken pipe",
-    _peer,
+    "another process ended first: its own message, on its node or further up, is the cause",
 )
 FAULTS = (
     Fault(
@@ -141,7 +112,11 @@ FAULTS = (
         r"|unable to (write|resize|allocate|open) .*shared memory|/torch_\w+.*No space left on device",
         _loaders,
     ),
-    Fault(r"Duplicate GPU detected", _two_on_a_card),
+    Fault(
+        r"Duplicate GPU detected",
+        "two processes are on one card: start no more processes a node than it has cards, and leave "
+        "CUDA_VISIBLE_DEVICES as it is; --backend gloo shares a card, slowly",
+    ),
     Fault(
         r"no socket interface found|No NCCL_SOCKET_IFNAME interface found"
         r"|neither AF_INET|socketStartConnect: Connect to|NCCL WARN.*(Connection refused|timed out)",
@@ -149,7 +124,8 @@ FAULTS = (
     ),
     Fault(
         r"EADDRINUSE|Address already in use|server socket has failed to (bind|listen)",
-        _port,
+        "the port of the rendezvous is taken, perhaps by an earlier run: give another --master-port "
+        "(torchrun) or --main_process_port (accelerate launch)",
     ),
     Fault(
         r"client socket has (timed out|failed to connect)|Timed out after \d+ seconds waiting for clients"
@@ -161,7 +137,11 @@ FAULTS = (
         r"|Unable to resolve hostname to a \(local\) address",
         _gloo,
     ),
-    Fault(r"Watchdog caught collective operation timeout|Timed out waiting \d+ms", _late),
+    Fault(
+        r"Watchdog caught collective operation timeout|Timed out waiting \d+ms",
+        "a process waited for another one that hangs, has ended, or does more work; "
+        "`py-spy dump --pid PID` shows where each process is",
+    ),
     PEER,
     Fault(r"nccl(System|UnhandledCuda|Internal|InvalidUsage)\w*|NCCL error", _nccl),
 )

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from autotune.cause import Cause
@@ -14,19 +14,8 @@ from autotune.workers.group import WorkerGroup
 from autotune.workers.messages import Failed
 from autotune.workers.watchdog import Watchdog
 from profiles.schema import Fingerprint
+from trainer import events
 from trainer.config.settings import TrainSettings
-from trainer.events import (
-    Built,
-    CheckpointSaved,
-    Evaluated,
-    FromTrainer,
-    Go,
-    StepEnded,
-    Stop,
-    Tokenising,
-    TrainingEnded,
-    TrainingStarted,
-)
 from trainer.supervisor.failure_advice import advice, lost_a_peer
 from trainer.supervisor.fingerprint import differences, fingerprint
 from trainer.supervisor.job import TrainJob
@@ -36,38 +25,32 @@ TICK = 0.25
 
 
 class ProfileMismatch(Exception):
-    """The profile's fingerprint is not this machine's; carries what differs."""
+    """The profile's fingerprint is not this machine's; carries the differences."""
 
     def __init__(self, differences: list[str]) -> None:
         super().__init__("; ".join(differences))
         self.differences = differences
 
 
+@dataclass
 class Relay:
-    """Turns the workers' messages into events, and the meters into readings."""
+    """Emits the workers' events and the meters' readings."""
 
-    def __init__(
-        self,
-        job: TrainJob,
-        settings: TrainSettings,
-        workers: WorkerGroup[FromTrainer],
-        expected: Fingerprint | None,
-        budgets: tuple[DeviceBudget, ...],
-    ) -> None:
-        self.job = job
-        self.budgets = budgets
-        self.settings = settings
-        self.workers = workers
-        self.expected = expected
-        self.emit = job.emit
-        self.ended: TrainingEnded | None = None
-        self.stops = 0
-        self._started = False
-        self._steps = self._done = self._saved = 0
-        self._read_at = 0.0
-        self._watchdog = Watchdog()
+    job: TrainJob
+    settings: TrainSettings
+    workers: WorkerGroup[events.FromTrainer]
+    expected: Fingerprint | None
+    budgets: tuple[DeviceBudget, ...]
+    ended: events.TrainingEnded | None = None
+    stops: int = 0
+    _steps: int | None = None
+    """Of the whole run; None before it has started."""
+    _done: int = 0
+    _saved: int = 0
+    _read_at: float = 0.0
+    _watchdog: Watchdog = field(default_factory=Watchdog)
 
-    def take(self, messages: Sequence[tuple[int, FromTrainer]]) -> None:
+    def take(self, messages: Sequence[tuple[int, events.FromTrainer]]) -> None:
         """Handles the messages of one tick, and reads the meters.
 
         Raises:
@@ -76,7 +59,7 @@ class Relay:
         for _, message in messages:
             self._handle(message)
         if self._watchdog.check(bool(messages)) is not None:
-            self.emit(Notice(text=hang_notice(self._watchdog, self.workers.pids.values())))
+            self.job.emit(Notice(text=hang_notice(self._watchdog, self.workers.pids.values())))
             self._watchdog.longest = math.inf  # once, until the next step
         if time.monotonic() - self._read_at >= TICK:
             self._read_at = time.monotonic()
@@ -86,53 +69,50 @@ class Relay:
         resident = self.workers.resident()
         try:
             devices = self.job.devices.group.read(resident)
-        except DeviceError as error:  # the run may go on: it is for its workers to fail
-            self.emit(Notice(text=str(error)))
+        except DeviceError as error:  # the run may still succeed: its workers decide
+            self.job.emit(Notice(text=str(error)))
             devices = ()
-        self.emit(
+        self.job.emit(
             ReadingTaken(devices=devices, host=self.job.host.read(), workers=sum(resident.values()))
         )
 
     @property
     def is_under_way(self) -> bool:
-        """Whether it has taken a step, and need not take all of them again."""
-        return self._done > 0 and (self._done < self._steps or self._saved == self._done)
+        """Whether it has taken a step, and a resume has less to do."""
+        return self._done > 0 and (self._done != self._steps or self._saved == self._done)
 
     def stop(self) -> None:
-        """Asks the workers to save and end; raises KeyboardInterrupt the second time.
-
-        Before the first step there is nothing to save: then at once.
-        """
+        """Asks the workers to save and exit; raises KeyboardInterrupt the second time, or before the first step."""
         self.stops += 1
-        if self.stops > 1 or not self._started:
+        if self.stops > 1 or self._steps is None:
             raise KeyboardInterrupt
-        self.workers.send(Stop())
-        self.emit(Notice(text="stopping after this step; press Ctrl-C again to stop at once"))
+        self.workers.send(events.Stop())
+        self.job.emit(Notice(text="stopping after this step; press Ctrl-C again to stop at once"))
 
-    def _handle(self, message: FromTrainer) -> None:
+    def _handle(self, message: events.FromTrainer) -> None:
         match message:
-            case Built():
+            case events.Built():
                 found = fingerprint(message.facts, self.job.devices)
                 if self.expected is not None:
                     differing = differences(self.job.profile, found, self.settings, self.budgets)
                     if differing:
                         raise ProfileMismatch(differing)
-                self.workers.send(Go())
-            case TrainingStarted():
-                self._started, self._steps = True, message.steps
-                self.emit(replace(message, devices=self.budgets))
-            case StepEnded():
+                self.workers.send(events.Go())
+            case events.TrainingStarted():
+                self._steps = message.steps
+                self.job.emit(replace(message, devices=self.budgets))
+            case events.StepEnded():
                 self._done = message.record["step"]
                 self._watchdog.step(message.record["seconds"])
-                self.emit(message)
-            case CheckpointSaved():
+                self.job.emit(message)
+            case events.CheckpointSaved():
                 self._saved = message.step
-                self.emit(message)
-            case TrainingEnded():
+                self.job.emit(message)
+            case events.TrainingEnded():
                 self.ended = message
-                self.emit(message)
-            case Notice() | Tokenising() | Evaluated():
-                self.emit(message)
+                self.job.emit(message)
+            case Notice() | events.Tokenising() | events.Evaluated():
+                self.job.emit(message)
             case Failed():
                 self._fail(message)
             case other:

@@ -1,6 +1,6 @@
-"""`chatlm train` seen from outside the workers: start them, hear what they say, end them well.
+"""Runs a training in worker processes: starts them, watches them, and halves the micro-batch when memory runs out.
 
-It imports no torch. The supervisor outlives its workers: whatever ends one becomes a message, or a finer cut.
+It imports no torch: the supervisor outlives its workers.
 """
 
 import signal
@@ -25,41 +25,41 @@ from trainer.supervisor.relay import TICK, ProfileMismatch, Relay
 
 
 def run_training(job: TrainJob) -> TrainingEnded:
-    """Trains, after one probe of the profile's size where its figures are another machine's.
+    """Trains; first probes the profile's size once if the profile was measured on another machine.
 
     Raises:
-        ProfileError: the size does not hold its target here.
+        ProfileError: the size exceeds the target on this machine.
         OutOfMemory, WorkerError, ChatlmError: as `supervise` does.
     """
     try:
         return finish(job, job.profile.fingerprint)
-    except ProfileMismatch as stale:
+    except ProfileMismatch as mismatch:
         sizes = job.settings.plan(job.settings.world_size)
         job.emit(
             Notice(
-                text=f"profile {job.settings.profile} was measured elsewhere ({'; '.join(stale.differences)}): "
+                text=f"profile {job.settings.profile} was measured elsewhere ({'; '.join(mismatch.differences)}): "
                 f"probing micro-batch {sizes} once"
             )
         )
         probe_again(job)
-        # what each side takes of the memory was measured elsewhere too
+        # the memory fractions of source and target were measured elsewhere too
         return finish(replace(job, settings=replace(job.settings, shares=None)), None)
 
 
 def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
-    """Trains to the end: where memory runs out on the way, the run goes on with half the micro-batch.
+    """Trains to the end. A run that ran out of memory after a step resumes with half the micro-batch.
 
-    Nothing else changes, since a cut changes no step. What does not fit to begin with is told at once.
+    The optimizer steps stay the same. A run that runs out of memory before its first step fails.
 
     Raises:
-        Stale, OutOfMemory, WorkerError, ChatlmError: as `supervise` does; KeyboardInterrupt after Ctrl-C.
+        ProfileMismatch, OutOfMemory, WorkerError, ChatlmError: as `supervise` does; KeyboardInterrupt after Ctrl-C.
     """
     is_under_way = False
     while True:
         try:
             return supervise(job, expected)
-        except RanOutOfMemory as outgrown:
-            error, is_under_way = outgrown.error, True
+        except RanOutOfMemory as ended:
+            error, is_under_way = ended.error, True
         except OutOfMemory as refused:
             if not is_under_way:
                 raise
@@ -67,18 +67,21 @@ def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         except DeviceError as full:  # others hold more than the target leaves
             if not is_under_way:
                 raise
-            raise DeviceError(f"{full}", "the same command goes on with the run") from full
+            raise DeviceError(str(full), "the same command resumes the run") from full
         finer = halved(job.settings)
         if finer == replace(job.settings, fresh=False):
             raise error
         job, expected = replace(job, settings=finer), None
-        cut, said = finer.plan(finer.world_size), error.what
-        text = f"{said}; going on from the last checkpoint, or anew without one, with micro-batch {cut}"
-        job.emit(Notice(text=text))
+        job.emit(
+            Notice(
+                text=f"{error.what}; resuming from the last checkpoint, or from the start without one, "
+                f"with micro-batch {finer.plan(finer.world_size)}"
+            )
+        )
 
 
 def halved(settings: TrainSettings) -> TrainSettings:
-    """The same run in micro-batches half as large, and evaluated so; it goes on where it was."""
+    """The same run with half the micro-batch and half the evaluation batch; it resumes."""
     plan = Plan(
         micro_batch=[max(1, size // 2) for size in settings.plan(settings.world_size).sizes],
         effective_batch=settings.effective_batch,
@@ -94,7 +97,7 @@ def halved(settings: TrainSettings) -> TrainSettings:
 
 
 def probe_again(job: TrainJob) -> None:
-    """Raises ProfileError when the run's size does not hold the profile's target any more."""
+    """Probes the run's size; raises ProfileError when it exceeds the profile's target."""
     size = job.settings.micro_batch
     memory = job.profile.memory
     limits = Limits(target=memory.target_vram or 1.0, target_ram=memory.target_ram or 1.0)
@@ -119,7 +122,7 @@ def probe_again(job: TrainJob) -> None:
 
 
 class RanOutOfMemory(Exception):
-    """A run that had taken a step ran out of memory; carries what is to be said of it."""
+    """A run ran out of memory after its first step; carries the error."""
 
     def __init__(self, error: OutOfMemory) -> None:
         super().__init__(str(error))
@@ -129,14 +132,14 @@ class RanOutOfMemory(Exception):
 def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     """Runs the training in worker processes and returns how it ended.
 
-    Ctrl-C lets the workers finish their step and save a checkpoint; a second one ends them at once.
+    After Ctrl-C the workers finish their step and save a checkpoint; a second Ctrl-C ends them at once.
 
     Raises:
-        Stale: what the workers found is not what was `expected`.
-        Outgrown: memory ran out after a step.
-        OutOfMemory: the device or the host had too little memory for it.
+        ProfileMismatch: the workers' fingerprint is not the `expected` one.
+        RanOutOfMemory: memory ran out after a step.
+        OutOfMemory: memory ran out before.
         WorkerError: a worker crashed or was killed.
-        ChatlmError: what a worker refused.
+        ChatlmError: a worker refused its settings or data.
     """
     group = job.devices.group
     baseline = group.read_baseline()
@@ -148,14 +151,12 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         budgets=tuple(device.budget for device in known),
         device_names=tuple(device.name for device in known),
     )
-    environment = worker_environment(memory_environment(group.kind), settings.world_size)
-    command = worker_command("trainer", settings.world_size)
     with Interrupts() as interrupts:
         try:
             with WorkerGroup[FromTrainer](
-                command,
+                worker_command("trainer", settings.world_size),
                 messages=FromTrainer,
-                environment=environment,
+                environment=worker_environment(memory_environment(group.kind), settings.world_size),
                 log_path=job.log_path,
                 host=job.host,
             ) as workers:
@@ -168,7 +169,7 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
                         relay.stop()
                 raise explain_exit(workers)
         except OutOfMemory as error:
-            if interrupts.count:  # asked to end, also while its workers did
+            if interrupts.count:
                 job.emit(Notice(text=str(error)))
                 raise KeyboardInterrupt from error
             if relay.is_under_way:

@@ -71,7 +71,7 @@ OTHERS = {
     ),
     "pytorch/pytorch#108732": (
         "RuntimeError: [third_party/gloo/gloo/transport/tcp/pair.cc:799] connect [172.31.71.170]:13195: Connection refused",
-        "no name may stand for 127.x.x.x in /etc/hosts",
+        "no host name may be 127.x.x.x in /etc/hosts",
     ),
     "torch 2.13, no first node": (
         "torch.distributed.DistNetworkError: The client socket has timed out after 60000ms while trying "

@@ -1,0 +1,32 @@
+"""What a training process prints under a launcher of the user's own."""
+
+import json
+import math
+
+from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingStarted
+from trainer.launch.standalone import as_json
+
+STARTED = TrainingStarted(
+    model="m", rows=8, first_step=1, steps=2, effective_batch=4, micro_batch=2, accumulation=2,
+    world_size=1, precision="fp32", output_dir="run",
+)  # fmt: skip
+
+
+def test_each_event_is_printed_with_its_type_and_its_fields() -> None:
+    """A started run names no devices: only `chatlm train` knows their budgets."""
+    saved = as_json(CheckpointSaved(step=2, path="run/checkpoint-2"))
+    started = as_json(STARTED)
+
+    assert saved == {"type": "checkpoint", "step": 2, "path": "run/checkpoint-2"}
+    assert as_json(StepEnded(record={"step": 1})) == {"type": "step", "record": {"step": 1}}
+    assert started["type"] == "started"
+    assert "devices" not in started
+
+
+def test_an_evaluation_is_printed_as_in_its_file() -> None:
+    """With the perplexity, and null for a loss that is no number."""
+    printed = as_json(Evaluated(step=1, loss=math.nan))
+
+    assert (printed["type"], printed["loss"], printed["step"]) == ("evaluated", None, 1)
+    assert "perplexity" in printed
+    json.dumps(printed, allow_nan=False)
