@@ -1,7 +1,7 @@
-"""chatlm: what the user sees while a command runs: screen state from events, and drawing it.
+"""What the user sees while a command runs. Nothing here steers a run.
 
-`state` is values and a pure function, `view` draws it with rich, `plain` prints lines without it,
-`live` chooses between the two, `record` keeps the events in a file. Nothing here steers a run.
+`state` turns events into one value, `view` draws it with rich, `plain_lines` prints lines without
+rich, `live` chooses between the two, and `event_log` keeps the events in a file.
 """
 
 from dashboard.live import open_screen

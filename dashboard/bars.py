@@ -1,6 +1,6 @@
-"""Glyphs, and the few shapes made of them: memory bar, peak bar, progress, sparkline.
+"""Glyphs, and the shapes made of them: memory bar, peak bar, progress bar, sparkline.
 
-Every shape is a `Text` of exactly the width asked for. Glyphs carry the meaning, colour only helps.
+A bar is a `Text` of exactly the given width. Glyphs carry the meaning; colour repeats it.
 """
 
 import math
@@ -18,7 +18,7 @@ Cells = list[tuple[str, str]]
 class Glyphs:
     ours: str
     parts: str
-    """A column that is filled by an eighth, two eighths, … seven eighths."""
+    """A column filled to one eighth, two eighths, … seven eighths."""
     others: str
     free: str
     target: str
@@ -49,19 +49,20 @@ ASCII = Glyphs(
 
 
 def distance_style(peak: float, budget: float | None) -> str:
-    """A colour by distance to the budget: calm below it, green near it, a warning above it."""
-    if not budget:
-        return "cyan"
-    if peak > budget:
+    """Yellow above the budget, green in its last tenth, cyan below or without a budget."""
+    if budget and peak > budget:
         return "yellow"
-    return "green" if peak >= 0.9 * budget else "cyan"
+    return "green" if budget and peak >= 0.9 * budget else "cyan"
 
 
 def memory_bar(
     glyphs: Glyphs, width: int, *, others: float, ours: float, peak: float | None,
     target: float | None, style: str, guard: float | None = None,
 ) -> Text:  # fmt: skip
-    """Others' memory, ours and what is free, as shares of the device, with what limits them marked."""
+    """Tenants' memory, ours and free memory, with peak, guard and budget (`target`) marked.
+
+    All amounts are shares of the device's memory.
+    """
     start = round(min(1.0, others) * width)
     end = min(1.0, others + ours) * width
     cells: Cells = [(glyphs.others, "dim")] * start
@@ -71,18 +72,15 @@ def memory_bar(
         cells.append((glyphs.parts[eighths - 1], style))
     cells = cells[:width] + [(glyphs.free, "dim")] * (width - len(cells))
     for share, mark in ((peak, (glyphs.peak, style)), (guard, (glyphs.guard, "dim"))):
-        if share is None:
-            continue
-        at = column(share, width)
-        if cells[at][0] == glyphs.free:  # else it hides in what is in use now
-            cells[at] = mark
+        if share is not None and cells[at := column(share, width)][0] == glyphs.free:
+            cells[at] = mark  # memory in use now hides the mark
     if target is not None:
         cells[column(target, width)] = (glyphs.target, "bold")
     return joined(cells)
 
 
 def peak_bar(glyphs: Glyphs, width: int, *, share: float, mark: int, style: str) -> Text:
-    """A peak as a line from the left; `mark` is the column at which it meets the budget."""
+    """A line of `share` of the budget, whose mark is in column `mark`."""
     end = min(share * (mark + 0.5), width)
     cells: Cells = [(glyphs.line, style)] * math.floor(end)
     if len(cells) < width and end - len(cells) >= 0.5 and glyphs.line_end:
@@ -100,7 +98,7 @@ def progress_bar(glyphs: Glyphs, width: int, share: float) -> Text:
 
 
 def sparkline(glyphs: Glyphs, width: int, values: Sequence[float]) -> Text:
-    """The newest at the right; more values than columns share a column by their mean."""
+    """The values from left to right; a column shows the mean of as many as it must hold."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite or width < 1:
         return Text("")

@@ -1,4 +1,4 @@
-"""Numbers, names and verdicts as the screen and the plain lines write them. No rich here."""
+"""Numbers, names and verdicts as text, for the screen and for plain lines. It does not use rich."""
 
 import math
 from collections.abc import Sequence
@@ -7,16 +7,28 @@ from autotune.cause import Cause
 from autotune.trial import Trial
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
+from dashboard.state import Screen
 from trainer.events import Evaluated, Tokenising
 
 VERDICTS = {Verdict.FITS: "fits", Verdict.OVER: "over", Verdict.OOM: "out of memory"}
 NOISY = 0.05
-"""A speed whose steps lie further apart than this share is shown with its spread."""
+"""A speed is shown with its spread from this spread on."""
 
 ASCII = str.maketrans({
     "…": "..", "×": "x", "≈": "~", "→": "->", "·": "-", "°": " ", "—": "-", "–": "-",
     "✓": "+", "▲": "^", "✗": "x", "‘": "'", "’": "'", "“": '"', "”": '"', "≤": "<=", "≥": ">=", "±": "+-",
 })  # fmt: skip
+
+
+def answer_words(screen: Screen) -> list[str]:
+    """`["12 + 6"]`, or why there is no answer; `best so far, interrupted` where the search was cut off."""
+    assert screen.tuned is not None
+    is_cut_off = screen.tuned.interrupted
+    if screen.answer is None:
+        return ["interrupted before any size fitted" if is_cut_off else "no size fits"]
+    trial = screen.answer_trial
+    size = micro_batches(screen.answer, None if trial is None else trial.sizes)
+    return [size, "best so far, interrupted"] if is_cut_off else [size]
 
 
 def tokenise_words(event: Tokenising) -> str:
@@ -28,37 +40,33 @@ def tokenise_words(event: Tokenising) -> str:
 
 def verdict_word(trial: Trial) -> str:
     """`fits`, `over`, `out of memory`; `no size` where the size failed for another reason."""
-    if trial.failure is not None and trial.failure.cause is Cause.SIZE_LIMIT:
-        return "no size"
-    return VERDICTS[trial.verdict]
+    is_no_size = trial.failure is not None and trial.failure.cause is Cause.SIZE_LIMIT
+    return "no size" if is_no_size else VERDICTS[trial.verdict]
 
 
-def reason_words(trial: Trial) -> str | None:
-    """Why it was not measured in full; the verdict's word says the rest."""
-    if trial.failure is None:
-        return None
-    is_no_size = trial.failure.cause is Cause.SIZE_LIMIT
-    return clean(trial.failure.first_line if is_no_size else str(trial.failure))
-
-
-def short_reason(trial: Trial) -> str | None:
-    """The same for a column."""
-    if trial.failure is not None and trial.failure.cause is Cause.HARD_LIMIT:
-        return "stopped by the guard"
-    return reason_words(trial)
+def reason_words(trial: Trial, *, short: bool = False) -> str | None:
+    """Why the probe was not measured in full; `short` for a column of a table."""
+    match trial.failure:
+        case None:
+            return None
+        case failure if short and failure.cause is Cause.HARD_LIMIT:
+            return "stopped by the guard"
+        case failure:
+            is_no_size = failure.cause is Cause.SIZE_LIMIT
+            return clean(failure.first_line if is_no_size else str(failure))
 
 
 def give_or_take(trial: Trial) -> str | None:
-    """`±3 %`: how far to each side the speed was off its mean; None where that is little."""
+    """`±3 %`: half the spread of the speed; None below `NOISY`."""
     if trial.speed_spread is None or trial.speed_spread < NOISY:
         return None
     return f"±{50 * trial.speed_spread:.0f} %"
 
 
 def peak_words(trial: Trial) -> str | None:
-    """`12.0 GiB = tensors 10.1 + cache 1.4 + context 0.5`: what the tightest device's peak was made of.
+    """`12.0 GiB = tensors 10.1 + cache 1.4 + context 0.5`: the peak of the tightest device, in parts.
 
-    None where nothing tells, as on a CPU. A part that would show as nothing is left out.
+    None where the parts are unknown, as on a CPU. Parts that round to zero are left out.
     """
     if trial.tightest >= len(trial.measured):
         return None
@@ -72,22 +80,15 @@ def peak_words(trial: Trial) -> str | None:
         "outside torch": device.peak - device.context - device.reserved,
     }
     if min(parts.values()) < 0:
-        return None  # no such sum: the readings contradict one another
-    amounts = {
-        name: format_bytes(part, like=device.peak).split()[0] for name, part in parts.items()
-    }
+        return None  # the readings contradict one another
+    amounts = {k: format_bytes(part, like=device.peak).split()[0] for k, part in parts.items()}
     where = f" on device {trial.tightest}" if len(trial.measured) > 1 else ""
     shown = " + ".join(f"{name} {amount}" for name, amount in amounts.items() if float(amount))
     return f"{format_bytes(device.peak)}{where} = {shown}"
 
 
-def trial_size(trial: Trial) -> str:
-    """`1,024`, or `12 + 6` where the devices' sizes differ."""
-    return micro_batches(trial.size, None if trial.is_even else trial.sizes)
-
-
 def figure(value: float, like: float | None = None) -> str:
-    """Three digits that matter: `0.0123`, `52.1`, `13,300`; with the decimals of `like`, for columns."""
+    """Three significant digits: `0.0123`, `52.1`, `13,300`; for columns with the decimals of `like`."""
     if not math.isfinite(value):
         return str(value)
     size = abs(value if like is None else like)
@@ -100,7 +101,7 @@ def figure(value: float, like: float | None = None) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """`89 %`; next to 100 with a decimal, so that what is over does not read as if it fitted."""
+    """`89 %`; near 100 with one decimal, so that 100.3 % does not read as 100 %."""
     if whole <= 0:
         return "-"
     percent = 100 * part / whole
@@ -113,7 +114,7 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """The same in whole seconds, for what ticks."""
+    """The same in whole seconds, for a value that ticks."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -123,17 +124,18 @@ def clock(seconds: float) -> str:
 
 
 def percent(part: float) -> str:
-    """`60 %`, `62.5 %`: a share as the user gave it."""
+    """`60 %`, `62.5 %`: a share with at most three digits."""
     return f"{100 * part:.3g} %"
 
 
 def micro_batches(largest: int, sizes: Sequence[int] | None) -> str:
     """`1,024`, or `12 + 6` where the devices' sizes differ."""
-    return " + ".join(f"{size:,}" for size in sizes or (largest,))
+    is_even = len(set(sizes or ())) < 2
+    return f"{largest:,}" if is_even else " + ".join(f"{size:,}" for size in sizes or ())
 
 
 def scores_words(event: Evaluated) -> list[str]:
-    """`BLEU 83.8 (zh)`, `exact 87.5 %`, `chrF 89.3`, `of 200 rows`; none where nothing was answered."""
+    """`BLEU 83.8 (zh)`, `exact 87.5 %`, `chrF 89.3`, `of 200 rows`; empty without answers."""
     if event.bleu is None or event.chrf is None or event.exact_match is None:
         return []
     return [
@@ -145,7 +147,7 @@ def scores_words(event: Evaluated) -> list[str]:
 
 
 def shortened(text: str, most: int) -> str:
-    """One printable line of at most that many characters: Chinese has no spaces to break at."""
+    """One printable line of at most `most` characters, cut anywhere: Chinese has no spaces."""
     line = clean(text)
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
@@ -155,12 +157,12 @@ def counted(number: int, thing: str, ending: str = "s") -> str:
 
 
 def clean(text: str) -> str:
-    """One printable line: names and messages from outside must not steer the terminal."""
+    """One line without control characters: foreign text must not steer the terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def encodable(text: str, encoding: str) -> str:
-    """The text as this encoding can write it: our own glyphs in ASCII, the rest as `?`."""
+    """The text, or where the encoding cannot write it: our glyphs in ASCII, other characters as `?`."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

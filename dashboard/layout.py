@@ -1,6 +1,6 @@
-"""Rows of text that never wrap: pieces side by side, the least needed dropped when it gets narrow."""
+"""Rows of text that never wrap: a narrow row drops its least important parts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.text import Text
@@ -15,22 +15,20 @@ GAP = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What every row is drawn with."""
-
     width: int
     glyphs: Glyphs
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a row; the one with the highest `drop_priority` goes first."""
+    """A piece of a row; the piece with the highest `drop_priority` is dropped first."""
 
     text: Text
     drop_priority: int = 0
 
 
 def fitted(width: int, parts: Iterable[Part]) -> Text:
-    """The parts side by side, without those that the width has no room for."""
+    """The parts side by side, as many as fit."""
     kept = list(parts)
     while len(kept) > 1 and sum(p.text.cell_len for p in kept) + GAP * (len(kept) - 1) > width:
         kept.remove(max(kept, key=lambda part: part.drop_priority))
@@ -42,7 +40,7 @@ def labelled(layout: Layout, label: str, *parts: Part) -> Text:
 
 
 def spread(width: int, left: Text, right: Text) -> Text:
-    """One at each edge; the left one is shortened when both do not fit."""
+    """One text at each edge; the left one is cut where both do not fit."""
     left = left.copy()
     left.truncate(max(1, width - right.cell_len - 2), overflow="ellipsis")
     return Text.assemble(left, " " * (width - left.cell_len - right.cell_len), right)
@@ -53,18 +51,8 @@ def pair(name: str, value: str) -> Text:
     return Text.assemble((f"{name} ", "dim"), value)
 
 
-def in_columns(widths: Sequence[int], cells: Sequence[Text]) -> Text:
-    """Cells two columns apart: right-aligned, but for those with a negative width."""
-    line = Text()
-    for index, (width, cell) in enumerate(zip(widths, cells, strict=True)):
-        line.append("  " if index else "")
-        space = " " * (abs(width) - cell.cell_len)
-        line.append_text(Text.assemble(cell, space) if width < 0 else Text.assemble(space, cell))
-    return line
-
-
 def finished(line: Text, width: int, *, ascii: bool) -> Text:
-    """The row as it is printed: one column of margin, cut to the width, in ASCII if need be."""
+    """The row as printed: one column of margin, cut to the width."""
     line = Text.assemble(" ", line, no_wrap=True, overflow="crop", end="")
     if ascii:
         line.plain = encodable(line.plain, "ascii")

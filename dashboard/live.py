@@ -1,8 +1,8 @@
-"""Chooses between the live screen and plain lines, and puts the terminal back as it was.
+"""Chooses between the live screen and plain lines, and restores the terminal.
 
-The live screen is drawn on the terminal's other page, so that nothing scrolls, and a resize leaves no
-rubbish: terminals differ in how they re-wrap the normal page. The last frame then stays on the
-normal page. SIGTERM and SIGHUP must reach `open_screen` as exceptions, as SIGINT does.
+The live screen uses the terminal's alternate page: nothing scrolls, and a resize leaves no rubbish. At
+the end the last frame is printed on the normal page. SIGTERM and SIGHUP must reach `open_screen` as
+exceptions, as SIGINT does.
 """
 
 import io
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 FRAME = 1 / 8
-"""Seconds between two frames at least."""
+"""Shortest time between two frames, seconds."""
 ALWAYS_DRAWN = (ProbeEnded, TuningEnded, TrainingEnded)
 USUAL_SIZE = os.terminal_size((80, 24))
 
 
 @contextmanager
 def open_screen(*, plain: bool, stream: TextIO) -> Iterator[Emit]:
-    """An `emit` that shows what happens on `stream`, until the block ends, however it ends."""
+    """An `emit` that shows events on `stream`; the end of the block restores the terminal."""
     if plain or not is_drawable(stream):
         yield PlainLines(stream)
         return
@@ -45,10 +45,7 @@ def open_screen(*, plain: bool, stream: TextIO) -> Iterator[Emit]:
 
 @contextmanager
 def held_stderr() -> Iterator[None]:
-    """Keeps warnings and log lines off the screen, where the next frame would wipe them out.
-
-    They follow once the screen is closed. A stderr that is no terminal is left alone.
-    """
+    """Holds back what is written to stderr until the screen is closed; only where it is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -63,7 +60,7 @@ def held_stderr() -> Iterator[None]:
 
 
 def is_drawable(stream: TextIO) -> bool:
-    """Whether cursor codes mean anything there; FORCE_COLOR and the like do not make it so."""
+    """Whether the stream is a terminal with cursor codes, whatever FORCE_COLOR says."""
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
 
 
@@ -102,12 +99,12 @@ class LiveScreen:
                 try:
                     self.draw()
                 except Exception:
-                    self.close()  # the run goes on without a screen, on a usable terminal
+                    self.close()  # the run continues without a screen, on a usable terminal
                     raise
 
     def draw(self) -> None:
         size = terminal_size(self.stream)
-        self.console.size = size  # of this stream: rich would ask COLUMNS or stdin first
+        self.console.size = size  # rich would read COLUMNS or stdin first
         self.live.update(self.frame(size), refresh=True)
         self.drawn = time.monotonic()
 
@@ -118,19 +115,19 @@ class LiveScreen:
         return render(self.screen, size.columns, elapsed, height=size.lines, ascii=self.ascii)
 
     def close(self) -> None:
-        """Back to the normal page with the cursor visible, and the last frame below the command."""
+        """Restores the normal page and the cursor, and prints the last frame."""
         with self.lock:
             if not self.is_open:
                 return
             self.is_open = False
-            with suppress(OSError):  # after SIGHUP the terminal is gone: nothing to put back
+            with suppress(OSError):  # after SIGHUP the terminal is gone
                 self.live.stop()
                 if self.screen != Screen():
                     self.console.print(self.frame(terminal_size(self.stream)))
 
 
 def terminal_size(stream: TextIO) -> os.terminal_size:
-    """Columns and rows; the usual ones where the terminal does not know, as over a serial line."""
+    """Columns and rows; 80 × 24 where the terminal does not say, as over a serial line."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except OSError:

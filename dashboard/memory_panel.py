@@ -1,4 +1,4 @@
-"""Memory as it is drawn: per device a bar with its target line, and the same in words."""
+"""Memory on the screen: for each device a bar with its budget marked, and its numbers."""
 
 from dataclasses import dataclass
 
@@ -9,30 +9,30 @@ from autotune.trial import DeviceBudget
 from autotune.units import format_bytes
 from dashboard.bars import distance_style, memory_bar
 from dashboard.formatting import clean, share
-from dashboard.layout import LABEL, Layout, Part, fitted, pair, spread
+from dashboard.layout import GAP, LABEL, Layout, Part, fitted, labelled, pair, spread
 from dashboard.state import Screen
 
 MOST_IN_FULL = 2
-"""More devices than this have one row each instead of three."""
+"""Up to this many devices have three rows each; more have one row each."""
 MOST_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMemoryView:
-    """One device, bytes. `ours` is in use now, or once the run is over what it peaked at."""
+    """One device, bytes. `ours` is in use now; after the run it is the run's peak."""
 
     name: str
     total: int
     others: int
     ours: int
     peak: int | None
-    """Ours, the highest sampled."""
+    """Our highest sample."""
     budget: int | None
     hard_limit: int | None
-    """Ours, where the guard stops a probe; None where that is not beyond the budget."""
+    """Where the guard stops a probe of ours; None where that is not above the budget."""
     reading: DeviceReading | None
     ended: bool
-    """The run is over: the meters tell of others only, and are not shown."""
+    """The run is over; readings would show only tenants, so they are left out."""
 
     @property
     def style(self) -> str:
@@ -41,26 +41,14 @@ class DeviceMemoryView:
 
 def memories(screen: Screen) -> list[DeviceMemoryView]:
     readings = {reading.device: reading for reading in screen.devices}
-    if screen.budgets:
-        return [
-            memory(screen, index, budget, readings.get(budget.device))
-            for index, budget in enumerate(screen.budgets)
-        ]
-    return [
-        memory(
-            screen,
-            index,
-            DeviceBudget(
-                device=reading.device,
-                name=reading.name,
-                total=reading.total,
-                others=0 if screen.workers else reading.used,
-                budget=0,
-            ),
-            reading,
+    budgets = screen.budgets or tuple(
+        DeviceBudget(
+            device=device.device, name=device.name, total=device.total, budget=0,
+            others=0 if screen.workers else device.used,
         )
-        for index, reading in enumerate(screen.devices)
-    ]
+        for device in screen.devices
+    )  # fmt: skip
+    return [memory(screen, i, b, readings.get(b.device)) for i, b in enumerate(budgets)]
 
 
 def memory(
@@ -69,7 +57,7 @@ def memory(
     others = device.others
     used = others if reading is None else reading.used
     if device.device == "cpu" and reading is not None and screen.workers is not None:
-        others = used - screen.workers  # of host memory our own part is known at any time
+        others = used - screen.workers  # our own part of host memory is always known
     others = max(0, min(others, used))
     outcome = final_peak(screen, index)
     highest = screen.highest.get(device.device)
@@ -87,18 +75,13 @@ def memory(
 
 
 def hard_limit(screen: Screen, device: DeviceBudget) -> int | None:
-    """Where the guard stops a probe of ours; training has no guard."""
-    if (
-        screen.training is not None
-        or device.hard_limit is None
-        or device.hard_limit <= device.budget
-    ):
-        return None
-    return device.hard_limit
+    """Where the guard stops a probe; training has no guard."""
+    is_beyond = device.hard_limit is not None and device.hard_limit > device.budget
+    return device.hard_limit if is_beyond and screen.training is None else None
 
 
 def final_peak(screen: Screen, index: int) -> int | None:
-    """What the run held of this device at most, once it is over."""
+    """Our peak on this device, once the run is over."""
     if screen.training is not None:
         return None if screen.trained is None else screen.peak
     trial = screen.answer_trial
@@ -147,45 +130,28 @@ def bar(layout: Layout, width: int, device: DeviceMemoryView, guard: int | None 
         return None if ours is None else (device.others + ours) / device.total
 
     return memory_bar(
-        layout.glyphs,
-        width,
-        others=device.others / device.total,
-        ours=device.ours / device.total,
-        peak=place(device.peak),
-        target=place(device.budget),
-        guard=place(guard),
-        style=device.style,
-    )
+        layout.glyphs, width, others=device.others / device.total, ours=device.ours / device.total,
+        peak=place(device.peak), target=place(device.budget), guard=place(guard), style=device.style,
+    )  # fmt: skip
 
 
 def legend(layout: Layout, device: DeviceMemoryView) -> Text:
-    """The bar in words; its glyphs are the key."""
+    """The amounts of the bar, each behind its glyph."""
     glyphs, style = layout.glyphs, device.style
-
-    def part(
-        drop_priority: int, glyph: str, color: str, word: str, value: int | None
-    ) -> list[Part]:
-        if value is None:
-            return []
-        return [
-            Part(
-                Text.assemble((glyph, color), (f" {word} ", "dim"), format_bytes(value)),
-                drop_priority,
-            )
-        ]
-
-    free = max(0, device.total - device.others - device.ours)
-    return fitted(
-        layout.width,
-        [
-            *part(2, glyphs.others, "dim", "others", device.others or None),
-            *part(0, glyphs.ours, style, "peak" if device.ended else "ours", device.ours),
-            *part(3, glyphs.peak, style, "peak", device.peak),
-            *part(4, glyphs.free, "dim", "free", free),
-            *part(1, glyphs.target, "bold", "budget", device.budget),
-            *part(5, glyphs.guard, "dim", "guard", device.hard_limit),
-        ],
+    entries = (
+        (2, glyphs.others, "dim", "others", device.others or None),
+        (0, glyphs.ours, style, "peak" if device.ended else "ours", device.ours),
+        (3, glyphs.peak, style, "peak", device.peak),
+        (4, glyphs.free, "dim", "free", max(0, device.total - device.others - device.ours)),
+        (1, glyphs.target, "bold", "budget", device.budget),
+        (5, glyphs.guard, "dim", "guard", device.hard_limit),
     )
+    parts = [
+        Part(Text.assemble((glyph, color), (f" {word} ", "dim"), format_bytes(value)), priority)
+        for priority, glyph, color, word, value in entries
+        if value is not None
+    ]
+    return fitted(layout.width, parts)
 
 
 def in_one_row(layout: Layout, index: int, device: DeviceMemoryView) -> Text:
@@ -206,13 +172,9 @@ def host_rows(layout: Layout, screen: Screen) -> list[Text]:
     ours = min(screen.workers or 0, host.used)
     used = Text.assemble(format_bytes(host.used), (" of ", "dim"), format_bytes(host.total))
     numbers = fitted(layout.width // 2, [Part(pair("ours", format_bytes(ours)), 1), Part(used)])
+    total, room = max(1, host.total), max(8, layout.width - LABEL - numbers.cell_len - GAP)
     bar = memory_bar(
-        layout.glyphs,
-        max(8, layout.width - LABEL - numbers.cell_len - 3),
-        others=(host.used - ours) / max(1, host.total),
-        ours=ours / max(1, host.total),
-        peak=None,
-        target=None,
-        style="cyan",
-    )
-    return [Text.assemble((f"{'host RAM':<{LABEL}}", "dim"), bar, "   ", numbers)]
+        layout.glyphs, room, others=(host.used - ours) / total, ours=ours / total,
+        peak=None, target=None, style="cyan",
+    )  # fmt: skip
+    return [labelled(layout, "host RAM", Part(bar), Part(numbers))]

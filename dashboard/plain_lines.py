@@ -1,6 +1,6 @@
-"""One line per event worth a line: for pipes, log files, dumb terminals and `--plain`.
+"""Events as lines of text: for pipes, log files, dumb terminals and `--plain`.
 
-No colour, no cursor codes, no rich. Meter readings print nothing, steps are thinned.
+No colour, no cursor codes, no rich. Readings are not printed, and not every step is.
 """
 
 import textwrap
@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from autotune.events import Notice, ProbeEnded, TuningEnded, TuningStarted
+from autotune import events
 from autotune.trial import DeviceBudget, Trial
 from autotune.units import format_bytes
 from dashboard.formatting import (
+    answer_words,
     clean,
     clock,
     counted,
@@ -27,26 +28,17 @@ from dashboard.formatting import (
     share,
     shortened,
     tokenise_words,
-    trial_size,
     verdict_word,
 )
 from dashboard.state import Screen, budget_of, update
-from trainer.events import (
-    CheckpointSaved,
-    Evaluated,
-    Sample,
-    StepEnded,
-    Tokenising,
-    TrainingEnded,
-    TrainingStarted,
-)
+from trainer import events as run_events
 
 QUIET = 10.0
-"""Seconds after which a step is printed even when little has been done since the last line."""
+"""A step is printed at the latest after this many seconds."""
 LONGEST_TEXT = 60
 """Characters of a sample's prompt or answer."""
 LONGEST_REASON = 120
-"""Columns: torch says a paragraph when memory ran out; the profile keeps all of it."""
+"""Columns. torch's message is a paragraph; the profile keeps all of it."""
 
 
 class PlainLines:
@@ -69,36 +61,37 @@ class PlainLines:
 
     def lines(self, event: object) -> list[str]:
         match event:
-            case Notice():
+            case events.Notice():
                 return [f"note    {clean(event.text)}"]
-            case TuningStarted():
+            case events.TuningStarted():
                 head = f"tune    {event.model}  target {percent(event.target)}  sizes 1 … {event.ceiling}"
                 return [head, *(budget_line(device) for device in event.devices)]
-            case ProbeEnded():
+            case events.ProbeEnded():
                 return [self.probe_line(event.trial)]
-            case TuningEnded():
-                return [self.answer_line(event), *self.peak_lines()]
-            case Tokenising() if self.tokenising_is_due():
+            case events.TuningEnded():
+                return self.answer_lines(event)
+            case run_events.Tokenising() if self.tokenising_is_due():
                 self.tokenised_at = self.now()
                 return [f"tokenise {tokenise_words(event)}"]
-            case TrainingStarted():
-                self.printed_step = 0  # a run that goes on may be behind what was printed
+            case run_events.TrainingStarted():
+                self.printed_step = 0  # a resumed run may be behind the last printed step
                 return [training_line(event)]
-            case StepEnded() if self.step_is_due():
+            case run_events.StepEnded() if self.step_is_due():
                 self.printed_step, self.printed_at = self.screen.step, self.now()
                 return [self.step_line()]
-            case Evaluated():
+            case run_events.Evaluated():
                 return [evaluation_line(event), *map(sample_line, event.samples)]
-            case CheckpointSaved():
+            case run_events.CheckpointSaved():
                 return [f"saved   step {event.step}  {event.path}"]
-            case TrainingEnded():
+            case run_events.TrainingEnded():
                 return [self.end_line(event)]
             case _:
                 return []
 
     def probe_line(self, trial: Trial) -> str:
         budget = budget_of(trial, self.screen.budgets)
-        words = [f"probe   {trial_size(trial):<4}  {verdict_word(trial):<5}"]
+        size = micro_batches(trial.size, trial.sizes)
+        words = [f"probe   {size:<4}  {verdict_word(trial):<5}"]
         if trial.peak is not None and budget is not None:
             of_budget = f"{format_bytes(budget)} ({share(trial.peak, budget)})"
             words.append(f"peak {format_bytes(trial.peak, like=budget)} of {of_budget}")
@@ -110,24 +103,14 @@ class PlainLines:
             words.append(textwrap.shorten(reason, LONGEST_REASON, placeholder=" …"))
         return "  ".join([*words, duration(trial.seconds)])
 
-    def answer_line(self, event: TuningEnded) -> str:
-        trial = self.screen.answer_trial
-        answer = "no size fits" if event.answer is None else str(event.answer)
-        answer = answer if trial is None else trial_size(trial)
-        if event.interrupted:
-            answer = (
-                "interrupted" if event.answer is None else f"{answer}  best so far, interrupted"
-            )
-        probes = counted(len(self.screen.trials), "probe")
-        return f"answer  {answer}  {probes}  {duration(event.seconds)}"
-
-    def peak_lines(self) -> list[str]:
-        trial = self.screen.answer_trial
-        words = None if trial is None else peak_words(trial)
-        return [] if words is None else [f"peak    {words}"]
+    def answer_lines(self, event: events.TuningEnded) -> list[str]:
+        trial, probes = self.screen.answer_trial, counted(len(self.screen.trials), "probe")
+        answer = "  ".join(["answer", *answer_words(self.screen), probes, duration(event.seconds)])
+        parts = None if trial is None else peak_words(trial)
+        return [answer] if parts is None else [answer, f"peak    {parts}"]
 
     def step_is_due(self) -> bool:
-        """First, last, every twentieth of the run, and never silent for long."""
+        """True at the first and last step, at every twentieth of the run, and after `QUIET` seconds."""
         step, steps = self.screen.step, self.screen.steps
         return (
             self.printed_step == 0
@@ -158,16 +141,14 @@ class PlainLines:
             words.append(f"{clock(screen.seconds_left)} left")
         return "  ".join(words)
 
-    def end_line(self, event: TrainingEnded) -> str:
-        screen = self.screen
-        words = [
-            f"{'stopped' if event.interrupted else 'done   '} step {screen.step}/{screen.steps}"
-        ]
+    def end_line(self, event: run_events.TrainingEnded) -> str:
+        screen, word = self.screen, "stopped" if event.interrupted else "done   "
+        words = [f"{word} step {screen.step}/{screen.steps}"]
         loss, seconds = event.result.get("final_loss"), event.result.get("seconds")
         if isinstance(loss, int | float):
             words.append(f"loss {figure(loss)}")
         if isinstance(seconds, int | float):
-            words.append(f"{duration(seconds)}")
+            words.append(duration(seconds))
         if screen.training is not None:
             words.append(screen.training.output_dir)
         return "  ".join(words)
@@ -181,7 +162,7 @@ def budget_line(device: DeviceBudget) -> str:
     )
 
 
-def training_line(event: TrainingStarted) -> str:
+def training_line(event: run_events.TrainingStarted) -> str:
     size = micro_batches(event.micro_batch, event.micro_batch_sizes)
     resumed = f" from step {event.first_step}" if event.first_step > 1 else ""
     return (
@@ -191,15 +172,15 @@ def training_line(event: TrainingStarted) -> str:
     )
 
 
-def evaluation_line(event: Evaluated) -> str:
+def evaluation_line(event: run_events.Evaluated) -> str:
     words = [f"eval    step {event.step}  loss {figure(event.loss)}", *scores_words(event)]
     if event.seconds:
         words.append(duration(event.seconds))
     return "  ".join(words)
 
 
-def sample_line(sample: Sample) -> str:
-    """What was asked and answered; what was wanted, where that is something else."""
+def sample_line(sample: run_events.Sample) -> str:
+    """Prompt and answer, and the reference where the answer differs."""
     asked, answer = shortened(sample.prompt, LONGEST_TEXT), shortened(sample.answer, LONGEST_TEXT)
     line = f"sample  {asked} → {answer or '(nothing)'}"
     if sample.answer == sample.reference:
@@ -208,5 +189,5 @@ def sample_line(sample: Sample) -> str:
 
 
 def clean_line(text: str) -> str:
-    """Printable, with the columns' spaces kept."""
+    """The text without control characters; runs of spaces are kept."""
     return "".join(c if c.isprintable() else " " for c in text)

@@ -1,72 +1,58 @@
-"""Everything that the screen knows, as one value, and how an event changes it.
+"""The screen's state as one value, and how each event changes it.
 
-Pure: no clock, no device, no terminal. `view` and `plain` say what it looks like.
+Pure: no clock, no device, no terminal. `view` and `plain_lines` show it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from autotune.events import (
-    Notice,
-    ProbeEnded,
-    ProbeStarted,
-    ReadingTaken,
-    TuningEnded,
-    TuningStarted,
-)
+from autotune import events
 from autotune.readings import DeviceReading, HostReading
 from autotune.trial import DeviceBudget, Trial, reevaluate
 from autotune.verdict import Verdict
-from trainer.events import (
-    CheckpointSaved,
-    Evaluated,
-    StepEnded,
-    Tokenising,
-    TrainingEnded,
-    TrainingStarted,
-)
+from trainer import events as run_events
 
 RECENT_LOSSES = 200
 RECENT_NOTICES = 3
 SMOOTHING = 0.1
-"""Weight of the newest step in the mean step time: about the last twenty steps count."""
+"""Weight of the newest step in the mean step time; about the last 20 steps count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screen:
     """The whole state; `Screen()` is the state before the first event."""
 
-    tuning: TuningStarted | None = None
+    tuning: events.TuningStarted | None = None
     budgets: tuple[DeviceBudget, ...] = ()
     low: int | None = None
     high: int | None = None
     running: int | None = None
-    """The size that is being probed."""
+    """The size that is probed now."""
     trials: tuple[Trial, ...] = ()
-    tuned: TuningEnded | None = None
+    tuned: events.TuningEnded | None = None
 
     devices: tuple[DeviceReading, ...] = ()
     highest: Mapping[str, int] = field(default_factory=dict)
-    """Highest `used` that was sampled on each device since the probe, or training, began."""
+    """The highest sample of `used` on each device since the probe or the training began."""
     host: HostReading | None = None
     workers: int | None = None
     """Resident host memory of our workers, bytes."""
 
-    tokenising: Tokenising | None = None
-    """How far the rows are; None once training has started."""
-    training: TrainingStarted | None = None
+    tokenising: run_events.Tokenising | None = None
+    """Progress of the tokeniser; None once training has started."""
+    training: run_events.TrainingStarted | None = None
     record: Mapping[str, float] = field(default_factory=dict)
     """The last step's object in `metrics.jsonl`; empty before the first step."""
     losses: tuple[float, ...] = ()
-    """Of the last steps, oldest first."""
+    """The losses of the last steps, oldest first."""
     first_loss: float | None = None
     step_seconds: float | None = None
-    """Mean time of a step, the newest counting most."""
+    """Exponential mean of the step time."""
     peak: int | None = None
     """Highest `device_peak_bytes` of any step."""
-    evaluations: tuple[Evaluated, ...] = ()
-    checkpoint: CheckpointSaved | None = None
-    trained: TrainingEnded | None = None
+    evaluations: tuple[run_events.Evaluated, ...] = ()
+    checkpoint: run_events.CheckpointSaved | None = None
+    trained: run_events.TrainingEnded | None = None
 
     notices: tuple[str, ...] = ()
 
@@ -77,7 +63,7 @@ class Screen:
 
     @property
     def answer_trial(self) -> Trial | None:
-        """The evidence for it: the newest of that size that fits, with the most sequences."""
+        """The trial of the answer: of its fitting trials the newest with the most sequences."""
         fits = [t for t in self.trials if t.size == self.answer and t.verdict is Verdict.FITS]
         return max(reversed(fits), key=lambda t: t.sequences, default=None)
 
@@ -98,92 +84,74 @@ class Screen:
 
 
 def update(screen: Screen, event: object) -> Screen:
-    """The screen after the event; an event that it does not know changes nothing."""
+    """The screen after the event; an unknown event changes nothing."""
     match event:
-        case ReadingTaken():
+        case events.ReadingTaken():
+            used = {d.device: max(d.used, screen.highest.get(d.device, 0)) for d in event.devices}
             return replace(
-                screen,
-                devices=event.devices,
-                highest=raised(screen.highest, event.devices),
-                host=event.host,
-                workers=event.workers,
-            )
-        case StepEnded():
+                screen, devices=event.devices, host=event.host, workers=event.workers,
+                highest={**screen.highest, **used},
+            )  # fmt: skip
+        case run_events.StepEnded():
             return after_step(screen, event.record)
-        case TuningStarted():
+        case events.TuningStarted():
             return replace(
                 screen, tuning=event, budgets=event.devices, low=0, high=event.ceiling + 1,
                 running=None, trials=(), tuned=None,
             )  # fmt: skip
-        case ProbeStarted():
+        case events.ProbeStarted():
             return replace(screen, running=event.size, low=event.low, high=event.high, highest={})
-        case ProbeEnded():
+        case events.ProbeEnded():
             budgets = event.trial.budgets or screen.budgets
             return replace(
                 screen, running=None, low=event.low, high=event.high, budgets=budgets,
-                trials=(*(retold(trial, budgets) for trial in screen.trials), event.trial),
+                trials=(*(reevaluated(trial, budgets) for trial in screen.trials), event.trial),
             )  # fmt: skip
-        case TuningEnded():
+        case events.TuningEnded():
             return replace(screen, tuned=event, running=None)
-        case Tokenising():
+        case run_events.Tokenising():
             return replace(screen, tokenising=event)
-        case TrainingStarted():
+        case run_events.TrainingStarted():
             return replace(
-                screen, tokenising=None, training=event, budgets=event.devices or screen.budgets, running=None, highest={}, record={}, losses=(),
-                first_loss=None, step_seconds=None, peak=None, evaluations=(), checkpoint=None,
-                trained=None,
+                screen, tokenising=None, training=event, budgets=event.devices or screen.budgets,
+                running=None, highest={}, record={}, losses=(), first_loss=None, step_seconds=None,
+                peak=None, evaluations=(), checkpoint=None, trained=None,
             )  # fmt: skip
-        case Evaluated():
+        case run_events.Evaluated():
             return replace(screen, evaluations=(*screen.evaluations, event)[-RECENT_LOSSES:])
-        case CheckpointSaved():
+        case run_events.CheckpointSaved():
             return replace(screen, checkpoint=event)
-        case TrainingEnded():
+        case run_events.TrainingEnded():
             return replace(screen, trained=event)
-        case Notice():
+        case events.Notice():
             others = tuple(text for text in screen.notices if text != event.text)
             return replace(screen, notices=(*others, event.text)[-RECENT_NOTICES:])
         case _:
             return screen
 
 
-def retold(trial: Trial, budgets: tuple[DeviceBudget, ...]) -> Trial:
-    """The trial under the newest budgets, as the engine judges it: others may have come or gone."""
-    if len(trial.budgets) != len(budgets):
-        return trial
-    return reevaluate(trial, budgets) or trial
+def reevaluated(trial: Trial, budgets: tuple[DeviceBudget, ...]) -> Trial:
+    """The trial under the newest budgets, as the search sees it: tenants may have come or gone."""
+    is_same_devices = len(trial.budgets) == len(budgets)
+    return (reevaluate(trial, budgets) if is_same_devices else None) or trial
 
 
 def after_step(screen: Screen, record: Mapping[str, float]) -> Screen:
-    loss = record.get("loss")
-    losses = screen.losses if loss is None else (*screen.losses, loss)[-RECENT_LOSSES:]
+    loss, seconds, mean = record.get("loss"), record.get("seconds"), screen.step_seconds
+    if mean is not None and seconds is not None:
+        seconds = mean + SMOOTHING * (seconds - mean)
     return replace(
         screen,
         record=dict(record),
-        losses=losses,
+        losses=screen.losses if loss is None else (*screen.losses, loss)[-RECENT_LOSSES:],
         first_loss=loss if screen.first_loss is None else screen.first_loss,
-        step_seconds=smoothed(screen.step_seconds, record.get("seconds")),
-        peak=largest(screen.peak, record.get("device_peak_bytes")),
+        step_seconds=mean if seconds is None else seconds,
+        peak=max(screen.peak or 0, int(record.get("device_peak_bytes") or 0)) or None,
     )
 
 
-def smoothed(mean: float | None, newest: float | None) -> float | None:
-    if mean is None or newest is None:
-        return newest if mean is None else mean
-    return mean + SMOOTHING * (newest - mean)
-
-
-def largest(peak: int | None, newest: float | None) -> int | None:
-    if newest is None:
-        return peak
-    return int(newest) if peak is None else max(peak, int(newest))
-
-
-def raised(highest: Mapping[str, int], devices: tuple[DeviceReading, ...]) -> Mapping[str, int]:
-    return {**highest, **{d.device: max(d.used, highest.get(d.device, 0)) for d in devices}}
-
-
 def budget_of(trial: Trial, budgets: tuple[DeviceBudget, ...]) -> int | None:
-    """The budget that `trial.peak` is to be held against: of the device with the least headroom."""
+    """The budget of the device that `trial.peak` is from: the one with the least headroom."""
     if trial.budgets:
         return trial.budgets[trial.tightest].budget
     if not budgets:

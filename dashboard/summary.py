@@ -1,4 +1,4 @@
-"""What a command found, in the few lines that it ends with."""
+"""The lines that a command prints at its end."""
 
 import math
 from collections.abc import Mapping
@@ -14,10 +14,9 @@ from profiles import Profile
 def tuned_words(
     profile: Profile, seconds: float, path: Path, estimated_capacity: int | None = None
 ) -> str:
-    """How the effective batch is cut, what it peaks at, what it is worth, and where that stands.
+    """The plan, its peak, the other tuned settings, and where the profile is.
 
-    `estimated_capacity` is the micro-batch that the devices had room for, where the effective batch is the
-    smaller bound.
+    `estimated_capacity` is the micro-batch that fits the devices, where the effective batch is smaller.
     """
     plan = profile.plan(profile.fingerprint.world_size)
     lines = [
@@ -33,14 +32,11 @@ def tuned_words(
 
 
 def cut_words(plan: Plan) -> str:
-    """How a step is cut. No product: the last micro-batch of a step may be smaller."""
-    where = ""
-    if plan.world_size > 1:
-        where = f" on {'each of ' if plan.is_even else ''}{plan.world_size} devices"
-    return (
-        f"micro-batch {plan}{where}, accumulation {plan.accumulation}, effective batch "
-        f"{plan.effective_batch}"
-    )
+    """The plan. It prints no product: the last micro-batch of a step may be smaller."""
+    each = "each of " if plan.is_even else ""
+    where = f" on {each}{plan.world_size} devices" if plan.world_size > 1 else ""
+    cut = f"accumulation {plan.accumulation}, effective batch {plan.effective_batch}"
+    return f"micro-batch {plan}{where}, {cut}"
 
 
 def memory_words(profile: Profile) -> str:
@@ -56,7 +52,6 @@ def memory_words(profile: Profile) -> str:
 
 
 def rest_words(profile: Profile) -> list[str]:
-    """What else was tuned."""
     loaders, eval_batch = profile.run.loader_workers, profile.batch.eval_batch_size
     if eval_batch is None:
         return []
@@ -65,7 +60,7 @@ def rest_words(profile: Profile) -> list[str]:
 
 
 def grown_words(profile: Profile) -> list[str]:
-    """What the effective batch was, and that the learning rate is not adapted unasked."""
+    """How the effective batch grew; the learning rate changes only with --scale-lr."""
     before, after = profile.batch.base_effective_batch_size, profile.batch.effective_batch_size
     if before is None or before == after:
         return []
@@ -78,7 +73,7 @@ def grown_words(profile: Profile) -> list[str]:
 
 
 def room_words(plan: Plan, estimated_capacity: int | None) -> list[str]:
-    """What would use the room that the effective batch leaves; another bound is the user's own."""
+    """A larger effective batch that would use the free memory, where the effective batch is the bound."""
     if estimated_capacity is None or sum(plan.sizes) < plan.effective_batch:
         return []
     return [
@@ -88,23 +83,22 @@ def room_words(plan: Plan, estimated_capacity: int | None) -> list[str]:
 
 
 def knee_words(profile: Profile) -> list[str]:
-    """The smallest size that is as fast, where that is not the one that was taken."""
+    """The smallest size that is as fast as the answer, where that is another one."""
     knee = profile.knee()
     if knee is None or knee.size >= profile.batch.micro_batch_size:
         return []
     return [
-        f"the knee is micro-batch {micro_batches(knee.size, knee.sizes)}: the smallest tried that is as fast "
-        f"(within 3 %); --prefer throughput tunes for it, and holds less memory"
+        f"the knee is micro-batch {micro_batches(knee.size, knee.sizes)}: the smallest tried that "
+        "is as fast (within 3 %); --prefer throughput tunes for it, and holds less memory"
     ]
 
 
 def trained_words(result: Mapping[str, Any], log_path: Path) -> str:
-    """How far it came, how fast, and where it is."""
+    """Steps, speed and peak of the run, and its folder."""
     loss = "" if result["final_loss"] is None else f", loss {result['final_loss']:.3f}"
     return (
         f"{result['steps']} steps, {result['samples']:,} samples{loss}, "
-        f"{result['samples_per_second']:.1f} samples/s with evaluations "
-        f"and checkpoints, "
+        f"{result['samples_per_second']:.1f} samples/s with evaluations and checkpoints, "
         f"peak {format_bytes(result['peak_bytes'])}\n"
         f"the run is in {result['output_dir']}, the log in {log_path}\n"
     )

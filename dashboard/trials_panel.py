@@ -1,4 +1,4 @@
-"""The search as it is drawn: the bracket, the trials by size, and the line that they lie on."""
+"""The search on the screen: the bracket, the trials by size, and the fitted memory line."""
 
 from collections.abc import Mapping
 
@@ -9,16 +9,17 @@ from autotune.units import format_bytes
 from autotune.verdict import Verdict
 from dashboard.bars import distance_style, peak_bar
 from dashboard.formatting import (
+    answer_words,
     duration,
     figure,
     give_or_take,
+    micro_batches,
     peak_words,
+    reason_words,
     share,
-    short_reason,
-    trial_size,
     verdict_word,
 )
-from dashboard.layout import Layout, Part, in_columns, labelled, pair
+from dashboard.layout import Layout, Part, labelled, pair
 from dashboard.memory_fit import fit_line
 from dashboard.memory_panel import memories
 from dashboard.state import Screen, budget_of
@@ -28,14 +29,14 @@ COLUMNS = {
     "size": 0, "verdict": 0, "peak": 1, "of budget": 3, BAR: 5, "samples/s": 2, "spread": 7,
     "tokens/s": 6, "time": 4,
 }  # fmt: skip
-"""In order; the highest number goes first when the terminal is narrow, 0 stays."""
+"""Columns in order. A narrow terminal drops the one with the highest number first and never a 0."""
 WIDEST_SIZE = 16
 LEAST_BAR = 12
 WIDEST_BAR = 42
 
 
 def bracket_row(layout: Layout, screen: Screen) -> Text:
-    """What is still in doubt, or what was found."""
+    """The sizes still in doubt, or the answer."""
     if screen.tuned is not None:
         return outcome_row(layout, screen)
     assert screen.tuning is not None
@@ -51,16 +52,10 @@ def bracket_row(layout: Layout, screen: Screen) -> Text:
 
 
 def outcome_row(layout: Layout, screen: Screen) -> Text:
-    assert screen.tuned is not None
-    glyphs, interrupted = layout.glyphs, screen.tuned.interrupted
-    if screen.answer is None:
-        words = "interrupted before any size fitted" if interrupted else "no size fits"
-        return labelled(layout, "answer", Part(Text(f"{glyphs.oom} {words}", "bold")))
-    trial = screen.answer_trial
-    size = f"{screen.answer:,}" if trial is None else trial_size(trial)
-    parts = [Part(Text(f"{glyphs.fits} {size}", "bold green"))]
-    if interrupted:
-        parts.append(Part(Text("best so far, interrupted"), 1))
+    is_found, glyphs, trial = screen.answer is not None, layout.glyphs, screen.answer_trial
+    glyph, style = (glyphs.fits, "bold green") if is_found else (glyphs.oom, "bold")
+    words, *rest = answer_words(screen)
+    parts = [Part(Text(f"{glyph} {words}", style)), *(Part(Text(word), 1) for word in rest)]
     budget = None if trial is None else budget_of(trial, screen.budgets)
     if trial is not None and trial.peak is not None and budget is not None:
         parts.append(Part(pair("holds", format_bytes(trial.peak)), 2))
@@ -69,7 +64,7 @@ def outcome_row(layout: Layout, screen: Screen) -> Text:
 
 
 def peak_rows(layout: Layout, screen: Screen) -> list[Text]:
-    """What the answer's peak is made of, where that is known and there is room for all of it."""
+    """The parts of the answer's peak, where they are known and fit into the row."""
     words = None if screen.answer_trial is None else peak_words(screen.answer_trial)
     if words is None:
         return []
@@ -83,7 +78,7 @@ def sizes(low: int, high: int) -> str:
 
 
 def trial_rows(layout: Layout, screen: Screen, most: int) -> list[Text]:
-    """A heading and at most `most` rows below it, by size, so that the bars draw the curve."""
+    """A heading and at most `most` rows, by size, so that the bars draw the memory curve."""
     running = running_trial(screen)
     trials = nearest(screen, most - (running is not None))
     if running is not None:
@@ -105,38 +100,39 @@ def trial_rows(layout: Layout, screen: Screen, most: int) -> list[Text]:
         widths[BAR] = min(WIDEST_BAR, widths[BAR] + room)
         for row, trial in zip(table, trials, strict=True):
             row[BAR] = bar(layout, trial, screen, widths[BAR])
-    heading = {name: Text(name, "dim") for name in COLUMNS}
+    heading = {n: Text(n, "dim", justify="left" if n == "verdict" else None) for n in COLUMNS}
     return [
-        in_columns(sides(widths), [heading[name] for name in widths]),
+        in_columns(widths, heading),
         *(trial_row(trial, row, widths) for trial, row in zip(trials, table, strict=True)),
     ]
 
 
-def sides(widths: Mapping[str, int]) -> list[int]:
-    return [-width if name in ("verdict", BAR) else width for name, width in widths.items()]
+def in_columns(widths: Mapping[str, int], row: Mapping[str, Text]) -> Text:
+    cells = [row[name].copy() for name in widths]
+    for cell, width in zip(cells, widths.values(), strict=True):
+        cell.align("left" if cell.justify == "left" else "right", width)
+    return Text("  ").join(cells)
 
 
 def trial_row(trial: Trial, row: Mapping[str, Text], widths: Mapping[str, int]) -> Text:
-    """The cells; where nothing was measured, the reason in the place of all that is missing."""
-    reason = short_reason(trial)
-    missing = [name for name in widths if name not in ("size", "verdict", "time")]
-    if trial.peak is None and reason is not None and missing:
-        room = sum(widths[name] for name in missing) + 2 * (len(missing) - 1)
-        around = {name: width for name, width in widths.items() if name not in missing}
-        time = around.pop("time", None)
-        widths = {**around, BAR: room} | ({} if time is None else {"time": time})
-        row = {**row, BAR: shortened(reason, room)}
-    return in_columns(sides(widths), [row[name] for name in widths])
+    """The cells; a probe that was not measured has its reason in place of the missing ones."""
+    reason = reason_cell(trial)
+    first, *rest = [n for n in widths if n not in ("size", "verdict", "time")] or [""]
+    if trial.peak is None and reason is not None and first in widths:
+        room = widths[first] + sum(widths[name] + 2 for name in rest)
+        widths = {n: w for n, w in widths.items() if n not in rest} | {first: room}
+        row = {**row, first: reason}
+    return in_columns(widths, row)
 
 
-def shortened(words: str, width: int) -> Text:
-    text = Text(words, "dim")
-    text.truncate(width, overflow="ellipsis")
-    return text
+def reason_cell(trial: Trial) -> Text | None:
+    """Why the probe was not measured in full; a column cuts it to its width."""
+    reason = reason_words(trial, short=True)
+    return None if reason is None else Text(reason, "dim", justify="left", overflow="ellipsis")
 
 
 def running_trial(screen: Screen) -> Trial | None:
-    """The probe that runs now, with the peak that the meters have seen of it so far."""
+    """The probe that runs now, with its highest sample so far as its peak."""
     if screen.running is None:
         return None
     seen = [device for device in memories(screen) if device.peak and device.budget]
@@ -146,11 +142,11 @@ def running_trial(screen: Screen) -> Trial | None:
 
 
 def knee_of(screen: Screen) -> Trial | None:
-    """Once the search is over, the smallest size that is as fast as any; None if that is the answer."""
+    """After the search the smallest size that is as fast as any; None where that is the answer."""
     answer = screen.answer_trial
     if answer is None:
         return None
-    from autotune.tuning.loop import choose  # brings the engine along, 50 ms: training needs none
+    from autotune.tuning.loop import choose  # 50 ms of imports, which training does not need
 
     knee = choose(screen.trials, "throughput")
     is_known = knee is not None and knee.samples_per_second and knee.sequences < answer.sequences
@@ -158,7 +154,7 @@ def knee_of(screen: Screen) -> Trial | None:
 
 
 def nearest(screen: Screen, most: int) -> list[Trial]:
-    """The trials that say most about what is in doubt, by size."""
+    """The trials nearest to the sizes in doubt, by size."""
     low, high = screen.low or 0, screen.high or 0
 
     def distance(trial: Trial) -> int:
@@ -173,7 +169,10 @@ def cells(
     budget = budget_of(trial, screen.budgets)
     style = style_of(trial, budget)
     row = {name: Text() for name in COLUMNS}
-    row["size"] = Text(size_cell(trial), "bold" if trial is screen.answer_trial else "")
+    size = micro_batches(trial.size, trial.sizes)
+    if len(size) > WIDEST_SIZE:
+        size = f"{min(trial.sizes):,}–{max(trial.sizes):,}"
+    row["size"] = Text(size, "bold" if trial is screen.answer_trial else "")
     row["verdict"] = verdict(layout, trial, screen, style)
     if knee:
         row["verdict"].append(", knee", "dim")
@@ -184,9 +183,8 @@ def cells(
     speeds = [t.samples_per_second for t in screen.trials if t.samples_per_second is not None]
     if trial.samples_per_second is not None:
         row["samples/s"] = Text(figure(trial.samples_per_second, like=max(speeds)))
-    row["spread"] = Text(
-        (give_or_take(trial) or "").replace("±", layout.glyphs.give_or_take), "dim"
-    )
+    spread = (give_or_take(trial) or "").replace("±", layout.glyphs.give_or_take)
+    row["spread"] = Text(spread, "dim")
     if trial.tokens_per_second is not None:
         row["tokens/s"] = Text(f"{trial.tokens_per_second:,.0f}")
     if not running:
@@ -194,30 +192,22 @@ def cells(
     return row
 
 
-def size_cell(trial: Trial) -> str:
-    """The sizes of many unequal devices as a range."""
-    size = trial_size(trial)
-    return size if len(size) <= WIDEST_SIZE else f"{min(trial.sizes):,}–{max(trial.sizes):,}"
-
-
 def verdict(layout: Layout, trial: Trial, screen: Screen, style: str) -> Text:
     glyphs = layout.glyphs
     if trial.size == screen.running:
-        return Text(f"{glyphs.running} running", "bold")
-    glyph = {Verdict.FITS: glyphs.fits, Verdict.OVER: glyphs.over, Verdict.OOM: glyphs.oom}
-    return Text(f"{glyph[trial.verdict]} {verdict_word(trial)}", style)
+        return Text(f"{glyphs.running} running", "bold", justify="left")
+    glyph = getattr(glyphs, trial.verdict.name.lower())
+    return Text(f"{glyph} {verdict_word(trial)}", style, justify="left")
 
 
 def style_of(trial: Trial, budget: int | None) -> str:
-    if trial.verdict is Verdict.OOM:
-        return "red"
-    return distance_style(trial.peak or 0, budget)
+    return "red" if trial.verdict is Verdict.OOM else distance_style(trial.peak or 0, budget)
 
 
 def bar(layout: Layout, trial: Trial, screen: Screen, width: int) -> Text:
-    """The peak against the budget, whose mark is at one column in all rows; or why there is none."""
-    if (reason := short_reason(trial)) is not None:
-        return shortened(reason, width)
+    """The peak against the budget, marked at one column in all rows; or the reason of a failure."""
+    if (reason := reason_cell(trial)) is not None:
+        return reason
     budget = budget_of(trial, screen.budgets)
     if trial.peak is None or not budget:
         return Text()
@@ -227,15 +217,12 @@ def bar(layout: Layout, trial: Trial, screen: Screen, width: int) -> Text:
 
 
 def fit_rows(layout: Layout, screen: Screen) -> list[Text]:
-    """How memory grows with the size, once two trials tell."""
+    """The fitted memory line, once there is one."""
     line = fit_line(screen.trials)
     if line is None:
         return []
-    sign = "+" if line.fixed >= 0 else "-"
-    words = f"peak ≈ {format_bytes(abs(line.slope))} × size"
-    if sign == "+":
-        words = f"peak ≈ {format_bytes(line.fixed)} + {format_bytes(line.slope)} × size"
-    parts = [Part(Text(words))]
+    fixed = f"{format_bytes(line.fixed)} + " if line.fixed >= 0 else ""
+    parts = [Part(Text(f"peak ≈ {fixed}{format_bytes(line.slope)} × size"))]
     if line.trials > 2:
         within = f"within {100 * line.error:.1f} % of {line.trials} trials"
         parts.append(Part(Text(within, "dim"), 2))

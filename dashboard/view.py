@@ -1,7 +1,7 @@
-"""Draws a `Screen` with rich, as rows of text: no boxes, nothing that wraps.
+"""Draws a `Screen` with rich, as rows of text: no boxes, no wrapping.
 
-Rows, not `Layout`, `Panel` or `Table`: a frame costs a few milliseconds instead of twenty. Too
-narrow a terminal loses columns from the least needed on; a word or glyph carries every meaning.
+Rows instead of rich's `Layout`, `Panel` and `Table`: a frame takes a few milliseconds instead of 20. A
+narrow terminal drops the least important columns.
 """
 
 import textwrap
@@ -29,7 +29,7 @@ from trainer.events import TrainingStarted
 
 HEIGHT = 24
 WIDEST = 120
-"""A wider terminal gets no wider rows: the eye would lose the line."""
+"""Rows are not wider than this on any terminal: longer rows are hard to follow."""
 MOST_TRIALS = 10
 
 
@@ -51,11 +51,10 @@ def render(
     elif screen.tuning is not None:
         rows = tuning_rows(layout, screen, elapsed, room)
     else:
-        rows = [
-            title(layout, "chatlm", elapsed),
-            *meters(layout, screen),
-            *tokenise_rows(layout, screen),
-        ]
+        rows = [title(layout, "chatlm", elapsed), *meters(layout, screen)]
+        if screen.tokenising is not None:
+            words = Part(Text(tokenise_words(screen.tokenising)))
+            rows += [Text(), labelled(layout, "tokenise", words)]
     if notices:
         rows = [*rows[:room], Text(), *notices]
     return Group(*(finished(row, width, ascii=ascii) for row in rows[:height]))
@@ -67,16 +66,9 @@ def title(layout: Layout, name: str, elapsed: float, *subject: str) -> Text:
 
 
 def meters(layout: Layout, screen: Screen) -> list[Text]:
-    """Devices and host, set off by an empty row; nothing before the first reading."""
+    """An empty row, devices and host; nothing before the first reading."""
     rows = [*device_rows(layout, screen), *host_rows(layout, screen)]
     return [Text(), *rows] if rows else []
-
-
-def tokenise_rows(layout: Layout, screen: Screen) -> list[Text]:
-    """How far the rows are, before training starts."""
-    if screen.tokenising is None:
-        return []
-    return [Text(), labelled(layout, "tokenise", Part(Text(tokenise_words(screen.tokenising))))]
 
 
 def tuning_rows(layout: Layout, screen: Screen, elapsed: float, height: int) -> list[Text]:
@@ -119,46 +111,32 @@ def step_row(layout: Layout, screen: Screen) -> Text:
         right.append("   stopped" if screen.trained.interrupted else "   done", "bold")
     elif screen.seconds_left is not None:
         right.append(f"   {clock(screen.seconds_left)} left", "dim")
-    width = layout.width - LABEL - numbers.cell_len - right.cell_len - 5
+    width = layout.width - LABEL - numbers.cell_len - right.cell_len - GAP - 2
     bar = progress_bar(layout.glyphs, max(4, width), step / max(1, steps))
-    label = Text(f"{'step':<{LABEL}}", "dim")
-    return Text.assemble(label, numbers, "   ", bar, " ", right)
+    return labelled(layout, "step", Part(numbers), Part(Text.assemble(bar, " ", right)))
 
 
 def loss_rows(layout: Layout, screen: Screen) -> list[Text]:
     rows = []
     if screen.losses and screen.first_loss is not None:
-        now, first = f"{figure(screen.losses[-1])}", pair("first", figure(screen.first_loss))
-        numbers = Text(f"{now:<6}", "bold")
+        first = pair("first", figure(screen.first_loss))
+        numbers = Text(f"{figure(screen.losses[-1]):<6}", "bold")
         room = layout.width - LABEL - numbers.cell_len - first.cell_len - 6
         line = sparkline(layout.glyphs, max(4, room), screen.losses)
         rows.append(labelled(layout, "loss", Part(numbers), Part(line, 2), Part(first, 1)))
     if screen.evaluations:
         last = screen.evaluations[-1]
         best = min(screen.evaluations, key=lambda evaluation: evaluation.loss)
-        rows.append(
-            labelled(
-                layout, "eval loss",
-                Part(Text(f"{figure(last.loss):<6}", "bold")),
-                Part(pair("at step", f"{last.step:,}"), 1),
-                Part(pair("lowest", f"{figure(best.loss)} at {best.step:,}"), 2),
-            )
-        )  # fmt: skip
-        if words := scores_words(last):
-            rows.append(
-                labelled(layout, "answers", *(Part(named(word), i) for i, word in enumerate(words)))
-            )
+        numbers, at = Text(f"{figure(last.loss):<6}", "bold"), pair("at step", f"{last.step:,}")
+        lowest = pair("lowest", f"{figure(best.loss)} at {best.step:,}")
+        rows.append(labelled(layout, "eval loss", Part(numbers), Part(at, 1), Part(lowest, 2)))
+        scores = [Part(pair(*w.split(" ", 1)), i) for i, w in enumerate(scores_words(last))]
+        rows += [labelled(layout, "answers", *scores)] if scores else []
     return rows
 
 
-def named(words: str) -> Text:
-    """A name dim before its value: `BLEU 83.8 (zh)`."""
-    name, value = words.split(" ", 1)
-    return pair(name, value)
-
-
 def record_rows(layout: Layout, screen: Screen) -> list[Text]:
-    """The last step's figures; what it does not hold is not drawn."""
+    """The figures that the last step's record holds."""
     record = screen.record
 
     def parts(*keys: tuple[str, str]) -> list[Part]:
@@ -170,10 +148,9 @@ def record_rows(layout: Layout, screen: Screen) -> list[Text]:
 
     rows = []
     speed = parts(
-        ("samples_per_second", "samples/s"),
-        ("tokens_per_second", "tokens/s"),
+        ("samples_per_second", "samples/s"), ("tokens_per_second", "tokens/s"),
         ("seconds", "s a step"),
-    )
+    )  # fmt: skip
     if speed:
         if record.get("padding") is not None:
             speed.append(Part(pair("padding", share(record["padding"], 1)), 9))

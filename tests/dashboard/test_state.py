@@ -29,11 +29,10 @@ from dashboard.formatting import (
     encodable,
     figure,
     give_or_take,
+    micro_batches,
     peak_words,
     reason_words,
     share,
-    short_reason,
-    trial_size,
     verdict_word,
 )
 from dashboard.memory_fit import fit_line
@@ -315,7 +314,11 @@ def test_a_verdict_says_what_ended_the_probe(
 ) -> None:
     ended = replace(trial(8, None, verdict), failure=failure)
 
-    assert (verdict_word(ended), reason_words(ended), short_reason(ended)) == (word, full, short)
+    assert (verdict_word(ended), reason_words(ended), reason_words(ended, short=True)) == (
+        word,
+        full,
+        short,
+    )
 
 
 @pytest.mark.parametrize(
@@ -327,9 +330,9 @@ def test_a_spread_is_said_where_the_speed_is_noisy(spread: float | None, words: 
 
 
 def test_unequal_sizes_are_all_said() -> None:
-    assert trial_size(trial(1024)) == "1,024"
-    assert trial_size(replace(trial(12), sizes=(12, 12))) == "12"
-    assert trial_size(replace(trial(12), sizes=(12, 6))) == "12 + 6"
+    assert micro_batches(1024, ()) == "1,024"
+    assert micro_batches(12, (12, 12)) == "12"
+    assert micro_batches(12, (12, 6)) == "12 + 6"
 
 
 def card(peak: float, *, context: float, reserved: float, allocated: float) -> Measured:
