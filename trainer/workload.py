@@ -1,4 +1,4 @@
-"""The trainer's own step as a workload to be probed: `trainer.workload:build`."""
+"""The trainer's own step as a workload for probes: `trainer.workload:build`."""
 
 import time
 from typing import Any
@@ -15,12 +15,12 @@ from trainer.model.loading import fingerprint_info
 from trainer.run.parts import make_engine, make_parts
 
 PROBE_LEARNING_RATE = 1e-6
-"""A real optimizer step, on weights that nobody keeps."""
+"""The steps are real; the weights are thrown away."""
 MIX_SEED = 1
 TIMED_STEPS = 5
-"""Steps whose data are waited for, after the first, which starts the loaders."""
+"""Steps whose data wait is timed, after one step that starts the loaders."""
 PREFETCH_SECONDS = 1.0
-"""Seconds that loaders are given to be ahead, where a step is longer."""
+"""The most seconds that loaders get to work ahead between two steps."""
 
 
 class SftWorkload:
@@ -55,9 +55,9 @@ class SftWorkload:
         return Load(sum(b.samples for b in batches), sum(b.tokens for b in batches))
 
     def mixed_lengths_step(self, size: int) -> None:
-        """Micro-batches of any rows, each padded to its own longest: large, half as large, a single row.
+        """Runs micro-batches of shuffled rows, each padded to its own longest: full size, half, one row.
 
-        Where no freed block stays cached, the large one leaves nothing and is left out.
+        Without a caching allocator the full size leaves nothing behind and is left out.
         """
         rows = len(self._collator.store)
         shuffled = SampleOrder(rows, MIX_SEED).take(0, min(size, rows))
@@ -89,9 +89,8 @@ class SftWorkload:
         batches = iter(load_steps(steps, range(TIMED_STEPS + 1), loaders))
         next(batches)
         for _ in range(TIMED_STEPS):
-            time.sleep(
-                min(busy, PREFETCH_SECONDS) if loaders else 0.0
-            )  # loaders work while the device does
+            if loaders:  # they work while the device does
+                time.sleep(min(busy, PREFETCH_SECONDS))
             started = time.perf_counter()
             next(batches)
             waited += time.perf_counter() - started
@@ -107,11 +106,11 @@ class SftWorkload:
         return self.engine.any_rank(claim)
 
     def _batches(self, size: int) -> list[Batch]:
-        """One micro-batch, or two where training would accumulate: more change no memory."""
+        """One micro-batch, or two if training accumulates; more take no more memory."""
         return [self._collator.worst_case_batch(size)] * min(2, self._plan(size).accumulation)
 
     def _plan(self, size: int) -> Plan:
-        """As if every rank took that size; of unequal ones the largest may exceed an equal share."""
+        """The plan as if every rank took that size, or its share of the step if that is smaller."""
         effective = choose_effective(
             size, world_size=self._world_size, wanted=self._effective, fixed=self._fixed
         )
@@ -122,11 +121,8 @@ class SftWorkload:
 
 
 def build(settings: dict[str, Any]) -> SftWorkload:
-    """The workload of those plain settings: `WorkloadSettings` and what only a probe has to know.
-
-    On a CPU what is resident counts, so that all the code is loaded that a training worker has.
-    """
-    if settings["device"] == "cpu":
+    """The workload of `WorkloadSettings` as JSON, with `effective`, `effective_fixed` and `eval_data`."""
+    if settings["device"] == "cpu":  # resident code counts there: load what a training worker loads
         import trainer.run.loop  # noqa: F401
     values = dict(settings)
     effective, fixed = values.pop("effective"), values.pop("effective_fixed")

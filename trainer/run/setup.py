@@ -99,7 +99,7 @@ def prepare(
 
 
 def dry_run(run: Run) -> None:
-    """Runs the worst step, evaluation and answers once: what will not fit fails here."""
+    """Runs the largest step, evaluation and answers once, so that what does not fit fails here."""
     run.engine.dry_run(
         [run.collator.worst_case_batch(run.own_size)] * min(2, run.plan.accumulation)
     )
@@ -124,7 +124,7 @@ def dry_run(run: Run) -> None:
 
 
 def earlier_progress(run: Run) -> EvaluationHistory:
-    """What the main process finds in the folder of a resumed run: other nodes may not see it."""
+    """The evaluations so far, from the main process; other nodes may not see the run's folder."""
     records = []
     if run.is_main:
         run.folder.evaluations.forget_after(run.done)
@@ -135,9 +135,9 @@ def earlier_progress(run: Run) -> EvaluationHistory:
 
 
 def disk_need(parameters: int, trained: int, keep: int) -> int:
-    """Bytes of the final model, and of the checkpoints that are kept, the best and the one being written.
+    """Bytes for the final model, the kept checkpoints, the best one and the one being written.
 
-    A checkpoint holds what is trained, and its two moments.
+    A checkpoint holds the trained parameters and their two moments.
     """
     return 4 * (parameters + 3 * trained * (keep + 2))
 

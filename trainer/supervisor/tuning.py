@@ -32,13 +32,28 @@ ROOMY = 1.1
 class Tuned:
     """A tuning that has an answer, and its profile as it was written."""
 
+    job: TuneJob
     outcome: Outcome
     profile: Profile
     path: Path
-    target: float
-    """The share of each device to hold."""
-    estimated_capacity: int | None
-    """See `estimated_capacity`."""
+
+    @property
+    def estimated_capacity(self) -> int | None:
+        """Sequences per device that would fit by a line through the answer; None unless far above it.
+
+        It is told where the effective batch, not memory, bounded the search. That size did not run.
+        """
+        trial, effective = self.outcome.answer, self.job.options.effective_batch
+        if trial is None or trial.static_bytes is None or not trial.activation_peak:
+            return None
+        if effective is None or not trial.is_even:
+            return None
+        if trial.size < -(-effective // self.job.devices.world_size):
+            return None
+        room = trial.budgets[trial.tightest].budget - trial.static_bytes
+        each = (trial.activation_peak - trial.static_bytes) / trial.size
+        size = int(room / each) if each > 0 else 0
+        return size if size >= ROOMY * trial.size else None
 
 
 def run_tuning(job: TuneJob) -> Tuned:
@@ -89,13 +104,7 @@ def run_tuning(job: TuneJob) -> Tuned:
         profile = make_profile(outcome, job)
         path = free_path(job.path) if outcome.interrupted else job.path
         profiles.save(profile, path)
-    return Tuned(
-        outcome=outcome,
-        profile=profile,
-        path=path,
-        target=job.limits.target,
-        estimated_capacity=estimated_capacity(outcome, options.effective_batch, devices.world_size),
-    )
+    return Tuned(job=job, outcome=outcome, profile=profile, path=path)
 
 
 def ceiling(
@@ -195,27 +204,6 @@ def _effective_batch(job: TuneJob, trial: Trial) -> int:
     )
 
 
-def estimated_capacity(outcome: Outcome, effective: int | None, world_size: int) -> int | None:
-    """Sequences per device that would fit by a line through the answer; None unless far above it.
-
-    It is told where the effective batch, not memory, bounded the search. That size did not run.
-    """
-    trial = outcome.answer
-    if (
-        trial is None
-        or trial.static_bytes is None
-        or not trial.activation_peak
-        or effective is None
-    ):
-        return None
-    if not trial.is_even or trial.size < -(-effective // world_size):
-        return None
-    room = trial.budgets[trial.tightest].budget - trial.static_bytes
-    each = (trial.activation_peak - trial.static_bytes) / trial.size
-    size = int(room / each) if each > 0 else 0
-    return size if size >= ROOMY * trial.size else None
-
-
 def nothing_fits(outcome: Outcome) -> NothingFits:
     """The error for a tuning in which not even one sequence per device holds the target."""
     trial = min(outcome.trials, key=lambda t: t.size)
@@ -243,7 +231,7 @@ def as_json(tuned: Tuned) -> dict[str, Any]:
         "micro_batch_size": profile.batch.micro_batch_size,
         "effective_batch_size": profile.batch.effective_batch_size,
         "gradient_accumulation_steps": profile.batch.gradient_accumulation_steps,
-        "target": tuned.target,
+        "target": tuned.job.limits.target,
         "interrupted": outcome.interrupted,
         "devices": [
             {
