@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from autotune.readings import DeviceReading, HostReading
-from autotune.trial import DeviceBudget, Trial
+from autotune.readings import DeviceBudget, DeviceReading, HostReading
+from autotune.trial import Trial
 
 log = logging.getLogger("chatlm")
 

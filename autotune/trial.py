@@ -4,44 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autotune.cause import Cause, Failure
-from autotune.readings import Report
+from autotune.readings import DeviceBudget, Measured, Report
 from autotune.verdict import Verdict
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceBudget:
-    """What may be held of one device: `budget = target × total − others`, in bytes."""
-
-    device: str
-    name: str
-    total: int
-    others: int
-    """Held by others; at first as it was before any worker of ours started."""
-    budget: int
-    hard_limit: int | None = None
-    """What a probe of ours is stopped at: the budget and a small margin (`guard`)."""
-
-    @property
-    def stops_early(self) -> bool:
-        """Whether an allocation fails at our own limit, before the device has no more."""
-        return self.hard_limit is not None and self.hard_limit < self.total - self.others
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """One device after a probe, others' memory subtracted; bytes."""
-
-    peak: int
-    static_bytes: int
-    """Resident before the forward pass."""
-    activation_peak: int
-    """Peak of forward and backward, apart from the optimizer step's."""
-    context: int = 0
-    """What the allocator cannot see: the CUDA context, kernels, NCCL."""
-    reserved: int | None = None
-    """The allocator's own peak, cached blocks included."""
-    allocated: int | None = None
-    """The peak of what tensors held; what is reserved beyond it is cache and fragments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from autotune.readings import DeviceReading
-from autotune.trial import DeviceBudget
+from autotune.readings import DeviceBudget, DeviceReading
 from autotune.units import format_bytes
 from dashboard.bars import distance_style, memory_bar
 from dashboard.formatting import clean, share

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import TextIO
 
 from autotune import events
-from autotune.trial import DeviceBudget, Trial
+from autotune.readings import DeviceBudget
+from autotune.trial import Trial
 from autotune.units import format_bytes
 from dashboard.formatting import (
     answer_words,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from autotune import events
-from autotune.readings import DeviceReading, HostReading
-from autotune.trial import DeviceBudget, Trial, reevaluate
+from autotune.readings import DeviceBudget, DeviceReading, HostReading
+from autotune.trial import Trial, reevaluate
 from autotune.verdict import Verdict
 from trainer import events as run_events
 

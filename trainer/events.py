@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from autotune.events import Notice
-from autotune.trial import DeviceBudget
+from autotune.readings import DeviceBudget
 from autotune.workers.messages import Failed
 
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from autotune.cause import Cause, Failure
 from autotune.errors import DeviceError
-from autotune.readings import DeviceReading, HostReading
-from autotune.trial import DeviceBudget
+from autotune.readings import DeviceBudget, DeviceReading, HostReading
 from autotune.units import format_bytes
 
 MARGIN = 0.05

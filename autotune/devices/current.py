@@ -10,8 +10,7 @@ from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, Hos
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, NvmlDevice
 from autotune.errors import DeviceError
-from autotune.readings import Report
-from autotune.trial import Measured
+from autotune.readings import Measured, Report
 
 
 class OwnDevice:

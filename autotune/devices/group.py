@@ -18,9 +18,8 @@ from autotune.devices.budget import context_bytes
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import NvmlDevice
 from autotune.errors import DeviceError
-from autotune.readings import DeviceReading, Held, Report
+from autotune.readings import DeviceBudget, DeviceReading, Held, Measured, Report
 from autotune.search import NOISE
-from autotune.trial import DeviceBudget, Measured
 from autotune.units import format_bytes
 
 CPU_NOISE = 0.003

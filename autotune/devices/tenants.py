@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from autotune.devices.budget import budget, budgets
 from autotune.devices.group import DeviceGroup
 from autotune.events import Emit, Notice
-from autotune.readings import DeviceReading, Held
-from autotune.trial import DeviceBudget, Measured
+from autotune.readings import DeviceBudget, DeviceReading, Held, Measured
 from autotune.units import format_bytes
 
 CONTEXT_DRIFT = 64 * 2**20

@@ -10,8 +10,9 @@ from autotune.cause import Cause, Failure
 from autotune.devices.allocator import is_out_of_memory
 from autotune.devices.current import OwnDevice, own_device
 from autotune.errors import NothingFits
+from autotune.readings import DeviceBudget
 from autotune.search import NOISE
-from autotune.trial import DeviceBudget, Trial, measured_trial
+from autotune.trial import Trial, measured_trial
 from autotune.tuning.per_device import Sizes
 from autotune.tuning.probe import Load, measure
 from autotune.verdict import Verdict

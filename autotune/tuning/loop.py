@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from autotune.choices import Prefer
 from autotune.errors import ChatlmError
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
+from autotune.readings import DeviceBudget
 from autotune.search import Search, knee
-from autotune.trial import DeviceBudget, Trial, reevaluate
+from autotune.trial import Trial, reevaluate
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
@@ -74,7 +76,7 @@ def tune(
     prober: Prober,
     *,
     ceiling: Callable[[dict[str, Any]], int],
-    prefer: str = "memory",
+    prefer: Prefer = "memory",
     guess: Callable[[dict[str, Any]], Sizes | None] = lambda workload_info: None,
     per_device: bool = False,
     most: int | None = None,
@@ -84,9 +86,9 @@ def tune(
 ) -> Outcome:
     """Searches the largest size that holds the target; Ctrl-C ends it with the best so far.
 
-    `ceiling` maps the workload's info to the largest size to try, `guess` to the sizes of an earlier tuning. `per_device` searches a size for each rank;
-    `most` is what they may sum up to. `divides` tries only sizes that divide it. `after` measures the
-    extras of the answer.
+    `ceiling` maps the workload's info to the largest size to try, `guess` to the sizes of an earlier
+    tuning. `per_device` searches a size for each rank; `most` bounds their sum. `divides` tries only
+    sizes that divide it. `after` measures the extras of the answer.
 
     Raises:
         ChatlmError: the workload was refused, or its workers fail for another reason than memory.
@@ -219,7 +221,7 @@ def tell(search: Search, trial: Trial) -> Search:
     )
 
 
-def choose(trials: Iterable[Trial], prefer: str) -> Trial | None:
+def choose(trials: Iterable[Trial], prefer: Prefer) -> Trial | None:
     """The trial to train with: the largest that fits, or the smallest that is as fast as any."""
     fits = sorted((t for t in trials if t.verdict is Verdict.FITS), key=lambda t: t.sequences)
     if not fits or prefer == "memory":

@@ -7,8 +7,9 @@ again. The answer is a tuple of sizes that ran together.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from autotune.readings import DeviceBudget
 from autotune.search import NOISE, Search
-from autotune.trial import DeviceBudget, Trial, reevaluate
+from autotune.trial import Trial, reevaluate
 from autotune.verdict import Verdict
 
 Sizes = tuple[int, ...]

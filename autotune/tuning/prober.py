@@ -25,8 +25,8 @@ from autotune.devices.host import HostMeter
 from autotune.devices.tenants import Tenants, device_of
 from autotune.errors import ChatlmError, NothingFits, WorkerError
 from autotune.events import Emit, Notice
-from autotune.readings import Report
-from autotune.trial import DeviceBudget, Trial, measured_trial
+from autotune.readings import DeviceBudget, Report
+from autotune.trial import Trial, measured_trial
 from autotune.verdict import Verdict
 from autotune.workers.messages import (
     DataWait,

@@ -15,8 +15,7 @@ from autotune.devices.host import HostMeter
 from autotune.devices.processes import cpu_seconds_of_families, proportional, resident
 from autotune.devices.sampler import MemorySampler
 from autotune.events import Emit, ReadingTaken
-from autotune.readings import Held, Report
-from autotune.trial import DeviceBudget
+from autotune.readings import DeviceBudget, Held, Report
 from autotune.workers import messages
 from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import memory_environment, worker_command, worker_environment

@@ -17,8 +17,8 @@ from autotune.events import (
     TuningEnded,
     TuningStarted,
 )
-from autotune.readings import DeviceReading, HostReading
-from autotune.trial import DeviceBudget, Measured, Trial
+from autotune.readings import DeviceBudget, DeviceReading, HostReading, Measured
+from autotune.trial import Trial
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
 from dashboard.event_log import EVENTS, EventLog, read_events

@@ -20,8 +20,8 @@ from autotune.events import (
     TuningEnded,
     TuningStarted,
 )
-from autotune.readings import DeviceReading, HostReading
-from autotune.trial import DeviceBudget, Measured, Trial
+from autotune.readings import DeviceBudget, DeviceReading, HostReading, Measured
+from autotune.trial import Trial
 from autotune.verdict import Verdict
 from dashboard.state import Screen, update
 from dashboard.view import render

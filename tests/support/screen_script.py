@@ -24,8 +24,8 @@ from autotune.events import (
     TuningEnded,
     TuningStarted,
 )
-from autotune.readings import DeviceReading, HostReading
-from autotune.trial import DeviceBudget, Trial
+from autotune.readings import DeviceBudget, DeviceReading, HostReading
+from autotune.trial import Trial
 from autotune.verdict import Verdict
 from dashboard import open_screen
 from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingEnded, TrainingStarted

@@ -6,7 +6,8 @@ from typing import Any
 
 from autotune.devices.selection import DeviceSelection
 from autotune.errors import ProfileError
-from autotune.trial import DeviceBudget, Trial
+from autotune.readings import DeviceBudget
+from autotune.trial import Trial
 from autotune.tuning.per_device import Sizes
 from autotune.tuning.prober import Limits
 from autotune.units import format_bytes

@@ -9,7 +9,7 @@ from typing import assert_never
 from autotune.cause import Cause
 from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
 from autotune.events import Notice, ReadingTaken
-from autotune.trial import DeviceBudget
+from autotune.readings import DeviceBudget
 from autotune.workers.group import WorkerGroup
 from autotune.workers.messages import Failed
 from autotune.workers.watchdog import Watchdog

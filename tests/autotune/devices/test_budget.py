@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from autotune.cause import Cause, Failure
 from autotune.devices.budget import HOST_FLOOR, MARGIN, device_breach, hard_limit, host_breach
-from autotune.readings import HostReading
-from autotune.trial import DeviceBudget
+from autotune.readings import DeviceBudget, HostReading
 
 GIB = 2**30
 TOTALS = st.integers(GIB, 200 * GIB)

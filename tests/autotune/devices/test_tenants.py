@@ -26,8 +26,7 @@ from autotune.devices.tenants import (
 )
 from autotune.errors import DeviceError
 from autotune.events import Notice
-from autotune.readings import DeviceReading, Held
-from autotune.trial import Measured
+from autotune.readings import DeviceReading, Held, Measured
 from autotune.tuning.loop import tune
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.verdict import Verdict

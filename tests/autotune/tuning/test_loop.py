@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.choices import Prefer
+from autotune.readings import DeviceBudget, Measured
 from autotune.search import AIM, Search
-from autotune.trial import DeviceBudget, Measured, Trial
+from autotune.trial import Trial
 from autotune.tuning.loop import choose, tell
 from autotune.verdict import Verdict
 
@@ -141,7 +143,7 @@ def test_for_throughput_the_smallest_size_that_is_as_fast_as_any_is_chosen() -> 
 
 
 @pytest.mark.parametrize("prefer", ["memory", "throughput"])
-def test_where_nothing_fits_nothing_is_chosen(prefer: str) -> None:
+def test_where_nothing_fits_nothing_is_chosen(prefer: Prefer) -> None:
     """Neither of what ran over, nor of nothing."""
     assert choose([trial(1, Verdict.OVER, speed=1.0)], prefer) is None
     assert choose([], prefer) is None

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.cause import Cause, Failure
-from autotune.trial import DeviceBudget, Measured, Trial, with_verdict
+from autotune.readings import DeviceBudget, Measured
+from autotune.trial import Trial, with_verdict
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.verdict import Verdict
 
