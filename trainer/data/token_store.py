@@ -33,9 +33,6 @@ from trainer.data.tokenization import (
 VERSION = 3
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
 
-POLL = 0.1
-"""Seconds between two tries to get the lock of a store."""
-
 Numbers = npt.NDArray[np.int64]
 
 
@@ -108,10 +105,6 @@ class TokenStore:
         return "; ".join(said) or None
 
 
-def _never() -> bool:
-    return False
-
-
 def open_store(
     paths: Sequence[str],
     encoder: Encoder,
@@ -119,7 +112,7 @@ def open_store(
     max_source: int,
     max_target: int,
     progress: Callable[[TokenizationProgress], None] | None = None,
-    should_stop: Callable[[], bool] = _never,
+    should_stop: Callable[[], bool] = bool,
 ) -> TokenStore:
     """The store of those files; tokenizes them if no store exists yet.
 
@@ -136,8 +129,7 @@ def open_store(
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = folder.with_name(f".lock-{folder.name}")
-            waiting = _Waiting(partial, paths, progress, should_stop)
-            with _acquired(FileLock(lock), waiting):
+            with _acquired(FileLock(lock), partial, paths, progress, should_stop):
                 if not folder.exists():  # else another process has made it meanwhile
                     _write(
                         folder, partial, paths, encoder, max_source=max_source, max_target=max_target,
@@ -151,17 +143,27 @@ def open_store(
     return read_store(folder)
 
 
-def _acquired(lock: FileLock, waiting: Callable[[], None]) -> AbstractContextManager[object]:
+def _acquired(
+    lock: FileLock,
+    partial: Path,
+    paths: Sequence[str],
+    progress: Callable[[TokenizationProgress], None] | None,
+    should_stop: Callable[[], bool],
+) -> AbstractContextManager[object]:
     """The lock, held until the block ends; the kernel releases it when its holder dies.
 
-    `waiting` is called between two tries, and may raise.
+    Reports the progress of the process that holds it, and stops when asked.
     """
     while True:
         try:
             return lock.acquire(timeout=0)
-        except Timeout:
-            waiting()
-            time.sleep(POLL)
+        except Timeout as held:
+            if should_stop():
+                raise Interrupted("interrupted while another process tokenises") from held
+            if progress is not None and (stats := StoreStats.read(partial)):
+                total = count_rows(paths)
+                progress(TokenizationProgress(stats.rows, total, stats.tokens, stats.seconds))
+            time.sleep(TELL_EVERY)
 
 
 def _write(folder: Path, partial: Path, *arguments: Any, **options: Any) -> None:
@@ -171,34 +173,6 @@ def _write(folder: Path, partial: Path, *arguments: Any, **options: Any) -> None
         shutil.rmtree(partial)
         raise
     partial.rename(folder)
-
-
-class _Waiting:
-    """Reports the progress of the process that tokenizes, and stops when asked."""
-
-    def __init__(
-        self,
-        partial: Path,
-        paths: Sequence[str],
-        progress: Callable[[TokenizationProgress], None] | None,
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self._partial = partial
-        self._total = count_rows(paths)
-        self._progress = progress
-        self._should_stop = should_stop
-        self._told = time.monotonic()
-
-    def __call__(self) -> None:
-        if self._should_stop():
-            raise Interrupted("interrupted while another process tokenises")
-        now = time.monotonic()
-        if self._progress is not None and now - self._told >= TELL_EVERY:
-            self._told = now
-            if stats := StoreStats.read(self._partial):
-                self._progress(
-                    TokenizationProgress(stats.rows, self._total, stats.tokens, stats.seconds)
-                )
 
 
 def read_store(folder: Path) -> TokenStore:

@@ -38,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tokenization, "CHUNK_ROWS", CHUNK)
     monkeypatch.setattr(tokenization, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(tokenization, "TELL_EVERY", 0.0)
-    monkeypatch.setattr("trainer.data.token_store.TELL_EVERY", 0.0)
+    monkeypatch.setattr("trainer.data.token_store.TELL_EVERY", 0.01)
     return tmp_path / "cache"
 
 
