@@ -13,7 +13,7 @@ from autotune.errors import OutputError
 
 
 def nearest(path: Path) -> Path:
-    """The path, or the nearest one above it that exists; a link to nowhere does.
+    """The path, or the nearest one above it that exists; a broken link counts as existing.
 
     Raises:
         OSError: a name that no folder can have, or a folder that may not be looked into.
@@ -23,10 +23,10 @@ def nearest(path: Path) -> Path:
 
 
 def check_writable(folder: Path, advice: str) -> None:
-    """Tries the folder, or the nearest one above it that exists, with a real file.
+    """Writes a temporary file into the folder, or the nearest one above it that exists.
 
     Raises:
-        OutputError: no permission, no space, or no folder can be there; it ends with the advice.
+        OutputError: no permission, no space, or no folder can be there; `advice` is its hint.
     """
     try:
         with tempfile.TemporaryFile(dir=nearest(folder)) as file:
@@ -34,7 +34,7 @@ def check_writable(folder: Path, advice: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}", f"{advice}") from error
+        raise OutputError(f"cannot write to {folder}: {error.strerror}", advice) from error
 
 
 def sync(path: Path) -> None:
@@ -72,7 +72,7 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def appearing(final: Path) -> Iterator[Path]:
-    """A folder to fill, hidden beside `final`, that becomes it at the end; on an error it is gone."""
+    """A folder to fill, hidden beside `final`; renamed to it at the end, removed on an error."""
     temporary = final.with_name(f".{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -89,7 +89,7 @@ def appearing(final: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes it at once for those who look by its name: half of it is never seen."""
+    """Renames the folder, then removes it: nobody sees half of it under its name."""
     hidden = path.with_name(f".{path.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     path.rename(hidden)

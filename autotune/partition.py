@@ -1,10 +1,11 @@
-"""Where to cut samples in a row into micro-batches: memory is the limit, time the price.
+"""Where to cut a row of samples into micro-batches: within memory, at the lowest cost in time.
 
-Arithmetic on lengths alone. Which samples, whose they are and in what order, `plan` says.
+Arithmetic on lengths alone. `plan` says which samples a rank has, and in what order.
 """
 
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,9 @@ def partition_points(lengths: Counts, most: int, costs: Costs) -> tuple[list[int
         found.append(int(starts[place]))
         place = int(first[place])
     runs = list(range(most, len(lengths), most))  # what the grain may have missed
-    return min((found[::-1], float(least[-1])), (runs, _total(lengths, runs, price)), key=_second)
+    return min(
+        (found[::-1], float(least[-1])), (runs, _total(lengths, runs, price)), key=itemgetter(1)
+    )
 
 
 def _total(lengths: Counts, places: list[int], price: float) -> float:
@@ -95,16 +98,12 @@ def _total(lengths: Counts, places: list[int], price: float) -> float:
     return float(sum(len(piece) * piece.max(0).sum() + price for piece in pieces))
 
 
-def _second(pair: tuple[list[int], float]) -> float:
-    return pair[1]
-
-
 def sort_orders(lengths: Counts) -> list[Counts]:
-    """Ways to lay samples in a row so that neighbours are of like length; ties keep their order.
+    """Orders of the samples in which adjacent ones have similar lengths; ties keep their order.
 
-    By one side in bands of a quarter, and by the other within a band, to and fro, so that neighbours
-    over a border are alike too: 0.85 of the real rows' tokens in 15 micro-batches, by the sum of the
-    sides 0.76 in 16. One of them is best where the other side is the more alike.
+    Besides the sum of the sides: one side in bands of a quarter, the other within a band, up and down
+    in turn, so that samples on both sides of a band's edge are similar too. On the real rows such an
+    order has 0.85 real tokens in 15 micro-batches, the sum 0.76 in 16.
     """
     places = np.arange(len(lengths))
     found = [np.lexsort((places, lengths.sum(1)))]

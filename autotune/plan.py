@@ -97,7 +97,7 @@ class Plan:
 
 
 def _each_rank(micro_batch: MicroBatch, world_size: int) -> tuple[int, ...]:
-    """A size for each rank; raises PlanError when there are not as many as ranks."""
+    """A size for each rank; raises PlanError if their number is not that of the ranks."""
     if isinstance(micro_batch, int):
         return (micro_batch,) * world_size
     if len(micro_batch) != world_size:
@@ -112,14 +112,13 @@ def _each_rank(micro_batch: MicroBatch, world_size: int) -> tuple[int, ...]:
 def cut(
     lengths: Counts, *, world_size: int, micro_batch: MicroBatch, costs: Costs | None = None
 ) -> tuple[tuple[Counts, ...], ...]:
-    """For each rank its micro-batches, as positions in the step.
+    """The micro-batches of each rank, as positions in the step; together they hold each position once.
 
-    `lengths` has a row for each of the step's samples, (samples, sides): the tokens of each side
-    that is padded apart, source and target. `micro_batch` is how many of the longest go into one, of
-    all ranks or of each. Together the micro-batches hold every position once. They are of like
-    length: samples in order are dealt out to the ranks like cards, a rank with twice the share twice
-    as often, and each rank's hand is cut where that costs least, in padding and by the price of one
-    more micro-batch. Without `costs` the step's own longest sample is the measure.
+    `lengths` is (samples, sides): the tokens of each side that is padded apart, source and target.
+    `micro_batch` is the number of longest samples that fit into one, for all ranks or for each. Samples
+    in order of length are dealt to the ranks like cards, in proportion to their shares. Each rank's
+    hand is cut where padding and the overhead of a micro-batch cost least. Without `costs` the step's
+    own longest sample is the longest.
 
     Raises:
         PlanError: fewer samples than ranks, or a micro-batch that no rank could fill.
@@ -134,7 +133,7 @@ def cut(
 def _cut_in_order(
     lengths: Counts, order: Counts, owners: Counts, plan: Plan, costs: Costs
 ) -> tuple[tuple[tuple[Counts, ...], ...], float]:
-    """The micro-batches when samples are dealt in that order, and the price of the rank with most."""
+    """The micro-batches when samples are dealt in that order, and the highest cost of a rank."""
     hands = [order[owners == rank] for rank in range(plan.world_size)]
     found = [
         partition_points(lengths[hand], size, costs)
@@ -147,10 +146,9 @@ def _cut_in_order(
 
 
 def _deal(shares: tuple[int, ...]) -> Counts:
-    """Whose each card of the pack is: a rank's cards lie evenly over the whole of it.
+    """(samples,) the rank of each position; the positions of a rank are spread evenly.
 
-    Card k of a rank that takes n belongs at (k + 1/2) / n of the pack; at the same place the lower
-    rank comes first. Equal shares are dealt round and round.
+    Position k of a rank with n belongs at (k + 1/2) / n of the whole; ties go to the lower rank.
     """
     ranks = np.repeat(np.arange(len(shares)), shares)
     places = np.concatenate([(np.arange(share) + 0.5) / share for share in shares])
@@ -160,7 +158,6 @@ def _deal(shares: tuple[int, ...]) -> Counts:
 def choose_effective(micro_batch: MicroBatch, *, world_size: int, wanted: int, fixed: bool) -> int:
     """The effective batch that a tuned size trains with.
 
-    The user's own choice (`static_bytes`) stands. A base profile's is kept while it fills every device
-    with a whole micro-batch, else it grows to what does.
+    The user's choice (`fixed`) stays. Any other grows until every device has a whole micro-batch.
     """
     return wanted if fixed else max(wanted, sum(_each_rank(micro_batch, world_size)))

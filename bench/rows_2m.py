@@ -207,7 +207,7 @@ def processor_seconds(pid: int) -> float:
 
 
 def facts(store: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((store / "facts.json").read_text())
+    found: dict[str, Any] = json.loads((store / "stats.json").read_text())
     return found
 
 

@@ -38,10 +38,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def same_device(one: str, other: str) -> bool:
-    """Whether two identifiers name one device: torch's of a card or a MIG slice, NVML's, a user's.
+    """Whether two identifiers, of torch, NVML or a user, name one device.
 
-    Torch's has no prefix, neither `GPU-` nor `MIG-`. A slice of a driver before 470 is
-    `MIG-GPU-<its card>/3/0`, of which torch knows the card alone: one that names no slice means any.
+    Torch writes no prefix `GPU-` or `MIG-`. A slice of a driver before 470 is `MIG-GPU-<card>/3/0`, and
+    torch knows only its card: an identifier without a slice matches every slice.
     """
     (card, _, part), (other_card, _, other_part) = (_bare(one), _bare(other))
     return card == other_card and (part == other_part or not part or not other_part)
@@ -62,7 +62,7 @@ class DeviceMemory(Protocol):
     """Whether freed memory stays counted: then only the first step tells its phases apart."""
 
     def release_cached(self) -> None:
-        """Gives back what no tensor holds, as a fresh process would not have it."""
+        """Gives back what no tensor holds."""
 
     def reset_peak(self) -> None: ...
     def resident(self) -> int:
@@ -78,7 +78,7 @@ class DeviceMemory(Protocol):
         """The highest `allocated` since `reset_peak`."""
 
     def retries(self) -> int:
-        """How often the allocator had to flush its cache to go on; above 0 it thrashes."""
+        """How often an allocation succeeded only after a flush of the cache; above 0 it thrashes."""
 
     def synchronize(self) -> None:
         """Returns when the device has done all that was asked of it."""
@@ -122,7 +122,7 @@ class HostMemory:
         return
 
     def limit(self, amount: int) -> None:
-        """As `DeviceMemory.limit`: what was reserved and never touched, as by Arrow, fills no card."""
+        """As `DeviceMemory.limit`. Memory that is reserved and untouched, as by Arrow, does not count."""
         left = amount - processes.resident("self")
         before = processes.limit_data(processes.private() + max(0, left))
         if self._before_limit is None:

@@ -18,15 +18,20 @@ from autotune.readings import HostReading
 OOM_KILLS = b"oom_kill"
 
 
+FILES = {
+    2: (("memory.max", "memory.high"), "memory.current", b"inactive_file"),
+    1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", b"total_inactive_file"),
+}
+"""By cgroup version: the limits, the use, and the key in `memory.stat` of file pages that the kernel
+drops first: they count as used, yet are free to take."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """The files of one cgroup that bounds this process."""
+    """One cgroup that bounds this process."""
 
-    limits: tuple[Path, ...]
-    current: Path
-    stat: Path
-    inactive: bytes
-    """The key in `stat` of file pages that the kernel drops first: counted, yet free to take."""
+    version: int
+    folder: Path
 
     def read(self, machine: int) -> HostReading | None:
         """`None` without a limit below the machine's memory, or when the cgroup is gone.
@@ -34,14 +39,15 @@ class Level:
         "No limit" is `max` in version 2 and 9223372036854771712 in version 1. Then `memory.stat`
         is not read, because the kernel sums it over every group below.
         """
-        limits = [limit for file in self.limits if (limit := _number(file)) is not None]
+        files, use, inactive = FILES[self.version]
+        limits = [limit for file in files if (limit := _number(self.folder / file)) is not None]
         if not limits or min(limits) >= machine:
             return None
-        current = _number(self.current)
+        current = _number(self.folder / use)
         if current is None:
             return None
-        inactive = field(_text(self.stat), self.inactive) or 0
-        return HostReading(total=min(limits), used=max(current - inactive, 0))
+        dropped = field(_text(self.folder / "memory.stat"), inactive) or 0
+        return HostReading(total=min(limits), used=max(current - dropped, 0))
 
 
 class HostMeter:
@@ -53,7 +59,7 @@ class HostMeter:
         self._levels: list[Level] = []
         self._oom_counters = [proc / "vmstat"]
         for version, folders in _cgroups(proc, cgroup_root):
-            self._levels += [_level(version, folder) for folder in folders]
+            self._levels += [Level(version=version, folder=folder) for folder in folders]
             self._oom_counters += _oom_counters(version, folders)
 
     def read(self) -> HostReading:
@@ -106,22 +112,6 @@ def _lineage(mount: Path, path: str) -> list[Path]:
     if ".." in folder.parts or not folder.is_dir():
         return [mount]
     return [folder, *(above for above in folder.parents if above.is_relative_to(mount))]
-
-
-def _level(version: int, folder: Path) -> Level:
-    if version == 2:
-        return Level(
-            limits=(folder / "memory.max", folder / "memory.high"),
-            current=folder / "memory.current",
-            stat=folder / "memory.stat",
-            inactive=b"inactive_file",
-        )
-    return Level(
-        limits=(folder / "memory.limit_in_bytes",),
-        current=folder / "memory.usage_in_bytes",
-        stat=folder / "memory.stat",
-        inactive=b"total_inactive_file",
-    )
 
 
 def _oom_counters(version: int, folders: list[Path]) -> list[Path]:

@@ -1,8 +1,8 @@
-"""One tuning at a time on a device: a second waits, since each would count the other as a tenant.
+"""One tuning at a time on a device: a second waits, because each would count the other as a tenant.
 
-A lock file per device in the folder for temporary files, held by `flock`, which the kernel lets go
-of when its process dies. It asks, it does not forbid: a training run takes no lock, and containers
-with a temporary folder of their own do not see each other's.
+A lock file per device in the folder for temporary files, held by `flock`; the kernel releases it when
+its process dies. Not filelock, because the file names its holder. A training run takes no lock, and
+containers with their own temporary folders do not see each other's.
 """
 
 import fcntl
@@ -90,11 +90,13 @@ def _sign(descriptor: int, text: str) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds the lock, by what the file says; anyone may have written it, so no more than shown."""
+    """Who holds the lock, by what the file says. Anyone may write it: to show, never to decide."""
     text = os.pread(descriptor, 200, 0).decode(errors="replace")
     match = re.fullmatch(r"(\d{1,10}) (\d\d:\d\d:\d\d) (.+)", text)
     if match is None or not match[3].isprintable() or not psutil.pid_exists(int(match[1])):
-        return "another process"  # it did not sign: the name is that of a holder before it, killed
+        return (
+            "another process"  # it did not sign: the name is of an earlier holder, which was killed
+        )
     return f"process {match[1]} ({match[3]}, since {match[2]})"
 
 

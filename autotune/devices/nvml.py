@@ -1,8 +1,7 @@
 """The NVIDIA driver: which GPUs there are, and a reading of one of them.
 
-Leaves to others how often to read, what a reading means for a budget, and which process holds what.
-Memory is everyone's: a container sees the host's process ids, so shares are told apart by a
-baseline and not by asking the driver.
+Memory is that of all processes. A container sees the host's process ids, so a process's share comes
+from a baseline and not from the driver.
 """
 
 import time
@@ -89,8 +88,8 @@ class NvmlDevice:
     def processes(self) -> dict[int, int] | None:
         """Bytes that each computing process holds, by process id; None where the driver does not say.
 
-        To show and to diagnose, never for a budget: WSL2 gives no amounts, a container the host's
-        ids, and each question takes milliseconds under a lock that the whole driver shares.
+        To show, never for a budget: WSL2 gives no amounts, a container the host's process ids, and a
+        call takes milliseconds under a driver-wide lock.
         """
         try:
             running = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(self._handle)

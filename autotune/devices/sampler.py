@@ -1,7 +1,7 @@
-"""The meters, read by a thread of its own: what a probe held is known however busy the rest is.
+"""Samples the memory of devices, host and workers in a thread, however busy the main thread is.
 
-A reading that is too old counts as a failure: a probe whose memory nobody sees must not run. What a
-reading means for a budget is for `guard` and `group`.
+A reading that is too old is an error, because a probe must not run unwatched. `group` and `tenants`
+know what a reading means for a budget.
 """
 
 import itertools
@@ -20,12 +20,12 @@ from autotune.readings import DeviceReading, HostReading
 PERIOD = 0.05
 """Seconds between two readings of the devices."""
 SLOWLY = 4
-"""Readings of which one is of the host and the workers too, where these are no device: 8 cards, the
-host and 8 workers every time would cost a whole per cent of a core."""
+"""One reading in so many includes the host and the workers, unless the host is the device: 8 GPUs, the
+host and 8 workers every time would cost 1 % of a core."""
 STALE = 1.0
-"""Seconds after which a reading counts as none."""
+"""Seconds after which a reading is too old."""
 JOIN = 2.0
-"""Seconds that a driver's call may take before it is left behind at the end."""
+"""Seconds to wait at the end for a driver's call that does not return."""
 
 Resident = Callable[[], Mapping[int, int]]
 """The workers' host memory by rank, bytes."""
@@ -33,16 +33,16 @@ Resident = Callable[[], Mapping[int, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleWindow:
-    """What the meters saw since the last `reset`, and last; bytes."""
+    """The last readings, and the highest since the last `reset`; bytes."""
 
     devices: tuple[DeviceReading, ...]
     host: HostReading
     workers: int
     """Resident host memory of our workers."""
     highest: tuple[int, ...]
-    """Of each device, everyone's."""
+    """Of each device, all processes together."""
     host_tightest: HostReading
-    """When the host had the smallest share free."""
+    """The reading with the smallest share of the host free."""
     workers_highest: int
 
 
@@ -80,7 +80,7 @@ class MemorySampler:
             self._thread.join(JOIN)
 
     def sample(self, *, full: bool = True) -> None:
-        """One more reading, now; of the devices alone unless it is to be full.
+        """Takes a reading now; of the devices alone unless `full`.
 
         Raises:
             DeviceError: a device does not answer.

@@ -1,7 +1,7 @@
-"""Shared memory: NCCL and loader workers die without enough of it, with words that do not say so.
+"""Shared memory: without enough of it NCCL and loader workers die, and their errors do not name it.
 
-A container has 64 MiB of it unless it is started with more. (pytorch#5040; NCCL says "Error while
-attaching to shared memory segment", a loader worker ends with a bus error.)
+A container has 64 MiB by default. (pytorch#5040; NCCL says "Error while attaching to shared memory
+segment", a loader worker ends with a bus error.)
 """
 
 import shutil
@@ -32,10 +32,10 @@ def shared_memory(path: Path = SHARED_MEMORY) -> str:
 
 
 def shortage(free: int | None, *, nccl_ranks: int, loader_workers: int) -> str | None:
-    """A line that says what is missing and how to mend it; None when there is enough.
+    """A line that says what is missing and what to do; None when there is enough.
 
-    `nccl_ranks` is how many processes talk through NCCL, 0 where one is alone or gloo is used;
-    `loader_workers` is how many there are in all, over all ranks.
+    `nccl_ranks` is the number of processes that use NCCL, 0 for one process or gloo;
+    `loader_workers` is their number over all ranks.
     """
     users = nccl_ranks + loader_workers
     needed = NEEDED * users

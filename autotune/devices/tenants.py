@@ -1,8 +1,8 @@
-"""The budgets of a tuning's devices, kept true while others come and leave.
+"""The budgets of a tuning's devices, kept true while other processes take and free memory.
 
 The driver says how much is used, the workers how much of it their allocators hold. The rest is
-*foreign*: others' memory, and our own context, which grows a little when kernels are first loaded.
-What moves beyond that is a neighbour.
+*unaccounted*: other processes' memory, and our own context, which grows when kernels are first
+loaded. A larger change is a tenant's.
 """
 
 import time
@@ -17,13 +17,13 @@ from autotune.units import format_bytes
 CONTEXT_DRIFT = 64 * 2**20
 """Bytes that a context may move between two probes."""
 CONTEXT_LOADING = 512 * 2**20
-"""Bytes that it may grow in a worker's first probe: kernels, cuBLAS and NCCL are loaded on use."""
+"""Bytes that it may grow in a worker's first probe, which loads kernels, cuBLAS and NCCL."""
 EXIT_GRACE = 8
-"""Quarters of a second for which a process that has ended may still be shown by the driver."""
+"""Quarters of a second for which the driver may still show a process that has ended."""
 
 
 class Tenants:
-    """Who else is on the devices, as far as memory tells; nobody where it tells nothing."""
+    """The other processes on the devices, as far as memory shows them."""
 
     def __init__(self, group: DeviceGroup, target: float, emit: Emit) -> None:
         self.budgets: tuple[DeviceBudget, ...] = ()
@@ -45,11 +45,11 @@ class Tenants:
         return baseline
 
     def set_baseline(self, held: Sequence[Held]) -> None:
-        """Workers have started: what is foreign now is others' and their contexts."""
+        """Notes what is unaccounted for now that workers have started: others' memory and contexts."""
         self._unaccounted, self._loading = self._group.unaccounted(held), True
 
     def update_budgets(self, held: Sequence[Held]) -> bool:
-        """Adapts the budgets to who came or left since the last look; whether anybody did.
+        """Updates the budgets to what tenants took or freed since the last call; whether they did.
 
         Raises:
             DeviceError: they hold the target now.
@@ -63,7 +63,7 @@ class Tenants:
         for device, change in zip(self.budgets, moves, strict=True):
             if change:
                 verb = "took" if change > 0 else "freed"
-                text = f"{device.name}: a neighbour {verb} {format_bytes(abs(change))}"
+                text = f"{device.name}: a tenant {verb} {format_bytes(abs(change))}"
                 self._emit(Notice(text=text))
             others = max(0, device.others + change)
             changed.append(budget(device.device, device.name, device.total, others, self._target))
@@ -73,7 +73,7 @@ class Tenants:
     def was_disturbed(
         self, held: Sequence[Held], highest: Sequence[int], measured: Sequence[Measured]
     ) -> bool:
-        """Whether the probe that has just ended was not alone: others moved, or passed through."""
+        """Whether a tenant took or freed memory during the probe that has just ended."""
         if not self._unaccounted:
             return False
         if self.update_budgets(held):
@@ -84,16 +84,16 @@ class Tenants:
         return passed_through(highest, ours, others, loading=loading)
 
     def changed_since_start(self) -> bool:
-        """Whether others moved before workers, which are gone by now, ended for want of memory."""
+        """Whether tenants took or freed memory before our workers, now gone, ran out of it."""
         if not self._unaccounted:
             return False
         pairs = zip(self._without_us(), self.budgets, strict=True)
         return any(abs(reading.used - before.others) > CONTEXT_DRIFT for reading, before in pairs)
 
     def hard_limits(self, world_size: int) -> list[int | None]:
-        """By rank, the bytes at which its own allocations must fail: what its context takes is left.
+        """By rank, the bytes at which its own allocations must fail, its context subtracted.
 
-        Where ranks share a device, together they hold less, which the meter sees.
+        Ranks that share a device each get the whole limit; the sampler watches their sum.
         """
         return [
             None if device.hard_limit is None else max(0, device.hard_limit - context)
@@ -118,7 +118,7 @@ class Tenants:
         return [devices[device_of(rank, world_size, devices)] for rank in range(world_size)]
 
     def _without_us(self) -> Sequence[DeviceReading]:
-        """The devices once our own processes, which have just ended, are gone from them."""
+        """The devices after the driver has removed our processes, which have just ended."""
         for _ in range(EXIT_GRACE if self.budgets and self._group.kind == "cuda" else 0):
             baseline = self._group.read_baseline()
             pairs = zip(baseline, self.budgets, strict=True)
@@ -129,12 +129,12 @@ class Tenants:
 
 
 def device_of(rank: int, world_size: int, devices: Sequence[object]) -> int:
-    """Which of the devices a rank runs on: its own, or the one that all share."""
+    """The index of a rank's device: its own, or the one that all share."""
     return rank * len(devices) // world_size
 
 
 def moved(before: Sequence[int], now: Sequence[int], *, loading: bool) -> tuple[int, ...]:
-    """How much neighbours took (or freed, below 0), by device; what a context may do is no move."""
+    """Bytes that tenants took (below 0: freed), by device; 0 for what a context's growth explains."""
     most = CONTEXT_LOADING if loading else CONTEXT_DRIFT
     changes = [new - old for old, new in zip(before, now, strict=True)]
     return tuple(change if change > most or change < -CONTEXT_DRIFT else 0 for change in changes)
@@ -143,10 +143,10 @@ def moved(before: Sequence[int], now: Sequence[int], *, loading: bool) -> tuple[
 def passed_through(
     sampled: Sequence[int], exact: Sequence[int], others: Sequence[int], *, loading: bool
 ) -> bool:
-    """Whether somebody held memory for a while in mid-probe.
+    """Whether a tenant held memory for a while during the probe.
 
-    `sampled` is the highest that the driver showed, `exact` our own peak by the allocator and the
-    context: a sample far above it was not ours.
+    `sampled` is the driver's highest reading, `exact` our own peak by the allocator, with the
+    context: a sample far above it is not ours.
     """
     most = CONTEXT_LOADING if loading else CONTEXT_DRIFT
     pairs = zip(sampled, exact, others, strict=True)

@@ -225,12 +225,12 @@ def test_an_interrupted_tokenising_is_gone_on_with(
     arguments = ("train", *FEW, "--max-steps", "1", "--data", "rows.jsonl")
 
     process = start(tmp_path, *arguments)
-    while not list((tmp_path / "cache").glob(".partial-*/facts.json")) and process.poll() is None:
+    while not list((tmp_path / "cache").glob(".partial-*/stats.json")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     (partial,) = (tmp_path / "cache").glob(".partial-*")
-    kept = json.loads((partial / "facts.json").read_text())
+    kept = json.loads((partial / "stats.json").read_text())
     resumed = chatlm(tmp_path, *arguments)
 
     assert process.returncode == 130, err

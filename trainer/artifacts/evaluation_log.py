@@ -1,6 +1,6 @@
-"""What is kept of evaluations: `evaluations.jsonl`, one object each, and when to stop for want of progress.
+"""Evaluations as records of `evaluations.jsonl`, and when to stop early.
 
-It knows files and figures, no tensors; a resumed run reads here what its earlier part had found.
+Knows no tensors. A resumed run reads its earlier evaluations from here.
 """
 
 import math
@@ -13,10 +13,10 @@ from trainer.events import Evaluated
 
 
 def evaluation_record(event: Evaluated) -> dict[str, Any]:
-    """The promised keys: those of the event, and the perplexity."""
+    """The keys of the event, and the perplexity."""
     values = asdict(event)
     head = {"step": values.pop("step"), "loss": values.pop("loss")}
-    perplexity = math.exp(min(event.loss, 700.0))  # of more, a double has no exponential
+    perplexity = math.exp(min(event.loss, 700.0))  # exp of more overflows a double
     return finite({**head, "perplexity": perplexity, **values})
 
 
@@ -37,7 +37,7 @@ class EvaluationHistory:
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> Self:
-        """Of what `evaluations.jsonl` holds, where a loss that was no number is null."""
+        """From the records of `evaluations.jsonl`, where a loss that was no number is null."""
         progress = cls()
         for record in records:
             loss = record["loss"]
@@ -50,7 +50,7 @@ class EvaluationHistory:
 
     @property
     def best(self) -> Best | None:
-        """The first of the lowest; None before any, and where every loss was beyond numbers."""
+        """The first evaluation with the lowest loss; None without a finite loss."""
         known = [pair for pair in self.losses if math.isfinite(pair[1])]
         if not known:
             return None
@@ -59,13 +59,13 @@ class EvaluationHistory:
 
     @property
     def since_best(self) -> int:
-        """Evaluations in a row that were no better than one before them: any lower loss is."""
+        """Evaluations since the best one."""
         if self.best is None:
             return max(0, len(self.losses) - 1)
         return len(self.losses) - 1 - self.losses.index((self.best.step, self.best.loss))
 
     def stop_words(self, step: int, steps: int) -> str:
-        """Why a run ends early, and what it leaves."""
+        """Why the run ends early, and which model it leaves."""
         best = self.best
         lowest = (
             ""

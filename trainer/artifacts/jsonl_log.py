@@ -30,17 +30,17 @@ class JsonlLog:
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.path} ({error.strerror})",
-                "free some space, and the same command "
-                "goes on from the last checkpoint, if there is one",
+                "free some space, and the same command resumes from the last checkpoint, if there is "
+                "one",
             ) from error
 
     def sync(self) -> None:
-        """Returns once all of it is on the disk: a checkpoint must not outlive its steps' lines."""
+        """Returns once all lines are on the disk: a checkpoint must not outlive its steps' lines."""
         if self.path.exists():
             files.sync(self.path)
 
     def read(self) -> list[dict[str, Any]]:
-        """The records; one that a kill has torn ends them."""
+        """The records, up to a line that a kill cut off."""
         if not self.path.exists():
             return []
         records: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ class JsonlLog:
         return records
 
     def forget_after(self, step: int) -> None:
-        """Drops what came after that step, and a line that a kill has torn: it is done again."""
+        """Drops the records after that step, which runs again, and a line that a kill cut off."""
         if not self.path.exists():
             return
         kept = [record for record in self.read() if record["step"] <= step]

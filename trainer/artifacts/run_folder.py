@@ -1,10 +1,10 @@
-"""The folder of a run: whose it is, whether it can be written, and what stands in it.
+"""The folder of a run: which run it holds, whether it can be written, and what is in it.
 
 run.json             settings that make it this run, and whether it is finished
 run.toml             all settings, for `chatlm train --config`; profile.toml, which it names
 metrics.jsonl        one object per optimizer step
 evaluations.jsonl    one object per evaluation
-checkpoint-N/        what a resume needs after step N; damaged-checkpoint-N, one that is not read
+checkpoint-N/        what a resume needs after step N; damaged-checkpoint-N, one that cannot be read
 config.json, model.safetensors, tokenizer…    the final model; README.md, its card
 adapter/             LoRA's weights, as peft reads them
 loss.png, loss.svg   the run's losses
@@ -30,8 +30,8 @@ from trainer.artifacts.jsonl_log import JsonlLog
 OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.json",
         "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
         "loss.svg")  # fmt: skip
-"""What a run leaves beside its checkpoints and run.json; first what makes others take it for a model.
-run.toml and profile.toml are replaced and never removed: the new run may be told to repeat them."""
+"""What a run leaves beside its checkpoints and run.json. config.json comes first: it marks a model.
+run.toml and profile.toml are replaced, never removed: the new run may be asked to repeat them."""
 FOLDERS = ("adapter", "tracking")
 
 
@@ -59,7 +59,7 @@ class RunFolder:
         return sorted(found, key=lambda p: int(p.name[11:]))
 
     def check(self, run_key: dict[str, Any], *, fresh: bool) -> None:
-        """What `claim` would refuse, refused before anything is started; writes nothing.
+        """Refuses what `claim` would refuse, before anything starts; writes nothing.
 
         Raises:
             OutputError: it holds another run, or this one, finished; or it cannot be written.
@@ -90,9 +90,9 @@ class RunFolder:
     def claim(
         self, run_key: dict[str, Any], *, fresh: bool, learning_rate: float | None = None
     ) -> None:
-        """Makes the folder this run's; an unfinished part of the same run stays, to go on with.
+        """Makes the folder this run's; an unfinished part of the same run stays, to be resumed.
 
-        `learning_rate` is the run's highest, whatever it came from.
+        `learning_rate` is the run's highest, set by the user or found.
 
         Raises:
             OutputError: as `check` does.
@@ -125,11 +125,11 @@ class RunFolder:
         self._note(finished=True)
 
     def note_model(self, files: list[str]) -> None:
-        """Records what the final model consists of, before it is there: `--fresh` removes that."""
+        """Records the final model's files before they are written, so that `--fresh` removes them."""
         self._note(model=files)
 
     def set_aside(self, checkpoint: Path) -> Path:
-        """Renames a checkpoint that is not read, so that the next one may take its place."""
+        """Renames a checkpoint that cannot be read, so that the next one may take its place."""
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         return checkpoint.rename(aside)
@@ -140,7 +140,7 @@ class RunFolder:
         self._write({**known, **values})
 
     def _check_ours(self) -> None:
-        """Raises OutputError for what no run of ours left: `--fresh` must not remove it either."""
+        """Raises OutputError if other things are in the folder: not even `--fresh` removes those."""
         if (self.path / "run.json").is_file():
             return
         if others := [p.name for p in self.path.iterdir() if not p.name.startswith(".")]:
@@ -167,7 +167,7 @@ class RunFolder:
         files.write_text(self.path / "run.json", json.dumps(document, indent=1))
 
     def _clear(self) -> None:
-        """Removes what a run of ours leaves, and nothing else."""
+        """Removes what a run of ours left, and nothing else."""
         folders = [*self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]
         for folder in [*folders, *(self.path / name for name in FOLDERS)]:
             shutil.rmtree(folder, ignore_errors=True)
@@ -191,10 +191,10 @@ class RunFolder:
 
 
 def _as_known(run_key: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """The identity in the words of the record, where it says the same in others.
+    """The key as the record writes it, where the two mean the same.
 
-    A tuple is read back as a list. The rate that a run found for itself (the model's default, a scaled
-    one) stands in its run.toml as the user's own.
+    JSON reads a tuple back as a list. A learning rate that the run found (the model's default, a
+    scaled one) is in its run.toml as the user's.
     """
     run_key = json.loads(json.dumps(run_key))
     rate = known.get("learning_rate")
@@ -211,7 +211,7 @@ LONGER = (
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
-    """The first setting that differs, as `name old, now new`, and what else can be done."""
+    """The first setting that differs, as `name old, now new`, and further advice."""
     for key, value in new.items():
         if isinstance(value, dict) and old.get(key) != value:
             return _difference(old.get(key, {}), value)
@@ -223,14 +223,14 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
 
 @contextmanager
 def refusals(folder: RunFolder, name: str, need: int) -> Iterator[None]:
-    """Turns what a full disk raises into an OutputError with the numbers."""
+    """Turns the errors of a full disk into an OutputError with the numbers."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         free = shutil.disk_usage(folder.path).free
         known = folder.checkpoints()
-        after = f"the same command goes on from {known[-1].name}" if known else "nothing was saved"
+        after = f"the same command resumes from {known[-1].name}" if known else "nothing was saved"
         raise OutputError(
             f"cannot write {folder.path / name} ({reason}): it needs {format_bytes(need)}, and "
             f"{format_bytes(free)} are free",

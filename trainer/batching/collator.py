@@ -57,7 +57,7 @@ class Collator:
         self._decoder_start = decoder_start
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the encoder: a loader process would build its tokenizer, and needs none."""
+        """Without the encoder: a loader process does not need its tokenizer."""
         return {name: value for name, value in self.__dict__.items() if name != "encoder"}
 
     def batch(self, rows: Rows) -> Batch:
@@ -65,21 +65,20 @@ class Collator:
         return self._build(rows, rows)
 
     def lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Tokens of what is padded apart: (rows, source and target), or (rows, both as one)."""
+        """Tokens of each side that is padded apart: (rows, source and target), or (rows, both as one)."""
         sides = np.stack([self.store.source_lengths(rows), self.store.target_lengths(rows)], axis=1)
         return sides.sum(1, keepdims=True) if self._is_causal else sides
 
     def target_tokens(self, rows: npt.NDArray[np.int64]) -> int:
         """What the loss of those rows counts, without reading them."""
-        return int(self.store.learnt_lengths(rows).sum())
+        return int(self.store.loss_mask_lengths(rows).sum())
 
     def worst_case_batch(self, size: int) -> Batch:
         """The largest micro-batch of that many sequences that the data can make.
 
-        Seq2seq pads sources and targets apart: the longest of each. A causal model reads both as
-        one sequence: the longest of those. The last position counts as padded: where nothing is, transformers
-        leaves the mask out, and what attention makes of it (T5's position bias for each row instead of one
-        for all; a slower and larger attention in causal models).
+        Seq2seq pads sources and targets apart: the longest of each. A causal model reads both as one
+        sequence: the longest of those. The last position is masked: without any padding transformers
+        drops the mask, and attention then takes less memory (one position bias of T5 for all rows).
         """
         source, target = self._worst_rows()
         batch = self._build([source] * size, [target] * size)
@@ -94,9 +93,9 @@ class Collator:
         return (stats.longest_both[1],) if self._is_causal else self.store.longest()
 
     def one_sided(self, size: int, side: int) -> Batch | None:
-        """That many sequences, longest on one side and one token on the other; None without sides.
+        """`size` sequences, longest on one side and one token on the other; None for a causal model.
 
-        Only its shape is meant: what it counts is the worst batch's.
+        Only its shape counts: its numbers of tokens are those of the worst-case batch.
         """
         if self._is_causal:
             return None
@@ -108,7 +107,7 @@ class Collator:
         )
 
     def _worst_rows(self) -> tuple[int, int]:
-        """The rows that the source and the target of the largest micro-batch are from."""
+        """The rows of the longest source and of the longest target."""
         stats = self.store.stats
         if self._is_causal:
             return stats.longest_both[0], stats.longest_both[0]
@@ -119,8 +118,8 @@ class Collator:
         targets = [self.store.target(row) for row in target_rows]
         if self._is_causal:
             both = [np.concatenate(pair) for pair in zip(sources, targets, strict=True)]
-            learnt = [self.store.learnt(row) for row in source_rows]
-            nexts = [_nexts(*parts) for parts in zip(sources, learnt, targets, strict=True)]
+            loss_masks = [self.store.loss_mask(row) for row in source_rows]
+            nexts = [_nexts(*parts) for parts in zip(sources, loss_masks, targets, strict=True)]
             input_ids = _padded(both, self._pad)  # (batch, source + target)
             inputs = {"input_ids": input_ids, "attention_mask": _mask(both)}
             labels = _padded(nexts, IGNORED)
@@ -152,10 +151,10 @@ class Collator:
 
 
 def _nexts(
-    source: npt.NDArray[Any], learnt: npt.NDArray[np.bool_], target: npt.NDArray[Any]
+    source: npt.NDArray[Any], loss_mask: npt.NDArray[np.bool_], target: npt.NDArray[Any]
 ) -> npt.NDArray[np.int64]:
-    """The label of each position of a causal sequence: what comes next, where the loss counts that."""
-    following = np.where(learnt, source.astype(np.int64), IGNORED)[1:]
+    """The label of each position of a causal sequence: the next token if the loss counts it."""
+    following = np.where(loss_mask, source.astype(np.int64), IGNORED)[1:]
     return np.concatenate([following, target.astype(np.int64), [IGNORED]])
 
 

@@ -61,7 +61,7 @@ class Steps(Dataset[Step]):
 
 
 def zero_weight_batch(batch: Batch) -> Batch:
-    """One sequence of that micro-batch, of which the loss counts nothing."""
+    """One sequence of that micro-batch; the loss counts nothing of it."""
     inputs = {name: tensor[:1] for name, tensor in batch.inputs.items()}
     labels = torch.full_like(batch.labels[:1], IGNORED)
     area = batch.area // batch.samples
@@ -69,7 +69,7 @@ def zero_weight_batch(batch: Batch) -> Batch:
 
 
 def load_steps(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoader[Step]":
-    """Those steps, in order; with `loaders` processes ahead of their use."""
+    """Those steps, in order; `loaders` processes prepare them ahead."""
     return DataLoader(
         steps,
         batch_size=None,
@@ -81,7 +81,7 @@ def load_steps(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoade
 
 
 def _heed_no_signal(_: int) -> None:
-    """SLURM and a terminal reach the loaders too: the trainer still has a step to end, and ends them."""
+    """SLURM and a terminal signal the loaders too; the trainer ends its step first, then the loaders."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 

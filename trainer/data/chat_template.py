@@ -1,8 +1,8 @@
 """A conversation as the model's chat template writes it, and which of its text the assistant says.
 
-What a template adds for an answer is found by prefix: the text through that turn begins with the
-text before it. A template that rewrites earlier turns (Qwen3's leaves out their thinking) says
-nothing of them, and only the last answer is learnt. Tokens are `encoder`'s business.
+An answer's text is found by prefix: the text through that turn begins with the text before it. Where
+a template rewrites earlier turns (Qwen3's drops their thinking), the loss counts only the last
+answer. `encoder` makes the tokens.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from trainer.data.readers import Row
 
 
 class TemplateFails(Exception):
-    """The template raised; with its reason."""
+    """The template raised this reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,11 @@ class Rendered:
     """One row as text."""
 
     source: str
-    """Everything before the last answer, the words that open it included."""
+    """Everything before the last answer, with the words that open it."""
     target: str
     """The last answer, and the template's end of turn."""
-    learnt: tuple[tuple[int, int], ...] = ()
-    """The characters of the source that are earlier answers, their ends of turn included."""
+    loss_spans: tuple[tuple[int, int], ...] = ()
+    """The characters of the source that are earlier answers, with their ends of turn."""
     is_last_only: bool = False
     """Whether there are earlier answers, and the template rewrites them."""
 
@@ -41,21 +41,21 @@ def render(tokenizer: Any, row: Row) -> Rendered:
     target = row.response
     if whole.startswith(source):
         target = _said(whole[len(source) :], row.response)
-    learnt = []
+    spans = []
     for number, (role, content) in enumerate(row.turns):
         if role != "assistant":
             continue
         span = _span(tokenizer, row.turns[: number + 1], content, source)
         if span is None:
             return Rendered(source, target, is_last_only=True)
-        learnt.append(span)
-    return Rendered(source, target, tuple(learnt))
+        spans.append(span)
+    return Rendered(source, target, tuple(spans))
 
 
 def _span(
     tokenizer: Any, turns: Sequence[tuple[str, str]], content: str, source: str
 ) -> tuple[int, int] | None:
-    """Where the last of the turns stands in the source; None where it is not there as it was."""
+    """Where the last of the turns stands in the source; None where the template rewrote it."""
     try:
         before = _text(tokenizer, turns[:-1], opened=True)
         through = _text(tokenizer, turns, opened=False)
@@ -67,9 +67,9 @@ def _span(
 
 
 def _said(written: str, content: str) -> str:
-    """What the model is to say of a turn: up to the end-of-turn token, not the line break behind it.
+    """What the model says in a turn: through the end-of-turn token, without the line break after it.
 
-    Where a template has no such token, the line break is what ends the turn.
+    In a template without such a token the line break ends the turn.
     """
     bare = content.strip()
     ends = written.rfind(bare) + len(bare) if bare else 0

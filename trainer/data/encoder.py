@@ -1,9 +1,9 @@
 """From rows to token ids: one encoder for each kind of model.
 
-Seq2seq: source = prompt, end-of-sequence; target = the last answer, end-of-sequence. Causal: the source
-is everything before the last answer (by the tokenizer's chat template where it has one), the target
-that answer and its end; the model reads both. The loss counts the target, and of a causal source the
-assistant's earlier turns, each with its end: `Encoded.learnt`.
+Seq2seq: source = prompt, end-of-sequence; target = the last answer, end-of-sequence. Causal: source =
+everything before the last answer (by the tokenizer's chat template if it has one); target = that
+answer and its end; the model reads both. The loss counts the target, and in a causal source the
+assistant's earlier turns, each with its end: `Encoded.loss_spans`.
 """
 
 import hashlib
@@ -29,15 +29,15 @@ class Encoded:
 
     source: list[int]
     target: list[int]
-    learnt: tuple[Span, ...] = ()
+    loss_spans: tuple[Span, ...] = ()
     """The parts of the source that the loss counts as well."""
     is_last_only: bool = False
-    """Whether there were earlier answers that the loss should count, and does not."""
+    """Whether the loss counts the last answer alone, though there are earlier ones."""
 
-    def learnt_of_last(self, length: int) -> list[Span]:
-        """The same in the last `length` tokens of the source; its first is predicted from nothing."""
+    def loss_spans_in_last(self, length: int) -> list[Span]:
+        """The same in the last `length` tokens of the source. The first token has no prediction."""
         gone = len(self.source) - length
-        spans = [(max(1, first - gone), last - gone) for first, last in self.learnt]
+        spans = [(max(1, first - gone), last - gone) for first, last in self.loss_spans]
         return [(first, last) for first, last in spans if first < last]
 
 
@@ -85,17 +85,17 @@ class Encoder:
         return self._encode_templated(rows) if self.templated else self._encode_turns(rows)
 
     def fit_source(self, ids: list[int], longest: int) -> list[int]:
-        """At most that many tokens; a seq2seq source keeps its end, a causal prompt its last part.
+        """At most `longest` tokens.
 
-        Of a causal conversation the earliest turns go first, whole or in part, also where the loss
-        would have counted them.
+        A seq2seq source keeps its beginning and its end-of-sequence. A causal source keeps its last
+        tokens: the earliest turns are cut, even where the loss would have counted them.
         """
         if len(ids) <= longest:
             return ids
         return ids[-longest:] if self.is_causal else [*ids[: longest - 1], self.eos]
 
     def fit_target(self, ids: list[int], longest: int) -> list[int]:
-        """At most that many tokens; a target that is cut off has no end to learn."""
+        """At most `longest` tokens; a target that is cut has no end-of-sequence."""
         return ids[:longest]
 
     def _encode_pairs(self, rows: Sequence[Row]) -> list[Encoded]:
@@ -113,30 +113,30 @@ class Encoder:
         targets = self._ids([row.response for row in rows])
         encoded = []
         for parts, target in zip(pieces, targets, strict=True):
-            source, learnt = list(self._opening), []
+            source, spans = list(self._opening), []
             for (is_answer, _), ids in zip(parts, flat, strict=False):
                 if is_answer:
-                    learnt.append((len(source), len(source) + len(ids) + 1))
+                    spans.append((len(source), len(source) + len(ids) + 1))
                     source += [*ids, self.eos]
                 else:
                     source += ids
-            encoded.append(Encoded(self._begun(source), [*target, self.eos], tuple(learnt)))
+            encoded.append(Encoded(self._begun(source), [*target, self.eos], tuple(spans)))
         return encoded
 
     def _encode_templated(self, rows: Sequence[Row]) -> list[Encoded]:
         rendered = [self._render(row) for row in rows]
         sources = self._located(
-            [each.source for each in rendered], [each.learnt for each in rendered]
+            [each.source for each in rendered], [each.loss_spans for each in rendered]
         )
         targets = self._ids([each.target for each in rendered])
         return [
             Encoded(
                 self._begun(ids),
                 target if target[-1:] == [self.eos] else [*target, self.eos],
-                learnt,
-                each.is_last_only or len(learnt) < len(each.learnt),
+                spans,
+                each.is_last_only or len(spans) < len(each.loss_spans),
             )
-            for each, (ids, learnt), target in zip(rendered, sources, targets, strict=True)
+            for each, (ids, spans), target in zip(rendered, sources, targets, strict=True)
         ]
 
     def _render(self, row: Row) -> Rendered:
@@ -147,7 +147,7 @@ class Encoder:
             raise DataError(
                 "the model's chat template refuses the conversation that begins "
                 f"{beginning[0][:40]!r}: {error}",
-                "mend the row or drop it",
+                "fix the row or drop it",
             ) from error
 
     def _begun(self, source: list[int]) -> list[int]:
@@ -156,7 +156,7 @@ class Encoder:
         return source or [self.eos if start is None else start]
 
     def _find_opening(self) -> list[int]:
-        """What the tokenizer puts before any text: `<s>` of BART and Llama, nothing of T5 and GPT-2."""
+        """What the tokenizer puts before any text: `<s>` for BART and Llama, nothing for T5 and GPT-2."""
         if self._backend is None:
             return []
         ids: list[int] = self.tokenizer("")["input_ids"]
@@ -174,7 +174,7 @@ class Encoder:
     def _located(
         self, texts: list[str], spans: list[tuple[Span, ...]]
     ) -> list[tuple[list[int], tuple[Span, ...]]]:
-        """Ids, and the spans of characters as spans of tokens; none where no tokenizer tells places."""
+        """Ids, and the spans of characters as spans of tokens; no spans without a fast tokenizer."""
         if self._backend is None or not any(spans):
             return [(ids, ()) for ids in self._ids(texts)]
         self._bare()
@@ -183,18 +183,18 @@ class Encoder:
             self._backend.encode_batch(texts, add_special_tokens=False), spans, strict=True
         ):
             begins = [first for first, _ in encoding.offsets]
-            learnt = tuple((bisect_left(begins, a), bisect_left(begins, b)) for a, b in wanted)
-            found.append((encoding.ids, learnt))
+            inside = tuple((bisect_left(begins, a), bisect_left(begins, b)) for a, b in wanted)
+            found.append((encoding.ids, inside))
         return found
 
     def _bare(self) -> None:
-        """A tokenizer's file may say how to truncate and pad, which is not its business here."""
+        """Switches off the truncation and padding that a tokenizer's file may ask for."""
         self._backend.no_truncation()
         self._backend.no_padding()
 
 
 def _joined(turns: Sequence[tuple[str, str]]) -> list[tuple[bool, str]]:
-    """(whether the assistant says it, text): the turns of others that follow each other as one."""
+    """(whether the assistant says it, text); other roles' turns in a row are joined."""
     pieces: list[tuple[bool, str]] = []
     for is_answer, group in itertools.groupby(turns, lambda turn: turn[0] == "assistant"):
         texts = [text for _, text in group]

@@ -1,8 +1,8 @@
-"""Prompts and responses from files, one after the other, with faults named by row and column.
+"""Prompts and responses from files in order; errors name row and column.
 
-It reads Parquet, JSON (a list of objects) and JSON lines, with columns `prompt` and `response`, or
-`messages`. Whatever the file's size, no more of it is held than a batch of rows, or a piece of text.
-Tokens are `tokenise`'s business.
+Reads Parquet, JSON (a list of objects) and JSON lines, with columns `prompt` and `response`, or
+`messages`. It holds a batch of rows or a piece of text at a time, whatever the file's size.
+`tokenization` makes the tokens.
 """
 
 import codecs
@@ -48,7 +48,7 @@ def bundled(name: str) -> str:
 
 
 def check_file(path: str) -> Path:
-    """The file, when there is something in it; what, `read_rows` finds out.
+    """The file, if it is there and not empty.
 
     Raises:
         DataError: it is missing, empty, or cannot be looked at.
@@ -57,25 +57,25 @@ def check_file(path: str) -> Path:
     try:
         if not file.is_file():
             what = "is a folder, not a file" if file.is_dir() else "is not there"
-            raise DataError(f"data file {path} {what}", f"{ADVICE}")
+            raise DataError(f"data file {path} {what}", ADVICE)
         if file.stat().st_size == 0:
-            raise DataError(f"data file {path} is empty (0 bytes)", f"{ADVICE}")
+            raise DataError(f"data file {path} is empty (0 bytes)", ADVICE)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", f"{ADVICE}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}", ADVICE) from error
     return file
 
 
 def check_files(*groups: Sequence[str] | None) -> None:
-    """Raises DataError for the first file of any group that is not there or has nothing in it."""
+    """Raises DataError for the first file of any group that is missing or empty."""
     for group in groups:
         for path in group or ():
             check_file(path)
 
 
 def read_rows(path: str, *, skip: int = 0) -> Iterator[Row]:
-    """Every row of the file but the first `skip`, in order; messages count them from 1, as lines are.
+    """Every row of the file after the first `skip`, in order; messages count rows from 1.
 
-    Rows that are skipped were read before: they are not looked at.
+    Skipped rows are not checked.
 
     Raises:
         DataError: it is missing, empty, damaged, of another kind, or a row is not text.
@@ -87,13 +87,13 @@ def read_rows(path: str, *, skip: int = 0) -> Iterator[Row]:
             empty = False
             yield _row(record, path, number)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", f"{ADVICE}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}", ADVICE) from error
     if empty:
-        raise DataError(f"data file {path} has no rows", f"{ADVICE}")
+        raise DataError(f"data file {path} has no rows", ADVICE)
 
 
 def count_rows(paths: Sequence[str]) -> int | None:
-    """Rows of those files together; None where one must be read from end to end to know."""
+    """Rows of those files together; None if one of them is no Parquet file, which does not say."""
     total = 0
     for path in paths:
         try:
@@ -110,7 +110,7 @@ def _records(file: Path, skip: int) -> Iterator[dict[str, Any]]:
         return _parquet(file, skip)
     if file.suffix in (".parquet", ".pq"):
         raise DataError(
-            f"{file} is not a Parquet file: it begins with {head!r}, not with b'PAR1'", f"{ADVICE}"
+            f"{file} is not a Parquet file: it begins with {head!r}, not with b'PAR1'", ADVICE
         )
     with file.open("rb") as stream:
         start = stream.read(4096).removeprefix(BOM).lstrip()[:1]
@@ -118,11 +118,11 @@ def _records(file: Path, skip: int) -> Iterator[dict[str, Any]]:
         return itertools.islice(_json(file), skip, None)
     if start == b"{":
         return _json_lines(file, skip)
-    raise DataError(f"{file} is neither Parquet nor JSON nor JSON lines", f"{ADVICE}")
+    raise DataError(f"{file} is neither Parquet nor JSON nor JSON lines", ADVICE)
 
 
 def _parquet(file: Path, skip: int) -> Iterator[dict[str, Any]]:
-    """Row groups that are skipped whole are not even read."""
+    """Does not read a row group that is skipped whole."""
     try:
         with pq.ParquetFile(file, memory_map=True) as table:
             columns = [name for name in table.schema_arrow.names if name in _COLUMNS]
@@ -239,8 +239,8 @@ def _json_lines(file: Path, skip: int) -> Iterator[dict[str, Any]]:
             except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{file}, line {number} is damaged or cut off: {_first_line(error)}",
-                    "mend the "
-                    "line or copy the file again (JSON lines hold one object a line, JSON a list)",
+                    "fix the line or copy the file again (JSON lines hold one object a line, JSON a "
+                    "list)",
                 ) from error
             if not isinstance(record, dict):
                 raise DataError(
@@ -278,14 +278,14 @@ def _row(record: dict[str, Any], path: str, number: int) -> Row:
 def _conversation(messages: Any, path: str, number: int) -> Row:
     where = f"{path}, row {number}, column messages"
     if not isinstance(messages, list) or len(messages) < 2:
-        raise DataError(f"{where}: not a list of at least two turns", "mend the row or drop it")
+        raise DataError(f"{where}: not a list of at least two turns", "fix the row or drop it")
     turns: list[tuple[str, str]] = []
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
         content = message.get("content") if isinstance(message, dict) else None
         if not isinstance(role, str) or not isinstance(content, str):
             raise DataError(
-                f"{where}: a turn without a text `role` and `content`", "mend the row or drop it"
+                f"{where}: a turn without a text `role` and `content`", "fix the row or drop it"
             )
         _check_text(content, where)
         turns.append((role, content))
@@ -306,7 +306,7 @@ def _check_text(value: Any, where: str) -> None:
     except UnicodeEncodeError as error:
         raise DataError(
             f"{where}: half a character, {value[error.start]!r}, at place {error.start}",
-            "mend the text or drop the row",
+            "fix the text or drop the row",
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""Tokens on disk: tokenised once, memory-mapped after that, so that host memory does not grow.
+"""Tokens on disk: tokenized once, then memory-mapped, so that host memory does not grow.
 
-A store is a folder of files that `tokenise` describes, named by a hash of the files' content, the
-tokenizer and the settings. It appears whole or not at all: until then it is `.partial-<name>`, which
-one process writes while the others wait, and which is gone on with after an interruption.
+A store is a folder of files that `tokenization` describes. Its name is a hash of the data files, the
+tokenizer and the settings. It appears whole or not at all: until then it is `.partial-<name>`, which one
+process writes while the others wait, and which resumes after an interruption.
 """
 
 import hashlib
@@ -30,11 +30,8 @@ from trainer.data.tokenization import (
     tokenise,
 )
 
-VERSION = 2
+VERSION = 3
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
-
-POLL = 0.1
-"""Seconds between two tries to get the lock of a store."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -49,10 +46,10 @@ class TokenStore:
     """(tokens,) uint16 or uint32."""
     offsets: Numbers
     """(2 · rows + 1,)"""
-    marks: npt.NDArray[np.bool_] | None
-    """(tokens,) those of sources that the loss counts; None where there are none."""
-    extra: npt.NDArray[np.int32] | None
-    """(rows,) how many those are."""
+    masks: npt.NDArray[np.bool_] | None
+    """(tokens,) whether a source's token counts in the loss; None where none does."""
+    source_counts: npt.NDArray[np.int32] | None
+    """(rows,) how many of the source's do."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A loader worker maps the same pages; an array that is pickled would be copied."""
@@ -67,10 +64,10 @@ class TokenStore:
     def target(self, row: int) -> npt.NDArray[Any]:
         return self.tokens[self.offsets[2 * row + 1] : self.offsets[2 * row + 2]]
 
-    def learnt(self, row: int) -> npt.NDArray[np.bool_]:
-        """Which tokens of the source the loss counts; those of the target it counts all."""
+    def loss_mask(self, row: int) -> npt.NDArray[np.bool_]:
+        """(source,) whether the loss counts a token of the source. It counts the whole target."""
         first, last = self.offsets[2 * row], self.offsets[2 * row + 1]
-        return np.zeros(last - first, np.bool_) if self.marks is None else self.marks[first:last]
+        return np.zeros(last - first, np.bool_) if self.masks is None else self.masks[first:last]
 
     def source_lengths(self, rows: Numbers) -> Numbers:
         return self.offsets[2 * rows + 1] - self.offsets[2 * rows]
@@ -78,17 +75,17 @@ class TokenStore:
     def target_lengths(self, rows: Numbers) -> Numbers:
         return self.offsets[2 * rows + 2] - self.offsets[2 * rows + 1]
 
-    def learnt_lengths(self, rows: Numbers) -> Numbers:
-        """Tokens of each row that the loss counts; reads no tokens."""
+    def loss_mask_lengths(self, rows: Numbers) -> Numbers:
+        """(rows,) tokens of each row that the loss counts; reads no tokens."""
         targets = self.target_lengths(rows)
-        return targets if self.extra is None else targets + self.extra[rows]
+        return targets if self.source_counts is None else targets + self.source_counts[rows]
 
     def longest(self) -> tuple[int, int]:
         """Tokens of the longest source and of the longest target."""
         return self.stats.longest_source[1], self.stats.longest_target[1]
 
     def truncation_notice(self, max_source: int, max_target: int) -> str | None:
-        """A line that says what of the rows is not learnt as it stands there, None when all is."""
+        """A line about rows that the model does not learn as they stand, None without such rows."""
         stats, said = self.stats, []
         if stats.cut_sources or stats.cut_targets:
             said.append(
@@ -108,10 +105,6 @@ class TokenStore:
         return "; ".join(said) or None
 
 
-def _never() -> bool:
-    return False
-
-
 def open_store(
     paths: Sequence[str],
     encoder: Encoder,
@@ -119,17 +112,16 @@ def open_store(
     max_source: int,
     max_target: int,
     progress: Callable[[TokenizationProgress], None] | None = None,
-    should_stop: Callable[[], bool] = _never,
+    should_stop: Callable[[], bool] = bool,
 ) -> TokenStore:
-    """The store of those files, tokenised now if it was not yet.
+    """The store of those files; tokenizes them if no store exists yet.
 
-    `progress` is called about twice a second while that lasts, here or in the process that is
-    waited for.
+    `progress` is called about twice a second meanwhile, also while another process tokenizes.
 
     Raises:
         DataError: a file cannot be read as prompts and responses.
         OutputError: the cache folder cannot be written.
-        Interrupted: `should_stop` said so; the next call goes on from there.
+        Interrupted: `should_stop` said so; the next call resumes there.
     """
     folder = cache_folder() / _name(paths, encoder, max_source, max_target)
     partial = folder.with_name(f".partial-{folder.name}")
@@ -137,9 +129,8 @@ def open_store(
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = folder.with_name(f".lock-{folder.name}")
-            waiting = _Waiting(partial, paths, progress, should_stop)
-            with _acquired(FileLock(lock), waiting):
-                if not folder.exists():  # else another process was quicker with the same content
+            with _acquired(FileLock(lock), partial, paths, progress, should_stop):
+                if not folder.exists():  # else another process has made it meanwhile
                     _write(
                         folder, partial, paths, encoder, max_source=max_source, max_target=max_target,
                         progress=progress, should_stop=should_stop,
@@ -152,17 +143,27 @@ def open_store(
     return read_store(folder)
 
 
-def _acquired(lock: FileLock, waiting: Callable[[], None]) -> AbstractContextManager[object]:
+def _acquired(
+    lock: FileLock,
+    partial: Path,
+    paths: Sequence[str],
+    progress: Callable[[TokenizationProgress], None] | None,
+    should_stop: Callable[[], bool],
+) -> AbstractContextManager[object]:
     """The lock, held until the block ends; the kernel releases it when its holder dies.
 
-    `waiting` is called between two tries, and may raise.
+    Reports the progress of the process that holds it, and stops when asked.
     """
     while True:
         try:
             return lock.acquire(timeout=0)
-        except Timeout:
-            waiting()
-            time.sleep(POLL)
+        except Timeout as held:
+            if should_stop():
+                raise Interrupted("interrupted while another process tokenises") from held
+            if progress is not None and (stats := StoreStats.read(partial)):
+                total = count_rows(paths)
+                progress(TokenizationProgress(stats.rows, total, stats.tokens, stats.seconds))
+            time.sleep(TELL_EVERY)
 
 
 def _write(folder: Path, partial: Path, *arguments: Any, **options: Any) -> None:
@@ -172,34 +173,6 @@ def _write(folder: Path, partial: Path, *arguments: Any, **options: Any) -> None
         shutil.rmtree(partial)
         raise
     partial.rename(folder)
-
-
-class _Waiting:
-    """Tells how far the process is that is waited for."""
-
-    def __init__(
-        self,
-        partial: Path,
-        paths: Sequence[str],
-        progress: Callable[[TokenizationProgress], None] | None,
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self._partial = partial
-        self._total = count_rows(paths)
-        self._progress = progress
-        self._should_stop = should_stop
-        self._told = time.monotonic()
-
-    def __call__(self) -> None:
-        if self._should_stop():
-            raise Interrupted("interrupted while another process tokenises")
-        now = time.monotonic()
-        if self._progress is not None and now - self._told >= TELL_EVERY:
-            self._told = now
-            if stats := StoreStats.read(self._partial):
-                self._progress(
-                    TokenizationProgress(stats.rows, self._total, stats.tokens, stats.seconds)
-                )
 
 
 def read_store(folder: Path) -> TokenStore:
@@ -215,8 +188,8 @@ def read_store(folder: Path) -> TokenStore:
         stats,
         mapped("tokens.bin", np.dtype(f"u{stats.width}")),
         mapped("offsets.bin", np.int64),
-        mapped("learnt.bin", np.bool_) if stats.learns_earlier else None,
-        mapped("extra.bin", np.int32) if stats.learns_earlier else None,
+        mapped("loss_mask.bin", np.bool_) if stats.has_loss_mask else None,
+        mapped("source_counts.bin", np.int32) if stats.has_loss_mask else None,
     )
 
 

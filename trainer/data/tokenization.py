@@ -1,10 +1,10 @@
-"""Rows become tokens on disk, in bounded memory, on all cores, and after an interruption from there on.
+"""Rows become tokens on disk, in bounded memory, on all cores; an interruption resumes where it was.
 
-A folder of four files grows a chunk at a time: `tokens.bin`, every sequence end to end; `offsets.bin`,
-where each begins, sources at even places and targets at odd ones; and only where a source holds
-answers that the loss counts, `learnt.bin`, a byte for each token that says whether it is one, and
-`extra.bin`, how many there are in each row. `stats.json` is replaced about once a second, by what is
-then safe on disk: a killed process loses no more. Names and locks are `store`'s business.
+A folder of files grows a chunk at a time: `tokens.bin`, every sequence end to end; `offsets.bin`, where
+each begins, sources at even places and targets at odd ones. Where sources hold answers that the loss
+counts, also `loss_mask.bin`, a byte for each token, and `source_counts.bin`, how many those are in each
+row. `stats.json` is replaced about once a second and says what is safe on disk: a killed process loses
+no more. `token_store` has the names and the lock.
 """
 
 import itertools
@@ -20,12 +20,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from autotune.files import write_text
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row, count_rows, read_rows
 
 CHUNK_ROWS = 4096
 CHUNK_CHARACTERS = 1 << 19
-"""A chunk ends with either: a token takes about 150 bytes until it is written."""
+"""A chunk ends at either limit: a token takes about 150 bytes until it is written."""
 SAVE_EVERY = 1.0
 """Seconds."""
 TELL_EVERY = 0.5
@@ -34,22 +35,22 @@ TELL_EVERY = 0.5
 
 @dataclass(frozen=True, slots=True)
 class TokenizationProgress:
-    """How far a tokenising has come, its earlier parts included."""
+    """How far the tokenizing is, with what ran before an interruption."""
 
     rows: int
     total: int | None
-    """None where only reading on can tell."""
+    """None where the file does not say."""
     tokens: int
     seconds: float
 
 
 class Interrupted(Exception):
-    """It was asked to stop; what was done is kept, and the next opening goes on from there."""
+    """It was asked to stop. The next opening resumes there."""
 
 
 @dataclass(slots=True, kw_only=True)
 class StoreStats:
-    """What is known of the rows that are written."""
+    """What is known about the rows that are written."""
 
     width: int
     """Bytes of a token."""
@@ -63,8 +64,8 @@ class StoreStats:
     cut_targets: int = 0
     empty_responses: int = 0
     last_only: int = 0
-    """Conversations of which the loss should count earlier answers, and does not."""
-    learns_earlier: bool = False
+    """Conversations whose earlier answers the loss does not count, though it should."""
+    has_loss_mask: bool = False
     """Whether the loss counts tokens of any source."""
     longest_source: list[int] = field(default_factory=lambda: [0, 0])
     """(row, tokens)"""
@@ -74,26 +75,20 @@ class StoreStats:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Those of that folder, None where it has none."""
+        """The stats of that folder, None if it has none."""
         try:
-            return cls(**json.loads((folder / "facts.json").read_text()))
+            return cls(**json.loads((folder / "stats.json").read_text()))
         except FileNotFoundError:
             return None
 
     def save(self, folder: Path) -> None:
-        """Replaces the folder's, once it is on the disk itself."""
-        temporary = folder / ".facts.json"
-        with temporary.open("w") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / "facts.json")
+        write_text(folder / "stats.json", json.dumps(asdict(self)))
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file."""
         sizes = {"tokens.bin": self.width * self.tokens, "offsets.bin": 8 * (2 * self.rows + 1)}
-        if self.learns_earlier:
-            sizes |= {"learnt.bin": self.tokens, "extra.bin": 4 * self.rows}
+        if self.has_loss_mask:
+            sizes |= {"loss_mask.bin": self.tokens, "source_counts.bin": 4 * self.rows}
         return sizes
 
 
@@ -107,7 +102,7 @@ def tokenise(
     progress: Callable[[TokenizationProgress], None] | None,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Writes the rows of those files there, or those that the folder still lacks.
+    """Writes the rows of those files that the folder lacks.
 
     Raises:
         Interrupted: `should_stop` said so, between two chunks.
@@ -164,7 +159,7 @@ def _encoded_ahead(
 ) -> Iterator[tuple[_Chunk, list[Encoded]]]:
     """Each chunk and its tokens, while the next is read and the one before is written.
 
-    The tokenizer lets go of the interpreter while it works, and shares its work out to all cores.
+    The tokenizer releases the GIL and uses all cores.
     """
     with ThreadPoolExecutor(1) as pool:
         pending: tuple[_Chunk, Future[list[Encoded]]] | None = None
@@ -179,7 +174,7 @@ def _encoded_ahead(
 
 @contextmanager
 def _all_cores() -> Iterator[None]:
-    """The tokenizer's threads are switched off for workers, since a fork would lose them: here on."""
+    """Switches the tokenizer's threads on; in workers they are off, because a fork would lose them."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "true"
@@ -193,11 +188,11 @@ def _all_cores() -> Iterator[None]:
 
 
 class _Writer:
-    """Appends chunks to the files of a folder, after what its facts say is there."""
+    """Appends chunks to the files of a folder, after what its stats say is there."""
 
     def __init__(self, folder: Path, encoder: Encoder, max_source: int, max_target: int) -> None:
         self._folder = folder
-        self._codec = encoder
+        self._encoder = encoder
         self._most = max_source, max_target
         self._files: dict[str, Any] = {}
         self.stats = self._kept()
@@ -216,17 +211,17 @@ class _Writer:
             file.close()
 
     def add(self, chunk: _Chunk, encoded: list[Encoded]) -> None:
-        stats, encoder = self.stats, self._codec
+        stats, encoder = self.stats, self._encoder
         sequences: list[list[int]] = []
-        learnt: list[tuple[int, int]] = []  # of this chunk's tokens
-        extra = np.zeros(len(encoded), dtype=np.int32)
+        loss_spans: list[tuple[int, int]] = []  # in this chunk's tokens
+        source_counts = np.zeros(len(encoded), dtype=np.int32)
         place = 0
         for number, each in enumerate(encoded):
             source = encoder.fit_source(each.source, self._most[0])
             target = encoder.fit_target(each.target, self._most[1])
-            for first, last in each.learnt_of_last(len(source)) if each.learnt else ():
-                learnt.append((place + first, place + last))
-                extra[number] += last - first
+            for first, last in each.loss_spans_in_last(len(source)):
+                loss_spans.append((place + first, place + last))
+                source_counts[number] += last - first
             sequences += (source, target)
             place += len(source) + len(target)
             stats.cut_sources += len(each.source) > self._most[0]
@@ -237,8 +232,8 @@ class _Writer:
         flat = itertools.chain.from_iterable(sequences)
         self._file("tokens.bin").write(np.fromiter(flat, encoder.dtype, count=place).tobytes())
         self._file("offsets.bin").write((stats.tokens + lengths.cumsum()).tobytes())
-        if learnt or stats.learns_earlier:
-            self._add_learnt(learnt, extra, place)
+        if loss_spans or stats.has_loss_mask:
+            self._add_loss_mask(loss_spans, source_counts, place)
         self._note_longest(lengths)
         stats.file_rows = len(encoded) + (stats.file_rows if chunk.file == stats.file else 0)
         stats.file = chunk.file
@@ -246,23 +241,23 @@ class _Writer:
         stats.tokens += place
 
     def save(self) -> None:
-        """Makes what was added so far survive whatever happens."""
+        """Returns once what was added is on the disk."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
         self.stats.save(self._folder)
 
-    def _add_learnt(self, learnt: list[tuple[int, int]], extra: Any, tokens: int) -> None:
+    def _add_loss_mask(self, spans: list[tuple[int, int]], counts: Any, tokens: int) -> None:
         stats = self.stats
-        if not stats.learns_earlier:  # the rows before have none: a hole in the file reads as zeros
-            stats.learns_earlier = True
-            for name in ("learnt.bin", "extra.bin"):
+        if not stats.has_loss_mask:  # the rows before have none: a hole in the file reads as zeros
+            stats.has_loss_mask = True
+            for name in ("loss_mask.bin", "source_counts.bin"):
                 self._file(name).truncate(stats.sizes()[name])
-        marks = np.zeros(tokens, dtype=np.bool_)
-        for first, last in learnt:
-            marks[first:last] = True
-        self._file("learnt.bin").write(marks.tobytes())
-        self._file("extra.bin").write(extra.tobytes())
+        loss_mask = np.zeros(tokens, dtype=np.bool_)
+        for first, last in spans:
+            loss_mask[first:last] = True
+        self._file("loss_mask.bin").write(loss_mask.tobytes())
+        self._file("source_counts.bin").write(counts.tobytes())
 
     def _note_longest(self, lengths: Any) -> None:
         stats = self.stats
@@ -277,8 +272,8 @@ class _Writer:
                 known[:] = stats.rows + row, int(sizes[row])
 
     def _kept(self) -> StoreStats:
-        """What an earlier part left; nothing where a file is shorter than it should be."""
-        anew = StoreStats(width=np.dtype(self._codec.dtype).itemsize)
+        """What an interrupted tokenizing left; nothing if a file is shorter than it should be."""
+        anew = StoreStats(width=np.dtype(self._encoder.dtype).itemsize)
         stats = StoreStats.read(self._folder) or anew
         for name, size in stats.sizes().items():
             file = self._folder / name

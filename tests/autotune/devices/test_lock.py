@@ -85,31 +85,11 @@ def test_a_free_device_is_locked_without_a_word(tmp_path: Path) -> None:
     assert said == []
 
 
-def test_a_second_tuning_says_who_holds_the_device_and_goes_on_when_it_is_killed(
-    tmp_path: Path,
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_second_tuning_says_who_holds_the_device_and_waits_for_its_end(
+    tmp_path: Path, is_killed: bool
 ) -> None:
-    """A process that is killed lets go of nothing itself: the kernel does."""
-    said: list[str] = []
-    with tuning(tmp_path, CARD) as holder:
-        assert said_by(holder) == "held"
-
-        def notify(text: str) -> None:
-            said.append(text)
-            holder.kill()
-
-        with locked([CARD], notify=notify, folder=tmp_path):
-            signed = file_of(tmp_path).read_text()
-
-    (text,) = said
-    before, _, after = text.partition(f"is being tuned by process {holder.pid} (")
-    assert before == "GPU-aa11 "
-    assert after.endswith("); waiting for it")
-    assert ", since " in after
-    assert signed.startswith(f"{os.getpid()} ")
-
-
-def test_a_second_tuning_goes_on_when_the_first_has_ended(tmp_path: Path) -> None:
-    """The usual way."""
+    """A process that is killed releases nothing itself: the kernel does."""
     said: list[str] = []
     with tuning(tmp_path, CARD) as holder:
         assert said_by(holder) == "held"
@@ -117,13 +97,18 @@ def test_a_second_tuning_goes_on_when_the_first_has_ended(tmp_path: Path) -> Non
         def notify(text: str) -> None:
             said.append(text)
             assert holder.stdin is not None
-            print(file=holder.stdin, flush=True)
+            holder.kill() if is_killed else print(file=holder.stdin, flush=True)
 
         with locked([CARD], notify=notify, folder=tmp_path):
-            held = not is_free(file_of(tmp_path))
+            signed, held = file_of(tmp_path).read_text(), not is_free(file_of(tmp_path))
         code = holder.wait()
 
-    assert (len(said), held, code) == (1, True, 0)
+    (text,) = said
+    before, _, after = text.partition(f"is being tuned by process {holder.pid} (")
+    assert (before, held, code) == ("GPU-aa11 ", True, -signal.SIGKILL if is_killed else 0)
+    assert after.endswith("); waiting for it")
+    assert ", since " in after
+    assert signed.startswith(f"{os.getpid()} ")
 
 
 def test_waiting_ends_with_ctrl_c_and_the_holder_keeps_the_device(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_one_who_comes_in_mid_probe_shrinks_the_budget_and_the_probe_is_measured
     assert disturbed.budgets[0].budget == CARD // 2 - disturbed.budgets[0].others
     assert disturbed.peak is not None
     assert disturbed.peak < 300 * MIB
-    assert said(events) == ["Fake GPU: a neighbour took 1.00 GiB", AGAIN]
+    assert said(events) == ["Fake GPU: a tenant took 1.00 GiB", AGAIN]
 
 
 def test_one_who_leaves_in_mid_probe_frees_the_budget(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_one_who_leaves_in_mid_probe_frees_the_budget(tmp_path: Path) -> None:
     assert disturbed.budgets[0].others == pytest.approx(0, abs=8 * MIB)
     assert disturbed.peak is not None
     assert 100 * MIB < disturbed.peak < 300 * MIB
-    assert said(events) == ["Fake GPU: a neighbour freed 1.00 GiB", AGAIN]
+    assert said(events) == ["Fake GPU: a tenant freed 1.00 GiB", AGAIN]
 
 
 def test_one_who_comes_and_goes_in_every_probe_is_given_up_on(tmp_path: Path) -> None:

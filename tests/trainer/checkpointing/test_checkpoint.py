@@ -348,7 +348,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     assert message.startswith(
         f"cannot write {folder.path / 'checkpoint-4'} (File too large): it needs 1"
     )
-    assert message.endswith(" are free; free some (the same command goes on from checkpoint-2)")
+    assert message.endswith(" are free; free some (the same command resumes from checkpoint-2)")
     assert "MiB, and " in message
     assert [path.name for path in folder.path.glob("*checkpoint*")] == ["checkpoint-2"]
     assert not list(folder.path.glob(".*"))
@@ -368,8 +368,8 @@ def test_metrics_that_cannot_be_written_are_told_with_what_to_do(
         journal.add({"step": 2, "loss": 1.0})
 
     assert str(caught.value) == (
-        f"cannot write {journal.path} (File too large); free some space, and the same command goes "
-        f"on from the last checkpoint, if there is one"
+        f"cannot write {journal.path} (File too large); free some space, and the same command "
+        f"resumes from the last checkpoint, if there is one"
     )
     assert journal.read() == [{"step": 1}]
 
@@ -443,7 +443,7 @@ def test_a_final_model_that_is_half_there_claims_nothing(
     (folder / "tokenizer.json").mkdir()
     (folder / "tokenizer.json" / "in the way").touch()
 
-    with pytest.raises(OutputError, match="goes on from checkpoint-6"):
+    with pytest.raises(OutputError, match="resumes from checkpoint-6"):
         run(settings(rows, folder))
 
     assert not (folder / "config.json").exists()

@@ -30,7 +30,7 @@ def text(of: Any, ids: Any) -> str:
 
 
 def learnt_texts(encoder: Encoder, encoded: Encoded) -> list[str]:
-    parts = [encoded.source[first:last] for first, last in encoded.learnt]
+    parts = [encoded.source[first:last] for first, last in encoded.loss_spans]
     return [text(encoder.tokenizer, part) for part in [*parts, encoded.target]]
 
 
@@ -108,7 +108,7 @@ def test_a_template_that_refuses_a_conversation_says_why() -> None:
         encoder.encode([ROW])
 
     assert str(caught.value) == (
-        "the model's chat template refuses the conversation that begins '短': no system turns; mend "
+        "the model's chat template refuses the conversation that begins '短': no system turns; fix "
         "the row or drop it"
     )
 
@@ -120,7 +120,7 @@ def test_seq2seq_learns_the_last_answer() -> None:
     (encoded,) = Encoder(own, is_causal=False).encode([ROW])
 
     assert text(own, encoded.target) == "再见。[EOS]"
-    assert encoded.learnt == ()
+    assert encoded.loss_spans == ()
     assert "等于二" in text(own, encoded.source)
 
 
@@ -154,33 +154,35 @@ def test_learnt_tokens_are_kept_beside_the_others(tmp_path: Path) -> None:
 
     encoded = encoder.encode(rows)
     every = np.arange(len(rows))
-    earlier = [sum(last - first for first, last in each.learnt) for each in encoded]
+    earlier = [sum(last - first for first, last in each.loss_spans) for each in encoded]
     assert earlier[3] > 0
-    assert [int(store.learnt(row).sum()) for row in range(len(rows))] == earlier
-    assert (store.learnt_lengths(every) - store.target_lengths(every)).tolist() == earlier
-    assert text(encoder.tokenizer, store.source(3)[store.learnt(3)]) == "等于二。[EOS]不客气。[EOS]"
+    assert [int(store.loss_mask(row).sum()) for row in range(len(rows))] == earlier
+    assert (store.loss_mask_lengths(every) - store.target_lengths(every)).tolist() == earlier
+    assert (
+        text(encoder.tokenizer, store.source(3)[store.loss_mask(3)]) == "等于二。[EOS]不客气。[EOS]"
+    )
 
 
-def test_rows_without_earlier_answers_need_no_marks(tmp_path: Path) -> None:
+def test_rows_without_earlier_answers_need_no_loss_mask(tmp_path: Path) -> None:
     """A byte a token is saved."""
     store = stored(tmp_path, [PLAIN] * 3, Encoder(tokenizer(TURNS), is_causal=True))
 
-    assert store.marks is None
-    assert not store.learnt(1).any()
-    assert not (store.folder / "learnt.bin").exists()
+    assert store.masks is None
+    assert not store.loss_mask(1).any()
+    assert not (store.folder / "loss_mask.bin").exists()
 
 
 def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
     """An earlier answer in whole or in part; the first token that stays is predicted from nothing."""
     encoder = Encoder(tokenizer(TURNS), is_causal=True)
     (whole,) = encoder.encode([ROW])
-    second = whole.learnt[1]
+    second = whole.loss_spans[1]
 
     for length in range(1, len(whole.source) + 1):
         store = stored(tmp_path, [ROW], encoder, max_source=length)
         begin = len(whole.source) - length
-        marked = [i for first, last in whole.learnt for i in range(first, last) if i > begin]
-        assert (np.flatnonzero(store.learnt(0)) + begin).tolist() == marked
+        marked = [i for first, last in whole.loss_spans for i in range(first, last) if i > begin]
+        assert (np.flatnonzero(store.loss_mask(0)) + begin).tolist() == marked
         assert store.target(0).tolist() == whole.target
         assert store.stats.cut_sources == (begin > 0)
 

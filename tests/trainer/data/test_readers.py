@@ -288,7 +288,7 @@ def test_half_a_character_is_named_by_its_place(tmp_path: Path, write: Write) ->
     path.write_text(f"[{row}]" if write is as_json else row)
 
     assert error_of(path) == (
-        f"{path}, row 1, column prompt: half a character, '\\ud83d', at place 2; mend the text or "
+        f"{path}, row 1, column prompt: half a character, '\\ud83d', at place 2; fix the text or "
         f"drop the row"
     )
 
@@ -296,11 +296,11 @@ def test_half_a_character_is_named_by_its_place(tmp_path: Path, write: Write) ->
 @pytest.mark.parametrize(
     ("messages", "fault"),
     [
-        ([], "not a list of at least two turns; mend the row or drop it"),
-        ("hello", "not a list of at least two turns; mend the row or drop it"),
+        ([], "not a list of at least two turns; fix the row or drop it"),
+        ("hello", "not a list of at least two turns; fix the row or drop it"),
         (
             [{"role": "user", "content": "a"}, {"role": "assistant"}],
-            "a turn without a text `role` and `content`; mend the row or drop it",
+            "a turn without a text `role` and `content`; fix the row or drop it",
         ),
         (
             [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}],

@@ -137,7 +137,7 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
 # --- the store
 
 
-def test_a_store_holds_what_the_codec_made(tmp_path: Path, encoder: Encoder) -> None:
+def test_a_store_holds_what_the_encoder_made(tmp_path: Path, encoder: Encoder) -> None:
     """Row by row, with their lengths; mapped from the disk, two bytes a token."""
     store = opened(written(tmp_path, TEXTS), encoder=encoder)
 

@@ -38,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tokenization, "CHUNK_ROWS", CHUNK)
     monkeypatch.setattr(tokenization, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(tokenization, "TELL_EVERY", 0.0)
-    monkeypatch.setattr("trainer.data.token_store.TELL_EVERY", 0.0)
+    monkeypatch.setattr("trainer.data.token_store.TELL_EVERY", 0.01)
     return tmp_path / "cache"
 
 
@@ -75,8 +75,8 @@ def opened(*paths: str, encoder: Encoder, stop_after: int | None = None) -> Toke
 
 def contents(store: TokenStore) -> dict[str, bytes]:
     """All files but the facts, and those without the time that it took."""
-    files = {p.name: p.read_bytes() for p in store.folder.iterdir() if p.name != "facts.json"}
-    stats = json.loads((store.folder / "facts.json").read_text())
+    files = {p.name: p.read_bytes() for p in store.folder.iterdir() if p.name != "stats.json"}
+    stats = json.loads((store.folder / "stats.json").read_text())
     return {**files, "facts": json.dumps({**stats, "seconds": 0}).encode()}
 
 
@@ -115,7 +115,7 @@ def the_partial(cache: Path) -> Path:
 
 @every_format
 @pytest.mark.parametrize("stop_after", [1, 4, 10])
-def test_an_interrupted_tokenising_goes_on_where_it_was(
+def test_an_interrupted_tokenising_resumes_where_it_was(
     write: Write, stop_after: int, tmp_path: Path, cache: Path, encoder: Encoder, counted: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -209,7 +209,7 @@ def test_files_that_lost_something_are_not_gone_on_with(
 
 
 def test_a_fault_in_a_row_keeps_nothing(tmp_path: Path, cache: Path, encoder: Encoder) -> None:
-    """The mended file is another one, and would never ask for it."""
+    """The fixed file is another one."""
     path = json_lines(tmp_path, [*pairs(), {"prompt": "x"}])
 
     with pytest.raises(DataError, match=f"row {ROWS + 1}, column response: it is missing or null"):
@@ -256,11 +256,11 @@ def test_a_killed_writer_is_followed_by_one_that_waited(
     tmp_path: Path, cache: Path, encoder: Encoder, counted: list[int],
     writer: Callable[[str], "subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Meanwhile it says how far the other is; after a kill -9 it goes on from there."""
+    """Meanwhile it says how far the other is; after a kill -9 it resumes there."""
     path = parquet(tmp_path, pairs())
     whole = undisturbed(path, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
     process = writer(path)
-    _until(lambda: bool(list(cache.glob(".partial-*/facts.json"))))
+    _until(lambda: bool(list(cache.glob(".partial-*/stats.json"))))
     counted.clear()
     told: list[TokenizationProgress] = []
     stores: list[TokenStore] = []
