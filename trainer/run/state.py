@@ -13,7 +13,7 @@ from trainer.evaluation.evaluator import Answering
 from trainer.messages import Say
 from trainer.model.engine import Engine
 from trainer.model.loading import Loaded
-from trainer.model.position_limits import room_for_answers
+from trainer.model.position_limits import max_answer_tokens
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Run:
         """Tokens, the end included: what the user says, or what there is in the data, as far as the model goes."""
         collators = [c for c in (self.collator, self.eval_collator) if c is not None]
         wanted = self.settings.max_new_tokens or max(c.store.longest()[1] for c in collators)
-        room = room_for_answers(self.engine.unwrapped, collators[-1])
+        room = max_answer_tokens(self.engine.unwrapped, collators[-1])
         return wanted if room is None else min(wanted, room)
 
     @property
