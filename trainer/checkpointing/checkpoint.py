@@ -168,7 +168,7 @@ def _last_undamaged(
             continue
         for damaged, what in faults.items():
             aside = folder.set_aside(damaged)
-            say(f"{damaged.name} is damaged ({what}), and is {aside.name} now: taking {path.name}")
+            say(f"{damaged.name} is damaged ({what}), renamed to {aside.name}; using {path.name}")
         return path, state
     if faults:
         what = "; ".join(f"{path.name}: {fault}" for path, fault in faults.items())
@@ -188,7 +188,7 @@ def _check_fits(path: Path, engine: Engine) -> None:
         if there != here:
             key = sorted(dict(there.items() ^ here.items()))[0]
             raise OutputError(
-                f"{path / name} is not this run's: {key} is {there.get(key, 'not there')}, and "
-                f"{here.get(key, 'unknown')} here",
+                f"{path / name} does not match this run: {key} is {there.get(key, 'missing')}, here "
+                f"{here.get(key, 'unknown')}",
                 "use --fresh to start anew",
             )

@@ -7,6 +7,7 @@ folder is no model, so a kill at any moment leaves a complete model or none.
 import copy
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,7 @@ def fix_generation_config(model: PreTrainedModel) -> None:
 
 
 def _is_valid(generation: GenerationConfig) -> bool:
-    try:
+    with suppress(ValueError):
         generation.validate(strict=True)
-    except ValueError:
-        return False
-    return True
+        return True
+    return False

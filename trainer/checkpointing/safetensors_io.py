@@ -68,7 +68,6 @@ class TensorFile:
         return {name: tuple(entry["shape"]) for name, entry in self._entries.items()}
 
     def read(self, name: str) -> Tensor:
-        """The tensor, on the CPU."""
         entry = self._entries[name]
         tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
         self._file.seek(self._start + entry["data_offsets"][0])
@@ -78,5 +77,4 @@ class TensorFile:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """The tensor's memory as a buffer."""
     return tensor.reshape(-1).view(torch.uint8).numpy()

@@ -22,7 +22,6 @@ from trainer.model.fsdp import fill, full_tensor
 
 
 def weights(engine: Engine) -> dict[str, Tensor]:
-    """The trained weights."""
     return {name: parameter.detach() for name, parameter in engine.trainable.items()}
 
 

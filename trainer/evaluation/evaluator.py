@@ -39,7 +39,7 @@ class Answering:
 def evaluate(engine: Engine, collator: Collator, *, size: int) -> float:
     """The mean loss per target token, the same on every rank; `size` is sequences per forward pass."""
     accelerator = engine.accelerator
-    rows = own_rows(engine, _lengths(collator))
+    rows = _own_rows(engine, collator)
     totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # (loss, tokens)
     with engine.evaluating():
         for start in range(0, len(rows), size):
@@ -63,7 +63,7 @@ def evaluate_with_answers(
 
 def dry_run_evaluation(engine: Engine, collator: Collator, *, size: int) -> None:
     """Runs the largest batch of an evaluation, so that out of memory comes here."""
-    most = max(1, min(size, len(own_rows(engine, _lengths(collator)))))
+    most = max(1, min(size, len(_own_rows(engine, collator))))
     with engine.evaluating():
         engine.summed_loss(collator.worst_case_batch(most))
 
@@ -94,6 +94,5 @@ def _texts(collator: Collator, sequences: Iterable[npt.NDArray[Any]]) -> list[st
     return [text.strip() for text in texts]
 
 
-def _lengths(collator: Collator) -> npt.NDArray[np.int64]:
-    lengths: npt.NDArray[np.int64] = collator.lengths(np.arange(len(collator.store))).sum(1)
-    return lengths  # (rows,)
+def _own_rows(engine: Engine, collator: Collator) -> npt.NDArray[np.int64]:
+    return own_rows(engine, collator.lengths(np.arange(len(collator.store))).sum(1))

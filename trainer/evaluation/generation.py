@@ -100,7 +100,6 @@ def _greedy(engine: Engine, collator: Collator, longest: int) -> Iterator[PreTra
 
 
 def _generate(model: PreTrainedModel, collator: Collator, rows: Sequence[int]) -> Iterator[Ids]:
-    """The answer to each row, up to its end token."""
     encoder = collator.encoder
     prompts, mask = _prompts([collator.store.source(row) for row in rows], collator)
     generate: Any = model.generate

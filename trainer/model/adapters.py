@@ -32,25 +32,18 @@ def adapt(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
         UsageError: the model has no encoder to freeze or no target layers; or peft is not installed.
     """
     if settings.freeze == "encoder":
-        freeze_encoder(model)
-    return None if settings.lora_rank is None else add_lora(model, settings)
+        if not model.config.is_encoder_decoder:
+            raise UsageError(
+                f"--freeze encoder is for models with an encoder, and {model.config.model_type} has none",
+                "leave it out, or train little of the model with --lora-rank 16",
+            )
+        # with the input embedding, which T5, mT5 and BART share with the decoder: a trained one would
+        # change the frozen encoder's inputs, and autograd would keep the encoder's activations
+        model.get_encoder().requires_grad_(False)
+    return None if settings.lora_rank is None else add_lora(model, settings, settings.lora_rank)
 
 
-def freeze_encoder(model: PreTrainedModel) -> None:
-    """Freezes the encoder and its input embedding, which T5, mT5 and BART share with the decoder.
-
-    A trained embedding would change the inputs of the frozen encoder, and autograd would have to
-    keep the encoder's activations.
-    """
-    if not model.config.is_encoder_decoder:
-        raise UsageError(
-            f"--freeze encoder is for models with an encoder, and {model.config.model_type} has none",
-            "leave it out, or train little of the model with --lora-rank 16",
-        )
-    model.get_encoder().requires_grad_(False)
-
-
-def add_lora(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
+def add_lora(model: PreTrainedModel, settings: WorkloadSettings, rank: int) -> Any:
     """Adds LoRA layers to the model and returns peft's view of it.
 
     The seed gives every rank the same adapters. Alpha defaults to twice the rank.
@@ -62,8 +55,6 @@ def add_lora(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
         raise UsageError(
             "--lora-rank needs peft, which is not installed", "run `pip install peft`"
         ) from error
-    rank = settings.lora_rank
-    assert rank is not None
     known: Any = KNOWN.get(model.config.model_type)
     alpha: Any = settings.lora_alpha or 2 * rank  # typed as int; takes a float
     config = peft.LoraConfig(

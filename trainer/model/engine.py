@@ -65,7 +65,6 @@ class Engine:
 
     @property
     def unwrapped(self) -> PreTrainedModel:
-        """The model itself, for saving and generating."""
         model: PreTrainedModel = self.accelerator.unwrap_model(self.model)
         return model
 

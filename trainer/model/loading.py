@@ -32,7 +32,7 @@ from trainer.data.token_store import TokenStore
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A T5 shape with random weights."""
+    """A T5 shape with random weights; the decoder has as many layers as the encoder."""
 
     shape: dict[str, int]
     learning_rate: float
@@ -43,20 +43,12 @@ class Preset:
 
 PRESETS = {
     "chatlm-0.2b": Preset(
-        {
-            "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12,
-            "num_layers": 10, "num_decoder_layers": 10,
-        },
-        learning_rate=3e-4,
-        vocabulary=29298,
+        {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12, "num_layers": 10},
+        learning_rate=3e-4, vocabulary=29298,
     ),
     "chatlm-tiny": Preset(
-        {
-            "d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4,
-            "num_layers": 2, "num_decoder_layers": 2,
-        },
-        learning_rate=3e-3,
-        dropout=0.0,  # a model that small never overfits what it can learn in minutes
+        {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4, "num_layers": 2},
+        learning_rate=3e-3, dropout=0.0,  # so small a model does not overfit in minutes
     ),
 }  # fmt: skip
 PRETRAINED_LEARNING_RATE = 1e-4
@@ -76,7 +68,6 @@ class Loaded:
     model: PreTrainedModel
     encoder: Encoder
     learning_rate: float
-    """The default for this model."""
     identity: str
     """Name and a hash of the configuration."""
 
@@ -160,7 +151,7 @@ def config_hash(name: str, config: Any) -> str:
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder} is no model folder: it has no config.json",
+            f"{folder} is not a model folder: it has no config.json",
             f"give --model a folder that save_pretrained wrote, or a preset: {', '.join(PRESETS)}",
         )
     for what, patterns in (
@@ -201,7 +192,7 @@ def _load_error(name: str, error: Exception) -> ModelError:
     if Path(name).is_dir():
         hint = "copy the folder again, or save it anew with save_pretrained"
         return ModelError(f"cannot load the model in {name}: {reason}", hint)
-    what = f"{name!r} is no preset, no folder, and not to be had from the hub ({reason})"
+    what = f"{name!r} is not a preset or a folder, and the hub does not give it ({reason})"
     return ModelError(what, _presets_near(name))
 
 

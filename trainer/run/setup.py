@@ -101,7 +101,7 @@ def prepare(
 def dry_run(run: Run) -> None:
     """Runs the worst step, evaluation and answers once: what will not fit fails here."""
     run.engine.dry_run(
-        [run.collator.worst_case_batch(run.own_size)] * min(2, run.plan.accumulation)
+        [run.collator.worst_case_batch(run.own_micro_batch)] * min(2, run.plan.accumulation)
     )
     if run.eval_collator is None:
         return
