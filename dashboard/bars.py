@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from statistics import fmean
 
 from rich.text import Text
 
@@ -103,8 +104,7 @@ def sparkline(glyphs: Glyphs, width: int, values: Sequence[float]) -> Text:
     if not finite or width < 1:
         return Text("")
     per_column = math.ceil(len(finite) / width)
-    groups = [finite[i : i + per_column] for i in range(0, len(finite), per_column)]
-    means = [sum(group) / len(group) for group in groups]
+    means = [fmean(finite[i : i + per_column]) for i in range(0, len(finite), per_column)]
     low, high = min(means), max(means)
     top = len(glyphs.spark) - 1
     levels = [round((mean - low) / (high - low) * top) if high > low else 0 for mean in means]

@@ -46,14 +46,11 @@ def verdict_word(trial: Trial) -> str:
 
 def reason_words(trial: Trial, *, short: bool = False) -> str | None:
     """Why the probe was not measured in full; `short` for a column of a table."""
-    match trial.failure:
-        case None:
-            return None
-        case failure if short and failure.cause is Cause.HARD_LIMIT:
-            return "stopped by the guard"
-        case failure:
-            is_no_size = failure.cause is Cause.SIZE_LIMIT
-            return clean(failure.first_line if is_no_size else str(failure))
+    if (failure := trial.failure) is None:
+        return None
+    if short and failure.cause is Cause.HARD_LIMIT:
+        return "stopped by the guard"
+    return clean(failure.first_line if failure.cause is Cause.SIZE_LIMIT else str(failure))
 
 
 def give_or_take(trial: Trial) -> str | None:

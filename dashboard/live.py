@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from autotune.events import Emit, ProbeEnded, TuningEnded
+from dashboard.formatting import encodable
 from dashboard.plain_lines import PlainLines
 from dashboard.state import Screen, update
 from trainer.events import TrainingEnded
@@ -72,7 +73,8 @@ class LiveScreen:
         from rich.live import Live
 
         self.stream = stream
-        self.ascii = not can_write(stream, "█━▒┃✓…×")
+        glyphs = "█━▒┃✓…×"
+        self.ascii = encodable(glyphs, stream.encoding or "utf-8") != glyphs
         self.console = Console(
             file=stream, force_terminal=True, force_interactive=True, legacy_windows=False,
             highlight=False, markup=False, emoji=False,
@@ -133,11 +135,3 @@ def terminal_size(stream: TextIO) -> os.terminal_size:
     except OSError:
         return USUAL_SIZE
     return size if size.columns > 0 and size.lines > 0 else USUAL_SIZE
-
-
-def can_write(stream: TextIO, text: str) -> bool:
-    try:
-        text.encode(stream.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -60,6 +60,7 @@ def memory(
     others = max(0, min(others, used))
     outcome = final_peak(screen, index)
     highest = screen.highest.get(device.device)
+    has_guard = screen.training is None and (device.hard_limit or 0) > device.budget
     return DeviceMemoryView(
         name=clean(device.name),
         total=max(1, device.total),
@@ -67,16 +68,10 @@ def memory(
         ours=used - others if outcome is None else outcome,
         peak=None if highest is None or outcome is not None else max(0, highest - others),
         budget=device.budget or None,
-        hard_limit=hard_limit(screen, device),
+        hard_limit=device.hard_limit if has_guard else None,
         reading=reading if outcome is None else None,
         ended=outcome is not None,
     )
-
-
-def hard_limit(screen: Screen, device: DeviceBudget) -> int | None:
-    """Where the guard stops a probe; training has no guard."""
-    is_beyond = device.hard_limit is not None and device.hard_limit > device.budget
-    return device.hard_limit if is_beyond and screen.training is None else None
 
 
 def final_peak(screen: Screen, index: int) -> int | None:
@@ -114,14 +109,13 @@ def in_full(layout: Layout, device: DeviceMemoryView) -> list[Text]:
 def meters(reading: DeviceReading | None) -> str:
     if reading is None:
         return ""
-    words = []
-    if reading.utilization is not None:
-        words.append(f"{share(reading.utilization, 1)} busy")
-    if reading.temperature is not None:
-        words.append(f"{reading.temperature:.0f} °C")
-    if reading.power is not None:
-        words.append(f"{reading.power:.0f} W")
-    return "   ".join(words)
+    busy, degrees, watts = reading.utilization, reading.temperature, reading.power
+    words = [
+        None if busy is None else f"{share(busy, 1)} busy",
+        None if degrees is None else f"{degrees:.0f} °C",
+        None if watts is None else f"{watts:.0f} W",
+    ]
+    return "   ".join(filter(None, words))
 
 
 def bar(layout: Layout, width: int, device: DeviceMemoryView, guard: int | None = None) -> Text:
@@ -135,7 +129,6 @@ def bar(layout: Layout, width: int, device: DeviceMemoryView, guard: int | None 
 
 
 def legend(layout: Layout, device: DeviceMemoryView) -> Text:
-    """The amounts of the bar, each behind its glyph."""
     glyphs, style = layout.glyphs, device.style
     entries = (
         (2, glyphs.others, "dim", "others", device.others or None),

@@ -3,6 +3,7 @@
 No colour, no cursor codes, no rich. Readings are not printed, and not every step is.
 """
 
+import math
 import textwrap
 import time
 from collections.abc import Callable
@@ -52,7 +53,7 @@ class PlainLines:
         self.screen = Screen()
         self.printed_step = 0
         self.printed_at = now()
-        self.tokenised_at: float | None = None
+        self.tokenised_at = -math.inf
 
     def __call__(self, event: object) -> None:
         self.screen = update(self.screen, event)
@@ -71,7 +72,7 @@ class PlainLines:
                 return [self.probe_line(event.trial)]
             case events.TuningEnded():
                 return self.answer_lines(event)
-            case run_events.Tokenising() if self.tokenising_is_due():
+            case run_events.Tokenising() if self.now() - self.tokenised_at >= QUIET:
                 self.tokenised_at = self.now()
                 return [f"tokenise {tokenise_words(event)}"]
             case run_events.TrainingStarted():
@@ -113,15 +114,9 @@ class PlainLines:
     def step_is_due(self) -> bool:
         """True at the first and last step, at every twentieth of the run, and after `QUIET` seconds."""
         step, steps = self.screen.step, self.screen.steps
-        return (
-            self.printed_step == 0
-            or step >= steps
-            or (step - self.printed_step) * 20 >= steps
-            or self.now() - self.printed_at >= QUIET
-        )
-
-    def tokenising_is_due(self) -> bool:
-        return self.tokenised_at is None or self.now() - self.tokenised_at >= QUIET
+        is_edge = self.printed_step == 0 or step >= steps
+        is_far = (step - self.printed_step) * 20 >= steps
+        return is_edge or is_far or self.now() - self.printed_at >= QUIET
 
     def step_line(self) -> str:
         screen, record = self.screen, self.screen.record
@@ -181,7 +176,6 @@ def evaluation_line(event: run_events.Evaluated) -> str:
 
 
 def sample_line(sample: run_events.Sample) -> str:
-    """Prompt and answer, and the reference where the answer differs."""
     asked, answer = shortened(sample.prompt, LONGEST_TEXT), shortened(sample.answer, LONGEST_TEXT)
     line = f"sample  {asked} → {answer or '(nothing)'}"
     if sample.answer == sample.reference:

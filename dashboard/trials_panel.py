@@ -36,7 +36,6 @@ WIDEST_BAR = 42
 
 
 def bracket_row(layout: Layout, screen: Screen) -> Text:
-    """The sizes still in doubt, or the answer."""
     if screen.tuned is not None:
         return outcome_row(layout, screen)
     assert screen.tuning is not None
@@ -167,13 +166,15 @@ def cells(
     layout: Layout, trial: Trial, screen: Screen, running: bool, knee: bool
 ) -> dict[str, Text]:
     budget = budget_of(trial, screen.budgets)
-    style = style_of(trial, budget)
+    style = "red" if trial.verdict is Verdict.OOM else distance_style(trial.peak or 0, budget)
     row = {name: Text() for name in COLUMNS}
     size = micro_batches(trial.size, trial.sizes)
     if len(size) > WIDEST_SIZE:
         size = f"{min(trial.sizes):,}–{max(trial.sizes):,}"
     row["size"] = Text(size, "bold" if trial is screen.answer_trial else "")
-    row["verdict"] = verdict(layout, trial, screen, style)
+    name, word = ("running", "running") if running else (trial.verdict.name, verdict_word(trial))
+    glyph = getattr(layout.glyphs, name.lower())
+    row["verdict"] = Text(f"{glyph} {word}", "bold" if running else style, justify="left")
     if knee:
         row["verdict"].append(", knee", "dim")
     if trial.peak is not None:
@@ -192,18 +193,6 @@ def cells(
     return row
 
 
-def verdict(layout: Layout, trial: Trial, screen: Screen, style: str) -> Text:
-    glyphs = layout.glyphs
-    if trial.size == screen.running:
-        return Text(f"{glyphs.running} running", "bold", justify="left")
-    glyph = getattr(glyphs, trial.verdict.name.lower())
-    return Text(f"{glyph} {verdict_word(trial)}", style, justify="left")
-
-
-def style_of(trial: Trial, budget: int | None) -> str:
-    return "red" if trial.verdict is Verdict.OOM else distance_style(trial.peak or 0, budget)
-
-
 def bar(layout: Layout, trial: Trial, screen: Screen, width: int) -> Text:
     """The peak against the budget, marked at one column in all rows; or the reason of a failure."""
     if (reason := reason_cell(trial)) is not None:
@@ -211,13 +200,12 @@ def bar(layout: Layout, trial: Trial, screen: Screen, width: int) -> Text:
     budget = budget_of(trial, screen.budgets)
     if trial.peak is None or not budget:
         return Text()
-    style = "dim" if trial.size == screen.running else style_of(trial, budget)
+    style = "dim" if trial.size == screen.running else distance_style(trial.peak, budget)
     mark = round(width * 0.72)
     return peak_bar(layout.glyphs, width, share=trial.peak / budget, mark=mark, style=style)
 
 
 def fit_rows(layout: Layout, screen: Screen) -> list[Text]:
-    """The fitted memory line, once there is one."""
     line = fit_line(screen.trials)
     if line is None:
         return []

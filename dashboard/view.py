@@ -89,9 +89,9 @@ def tuning_rows(layout: Layout, screen: Screen, elapsed: float, height: int) -> 
 
 
 def training_rows(layout: Layout, screen: Screen, elapsed: float) -> list[Text]:
-    run = screen.training
+    run, saved = screen.training, screen.checkpoint
     assert run is not None
-    return [
+    rows = [
         title(layout, "chatlm train", elapsed, run.model, run.precision),
         *meters(layout, screen),
         Text(),
@@ -99,8 +99,11 @@ def training_rows(layout: Layout, screen: Screen, elapsed: float) -> list[Text]:
         *loss_rows(layout, screen),
         *record_rows(layout, screen),
         batch_row(layout, run),
-        *saved_rows(layout, screen),
     ]
+    if saved is not None:
+        step, where = pair("step", f"{saved.step:,}"), Text(clean(saved.path), "dim")
+        rows.append(labelled(layout, "saved", Part(step), Part(where, 1)))
+    return rows
 
 
 def step_row(layout: Layout, screen: Screen) -> Text:
@@ -136,7 +139,6 @@ def loss_rows(layout: Layout, screen: Screen) -> list[Text]:
 
 
 def record_rows(layout: Layout, screen: Screen) -> list[Text]:
-    """The figures that the last step's record holds."""
     record = screen.record
 
     def parts(*keys: tuple[str, str]) -> list[Part]:
@@ -173,11 +175,3 @@ def batch_row(layout: Layout, run: TrainingStarted) -> Text:
     if run.world_size > 1:
         parts.insert(3, Part(pair("devices", f"{run.world_size:,}"), 3))
     return labelled(layout, "batch", *parts)
-
-
-def saved_rows(layout: Layout, screen: Screen) -> list[Text]:
-    if screen.checkpoint is None:
-        return []
-    saved = screen.checkpoint
-    where = Text(clean(saved.path), "dim")
-    return [labelled(layout, "saved", Part(pair("step", f"{saved.step:,}")), Part(where, 1))]

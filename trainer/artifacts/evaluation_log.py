@@ -64,7 +64,7 @@ class EvaluationHistory:
             return max(0, len(self.losses) - 1)
         return len(self.losses) - 1 - self.losses.index((self.best.step, self.best.loss))
 
-    def stop_words(self, step: int, steps: int) -> str:
+    def early_stop_text(self, step: int, steps: int) -> str:
         """Why the run ends early, and which model it leaves."""
         best = self.best
         lowest = (

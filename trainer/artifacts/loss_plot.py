@@ -1,7 +1,7 @@
-"""The loss of a run as a picture: `loss.png` and `loss.svg` in its folder, from what the run wrote there.
+"""Draws a run's loss, `loss.png` and `loss.svg`, from the logs in its folder.
 
-`python -m trainer.artifacts.loss_plot RUN_FOLDER` draws them anew. It needs matplotlib (`pip install chatlm[reports]`),
-imported where it draws, and no torch.
+`python -m trainer.artifacts.loss_plot RUN_FOLDER` draws them again. It needs matplotlib
+(`pip install chatlm[reports]`), which is imported on use, and no torch.
 """
 
 import sys
@@ -15,10 +15,10 @@ from autotune.errors import ChatlmError, OutputError, UsageError
 from trainer.artifacts.jsonl_log import JsonlLog
 
 PAPER, INK, QUIET, GRID = "#fbfbfa", "#33383f", "#8a9099", "#e4e6e8"
-"""A paper of its own, so that the picture reads on a light page and on a dark one."""
+"""An opaque background, so that the picture is readable on light and dark pages."""
 TRAINING, EVALUATION, RATE = "#2f6fb0", "#d1602b", "#c9ced4"
 SMOOTHED = 30
-"""The smooth line is a mean over a window of this share of the steps (1/30), to both sides of each."""
+"""The smooth line averages 1/30 of the steps to each side."""
 
 
 def draw_loss(folder: Path) -> list[Path]:
@@ -28,10 +28,10 @@ def draw_loss(folder: Path) -> list[Path]:
         UsageError: matplotlib is not installed.
         OutputError: the folder holds no steps, or cannot be written.
     """
-    steps = [r for r in JsonlLog(folder / "metrics.jsonl").read() if r["loss"] is not None]
-    evaluations = [
-        r for r in JsonlLog(folder / "evaluations.jsonl").read() if r["loss"] is not None
-    ]
+    steps, evaluations = (
+        [record for record in JsonlLog(folder / name).read() if record["loss"] is not None]
+        for name in ("metrics.jsonl", "evaluations.jsonl")
+    )
     if not steps:
         raise OutputError(f"{folder} holds no steps to draw (metrics.jsonl)", "give a run's folder")
     try:
@@ -40,18 +40,14 @@ def draw_loss(folder: Path) -> list[Path]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(
-            "a picture needs matplotlib: pip install matplotlib, then "
-            f"python -m trainer.artifacts.loss_plot {folder}"
+            "the plot needs matplotlib, which is not installed",
+            f"run `pip install matplotlib`, then `python -m trainer.artifacts.loss_plot {folder}`",
         ) from error
     style: Any = {
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": QUIET,
-        "ytick.color": QUIET,
-        "svg.hashsalt": "chatlm",  # the same run, the same bytes
-    }
+        "font.family": "sans-serif", "font.size": 10, "text.color": INK, "axes.labelcolor": INK,
+        "xtick.color": QUIET, "ytick.color": QUIET,
+        "svg.hashsalt": "chatlm",  # the same run gives the same bytes
+    }  # fmt: skip
     with mpl.rc_context(style):
         figure = Figure(figsize=(9, 5), dpi=150, facecolor=PAPER, layout="constrained")
         FigureCanvasAgg(figure)
@@ -66,27 +62,24 @@ def draw_loss(folder: Path) -> list[Path]:
 
 
 def draw_axes(
-    figure: Any,
-    name: str,
-    steps: Sequence[Mapping[str, Any]],
+    figure: Any, name: str, steps: Sequence[Mapping[str, Any]],
     evaluations: Sequence[Mapping[str, Any]],
-) -> None:
+) -> None:  # fmt: skip
     from matplotlib.patheffects import withStroke
 
     axes = figure.add_subplot(facecolor=PAPER)
     rates = axes.twinx()
-    axes.set_zorder(rates.get_zorder() + 1)  # losses lie over the rate
+    axes.set_zorder(rates.get_zorder() + 1)  # losses above the rate
     axes.patch.set_visible(False)
 
     numbers = [r["step"] for r in steps]
     losses = [r["loss"] for r in steps]
     axes.plot(numbers, losses, color=TRAINING, alpha=0.28, linewidth=0.9)
     axes.plot(numbers, smoothed(losses), color=TRAINING, linewidth=2, label="training")
+    evaluated = [r["loss"] for r in evaluations]
     if evaluations:
         axes.plot(
-            [r["step"] for r in evaluations],
-            [r["loss"] for r in evaluations],
-            color=EVALUATION, linewidth=1.4, marker="o", markersize=5.5,
+            [r["step"] for r in evaluations], evaluated, color=EVALUATION, linewidth=1.4, marker="o", markersize=5.5,
             markeredgecolor=PAPER, markeredgewidth=1.2, label="evaluation",
         )  # fmt: skip
         best = min(evaluations, key=lambda r: r["loss"])
@@ -98,8 +91,9 @@ def draw_axes(
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("loss per target token")
     axes.set_xlim(min(numbers[0], 0), numbers[-1] * 1.01)
-    lowest, highest = bounds(losses, [r["loss"] for r in evaluations])
-    axes.set_ylim(lowest, highest)
+    # without the highest 1/200 of the steps: outliers would flatten the rest
+    usual = sorted(losses)[: len(losses) - len(losses) // 200]
+    axes.set_ylim(0.0, 1.06 * max(usual[-1], *evaluated, 0.001))
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
 
@@ -130,19 +124,12 @@ def best_words(best: Mapping[str, Any]) -> str:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean around each value, near ones weighing most; to both sides, so that it does not lag."""
+    """A centred moving average with triangular weights."""
     reach = max(2, len(values) // SMOOTHED)
     weights = 1 + reach - np.abs(np.arange(-reach, reach + 1))
-    whole = slice(reach, reach + len(values))
-    sums = np.convolve(values, weights)[whole]
-    means: list[float] = (sums / np.convolve(np.ones(len(values)), weights)[whole]).tolist()
+    sums, counts = (np.convolve(v, weights) for v in (values, np.ones(len(values))))
+    means: list[float] = (sums / counts)[reach : reach + len(values)].tolist()
     return means
-
-
-def bounds(losses: Sequence[float], evaluated: Sequence[float]) -> tuple[float, float]:
-    """From 0 to the highest loss, less a few stray steps, which would press all others flat."""
-    usual = sorted(losses)[: len(losses) - len(losses) // 200]
-    return 0.0, 1.06 * max(usual[-1], *evaluated, 0.001)
 
 
 def main() -> None:

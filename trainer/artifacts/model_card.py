@@ -1,10 +1,10 @@
-"""The card of a final model, as the hub shows it: `README.md`, and how it is asked, `generation_config.json`.
+"""The card of a final model: `README.md`, which the hub shows, and `generation_config.json`.
 
-Every figure is of the run; what is not known is left out. It writes files and knows no tensors.
+Every figure is from the run; unknown ones are left out. No tensors.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from trainer.config.settings import TrainSettings, WorkloadSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFacts:
-    """What a card is made of."""
+    """The contents of a card."""
 
     settings: TrainSettings
     micro_batch: str
@@ -26,17 +26,17 @@ class CardFacts:
     templated: bool
     """Whether prompts go through the tokenizer's chat template."""
     from_hub: bool
-    """Whether the model that was trained is a hub id."""
+    """Whether the base model is a hub id."""
     parameters: int
     learning_rate: float
-    """The run's highest."""
+    """The peak rate of the run."""
     rows: int
     eval_rows: int | None
     steps: int
     loss: float | None
-    """Of the last step, per target token."""
+    """Loss of the last step, per target token."""
     peak: int
-    """Bytes, of the fullest device."""
+    """Peak of the fullest device, bytes."""
     device: str
     max_new_tokens: int
     eos: int
@@ -47,10 +47,7 @@ class CardFacts:
 
 
 def write_card(folder: Path, facts: CardFacts, *, plot: bool) -> None:
-    """Writes both files into a folder that `save_pretrained` has written.
-
-    `plot` is whether there will be a loss.png beside the card.
-    """
+    """Writes both files into a folder that `save_pretrained` wrote; `plot` says whether loss.png exists."""
     (folder / "README.md").write_text(card(facts, plot=plot), "utf-8")
     file = folder / "generation_config.json"
     known = json.loads(file.read_text("utf-8")) if file.exists() else {}
@@ -58,28 +55,22 @@ def write_card(folder: Path, facts: CardFacts, *, plot: bool) -> None:
 
 
 def generation_config(known: Mapping[str, Any], facts: CardFacts) -> dict[str, Any]:
-    """What the model's maker set, with the answers' length and the ids that training used."""
-    # of no use beside max_new_tokens, or at odds with targets that begin right after the start
+    """The base model's values with the run's answer length and token ids."""
+    # without what max_new_tokens replaces, and forced tokens, which training targets do not have
     stale = ("max_length", "forced_bos_token_id", "forced_eos_token_id", "_from_model_config")
     kept = {key: value for key, value in known.items() if key not in stale}
     start = {} if facts.decoder_start is None else {"decoder_start_token_id": facts.decoder_start}
-    return {
-        **kept,
-        **start,
-        "eos_token_id": facts.eos,
-        "pad_token_id": facts.pad,
-        "max_new_tokens": facts.max_new_tokens,
-    }
+    ids = {"eos_token_id": facts.eos, "pad_token_id": facts.pad}
+    return {**kept, **start, **ids, "max_new_tokens": facts.max_new_tokens}
 
 
 def card(facts: CardFacts, *, plot: bool) -> str:
-    """The Markdown text; `plot` says whether there is a picture of the loss beside it."""
-    settings = facts.settings
-    name = Path(settings.output_dir).name
+    model = facts.settings.workload.model
+    link = f"[{model}](https://huggingface.co/{model})"
     parts = [
         front_matter(facts),
-        f"# {name}",
-        f"{origin(facts)}, fine-tuned with chatlm on {facts.rows:,} prompts and responses. "
+        f"# {Path(facts.settings.output_dir).name}",
+        f"{link if facts.from_hub else f'`{Path(model).name}`'}, fine-tuned with chatlm on {facts.rows:,} prompts and responses. "
         f"It has {facts.parameters:,} parameters.",
         "## Ask it",
         f"```python\n{snippet(facts)}```",
@@ -94,29 +85,14 @@ def card(facts: CardFacts, *, plot: bool) -> str:
 
 
 def front_matter(facts: CardFacts) -> str:
-    """What the hub reads."""
     task = "text-generation" if facts.is_causal else "text2text-generation"
-    base = [f"base_model: {facts.settings.workload.model}"] if facts.from_hub else []
-    lines = [
-        "library_name: transformers",
-        f"pipeline_tag: {task}",
-        *base,
-        "tags:",
-        "- chatlm",
-        "- sft",
-    ]
-    return "\n".join(["---", *lines, "---"])
-
-
-def origin(facts: CardFacts) -> str:
-    model = facts.settings.workload.model
-    return (
-        f"[{model}](https://huggingface.co/{model})" if facts.from_hub else f"`{Path(model).name}`"
-    )
+    base = f"base_model: {facts.settings.workload.model}\n" if facts.from_hub else ""
+    head = f"library_name: transformers\npipeline_tag: {task}\n{base}"
+    return f"---\n{head}tags:\n- chatlm\n- sft\n---"
 
 
 def snippet(facts: CardFacts) -> str:
-    """How to load and ask it with transformers alone, with the prompt made as in training."""
+    """Python that asks the model with transformers alone; the prompt is formatted as in training."""
     kind = "AutoModelForCausalLM" if facts.is_causal else "AutoModelForSeq2SeqLM"
     if facts.templated:
         ask = (
@@ -129,7 +105,7 @@ def snippet(facts: CardFacts) -> str:
     answer = 'answer[0, asked["input_ids"].shape[1] :]' if facts.is_causal else "answer[0]"
     return (
         f"from transformers import {kind}, AutoTokenizer\n\n"
-        f'folder = "."  # where this file lies\n'
+        f'folder = "."  # the folder of this file\n'
         f"tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         f"model = {kind}.from_pretrained(folder)\n\n"
         f"question = {json.dumps(question(facts), ensure_ascii=False)}\n"
@@ -141,20 +117,17 @@ def snippet(facts: CardFacts) -> str:
 
 
 def question(facts: CardFacts) -> str:
-    """One that the run answered; a templated prompt would be templated twice."""
+    """A prompt that the run answered, but not a templated one: the template would apply twice."""
     samples = facts.evaluation["samples"] if facts.evaluation else []
     return samples[0]["prompt"] if samples and not facts.templated else "你好"
 
 
 def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
     settings, workload = facts.settings, facts.settings.workload
-    names = ", ".join(Path(file).name for file in workload.data) or "the bundled sample"
+    lengths = f"{workload.max_source_length} / {workload.max_target_length}"
     rows = [
-        ("data", f"{names} ({facts.rows:,} rows)"),
-        (
-            "tokens of a prompt / a response, at most",
-            f"{workload.max_source_length} / {workload.max_target_length}",
-        ),
+        ("data", f"{file_names(workload.data)} ({facts.rows:,} rows)"),
+        ("tokens of a prompt / a response, at most", lengths),
         ("what is trained", trained_words(workload)),
         ("optimizer", workload.optimizer),
         ("learning rate", f"{facts.learning_rate:.3g}, {settings.schedule}"),
@@ -175,12 +148,14 @@ def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
     return rows
 
 
+def file_names(files: Sequence[str]) -> str:
+    return ", ".join(Path(file).name for file in files) or "the bundled sample"
+
+
 def trained_words(workload: WorkloadSettings) -> str:
-    if workload.lora_rank is not None:
-        alpha = workload.lora_alpha or 2 * workload.lora_rank
-        return (
-            f"LoRA adapters of rank {workload.lora_rank}, alpha {alpha:g}, merged into the weights"
-        )
+    if (rank := workload.lora_rank) is not None:
+        alpha = workload.lora_alpha or 2 * rank
+        return f"LoRA adapters of rank {rank}, alpha {alpha:g}, merged into the weights"
     return "all weights" if workload.freeze is None else f"all but the {workload.freeze}"
 
 
@@ -188,9 +163,8 @@ def evaluation_parts(facts: CardFacts) -> list[str]:
     found = facts.evaluation
     if found is None or found["loss"] is None:
         return []
-    names = ", ".join(Path(file).name for file in facts.settings.eval_data) or "the bundled sample"
     rows = [
-        ("data", f"{names} ({facts.eval_rows:,} rows)"),
+        ("data", f"{file_names(facts.settings.eval_data)} ({facts.eval_rows:,} rows)"),
         ("after step", f"{found['step']:,}"),
         ("loss per target token", f"{found['loss']:.4f}"),
         ("perplexity", f"{found['perplexity']:.2f}"),

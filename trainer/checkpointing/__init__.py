@@ -1,1 +1,1 @@
-"""Checkpoints and the exported model. Loads torch; only worker processes import it."""
+"""Checkpoints and the exported model. Needs torch; only workers import it."""

@@ -1,23 +1,25 @@
-"""Checkpoints: all that a run needs to go on exactly, in a folder that appears whole or not at all.
+"""Checkpoints: all that a run needs for an exact resume, written atomically as one folder.
 
-model.safetensors      the weights that are trained, by name; frozen ones come back from the base model
+model.safetensors      the trained weights by name; frozen ones come from the base model
 optimizer.safetensors  the optimizer's state, as `name of the weight/name of the state`
-state.json             where the run is and what it was told; the loss scale; which evaluation was best
-manifest.json          size and CRC-32 of each of the others
+state.json             position and settings of the run, the loss scale, the best evaluation
+manifest.json          size and CRC-32 of every other file
 config.json, tokenizer…  where every weight is trained: the folder is then a model for transformers
 
-Nothing in it depends on the number of processes, on sharding, or on how a step is cut. No generator's
-state is in it: the order of samples follows from the seed and the samples consumed, and the random
+A checkpoint does not depend on the number of processes, on sharding, or on the micro-batch. It holds
+no generator state: the sample order follows from the seed and the samples consumed, and the random
 numbers of a step (dropout) from the seed and the step.
 """
 
 import json
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from autotune import files
 from autotune.errors import OutputError
@@ -42,20 +44,24 @@ PARTS = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Where a run is and what it was told, for `state.json`."""
+    """Position and settings of a run, for `state.json`."""
 
     step: int
     """Optimizer steps done; the schedule's position."""
     steps: int
-    """Of the whole run; the schedule's length."""
+    """Optimizer steps of the run; the schedule's length."""
     samples: int
-    """Consumed, of the stream that the seed orders."""
+    """Samples consumed."""
     seed: int
-    """Random numbers of a step follow from it and the step."""
     profile: str | None
     settings: dict[str, Any]
     best: Best | None
-    """As it was known when this was written."""
+    """The best evaluation so far."""
+
+
+def _tensors(engine: Engine) -> dict[str, dict[str, Tensor]]:
+    """Tensors by file and name."""
+    return {"model.safetensors": weights(engine), "optimizer.safetensors": states(engine)}
 
 
 def save_checkpoint(
@@ -66,11 +72,11 @@ def save_checkpoint(
     Every rank calls it; the main process writes.
 
     Raises:
-        OutputError: the disk is full or refuses; what was saved before is untouched.
+        OutputError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     final = folder.path / f"checkpoint-{position.step}"
     scaler = engine.accelerator.scaler
-    parts = {"model.safetensors": weights(engine), "optimizer.safetensors": states(engine)}
+    parts = _tensors(engine)
     state = {
         "format": FORMAT,
         **asdict(position),
@@ -80,8 +86,7 @@ def save_checkpoint(
     }
     if not engine.accelerator.is_main_process:
         for tensors in parts.values():
-            for _ in contents(tensors):
-                pass
+            deque(contents(tensors), maxlen=0)  # takes part in the collectives
         return final
     need = sum(t.numel() * t.dtype.itemsize for tensors in parts.values() for t in tensors.values())
     for journal in (folder.metrics, folder.evaluations):
@@ -100,17 +105,17 @@ def save_checkpoint(
 
 
 def resume(folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> int:
-    """Puts the engine where the last whole checkpoint left it; returns the steps done, 0 without one.
+    """Loads the newest undamaged checkpoint into the engine; returns the steps done, 0 without one.
 
-    The optimizer's state must be there already (`Engine.preallocate`): it is filled, not replaced.
-    The main process reads and tells the others, which may be on machines without the folder.
+    `Engine.preallocate` must have allocated the optimizer's state, which is filled here. The main
+    process reads and broadcasts: other nodes may not see the folder.
 
     Raises:
-        OutputError: there are checkpoints, and none can be gone on from.
+        OutputError: there are checkpoints, and the run cannot resume from any of them.
     """
     found: tuple[Path, dict[str, Any]] | None = None
     if engine.accelerator.is_main_process:
-        found = _last_whole(folder, say)
+        found = _last_undamaged(folder, say)
         if found is not None:
             _check_fits(found[0], engine)
     (found,) = broadcast_object_list([found])
@@ -123,8 +128,8 @@ def resume(folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> int
             f"{state['frozen']}, now {own})",
             "put the base model back, or use --fresh to start anew",
         )
-    fill_from(path / "model.safetensors", weights(engine), engine)
-    fill_from(path / "optimizer.safetensors", states(engine), engine)
+    for name, tensors in _tensors(engine).items():
+        fill_from(path / name, tensors, engine)
     for name, values in state["optimizer"].items():
         engine.raw_optimizer.state[engine.trainable[name]].update(values)
     if state["scaler"] is not None and engine.accelerator.scaler is not None:
@@ -134,10 +139,10 @@ def resume(folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> int
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The state of that checkpoint, after its manifest was found to be true.
+    """The checkpoint's `state.json`, once its files match the manifest.
 
     Raises:
-        Damaged: it is not what was written, or was written by another version.
+        Damaged: a file is missing or altered, or another version wrote it.
     """
     check_manifest(path, PARTS)
     state = read_object(path / "state.json")
@@ -146,13 +151,13 @@ def verify(path: Path) -> dict[str, Any]:
     return state
 
 
-def _last_whole(
+def _last_undamaged(
     folder: RunFolder, say: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, and its state; newer ones are set aside.
+    """The newest undamaged checkpoint and its state; newer ones are set aside.
 
     Raises:
-        OutputError: there are some, and none is whole: to start anew is for the user to say.
+        OutputError: there are checkpoints and all are damaged; only --fresh starts anew.
     """
     faults: dict[Path, str] = {}
     for path in reversed(folder.checkpoints()):
@@ -163,7 +168,7 @@ def _last_whole(
             continue
         for damaged, what in faults.items():
             aside = folder.set_aside(damaged)
-            say(f"{damaged.name} is damaged ({what}), and is {aside.name} now: taking {path.name}")
+            say(f"{damaged.name} is damaged ({what}), renamed to {aside.name}; using {path.name}")
         return path, state
     if faults:
         what = "; ".join(f"{path.name}: {fault}" for path, fault in faults.items())
@@ -176,15 +181,14 @@ def _last_whole(
 
 def _check_fits(path: Path, engine: Engine) -> None:
     """Raises OutputError where the file's tensors are not those of this model and optimizer."""
-    own = {"model.safetensors": weights(engine), "optimizer.safetensors": states(engine)}
-    for name, tensors in own.items():
+    for name, tensors in _tensors(engine).items():
         with TensorFile(path / name) as file:
             there = file.shapes()
         here = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         if there != here:
             key = sorted(dict(there.items() ^ here.items()))[0]
             raise OutputError(
-                f"{path / name} is not this run's: {key} is {there.get(key, 'not there')}, and "
-                f"{here.get(key, 'unknown')} here",
+                f"{path / name} does not match this run: {key} is {there.get(key, 'missing')}, here "
+                f"{here.get(key, 'unknown')}",
                 "use --fresh to start anew",
             )

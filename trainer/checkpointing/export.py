@@ -1,12 +1,13 @@
-"""The trained model in the run's folder, as `from_pretrained` reads it.
+"""The trained model in the run's folder, for `from_pretrained`.
 
-Written in a hidden folder first and then moved file by file, `config.json` last: a folder without
-it claims to be no model, so that a kill at any moment leaves a whole model or none.
+It is written to a hidden folder and then moved file by file, `config.json` last: without that file the
+folder is no model, so a kill at any moment leaves a complete model or none.
 """
 
 import copy
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from autotune import files
 from trainer.artifacts.run_folder import RunFolder, refusals
 from trainer.model.adapters import export
 from trainer.model.engine import Engine
-from trainer.model.fsdp import whole
+from trainer.model.fsdp import full_tensor
 
 LAST = "config.json"
 
@@ -27,10 +28,10 @@ def export_model(
 ) -> None:
     """Writes model and tokenizer, and what `describe` adds; every rank calls it, the main one writes.
 
-    Adapters are merged, in place: what trained cannot be trained on.
+    Merges adapters in place, which ends training.
 
     Raises:
-        OutputError: the disk is full or refuses; the checkpoints are untouched.
+        OutputError: the disk is full or not writable; the checkpoints are untouched.
     """
     model = engine.unwrapped
     full = _gathered(engine) if engine.is_sharded else None
@@ -58,7 +59,7 @@ def export_model(
             for name in names:
                 if name == LAST:
                     files.sync(folder.path)
-                if (hidden / name).is_dir():  # the adapter's: no folder takes another's place
+                if (hidden / name).is_dir():  # the adapter's: `replace` cannot overwrite a folder
                     shutil.rmtree(folder.path / name, ignore_errors=True)
                 (hidden / name).replace(folder.path / name)
             files.sync(folder.path)
@@ -67,12 +68,12 @@ def export_model(
 
 
 def _gathered(engine: Engine) -> dict[str, Tensor]:
-    """Every weight in full, on the main process's CPU; one in several places is the same tensor."""
+    """Every weight in full on the main process's CPU; tied weights are one tensor."""
     model = engine.unwrapped
     keeps = engine.accelerator.is_main_process
     full: dict[int, Tensor] = {}
     for parameter in model.parameters():
-        content = whole(parameter.detach())
+        content = full_tensor(parameter.detach())
         if keeps:
             full[id(parameter)] = content.cpu()
     named = model.named_parameters(remove_duplicate=False)
@@ -80,7 +81,7 @@ def _gathered(engine: Engine) -> dict[str, Tensor]:
 
 
 def write_model_config(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Writes those files, so that the folder is a model once its weights are there."""
+    """Writes configuration and tokenizer; with weights the folder is then a model."""
     config = copy.deepcopy(model.config)
     config.use_cache = True
     config.architectures = [type(model).__name__.removeprefix("FSDP")]
@@ -92,10 +93,9 @@ def write_model_config(model: PreTrainedModel, tokenizer: Any, folder: Path) -> 
 
 
 def fix_generation_config(model: PreTrainedModel) -> None:
-    """Makes generation defaults such that they can be saved.
+    """Changes generation defaults that transformers 5 loads and refuses to save (ValueError).
 
-    Models of the hub come with a temperature and no sampling, which transformers 5 loads and refuses
-    to save (ValueError): the end of a run would be the first to find out. The temperature was meant.
+    Some hub models set a temperature without sampling; sampling is turned on.
     """
     generation = model.generation_config
     if generation is None or _is_valid(generation):
@@ -106,8 +106,7 @@ def fix_generation_config(model: PreTrainedModel) -> None:
 
 
 def _is_valid(generation: GenerationConfig) -> bool:
-    try:
+    with suppress(ValueError):
         generation.validate(strict=True)
-    except ValueError:
-        return False
-    return True
+        return True
+    return False

@@ -1,8 +1,8 @@
-"""Tensors in safetensors files, one at a time: the host never holds more than the largest of them.
+"""Reads and writes safetensors files one tensor at a time: the host holds at most the largest tensor.
 
-The format is its own specification's (https://github.com/huggingface/safetensors#format): the length
-of a JSON header, the header, the bytes. The library writes from a dictionary of all tensors, and
-reads through a mapping whose pages count as the process's own. It reads what this writes.
+The format (https://github.com/huggingface/safetensors#format) is the length of a JSON header, the
+header, the bytes. The library itself writes from a dictionary of all tensors, and reads through a
+mapping whose pages count as the process's memory. It can read these files.
 """
 
 import json
@@ -24,23 +24,20 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """The order in a file: the widest types first, so that each lies where its type may."""
+    """The tensors in file order: the widest types first, which aligns each of them."""
     return sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
 
 
 def write_tensors(
-    path: Path, described: Sequence[tuple[str, Tensor]], contents: Iterable[Tensor]
+    path: Path, named: Sequence[tuple[str, Tensor]], contents: Iterable[Tensor]
 ) -> None:
-    """Writes the contents under the names, types and shapes of those `described`, in that order."""
+    """Writes the contents, in the same order, under the names, types and shapes of `named`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, tensor in described:
+    for name, tensor in named:
         size = tensor.dtype.itemsize * math.prod(tensor.shape)
-        header[name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
+        place = {"shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        header[name] = {"dtype": NAMES[tensor.dtype], **place}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -52,7 +49,7 @@ def write_tensors(
 
 
 class TensorFile:
-    """A file's tensors by name, read when asked for; use it in a `with`."""
+    """A file's tensors by name, read on request; use it in a `with`."""
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = path.open("rb")
@@ -68,11 +65,9 @@ class TensorFile:
         self._file.close()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor."""
         return {name: tuple(entry["shape"]) for name, entry in self._entries.items()}
 
     def read(self, name: str) -> Tensor:
-        """That tensor, on the CPU."""
         entry = self._entries[name]
         tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
         self._file.seek(self._start + entry["data_offsets"][0])
@@ -82,5 +77,4 @@ class TensorFile:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """The tensor's own memory, as a buffer."""
     return tensor.reshape(-1).view(torch.uint8).numpy()

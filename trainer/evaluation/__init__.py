@@ -1,1 +1,1 @@
-"""Loss, answers and scores on the evaluation set. Loads torch; only worker processes import it."""
+"""Loss, answers and scores on the evaluation set. Needs torch; only workers import it."""

@@ -1,7 +1,7 @@
-"""An evaluation: loss over a whole set, per target token, and what answers to its first rows are worth.
+"""An evaluation: the loss of a whole set per target token, and scores of answers to its first rows.
 
-Both are shared out over the ranks. How answers come about is `generate`'s business, what is kept of
-an evaluation `evaluations`'.
+The rows are divided among the ranks. `generation` makes the answers; `artifacts.evaluation_log` keeps
+the results.
 """
 
 import time
@@ -15,32 +15,29 @@ import torch
 from accelerate.utils import gather_object
 
 from trainer.batching.collator import Collator
-from trainer.evaluation.generation import answer
+from trainer.evaluation.generation import answer, own_rows
 from trainer.evaluation.text_metrics import score
 from trainer.events import Evaluated, Sample
 from trainer.model.engine import Engine
 
 SHOWN = 3
-"""Samples that are said of an evaluation: the same rows each time, so that one sees them change."""
+"""Samples that an evaluation reports: the first rows, the same each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answering:
-    """How an evaluation answers rows."""
+    """How an evaluation generates answers."""
 
     rows: int
-    """From the first on."""
+    """The number of rows, from the first on."""
     size: int
-    """Sequences at once on this rank."""
+    """Sequences per batch on this rank."""
     longest: int
-    """Tokens of an answer."""
+    """Highest number of tokens of an answer."""
 
 
 def evaluate(engine: Engine, collator: Collator, *, size: int) -> float:
-    """The mean loss of a target token; every rank gets the same number.
-
-    `size` is this rank's own: sequences per forward pass.
-    """
+    """The mean loss per target token, the same on every rank; `size` is sequences per forward pass."""
     accelerator = engine.accelerator
     rows = _own_rows(engine, collator)
     totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # (loss, tokens)
@@ -56,7 +53,7 @@ def evaluate(engine: Engine, collator: Collator, *, size: int) -> float:
 def evaluate_with_answers(
     engine: Engine, collator: Collator, *, step: int, size: int, answering: Answering | None
 ) -> Evaluated:
-    """The whole evaluation after a step; every rank gets its loss, the main process its scores."""
+    """The evaluation after a step; every rank gets the loss, the main process also the scores."""
     started = time.monotonic()
     event = Evaluated(step=step, loss=evaluate(engine, collator, size=size))
     if answering is not None:
@@ -65,7 +62,7 @@ def evaluate_with_answers(
 
 
 def dry_run_evaluation(engine: Engine, collator: Collator, *, size: int) -> None:
-    """Runs the largest batch that an evaluation can have: what will not fit fails here."""
+    """Runs the largest batch of an evaluation, so that out of memory comes here."""
     most = max(1, min(size, len(_own_rows(engine, collator))))
     with engine.evaluating():
         engine.summed_loss(collator.worst_case_batch(most))
@@ -81,17 +78,13 @@ def _with_scores(
     if not engine.accelerator.is_main_process:
         return event
     references = _texts(collator, map(collator.store.target, rows))
-    shown = rows[:SHOWN]
-    prompts = _texts(collator, map(collator.store.source, shown))
-    return replace(
-        event,
-        **asdict(score([answers[row] for row in rows], references)),
-        generated_rows=len(rows),
-        samples=tuple(
-            Sample(prompt=prompt, reference=references[row], answer=answers[row])
-            for row, prompt in zip(shown, prompts, strict=True)
-        ),
+    prompts = _texts(collator, map(collator.store.source, rows[:SHOWN]))
+    samples = tuple(
+        Sample(prompt=prompt, reference=references[row], answer=answers[row])
+        for row, prompt in enumerate(prompts)
     )
+    scores = asdict(score([answers[row] for row in rows], references))
+    return replace(event, **scores, generated_rows=len(rows), samples=samples)
 
 
 def _texts(collator: Collator, sequences: Iterable[npt.NDArray[Any]]) -> list[str]:
@@ -102,7 +95,4 @@ def _texts(collator: Collator, sequences: Iterable[npt.NDArray[Any]]) -> list[st
 
 
 def _own_rows(engine: Engine, collator: Collator) -> npt.NDArray[np.int64]:
-    """This rank's, the longest first: little is padded, and what will not fit fails at once."""
-    lengths = collator.lengths(np.arange(len(collator.store))).sum(1)
-    rank, world = engine.accelerator.process_index, engine.accelerator.num_processes
-    return np.argsort(-lengths, kind="stable")[rank::world]
+    return own_rows(engine, collator.lengths(np.arange(len(collator.store))).sum(1))

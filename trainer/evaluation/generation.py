@@ -1,7 +1,7 @@
-"""Greedy answers to rows of a store: many at once, with a cache, each rank its own share of them.
+"""Greedy answers to rows of a store, as token ids: batched, with a cache, divided among the ranks.
 
-Rows are taken by the length of their prompts, the longest first, so that little is padded. It knows
-token ids alone; what an answer is worth is `scores`' business.
+Rows are sorted by prompt length, the longest first, so that there is little padding. `text_metrics`
+scores the answers.
 """
 
 import gc
@@ -21,46 +21,49 @@ from trainer.model.engine import Engine
 
 Ids = npt.NDArray[np.int64]
 
-WIDEST = 64
-"""Sequences at once where the profile names no evaluation batch: every answer waits for the longest of
+DEFAULT_GENERATION_BATCH = 64
+"""Sequences per batch where the profile has no evaluation batch. Every answer waits for the longest of
 its batch, and a CPU is hardly faster with more."""
 
 
 def answer(
     engine: Engine, collator: Collator, rows: Sequence[int], *, size: int, longest: int
 ) -> dict[int, Ids]:
-    """The tokens of this rank's answers by row number: at most `longest`, less the end.
+    """This rank's answers by row number: at most `longest` tokens each, the end token left out.
 
-    `rows` are all that are to be answered, over all ranks; `size` is this rank's own.
+    `rows` are the rows of all ranks; `size` is the sequences per batch on this rank.
     """
-    accelerator = engine.accelerator
     lengths = collator.store.source_lengths(np.asarray(rows, dtype=np.int64))
-    order = [rows[index] for index in np.argsort(-lengths, kind="stable")]
-    own = order[accelerator.process_index :: accelerator.num_processes]
+    own = [rows[index] for index in own_rows(engine, lengths)]
     found: dict[int, Ids] = {}
     with engine.evaluating(), _greedy(engine, collator, longest) as model:
-        # No collective is in here, so no rank waits for another. A sharded model (FSDP) has one in every
-        # forward pass: its ranks would need equal numbers of batches, and `synced_gpus=True`.
+        # no collective in here: `evaluating` gathers a sharded model, so ranks may run unequal numbers
         for start in range(0, len(own), size):
             part = own[start : start + size]
             found.update(zip(part, _generate(model, collator, part), strict=True))
     return found
 
 
-def dry_run_generation(engine: Engine, collator: Collator, *, most: int, longest: int) -> int:
-    """How many sequences to answer at once: at most `most`, in no more memory than training peaked at.
+def own_rows(engine: Engine, lengths: Ids) -> Ids:
+    """This rank's share of the row indices, the longest first; out of memory then comes at once."""
+    rank, world = engine.accelerator.process_index, engine.accelerator.num_processes
+    return np.argsort(-lengths, kind="stable")[rank::world]
 
-    The forward pass of a loss does not tell: a large vocabulary's logits take more than the cache of
-    keys and values, those of a deep model less (0.2 B with 256 + 256 tokens in fp32: 60 MB of logits and
-    their softmax, 31 MB of cache; a Llama of 7 B in bf16: 131 MB and 268 MB). So one sequence with the
-    longest prompt and an answer of full length says what the cache takes, as much again is left for
-    what a pass makes on the way, and the size is run once. One that does not fit is halved.
+
+def dry_run_generation(engine: Engine, collator: Collator, *, most: int, longest: int) -> int:
+    """The sequences per batch of generation: at most `most`, within the peak memory of training.
+
+    The memory of a loss does not predict it: a large vocabulary's logits take more than the cache of keys
+    and values, a deep model's less (0.2 B with 256 + 256 tokens in fp32: 60 MB of logits and softmax, 31 MB
+    of cache; a Llama of 7 B in bf16: 131 MB and 268 MB). So the cache of one sequence with the longest
+    prompt and answer is measured, and as much again is kept for activations. The size is then run once,
+    and halved while it does not fit.
     """
     memory = engine.memory
     highest = memory.peak()
     with engine.evaluating():
         each = 2 * _fill_cache(engine, collator, 1, longest)
-        if not memory.caches:  # what is freed counts at once, after this
+        if not memory.caches:  # freed memory then counts at once
             gc.collect()
             memory.release_cached()
         size = max(1, min(most, (highest - memory.allocated()) // each))
@@ -78,7 +81,7 @@ def dry_run_generation(engine: Engine, collator: Collator, *, most: int, longest
 
 @contextmanager
 def _greedy(engine: Engine, collator: Collator, longest: int) -> Iterator[PreTrainedModel]:
-    """The model, set to answer greedily: what its maker set (beams, a forced first token) stays out."""
+    """The model set to greedy decoding, without its own settings (beams, a forced first token)."""
     model = engine.unwrapped
     before = model.generation_config
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -97,19 +100,18 @@ def _greedy(engine: Engine, collator: Collator, longest: int) -> Iterator[PreTra
 
 
 def _generate(model: PreTrainedModel, collator: Collator, rows: Sequence[int]) -> Iterator[Ids]:
-    """The answer to each row, up to its end."""
     encoder = collator.encoder
     prompts, mask = _prompts([collator.store.source(row) for row in rows], collator)
     generate: Any = model.generate
     output = generate(input_ids=prompts.to(model.device), attention_mask=mask.to(model.device))
-    begin = prompts.shape[1] if encoder.is_causal else 1  # behind the prompt, or the start token
+    begin = prompts.shape[1] if encoder.is_causal else 1  # after the prompt or the start token
     for ids in output[:, begin:].cpu().numpy():  # (answer,)
         ends = np.flatnonzero(ids == encoder.eos)
         yield ids[: ends[0]] if len(ends) else ids
 
 
 def _fill_cache(engine: Engine, collator: Collator, size: int, longest: int) -> int:
-    """Bytes of keys and values behind the longest prompt and an answer of full length, `size` times."""
+    """Bytes of the cache after the longest prompt and a full answer, for `size` sequences."""
     store = collator.store
     model: Any = engine.unwrapped
     source = store.source(store.stats.longest_source[0])
@@ -128,29 +130,22 @@ def _fill_cache(engine: Engine, collator: Collator, size: int, longest: int) -> 
                 "encoder_attention_mask": mask,
             }
         cache = model.get_decoder()(**inputs, use_cache=True).past_key_values
-    halves = (
-        [cache]
-        if collator.encoder.is_causal
-        else [cache.self_attention_cache, cache.cross_attention_cache]
-    )
-    return sum(layer.keys.nbytes + layer.values.nbytes for half in halves for layer in half.layers)
+    is_causal = collator.encoder.is_causal
+    caches = [cache] if is_causal else [cache.self_attention_cache, cache.cross_attention_cache]
+    return sum(layer.keys.nbytes + layer.values.nbytes for part in caches for layer in part.layers)
 
 
 def _prompts(sequences: Sequence[npt.NDArray[Any]], collator: Collator) -> tuple[Tensor, Tensor]:
     """(ids, mask), each (batch, prompt).
 
-    A causal model's are padded on the left, since its answers begin where prompts end; an encoder's on
-    the right, since BART counts positions from the left whatever the mask.
+    Causal models are padded on the left: answers begin where prompts end. Encoders are padded on the
+    right: BART counts positions from the left and ignores the mask.
     """
     longest = max(map(len, sequences))
     ids = np.full((len(sequences), longest), collator.encoder.pad, dtype=np.int64)
     mask = np.zeros_like(ids)
     for row, sequence in enumerate(sequences):
-        place = (
-            slice(longest - len(sequence), None)
-            if collator.encoder.is_causal
-            else slice(len(sequence))
-        )
-        ids[row, place] = sequence
-        mask[row, place] = 1
+        start = longest - len(sequence) if collator.encoder.is_causal else 0
+        ids[row, start : start + len(sequence)] = sequence
+        mask[row, start : start + len(sequence)] = 1
     return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -1,7 +1,7 @@
-"""How near answers come to their references: corpus BLEU-4, chrF, exact match. No tensors.
+"""Scores of answers against references: corpus BLEU-4, chrF, exact match. No tensors.
 
-BLEU counts over the whole corpus at once, by sacrebleu, whose words are Chinese characters where the
-references are Chinese: 13a, made for English, would take a whole sentence for a single word.
+sacrebleu computes BLEU over the whole corpus. Its tokenizer is `zh` (characters) for Chinese references:
+13a, made for English, would take a Chinese sentence as one word.
 """
 
 from collections.abc import Sequence
@@ -9,27 +9,27 @@ from dataclasses import dataclass
 from typing import Any
 
 CJK = (("\u3040", "\u30ff"), ("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"), ("\uf900", "\ufaff"))
-"""First and last of kana and of the ideographs."""
+"""Ranges of kana and ideographs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Of a whole set of answers; all but `exact_match`, a share, are of 100, as sacrebleu says them."""
+    """Scores of a set of answers: BLEU and chrF from 0 to 100, `exact_match` from 0 to 1."""
 
     bleu: float
     chrf: float
     exact_match: float
     words: str
-    """sacrebleu's name of what BLEU took for words: `zh` or `13a`."""
+    """sacrebleu's tokenizer for BLEU: `zh` or `13a`."""
 
 
 def score(answers: Sequence[str], references: Sequence[str]) -> Scores:
-    """The scores of those answers, at least one, each against its own reference.
+    """The scores of at least one answer, each against its reference.
 
-    References are to have been through the tokenizer as the answers were: where it makes a full-width
-    comma a plain one, no answer could match the text of the file.
+    Encode and decode the references first, as the answers were: where the tokenizer turns a full-width
+    comma into a plain one, no answer could match the file's text.
     """
-    # a third of a second of imports, in workers and where nothing else needs it
+    # 0.3 s of imports, which nothing else needs
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
@@ -46,6 +46,6 @@ def score(answers: Sequence[str], references: Sequence[str]) -> Scores:
 
 
 def is_mostly_cjk(texts: Sequence[str]) -> bool:
-    """Whether most of their letters are Chinese or Japanese."""
+    """Whether most of the letters are Chinese or Japanese."""
     letters = [c for text in texts for c in text if c.isalpha()]
     return 2 * sum(any(a <= c <= z for a, z in CJK) for c in letters) > len(letters)

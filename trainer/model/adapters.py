@@ -1,8 +1,8 @@
-"""Which weights of a model are trained: all, all but the encoder's, or LoRA's adapters alone.
+"""Which weights of a model are trained: all, all but the encoder's, or only LoRA adapters.
 
-LoRA (Hu et al., arXiv 2106.09685) is peft's. Its layers are put into the model in place, so that the
-model stays what transformers made of it: it generates, evaluates and is sharded as ever. Only at the
-very end are the adapters merged into the weights, and the result loads without peft.
+LoRA (Hu et al., arXiv 2106.09685) is peft's. Its layers are added in place, so the model remains a
+transformers model for generation, evaluation and sharding. The export merges the adapters into the
+weights, and the result loads without peft.
 """
 
 import warnings
@@ -16,49 +16,37 @@ from transformers.pytorch_utils import Conv1D
 
 from autotune.errors import UsageError
 from trainer.config.settings import WorkloadSettings
+from trainer.model.loading import DROPOUTS
 
 ADAPTER_FOLDER = "adapter"
 
 LORA_LEARNING_RATE = 1e-3
-"""Ten times a pretrained model's: LoRA's best rate is about ten times that of full fine-tuning,
-over models and data (Schulman et al., "LoRA Without Regret", 2025); peft's own T5 example takes it."""
-
-DROPOUTS = ("dropout_rate", "dropout", "hidden_dropout", "resid_pdrop")
-"""Where a family's configuration keeps the dropout of what a layer puts out."""
+"""Ten times the rate of full fine-tuning, over models and data (Schulman et al., "LoRA Without
+Regret", 2025); peft's own T5 example uses it."""
 
 
 def adapt(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
-    """Leaves gradients only to what is to be trained; returns peft's view of the model, or None.
+    """Freezes the weights that are not trained; returns peft's view of the model, None without LoRA.
 
     Raises:
-        UsageError: the model has no encoder to freeze, or no layers as LoRA is to have; or peft is
-            not installed.
+        UsageError: the model has no encoder to freeze or no target layers; or peft is not installed.
     """
     if settings.freeze == "encoder":
-        freeze_encoder(model)
-    return None if settings.lora_rank is None else add_lora(model, settings)
+        if not model.config.is_encoder_decoder:
+            raise UsageError(
+                f"--freeze encoder is for models with an encoder, and {model.config.model_type} has none",
+                "leave it out, or train little of the model with --lora-rank 16",
+            )
+        # with the input embedding, which T5, mT5 and BART share with the decoder: a trained one would
+        # change the frozen encoder's inputs, and autograd would keep the encoder's activations
+        model.get_encoder().requires_grad_(False)
+    return None if settings.lora_rank is None else add_lora(model, settings, settings.lora_rank)
 
 
-def freeze_encoder(model: PreTrainedModel) -> None:
-    """Takes the gradients from the encoder and from the embedding that it reads.
+def add_lora(model: PreTrainedModel, settings: WorkloadSettings, rank: int) -> Any:
+    """Adds LoRA layers to the model and returns peft's view of it.
 
-    In T5, mT5 and BART the decoder and the output share that embedding. It is frozen with the
-    encoder, as upstream does: were it trained on, the frozen encoder would read inputs that drift
-    away under it, and autograd would have to keep the encoder's activations to train them.
-    """
-    if not model.config.is_encoder_decoder:
-        raise UsageError(
-            f"--freeze encoder is for models with an encoder, and {model.config.model_type} has "
-            "none",
-            "leave it out, or train little of the model with --lora-rank 16",
-        )
-    model.get_encoder().requires_grad_(False)
-
-
-def add_lora(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
-    """Puts LoRA's layers into the model, and returns peft's view of the two.
-
-    The same seed gives the same adapters on every rank. Alpha is twice the rank unless said.
+    The seed gives every rank the same adapters. Alpha defaults to twice the rank.
     """
     try:
         import peft
@@ -67,10 +55,8 @@ def add_lora(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
         raise UsageError(
             "--lora-rank needs peft, which is not installed", "run `pip install peft`"
         ) from error
-    rank = settings.lora_rank
-    assert rank is not None
     known: Any = KNOWN.get(model.config.model_type)
-    alpha: Any = settings.lora_alpha or 2 * rank  # peft says int and takes what it is given
+    alpha: Any = settings.lora_alpha or 2 * rank  # typed as int; takes a float
     config = peft.LoraConfig(
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         r=rank,
@@ -81,7 +67,7 @@ def add_lora(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
     )
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # peft 0.21 reads an attribute by the name that transformers 5.23 calls its old one
+            # peft 0.21 reads an attribute by a name that transformers 5.23 deprecates
             warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(settings.seed)
             return peft.get_peft_model(model, config)
@@ -94,46 +80,37 @@ def add_lora(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
 
 
 def export(model: PreTrainedModel, adapter: Any, folder: Path) -> None:
-    """Writes the model as `from_pretrained` reads it; adapters are merged, and kept beside it.
+    """Writes the model for `from_pretrained`, with adapters merged, and the adapters beside it.
 
-    Merging is in place: what trained cannot be trained on.
+    Merging is in place and ends training.
     """
     if adapter is not None:
-        # whether the vocabulary has grown, peft would ask of the hub: nothing here makes it grow
+        # without the argument peft asks the hub whether the vocabulary has grown
         adapter.save_pretrained(folder / ADAPTER_FOLDER, save_embedding_layers=False)
         model = adapter.merge_and_unload()
     model.save_pretrained(folder)
 
 
 def default_learning_rate(own: float, settings: WorkloadSettings) -> float:
-    """The rate where the user names none: the model's `own`, or LoRA's."""
+    """The default peak rate: LoRA's, or the model's `own`."""
     return own if settings.lora_rank is None else LORA_LEARNING_RATE
 
 
-def described(model: nn.Module) -> str | None:
-    """A line that says how much is trained; None when all of it is."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    whole, trained = sum(n for n, _ in counts), sum(n for n, is_trained in counts if is_trained)
-    if trained == whole:
+def trainable_summary(model: nn.Module) -> str | None:
+    """How many parameters are trained, as text; None when all are."""
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if trained == total:
         return None
-    return f"training {trained:,} of {whole:,} parameters ({trained / whole:.2%})"
+    return f"training {trained:,} of {total:,} parameters ({trained / total:.2%})"
 
 
 def _dropout(model: PreTrainedModel, settings: WorkloadSettings) -> float:
-    """The run's dropout, or the model's own where it has one."""
-    if settings.dropout is not None:
-        return settings.dropout
-    return next(
-        (float(getattr(model.config, n)) for n in DROPOUTS if hasattr(model.config, n)), 0.0
-    )
+    """The run's dropout, or the model's own."""
+    own = (getattr(model.config, name, None) for name in DROPOUTS)
+    return next((float(p) for p in (settings.dropout, *own) if isinstance(p, float | int)), 0.0)
 
 
 def _linear(model: PreTrainedModel) -> list[str]:
-    """The last names of the layers that LoRA can have."""
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D)
-        }
-    )
+    named = model.named_modules()
+    return sorted({n.rpartition(".")[2] for n, m in named if isinstance(m, nn.Linear | Conv1D)})

@@ -1,11 +1,10 @@
-"""`torch.compile` of the training step, with few graphs whatever shapes the micro-batches have.
+"""`torch.compile` of the training step, with two graphs for all shapes of micro-batches.
 
-Sizes are symbols (`dynamic=True`), so that one graph serves every number of rows and every length.
-Two things would still make more of them, up to torch's limit, beyond which it silently compiles
-nothing (pytorch#128424). A size of 1 has a graph of its own: lengths are padded to a multiple of 8 and
-never are 1, a micro-batch of one row may be. Sizes that are equal when a graph is made are taken to
-be equal for ever: that is switched off. What remains is two graphs, which the rehearsal makes before
-the first step. Evaluation and generation run uncompiled: they would need graphs of their own.
+Sizes are symbolic (`dynamic=True`). torch makes another graph for a size of 1, so lengths are padded
+to a multiple of 8; a micro-batch of one row remains. It also makes one where sizes that were equal
+differ later; `use_duck_shape` turns that off. Above a limit of graphs torch silently compiles nothing
+(pytorch#128424). The dry run compiles both graphs before the first step. Evaluation and generation run
+uncompiled: they would need further graphs.
 """
 
 import os
@@ -22,23 +21,22 @@ from autotune.errors import UsageError
 from trainer.batching.collator import IGNORED, Batch
 
 MULTIPLE = 8
-"""Tokens. Also what tensor cores like."""
+"""Tokens; also efficient on tensor cores."""
 
 BACKEND = "CHATLM_COMPILE_BACKEND"
-"""The variable that names another of torch's backends than inductor; `eager` traces in seconds and
-compiles nothing, to find out whether a model can be traced at all."""
+"""The variable that selects another backend than inductor. `eager` only traces, in seconds: a test of
+whether a model can be traced."""
 
 
 def compiled(model: nn.Module) -> Callable[..., Any]:
-    """The model's forward, compiled when it is first called; the model itself stays as it is.
+    """The model's forward, compiled at its first call; the model is not changed.
 
     Raises:
         UsageError: there is no C++ compiler, which inductor needs.
     """
     backend = os.environ.get(BACKEND, "inductor")
-    if backend == "inductor" and not any(
-        shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name
-    ):
+    compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
+    if backend == "inductor" and not any(map(shutil.which, compilers)):
         raise UsageError("--compile needs a C++ compiler", "install g++, or leave --compile out")
     torch.fx.experimental._config.use_duck_shape = False
     forward: Callable[..., Any] = torch.compile(model, dynamic=True, backend=backend)
@@ -46,14 +44,14 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
 
 
 def graphs() -> int:
-    """How many graphs this process has compiled so far."""
+    """The number of graphs that this process has compiled."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def padded(batch: Batch, longest: int | None) -> Batch:
-    """The batch with both sides padded to a multiple of 8; what is added is masked and not learnt.
+    """The batch with inputs and labels padded to a multiple of 8; the padding is masked.
 
-    `longest` is how many positions the model has, None where it has no such limit.
+    `longest` is the number of the model's positions; None is no limit.
     """
     inputs = {name: _pad(tensor, 0, longest) for name, tensor in batch.inputs.items()}
     return replace(batch, inputs=inputs, labels=_pad(batch.labels, IGNORED, longest))

@@ -1,10 +1,9 @@
-"""One optimizer step, exactly the same however it is cut; probe and training both run this one.
+"""One optimizer step with the same gradient for every micro-batch size; probe and training share it.
 
 The loss of a micro-batch is its *sum* over target tokens, times `world size ÷ target tokens of the
-whole step`. DDP averages gradients over ranks, which the world size undoes; what remains is the mean
-over the step's target tokens, whatever the number and sizes of the micro-batches. Gradients are
-exchanged once a step, and stay allocated between steps, so that memory is the same at any
-accumulation.
+step`. DDP averages gradients over ranks, and the world size undoes that. The result is the mean over
+the step's target tokens, whatever the number and sizes of micro-batches. Gradients are exchanged once
+a step and stay allocated between steps, so memory is the same at any accumulation.
 """
 
 import math
@@ -23,7 +22,7 @@ from trainer.batching.collator import IGNORED, Batch
 from trainer.config.settings import WorkloadSettings
 from trainer.model.adapters import adapt
 from trainer.model.compilation import compiled, padded
-from trainer.model.fsdp import gathered, shard, whole
+from trainer.model.fsdp import full_tensor, gathered, shard
 from trainer.model.neftune import add_noise
 from trainer.model.optimizers import make_optimizer, reset_step_counters
 
@@ -38,7 +37,7 @@ class Engine:
         self.accelerator = accelerator
         self.clip_norm = clip_norm
         self.skipped = False
-        """Whether the last step left the weights as they were, its fp16 gradients not being finite."""
+        """Whether the last step was skipped because its fp16 gradients were not finite."""
         model.config.use_cache = False
         self.adapter = adapt(model, settings)
         """peft's view of the model, None without LoRA."""
@@ -53,12 +52,11 @@ class Engine:
         else:
             model.to(accelerator.device)
         model.train()
-        optimizer = make_optimizer(
+        self.raw_optimizer = make_optimizer(
             settings.optimizer, model.parameters(), weight_decay=weight_decay
         )
-        self.raw_optimizer = optimizer
-        self.optimizer = accelerator.prepare(optimizer)
-        # `evaluation_mode`: autocast alone, no DDP around it
+        self.optimizer = accelerator.prepare(self.raw_optimizer)
+        # `evaluation_mode`: autocast without DDP
         self.model = accelerator.prepare_model(model, evaluation_mode=self.is_sharded)
         self._compiled = compiled(self.model) if settings.compile else None
         self.memory: DeviceMemory = HostMemory() if settings.device == "cpu" else CudaMemory()
@@ -67,19 +65,18 @@ class Engine:
 
     @property
     def unwrapped(self) -> PreTrainedModel:
-        """The model itself, for saving and generating."""
         model: PreTrainedModel = self.accelerator.unwrap_model(self.model)
         return model
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name; a tied one by its first."""
+        """The trained parameters by name; a tied one under its first name."""
         return {n: p for n, p in self.unwrapped.named_parameters() if p.requires_grad}
 
     def forward_backward(self, batches: Iterable[Batch], *, target_tokens: int) -> Tensor:
-        """Adds the gradient of this rank's micro-batches; returns their summed loss, a scalar.
+        """Accumulates the gradient of this rank's micro-batches; returns their summed loss, a scalar.
 
-        `target_tokens` is the whole step's, over all ranks and micro-batches.
+        `target_tokens` counts the step's target tokens over all ranks and micro-batches.
         """
         scale = self.accelerator.num_processes / target_tokens
         total = torch.zeros((), device=self.accelerator.device)
@@ -108,29 +105,27 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model as it is evaluated: no dropout, no gradients; every rank has all of it."""
+        """No dropout, no gradients; under FSDP every rank holds the full model."""
         self.model.eval()
         with torch.no_grad(), gathered(self.unwrapped):
             yield
         self.model.train()
 
     def _sync_only(self, is_last: bool) -> AbstractContextManager[None]:
-        at_each = is_last or self.is_sharded  # why: see `sharding`
-        context: AbstractContextManager[None] = (
-            nullcontext() if at_each else self.accelerator.no_sync(self.model)
-        )
+        if is_last or self.is_sharded:  # see trainer.model.fsdp
+            return nullcontext()
+        context: AbstractContextManager[None] = self.accelerator.no_sync(self.model)
         return context
 
     def optimizer_step(self, learning_rate: float) -> float:
-        """Clips, takes the optimizer's step and zeroes the gradients; returns the norm before.
+        """Clips, steps the optimizer and zeroes the gradients; returns the norm before clipping.
 
-        The norm is that of the trained parameters, which alone have gradients. In fp16 it is taken
-        after the loss scale is divided out; where it is not finite the scaler takes no step and
-        halves its scale. Accelerate's own word for that is wrong for fused optimizers, which skip
-        inside their kernel.
+        In fp16 the norm is taken after unscaling. Where it is not finite the scaler skips the step and
+        halves its scale. Accelerate's `optimizer_step_was_skipped` is wrong for fused optimizers, which
+        skip inside their kernel.
         """
         clipped = self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        norm = float(whole(clipped))
+        norm = float(full_tensor(clipped))
         self.skipped = self.accelerator.scaler is not None and not math.isfinite(norm)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = learning_rate
@@ -139,37 +134,35 @@ class Engine:
         return norm
 
     def preallocate(self, batch: Batch) -> None:
-        """Allocates gradients and optimizer state without changing the model or the state.
+        """Allocates gradients and optimizer state without changing weights or state.
 
-        The first `step()` would do so in mid-run, after a probe or a first batch had fitted.
+        Otherwise the first optimizer step would allocate them, after the first batch had fitted.
         """
-        self.forward_backward([batch], target_tokens=1)
-        self.optimizer.zero_grad(set_to_none=False)
+        self.dry_run([batch])
         self.raw_optimizer.step()  # learning rate and gradients are zero: only the counters move
         reset_step_counters(self.raw_optimizer)
 
     def any_rank(self, claim: bool) -> bool:
-        """Whether any rank claims it: what decides about a collective must be decided by all."""
+        """Whether the claim holds on any rank. Ranks must agree before a collective."""
         claims = torch.tensor([float(claim)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(claims, reduction="sum").item() > 0)
 
     def dry_run(self, batches: Iterable[Batch]) -> None:
-        """Runs forward and backward once and forgets the gradients: what will not fit fails here."""
+        """Runs forward and backward and drops the gradients, so that out of memory comes here."""
         self.forward_backward(batches, target_tokens=1)
         self.optimizer.zero_grad(set_to_none=False)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Lets the model keep each layer's input alone, and compute the layer again in the backward pass.
+    """Turns on gradient checkpointing: the backward pass recomputes each layer from its input.
 
-    Not the reentrant form: it finds no gradient where the inputs have none, as under LoRA.
+    The reentrant form fails where inputs need no gradient, as under LoRA.
     """
     enable: Any = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # before 5.20
 
 
 def _with_last(batches: Iterable[Batch]) -> Iterable[tuple[Batch, bool]]:
-    """Each item, and whether it is the last."""
     iterator = iter(batches)
     current = next(iterator)
     for following in iterator:

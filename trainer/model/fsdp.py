@@ -1,12 +1,11 @@
-"""FSDP2: a model whose weights, gradients and optimizer state are shared out over the ranks.
+"""FSDP2: weights, gradients and optimizer state sharded over the ranks.
 
-torch's `fully_shard` is called directly. Through accelerate's plugin it would need accelerate's own
-accumulation, its launcher's variables and its prepared optimizer; what is left to do here is less.
+It calls torch's `fully_shard`. accelerate's plugin would need accelerate's accumulation, the variables
+of its launcher and its prepared optimizer.
 
-Each block of the model is gathered for its forward and its backward pass. These are collectives: every
-rank must run as many micro-batches as the others. Gradients are reduced at *each* micro-batch, not
-only at the last one: kept back, they would stand unsharded on every rank, 4 bytes a parameter, which
-is what sharding is there to save. Memory is then the same at any accumulation.
+Each block is gathered for its forward and backward pass. These are collectives, so every rank must run
+the same number of micro-batches. Gradients are reduced at *each* micro-batch: unreduced gradients would
+take 4 bytes a parameter on every rank. Memory is the same at any accumulation.
 """
 
 import warnings
@@ -22,11 +21,11 @@ from transformers import PreTrainedModel
 
 
 def shard(model: PreTrainedModel, device: torch.device, world_size: int) -> None:
-    """Shards the model in place and on the device: each of its blocks, and what is around them.
+    """Shards each block and the rest of the model, in place and on the device.
 
-    Weights stay float32; under bf16, autocast computes as it does unsharded.
+    Weights stay float32; bf16 is autocast, as without sharding.
     """
-    # T5's blocks return views of what they were given; nobody changes those in place
+    # T5's blocks return views of their inputs; nothing changes those in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world_size,))
     blocks = _block_names(model)
@@ -38,9 +37,9 @@ def shard(model: PreTrainedModel, device: torch.device, world_size: int) -> None
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """The model whole on every rank, for forward passes that are no collectives: one may run more.
+    """The full model on every rank, so that ranks may run unequal numbers of forward passes.
 
-    It takes 4 bytes a parameter for as long. Every rank enters and leaves together.
+    Takes 4 bytes a parameter meanwhile. Every rank enters and leaves it: a collective.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
@@ -51,17 +50,17 @@ def gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.reshard()
-            # what is around the blocks stays gathered from forward to backward, as torch has it
+            # torch's default: the root stays gathered from forward to backward
             part.set_reshard_after_forward(part is not model, recurse=False)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of one that is sharded (a collective), or the tensor itself."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A sharded tensor in full (a collective), or the tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def fill(target: Tensor, content: Tensor) -> None:
-    """Puts the full content, which every rank has, into the target or this rank's shard of it."""
+    """Copies the full content, which every rank has, into the target or this rank's shard."""
     with torch.no_grad():
         if isinstance(target, DTensor):
             own = distribute_tensor(
@@ -73,15 +72,8 @@ def fill(target: Tensor, content: Tensor) -> None:
 
 
 def _block_names(model: PreTrainedModel) -> set[str]:
-    """Class names of the blocks that transformers says must stay together."""
-    found = {
-        name
-        for module in model.modules()
-        for name in getattr(module, "_no_split_modules", None) or ()
-    }
-    return found or {
-        type(item).__name__
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList)
-        for item in module
-    }
+    """Class names of the blocks: those that transformers does not split, or the items of lists."""
+    modules = list(model.modules())
+    found = {name for m in modules for name in getattr(m, "_no_split_modules", None) or ()}
+    lists = (module for module in modules if isinstance(module, nn.ModuleList))
+    return found or {type(item).__name__ for items in lists for item in items}

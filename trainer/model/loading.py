@@ -1,6 +1,6 @@
-"""The model of a run and its codec: presets with random weights, local folders, hub ids.
+"""Loads a run's model and its encoder: presets with random weights, local folders, hub ids.
 
-Master weights are float32 whatever the checkpoint holds; precision is the accelerator's business.
+Master weights are float32 whatever the checkpoint holds; `accelerator` sets the precision.
 """
 
 import difflib
@@ -32,7 +32,7 @@ from trainer.data.token_store import TokenStore
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A T5 shape with random weights."""
+    """A T5 shape with random weights; the decoder has as many layers as the encoder."""
 
     shape: dict[str, int]
     learning_rate: float
@@ -43,33 +43,31 @@ class Preset:
 
 PRESETS = {
     "chatlm-0.2b": Preset(
-        {
-            "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12,
-            "num_layers": 10, "num_decoder_layers": 10,
-        },
-        learning_rate=3e-4,
-        vocabulary=29298,
+        {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12, "num_layers": 10},
+        learning_rate=3e-4, vocabulary=29298,
     ),
     "chatlm-tiny": Preset(
-        {
-            "d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4,
-            "num_layers": 2, "num_decoder_layers": 2,
-        },
-        learning_rate=3e-3,
-        dropout=0.0,  # a model that small never overfits what it can learn in minutes
+        {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4, "num_layers": 2},
+        learning_rate=3e-3, dropout=0.0,  # so small a model does not overfit in minutes
     ),
 }  # fmt: skip
 PRETRAINED_LEARNING_RATE = 1e-4
 
 
+DROPOUTS = (
+    "dropout_rate", "dropout", "hidden_dropout", "resid_pdrop", "attention_dropout",
+    "activation_dropout", "embd_pdrop", "attn_pdrop", "classifier_dropout",
+)  # fmt: skip
+"""Names of the dropout rates in model configurations; the main one of each family comes first."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A model on the CPU, and what goes with it."""
+    """A model on the CPU, its encoder and its defaults."""
 
     model: PreTrainedModel
     encoder: Encoder
     learning_rate: float
-    """The default for this model."""
     identity: str
     """Name and a hash of the configuration."""
 
@@ -94,20 +92,19 @@ def load_model(name: str, *, dropout: float | None, seed: int) -> Loaded:
             name,
             config=config,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # told by `report`, where we can name them
+            ignore_mismatched_sizes=True,  # `_check_weights` names them
             output_loading_info=True,
         )
         model, report = with_report
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # a damaged file fails as whatever the library that reads it raises
+    except Exception as error:  # a damaged file may raise any error of the library that reads it
         if is_out_of_memory(error):
             raise
-        raise ModelError(_why_not(name, error)) from error
+        raise _load_error(name, error) from error
     _check_weights(name, report)
-    encoder = Encoder(tokenizer, is_causal=not config.is_encoder_decoder)
     return Loaded(
         model=model,
-        encoder=encoder,
+        encoder=Encoder(tokenizer, is_causal=not config.is_encoder_decoder),
         learning_rate=PRETRAINED_LEARNING_RATE,
         identity=config_hash(name, config),
     )
@@ -136,26 +133,17 @@ def _preset(name: str, dropout: float | None, seed: int) -> Loaded:
     )
 
 
-_DROPOUTS = (
-    "dropout_rate", "dropout", "attention_dropout", "activation_dropout",
-    "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "classifier_dropout",
-)  # fmt: skip
-
-
 def _set_dropout(config: Any, dropout: float | None) -> None:
-    if dropout is None:
-        return
-    for key in _DROPOUTS:
+    for key in () if dropout is None else DROPOUTS:
         if isinstance(getattr(config, key, None), float | int):
             setattr(config, key, dropout)
 
 
 def config_hash(name: str, config: Any) -> str:
-    values = config.to_dict()
-    volatile = ("transformers_version", "_name_or_path", *_DROPOUTS)
-    text = json.dumps(
-        {k: v for k, v in values.items() if k not in volatile}, sort_keys=True, default=str
-    )
+    """The model's name and a hash of its configuration; dropout does not count."""
+    volatile = ("transformers_version", "_name_or_path", *DROPOUTS)
+    values = {key: value for key, value in config.to_dict().items() if key not in volatile}
+    text = json.dumps(values, sort_keys=True, default=str)
     label = Path(name).name if Path(name).is_dir() else name
     return f"{label} {hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -163,12 +151,12 @@ def config_hash(name: str, config: Any) -> str:
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder} is no model folder: it has no config.json",
+            f"{folder} is not a model folder: it has no config.json",
             f"give --model a folder that save_pretrained wrote, or a preset: {', '.join(PRESETS)}",
         )
     for what, patterns in (
         ("weights", ("*.safetensors", "pytorch_model*.bin")),
-        # without one transformers makes up an empty tokenizer: every text is the unknown token
+        # without these files transformers makes an empty tokenizer: all text becomes unknown
         ("tokenizer", ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")),
     ):
         if not any(file for pattern in patterns for file in folder.glob(pattern)):
@@ -179,15 +167,15 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_hub_id(name: str) -> None:
-    """Raises ModelError for what no hub has, without half a minute of asking it."""
+    """Raises ModelError for a name that no hub has; a request would take half a minute."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
-        raise ModelError(f"there is no model folder {name}", f"{_presets_near(name)}")
+        raise ModelError(f"there is no model folder {name}", _presets_near(name))
     if difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.8):
-        raise ModelError(f"there is no model {name!r}", f"{_presets_near(name)}")
+        raise ModelError(f"there is no model {name!r}", _presets_near(name))
 
 
 def _check_weights(name: str, report: Mapping[str, Any]) -> None:
-    """Raises ModelError where the file's weights are not the configuration's: they would be random."""
+    """Raises ModelError where weights do not match the configuration: they would be random."""
     missing = sorted(report["missing_keys"])
     other = sorted(entry[0] for entry in report["mismatched_keys"])
     if wrong := missing + other:
@@ -198,19 +186,14 @@ def _check_weights(name: str, report: Mapping[str, Any]) -> None:
         )
 
 
-def _why_not(name: str, error: Exception) -> str:
-    reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …").rstrip(
-        ".:"
-    )
+def _load_error(name: str, error: Exception) -> ModelError:
+    text = str(error) or type(error).__name__
+    reason = textwrap.shorten(text, 200, placeholder=" …").rstrip(".:")
     if Path(name).is_dir():
-        return (
-            f"cannot load the model in {name}: {reason}; copy the folder again, or save it anew "
-            f"with save_pretrained"
-        )
-    return (
-        f"{name!r} is no preset, no folder, and not to be had from the hub ({reason}); "
-        f"{_presets_near(name)}"
-    )
+        hint = "copy the folder again, or save it anew with save_pretrained"
+        return ModelError(f"cannot load the model in {name}: {reason}", hint)
+    what = f"{name!r} is not a preset or a folder, and the hub does not give it ({reason})"
+    return ModelError(what, _presets_near(name))
 
 
 def _presets_near(name: str) -> str:
@@ -219,7 +202,7 @@ def _presets_near(name: str) -> str:
 
 
 def fingerprint_info(loaded: Loaded, store: TokenStore, world_size: int) -> dict[str, Any]:
-    """The part of a profile's fingerprint that only a worker can know."""
+    """The part of a profile's fingerprint that needs the loaded model and data."""
     longest_source, longest_target = store.longest()
     return {
         "model": loaded.identity,

@@ -1,13 +1,13 @@
-"""The optimizer of a run, by name; each takes the learning rate that a step gives it.
+"""The optimizer of a run, by name. Each step sets its learning rate.
 
-adamw       torch's, fused: one pass over the parameters and no temporary copy of them (the foreach
-            form makes one). State: two numbers a weight.
-adafactor   transformers', told to keep no learning rate of its own. State: a row and a column for
-            each matrix (Shazeer & Stern, arXiv 1804.04235).
-adamw-8bit  bitsandbytes', by blocks (Dettmers et al., arXiv 2110.02861). State: two bytes a weight.
+adamw       torch's, fused: one pass and no temporary copy of the parameters (the foreach form makes
+            one). State: two numbers a weight.
+adafactor   transformers', without its own learning rate. State: a row and a column for each matrix
+            (Shazeer & Stern, arXiv 1804.04235).
+adamw-8bit  bitsandbytes', block-wise (Dettmers et al., arXiv 2110.02861). State: two bytes a weight.
 
-Weight decay pulls at matrices and embeddings alone: a bias or a norm's scale that is pulled to zero
-loses what it is for (as in GPT-2's and T5's own training code, and in transformers' Trainer).
+Weight decay applies to matrices and embeddings, not to norms and biases, as in the training code of
+GPT-2 and T5 and in transformers' Trainer.
 """
 
 from collections.abc import Iterable
@@ -20,15 +20,15 @@ from autotune.choices import Optimizer
 from autotune.errors import UsageError
 
 EPSILON = 1e-6
-"""AdamW divides by a gradient's size plus this. At 1e-8 a gradient that is rounding noise still moves
-its weight by the whole learning rate, so that two cuts of one step drift apart: gradient norms differ
-by 2e-3 after 20 steps, and by 8e-7 with 1e-6 and ten steps of warm-up (chatlm-tiny, fp32)."""
+"""AdamW's epsilon. At 1e-8 a gradient of rounding noise still moves its weight by the full learning
+rate, so two micro-batch sizes drift apart: gradient norms differ by 2e-3 after 20 steps, and by 8e-7
+with 1e-6 and ten steps of warm-up (chatlm-tiny, fp32)."""
 
 
 def make_optimizer(
     name: Optimizer, parameters: Iterable[nn.Parameter], *, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """The optimizer of those parameters that are trained; its learning rate is zero until one is set.
+    """The optimizer of the trained parameters, with a learning rate of zero.
 
     Raises:
         UsageError: it needs a package that is not installed.
@@ -49,10 +49,10 @@ def make_optimizer(
 
 
 def reset_step_counters(optimizer: torch.optim.Optimizer) -> None:
-    """Makes state that a step of zero gradients has allocated count as fresh: no step was done.
+    """Sets the step counters back to zero, after a step of zero gradients that allocated the state.
 
-    Adam's averages are zero after it, as they began; Adafactor's first real step replaces its own
-    (its decay is 1 − step^−0.8, which is 0 at step 1).
+    Adam's averages are still zero. Adafactor's first step replaces its averages: its decay,
+    1 − step^−0.8, is 0 at step 1.
     """
     for state in optimizer.state.values():
         steps = state["step"]
@@ -63,10 +63,10 @@ def reset_step_counters(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _adafactor(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """transformers' Adafactor, whose step is at most the given learning rate (root mean square).
+    """transformers' Adafactor: the root mean square of its step is at most the learning rate.
 
-    Not torch's, which takes the rate as a share of each weight's own size and caps it at 1 / √step:
-    a schedule would not be followed. Its epsilon is added to squared gradients: AdamW's, squared.
+    torch's scales the rate by each weight and caps it at 1 / √step, so it does not follow a schedule.
+    The epsilon is added to squared gradients: AdamW's, squared.
     """
     from transformers.optimization import Adafactor
 
@@ -83,8 +83,7 @@ def _adamw_8bit(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     except ImportError as error:
         raise UsageError(
             "--optimizer adamw-8bit needs bitsandbytes, which is not installed",
-            "run "
-            "`pip install bitsandbytes`, or use --optimizer adafactor, whose state is smaller still",
+            "run `pip install bitsandbytes`, or use --optimizer adafactor, whose state is smaller still",
         ) from error
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=0.0, eps=EPSILON)
     return optimizer

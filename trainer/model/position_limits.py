@@ -1,7 +1,7 @@
-"""How long a sequence a model takes: one that looks positions up in a table has none beyond it.
+"""The longest sequence that a model takes, where it looks positions up in a table.
 
-Models with rotary or relative positions (Llama, Qwen, T5) take any length; GPT-2, OPT and BART do not, and
-would fail in the middle of a step with an index out of range.
+Rotary and relative positions (Llama, Qwen, T5) take any length. GPT-2, OPT and BART have a table, and
+a longer sequence fails inside a step with an index out of range.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from autotune.errors import UsageError
 from trainer.batching.collator import Collator
 
 TABLES = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
-"""What transformers calls such a table."""
+"""transformers' names of position tables."""
 
 
 def positions(part: nn.Module) -> int | None:
-    """Tokens of the longest sequence that this model, encoder or decoder takes; None where nothing bounds it."""
+    """Tokens of the longest sequence that a model, encoder or decoder takes; None without a limit."""
     tables = [
         module
         for name, module in part.named_modules()
@@ -32,24 +32,23 @@ def _decoder(model: Any) -> nn.Module:
 
 
 def _unused(table: nn.Embedding) -> int:
-    """Rows at the beginning that no position has: BART and OPT name them, RoBERTa counts from its padding."""
+    """Unused rows at the start: BART and OPT have an `offset`, RoBERTa starts after its padding."""
     offset: int = getattr(table, "offset", 0)
     return offset if table.padding_idx is None else table.padding_idx + 1
 
 
 def check_positions(model: PreTrainedModel, collator: Collator) -> None:
     """Raises UsageError where a row has more tokens than the model takes."""
-    bounds: dict[str, tuple[int, int | None]] = {}
+    longest_sides = collator.longest()
     if collator.encoder.is_causal:
-        bounds["--max-source-length and --max-target-length together"] = (
-            collator.longest()[0],
-            positions(model),
-        )
+        flag = "--max-source-length and --max-target-length together"
+        bounds = [(flag, longest_sides[0], positions(model))]
     else:
-        source, target = collator.longest()
-        bounds["--max-source-length"] = (source, positions(model.get_encoder()))
-        bounds["--max-target-length"] = (target, positions(_decoder(model)))
-    for flag, (longest, most) in bounds.items():
+        bounds = [
+            ("--max-source-length", longest_sides[0], positions(model.get_encoder())),
+            ("--max-target-length", longest_sides[1], positions(_decoder(model))),
+        ]
+    for flag, longest, most in bounds:
         if most is not None and longest > most:
             raise UsageError(
                 f"the longest sequence of the data has {longest} tokens, and the model takes {most}",
@@ -57,8 +56,8 @@ def check_positions(model: PreTrainedModel, collator: Collator) -> None:
             )
 
 
-def room_for_answers(model: PreTrainedModel, collator: Collator) -> int | None:
-    """Tokens that an answer to any row may have; None where nothing bounds it."""
+def max_answer_tokens(model: PreTrainedModel, collator: Collator) -> int | None:
+    """Tokens that an answer to any row may have; None without a limit."""
     most = positions(_decoder(model))
     if most is None or not collator.encoder.is_causal:
         return most

@@ -1,6 +1,6 @@
-"""The training run inside a worker: steps, evaluations, checkpoints, and what is said about them.
+"""The training loop inside a worker: steps, evaluations, checkpoints, and messages about them.
 
-It runs under a supervisor, which draws, or alone under `accelerate launch -m trainer`; it cannot tell.
+It is the same under a supervisor, which draws, and under `accelerate launch -m trainer`.
 """
 
 import math
@@ -22,24 +22,20 @@ from trainer.run.lr_schedule import rate_share
 from trainer.run.results import save_results
 from trainer.run.setup import prepare
 from trainer.run.state import Run
-from trainer.run.step_metrics import step_record, sum_up
+from trainer.run.step_metrics import step_record
 from trainer.run.tracking import track
 
 
 def train(
-    settings: TrainSettings,
-    say: Say,
-    *,
-    confirm: Callable[[], object],
-    should_stop: Callable[[], bool],
-) -> None:
-    """The whole run; `say` takes its events, the last one `TrainingEnded`.
+    settings: TrainSettings, say: Say,
+    *, confirm: Callable[[], object], should_stop: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Trains, and sends events to `say`; the last one is `TrainingEnded`.
 
-    `confirm` is called once the model and the data are read and the main process has said what it
-    found (`Built`): it returns when that may be trained.
+    `confirm` is called after `Built`; it returns when training may start.
 
     Raises:
-        ChatlmError: a setting, file, model or folder that the user can mend.
+        ChatlmError: a setting, file, model or folder that the user can fix.
     """
     run = prepare(settings, say, confirm, should_stop)
     started = time.monotonic()
@@ -63,15 +59,16 @@ def train(
     }
     if run.is_main:
         say(TrainingEnded(result=result, interrupted=not finished))
-    run.engine.accelerator.wait_for_everyone()  # a rank that is gone before would look like a fault
+    run.engine.accelerator.wait_for_everyone()  # an earlier exit of a rank would look like a failure
     run.engine.accelerator.end_training()
 
 
 def take_steps(run: Run) -> bool:
-    """Optimizer steps until the run is complete; False when it was asked to stop before."""
-    if run.done and lacks_evaluation(run):
-        evaluate(run)
-    if gives_up(run):  # it was killed before its model was written
+    """Takes optimizer steps until the run is complete; False when it was asked to stop before."""
+    is_evaluated = run.done in dict(run.progress.losses)
+    if run.done and run.is_due(run.settings.eval_every) and not is_evaluated:
+        evaluate(run)  # it ended between the checkpoint and the evaluation
+    if stops_early(run):  # it was killed before its model was written
         return True
     ended = time.perf_counter()
     for step in load_steps(steps_of(run), range(run.done, run.steps), run.settings.loader_workers):
@@ -79,13 +76,13 @@ def take_steps(run: Run) -> bool:
         ended = time.perf_counter()
         at_end = run.done == run.steps
         if stop and not at_end:
-            save(run)  # an evaluation that is due now is made up for when the run goes on
+            save(run)  # a resume makes up for an evaluation that is due now
             return False
-        if at_end or evaluation_is_due(run):
+        if at_end or run.is_due(run.settings.eval_every):
             if at_end and run.eval_collator is not None:
-                save(run)  # whatever ends the last evaluation, the training is not lost
+                save(run)  # a failure of the last evaluation then loses no training
             evaluate(run)
-            if at_end or gives_up(run):
+            if at_end or stops_early(run):
                 return True
         if checkpoint_is_due(run):
             save(run)
@@ -94,48 +91,34 @@ def take_steps(run: Run) -> bool:
 
 
 def steps_of(run: Run) -> Steps:
-    """The run's steps as this rank sees them."""
     settings = run.settings
-    return Steps(
-        run.collator,
-        run.order(),
-        run.plan,
-        costs=Costs(
-            longest=run.collator.longest(),
-            memory_fractions=settings.shares,
-            overhead=settings.overhead,
-        ),
-        rank=run.engine.accelerator.process_index,
-        in_step=run.engine.is_sharded,
+    costs = Costs(
+        longest=run.collator.longest(), memory_fractions=settings.shares, overhead=settings.overhead
     )
+    return Steps(
+        run.collator, run.order(), run.plan, costs=costs,
+        rank=run.engine.accelerator.process_index, in_step=run.engine.is_sharded,
+    )  # fmt: skip
 
 
 def take_step(run: Run, step: Step, started: float) -> bool:
-    """One optimizer step, written down and said; whether any rank was asked to stop."""
+    """Takes, logs and reports one optimizer step; True when any rank was asked to stop."""
     settings, engine = run.settings, run.engine
     torch.manual_seed(step_seed(run))
     rate = run.learning_rate * rate_share(settings.schedule, run.done, run.steps, settings.warmup)
     loss = engine.forward_backward(step.batches, target_tokens=step.target_tokens)
     norm = engine.optimizer_step(rate)
     run.done += 1
-    summed = sum_up(engine, settings, step, loss, stop=run.should_stop())
-    record = step_record(
-        summed,
-        step,
-        number=run.done,
-        effective_batch=run.plan.effective_batch,
-        rows=len(run.collator.store),
-        grad_norm=norm,
-        skipped=engine.skipped,
-        learning_rate=rate,
-        seconds=time.perf_counter() - started,
-    )
+    record, stop = step_record(
+        run, step, loss,
+        grad_norm=norm, learning_rate=rate, started=started, stop=run.should_stop(),
+    )  # fmt: skip
     note_step(run, record)
-    return summed.stop
+    return stop
 
 
 def step_seed(run: Run) -> int:
-    """Random numbers (dropout) of a step follow from its number: a resume needs no saved state."""
+    """The seed of a step's random numbers (dropout); a resume needs no generator state."""
     rank: int = run.engine.accelerator.process_index
     return ((run.settings.workload.seed * 1_000_003 + run.done) * 1009 + rank) % 2**63
 
@@ -157,10 +140,9 @@ def note_step(run: Run, record: Mapping[str, Any]) -> None:
 
 
 def checkpoint_is_due(run: Run) -> bool:
-    """Whether one is due after this step, or its evaluation was the best so far."""
-    every = run.settings.checkpoint_every
+    """Whether a checkpoint is due after this step: by its number, or as the best evaluation."""
     is_best = run.progress.best is not None and run.progress.best.step == run.done
-    return is_best or (run.ends_epoch if every is None else run.done % every == 0)
+    return is_best or run.is_due(run.settings.checkpoint_every)
 
 
 def save(run: Run) -> None:
@@ -174,29 +156,15 @@ def save(run: Run) -> None:
         best=run.progress.best,
     )
     path = save_checkpoint(
-        run.folder,
-        run.engine,
-        position,
-        run.loaded.encoder.tokenizer,
+        run.folder, run.engine, position, run.loaded.encoder.tokenizer,
         keep=run.settings.keep_checkpoints,
-    )
+    )  # fmt: skip
     if run.is_main:
         run.say(CheckpointSaved(step=run.done, path=str(path)))
     run.engine.accelerator.wait_for_everyone()
 
 
-def evaluation_is_due(run: Run) -> bool:
-    every = run.settings.eval_every
-    return run.ends_epoch if every is None else run.done % every == 0
-
-
-def lacks_evaluation(run: Run) -> bool:
-    """Whether the run was stopped between the checkpoint of this step and its evaluation."""
-    return evaluation_is_due(run) and run.done not in dict(run.progress.losses)
-
-
 def evaluate(run: Run) -> None:
-    """Loss over the evaluation set, and answers; the same figures on every rank."""
     if run.eval_collator is None:
         return
     answered = "" if run.answering is None else f", answering {run.answering.rows:,} of them"
@@ -212,10 +180,10 @@ def evaluate(run: Run) -> None:
         run.say(event)
 
 
-def gives_up(run: Run) -> bool:
-    """Whether the last evaluations were no better for as long as the run's patience lasts."""
+def stops_early(run: Run) -> bool:
+    """Whether the last `patience` evaluations were no better than an earlier one."""
     patience = run.settings.patience
     if patience is None or not run.engine.any_rank(run.progress.since_best >= patience):
         return False
-    run.notice(run.progress.stop_words(run.done, run.steps))
+    run.notice(run.progress.early_stop_text(run.done, run.steps))
     return True

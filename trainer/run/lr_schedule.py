@@ -1,7 +1,7 @@
-"""The learning rate of a step as a share of its peak: a pure function of the step's number.
+"""The learning rate as a share of its peak: a pure function of the step's number.
 
-No scheduler object keeps a position, so that a resumed run needs none, and no launcher can step it
-more than once (accelerate's prepared scheduler steps once for each process).
+There is no scheduler object to save and resume, and nothing can step it twice (accelerate's prepared
+scheduler steps once for each process).
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 from trainer.config.options import Schedule
 
 LEAST_WARMUP = 10
-"""Steps. Adam's first ones divide by what a single gradient happens to be; see `optimizers.EPSILON`."""
+"""Steps. Adam's first steps divide by the size of single gradients; see `optimizers.EPSILON`."""
 
 
 def rate_share(schedule: Schedule, step: int, steps: int, warmup: float) -> float:

@@ -1,4 +1,4 @@
-"""What a finished run leaves: the model of its last step, its card, and the plot of its losses."""
+"""The results of a finished run: the final model, its card, and the plot of its losses."""
 
 from pathlib import Path
 
@@ -13,22 +13,20 @@ from trainer.run.state import Run
 
 
 def save_results(run: Run) -> None:
-    """Writes them, and notes that the run is finished; every rank calls it."""
+    """Writes the results and marks the run as finished; every rank calls it."""
     facts = card_facts(run)
     has_plot = run.is_main and draw(run)
     export_model(
-        run.folder,
-        run.engine,
-        run.loaded.encoder.tokenizer,
+        run.folder, run.engine, run.loaded.encoder.tokenizer,
         describe=lambda folder: write_card(folder, facts, plot=has_plot),
-    )
+    )  # fmt: skip
     if run.is_main:
         run.folder.finish()
     run.engine.accelerator.wait_for_everyone()
 
 
 def draw(run: Run) -> bool:
-    """Whether the loss was plotted; what hinders it is told, since the training is done all the same."""
+    """Whether the loss was plotted; an error becomes a notice, since the training is complete."""
     try:
         draw_loss(run.folder.path)
     except Exception as error:  # noqa: BLE001
@@ -38,7 +36,6 @@ def draw(run: Run) -> bool:
 
 
 def card_facts(run: Run) -> CardFacts:
-    """What the card says, from the run and what it wrote."""
     settings, encoder = run.settings, run.loaded.encoder
     model = settings.workload.model
     metrics, evaluations = run.folder.metrics.read(), run.folder.evaluations.read()

@@ -16,10 +16,10 @@ from trainer.data.sample_order import count_steps
 from trainer.data.token_store import TokenStore
 from trainer.data.tokenization import TokenizationProgress
 from trainer.evaluation.evaluator import Answering, dry_run_evaluation
-from trainer.evaluation.generation import WIDEST, dry_run_generation
+from trainer.evaluation.generation import DEFAULT_GENERATION_BATCH, dry_run_generation
 from trainer.events import Built, Say, Tokenising, TrainingStarted
 from trainer.model.accelerator import make_accelerator, precision
-from trainer.model.adapters import default_learning_rate, described
+from trainer.model.adapters import default_learning_rate, trainable_summary
 from trainer.model.loading import fingerprint_info
 from trainer.run.parts import make_engine, make_parts
 from trainer.run.rank_agreement import check_alike
@@ -101,7 +101,7 @@ def prepare(
 def dry_run(run: Run) -> None:
     """Runs the largest step, evaluation and answers once, so that what does not fit fails here."""
     run.engine.dry_run(
-        [run.collator.worst_case_batch(run.own_size)] * min(2, run.plan.accumulation)
+        [run.collator.worst_case_batch(run.own_micro_batch)] * min(2, run.plan.accumulation)
     )
     if run.eval_collator is None:
         return
@@ -117,7 +117,7 @@ def dry_run(run: Run) -> None:
     size = dry_run_generation(
         run.engine,
         run.eval_collator,
-        most=min(share, run.settings.eval_batch or WIDEST),
+        most=min(share, run.settings.eval_batch or DEFAULT_GENERATION_BATCH),
         longest=run.longest_answer,
     )
     run.answering = Answering(rows=rows, size=size, longest=run.longest_answer)
@@ -145,7 +145,7 @@ def disk_need(parameters: int, trained: int, keep: int) -> int:
 def say_started(run: Run, store: TokenStore) -> None:
     settings, workload = run.settings, run.settings.workload
     run.notice(store.truncation_notice(workload.max_source_length, workload.max_target_length))
-    run.notice(described(run.engine.unwrapped))
+    run.notice(trainable_summary(run.engine.unwrapped))
     if run.engine.is_sharded:
         run.notice(f"sharded over {run.plan.world_size} processes (FSDP2)")
     if run.done:

@@ -1,4 +1,4 @@
-"""A run in progress: its parts, built once by `preparation`, and where it is."""
+"""A run in progress: its parts, which `setup` builds once, and its position."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from trainer.evaluation.evaluator import Answering
 from trainer.events import Say
 from trainer.model.engine import Engine
 from trainer.model.loading import Loaded
-from trainer.model.position_limits import room_for_answers
+from trainer.model.position_limits import max_answer_tokens
 
 
 @dataclass(slots=True)
 class Run:
-    """What the steps, evaluations and checkpoints of a run work with."""
+    """The parts and the position of a run."""
 
     settings: TrainSettings
     say: Say
@@ -33,48 +33,47 @@ class Run:
     steps: int
     learning_rate: float
     parameters: int
-    """Of the model, adapters not counted."""
+    """Parameters of the model, without adapters."""
     done: int = 0
-    """Optimizer steps done, earlier parts of the run included."""
+    """Optimizer steps done, including those before a resume."""
     loss: float | None = None
-    """Of the last step."""
+    """Loss of the last step."""
     peak: int = 0
     answering: Answering | None = None
-    """None where no evaluation answers anything."""
+    """None where evaluations generate no answers."""
     progress: EvaluationHistory = field(default_factory=EvaluationHistory)
-    """The evaluations so far, earlier parts of the run included; the same on every rank."""
+    """The evaluations so far, including those before a resume; the same on every rank."""
 
     @property
     def is_main(self) -> bool:
         return bool(self.engine.accelerator.is_main_process)
 
     @property
-    def own_size(self) -> int:
-        """This rank's micro-batch."""
+    def own_micro_batch(self) -> int:
         rank: int = self.engine.accelerator.process_index
         return self.plan.sizes[rank]
 
     @property
     def eval_size(self) -> int:
-        """Sequences of this rank's forward pass in an evaluation."""
-        return self.settings.eval_batch or self.own_size
+        """Sequences per forward pass of an evaluation on this rank."""
+        return self.settings.eval_batch or self.own_micro_batch
 
     @property
     def longest_answer(self) -> int:
-        """Tokens, the end included: what the user says, or what there is in the data, as far as the model goes."""
+        """Tokens with the end token: --max-new-tokens or the data's longest, within the model's limit."""
         collators = [c for c in (self.collator, self.eval_collator) if c is not None]
         wanted = self.settings.max_new_tokens or max(c.store.longest()[1] for c in collators)
-        room = room_for_answers(self.engine.unwrapped, collators[-1])
+        room = max_answer_tokens(self.engine.unwrapped, collators[-1])
         return wanted if room is None else min(wanted, room)
 
-    @property
-    def ends_epoch(self) -> bool:
-        """Whether the last step completed one."""
+    def is_due(self, every: int | None) -> bool:
+        """Whether the last step is a multiple of `every`; with None, whether it completed an epoch."""
+        if every is not None:
+            return self.done % every == 0
         rows, effective = len(self.collator.store), self.plan.effective_batch
         return self.done * effective // rows > (self.done - 1) * effective // rows
 
     def order(self) -> StepOrder:
-        """Which samples each step sees."""
         effective = self.plan.effective_batch
         stream = SampleOrder(len(self.collator.store), self.settings.workload.seed)
         if not self.settings.length_grouping:
@@ -82,6 +81,6 @@ class Run:
         return GroupedSteps(stream, effective, steps=self.steps, lengths=self.collator.lengths)
 
     def notice(self, text: str | None) -> None:
-        """Says a line, once, from the main process; nothing where there is none."""
+        """Sends a line of text, if there is one, from the main process."""
         if text and self.is_main:
             self.say(Notice(text=text))

@@ -1,6 +1,6 @@
-"""TensorBoard and Weights & Biases, through accelerate's trackers; without any, nothing happens.
+"""TensorBoard and Weights & Biases, through accelerate's trackers.
 
-`checks` has checked that their packages are there: accelerate would leave out one that is not.
+`config.validation` checks that their packages are installed: accelerate silently skips missing ones.
 """
 
 import math
@@ -14,14 +14,14 @@ PROJECT = "chatlm"
 
 
 def start_tracking(accelerator: Any, settings: TrainSettings, folder: Path, *, done: int) -> None:
-    """Opens the trackers, which write below `folder`, and tells them the settings of the run.
+    """Opens the trackers, which write below `folder`, and logs the settings.
 
-    What an earlier part of the run told of steps after `done` is dropped, where a tracker can.
+    Records of steps after `done`, from before a resume, are dropped where the tracker can.
     """
     if not settings.track:
         return
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)  # else wandb takes another
+        folder.mkdir(parents=True, exist_ok=True)  # else wandb uses another folder
     accelerator.init_trackers(
         PROJECT,
         config=flat(settings.as_json()),
@@ -33,7 +33,7 @@ def start_tracking(accelerator: Any, settings: TrainSettings, folder: Path, *, d
 
 
 def track(accelerator: Any, group: str, record: Mapping[str, Any]) -> None:
-    """Logs the figures of a record of `metrics.jsonl` (`train`) or `evaluations.jsonl` (`evaluation`)."""
+    """Logs the finite numbers of a record under `train` or `evaluation`."""
     figures = {
         f"{group}/{key}": value
         for key, value in record.items()
@@ -43,7 +43,7 @@ def track(accelerator: Any, group: str, record: Mapping[str, Any]) -> None:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
-    """Nested settings as `workload/model`: TensorBoard takes no other value than these, and no None."""
+    """Nested settings as `workload/model`; TensorBoard accepts only these types."""
     found: dict[str, int | float | str | bool] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

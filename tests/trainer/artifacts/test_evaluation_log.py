@@ -80,7 +80,7 @@ def test_a_resumed_run_knows_how_long_it_has_waited(tmp_path: Path) -> None:
     progress = EvaluationHistory.of(records)
 
     assert progress.since_best == 2
-    assert progress.stop_words(30, 90) == (
+    assert progress.early_stop_text(30, 90) == (
         "no better evaluation for 2 in a row: stopped at step 30 of 90; the model is this step's, "
         "the lowest evaluation loss was 0.500 at step 10"
     )
@@ -141,7 +141,10 @@ def test_drawing_loads_no_torch_and_says_what_it_lacks(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 1
-    assert "a picture needs matplotlib: pip install matplotlib" in done.stderr
+    assert (
+        "the plot needs matplotlib, which is not installed; run `pip install matplotlib`"
+        in done.stderr
+    )
 
 
 def test_one_step_is_enough_for_a_picture(tmp_path: Path) -> None:
@@ -185,7 +188,7 @@ def test_a_run_without_progress_ends_as_finished(tmp_path: Path) -> None:
     assert [record["step"] for record in kept] == list(range(2, last + 1, 2))
     assert progress.since_best == 2
     assert last < 40
-    assert progress.stop_words(last, 40) in [m.get("text") for m in said]
+    assert progress.early_stop_text(last, 40) in [m.get("text") for m in said]
     assert said[-1]["result"]["steps"] == last
     assert said[-1]["interrupted"] is False
     assert kept[-1]["bleu"] is None

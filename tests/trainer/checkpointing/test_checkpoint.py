@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     assert done == 4
     assert notice.startswith("checkpoint-5 is damaged (")
     assert fault in notice
-    assert notice.endswith("is damaged-checkpoint-5 now: taking checkpoint-4")
+    assert notice.endswith("renamed to damaged-checkpoint-5; using checkpoint-4")
     assert [path.name for path in folder.checkpoints()] == ["checkpoint-4"]
     own = dict(engine.unwrapped.named_parameters())
     assert all(torch.equal(own[k], v) for k, v in weights(folder.path / "checkpoint-4").items())
@@ -430,7 +430,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_filled(
         resume(folder, engine, lambda text: None)
 
     assert str(caught.value).startswith(
-        f"{path / 'model.safetensors'} is not this run's: encoder.block.0.layer.0"
+        f"{path / 'model.safetensors'} does not match this run: encoder.block.0.layer.0"
     )
     assert are_equal(engine.unwrapped.state_dict(), before)
 

@@ -19,8 +19,8 @@ from trainer.model.adapters import (  # noqa: E402
     LORA_LEARNING_RATE,
     adapt,
     default_learning_rate,
-    described,
     export,
+    trainable_summary,
 )
 from trainer.model.engine import Engine  # noqa: E402
 
@@ -154,10 +154,10 @@ def test_lora_says_how_little_it_trains() -> None:
     adapters = 2 * (4 * (32 + 32) + 4 * (32 + 16))  # two layers of q_proj and v_proj
 
     whole = sum(p.numel() for p in own.unwrapped.parameters())
-    assert described(own.unwrapped) == (
+    assert trainable_summary(own.unwrapped) == (
         f"training {adapters:,} of {whole:,} parameters ({adapters / whole:.2%})"
     )
-    assert described(tiny("llama")) is None
+    assert trainable_summary(tiny("llama")) is None
 
 
 def test_targets_that_the_model_lacks_are_answered_with_those_it_has() -> None:

@@ -89,7 +89,7 @@ def test_a_model_that_the_hub_does_not_give_is_named() -> None:
     message = error_of("someone/nothing")
 
     assert message.startswith(
-        "'someone/nothing' is no preset, no folder, and not to be had from the hub ("
+        "'someone/nothing' is not a preset or a folder, and the hub does not give it ("
     )
     assert message.endswith("); presets: chatlm-0.2b, chatlm-tiny")
 
@@ -113,7 +113,7 @@ def test_a_folder_without_a_configuration_is_no_model(model: Path) -> None:
     (model / "config.json").unlink()
 
     assert error_of(model) == (
-        f"{model} is no model folder: it has no config.json; give --model a folder that "
+        f"{model} is not a model folder: it has no config.json; give --model a folder that "
         f"save_pretrained wrote, or a preset: chatlm-0.2b, chatlm-tiny"
     )
 
