@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from autotune.errors import UsageError  # noqa: E402
-from tests.support.tiny import batch, tiny  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.model.compilation import BACKEND, compiled, graphs, padded  # noqa: E402
-from trainer.model.engine import Engine, make_accelerator  # noqa: E402
+from autotune.errors import UsageError
+from tests.support.tiny import batch, tiny
+from trainer.config.settings import WorkloadSettings
+from trainer.model.compilation import BACKEND, compiled, graphs, padded
+from trainer.model.engine import Engine, make_accelerator
 
 SHAPES = [
     (1, 64, 64), (8, 64, 64), (4, 17, 9), (16, 16, 16), (1, 33, 7), (6, 1, 1), (24, 24, 24),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autotune.devices.allocator import same_device
 from autotune.devices.host import HostMeter
@@ -34,7 +35,6 @@ def has_gpu() -> bool:
                 return False
     except DeviceError:
         return False
-    torch = pytest.importorskip("torch")
     return bool(torch.cuda.is_available())
 
 

@@ -5,14 +5,13 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from autotune.errors import UsageError  # noqa: E402
-from tests.support.tiny import batch, tiny  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.model.engine import Engine, make_accelerator  # noqa: E402
-from trainer.model.optimizers import make_optimizer  # noqa: E402
+from autotune.errors import UsageError
+from tests.support.tiny import batch, tiny
+from trainer.config.settings import WorkloadSettings
+from trainer.model.engine import Engine, make_accelerator
+from trainer.model.optimizers import make_optimizer
 
 NAMES = ["adamw", "adafactor", "adamw-8bit"]
 
