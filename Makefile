@@ -1,6 +1,7 @@
 # make demo    tune and train the bundled model on the bundled data, with a summary at the end
 # make test    every test; needs nothing but Python 3.11+ and make
 # make test-quick  what needs no child process, in under a minute
+# make test-oldest  every test on the oldest versions that pyproject.toml admits, in .venv-oldest
 # make check   format, lint, types
 # make bench   what README quotes, measured anew into bench/results/ (DATA=file EVAL=file for real rows)
 
@@ -12,16 +13,19 @@ EVAL ?=
 QUICK := tests/autotune tests/profiles tests/dashboard tests/project $(addprefix tests/trainer/,config data artifacts supervisor run)
 ROWS = $(if $(DATA),--data $(DATA))
 
-.PHONY: demo test test-quick check bench bench-gpu clean
+.PHONY: demo test test-quick test-oldest check bench bench-gpu clean
 
 demo: .venv/main
 	$(BIN)/python -m bench.demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 15
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 15
 
 test-quick: .venv/dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quick $(QUICK)
+
+test-oldest: .venv-oldest/test
+	.venv-oldest/bin/python -m pytest --numprocesses 2 --dist worksteal --durations 15
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
@@ -71,9 +75,15 @@ bench-gpu: .venv/peers
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
 	@touch $@
 
+.venv-oldest/test: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable . --group test
+	@touch $@
+
 .venv/peers: .venv/main
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group peers
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-oldest build dist *.egg-info

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autotune import Found, find_micro_batch
 from autotune.devices.current import OwnDevice, card_of
@@ -469,7 +470,6 @@ def test_every_example_of_the_documentation_runs(
 @pytest.mark.gpu
 def test_on_a_real_card_the_answer_holds_the_budget_and_the_limit_is_gone() -> None:
     """A neighbour's share is the driver's word, the peak is torch's."""
-    torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU with a CUDA build of torch")
     model = torch.nn.Linear(4096, 4096, device="cuda")

@@ -6,9 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
 from safetensors.numpy import save_file
 
 from bench.kills import Kill, compare, look_at

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.commands import chatlm, steps
-
-torch = pytest.importorskip("torch")
 
 SHORT = ("--max-source-length", "24", "--max-target-length", "24")
 
@@ -15,8 +15,6 @@ SHORT = ("--max-source-length", "24", "--max-target-length", "24")
 @pytest.fixture
 def causal(tmp_path: Path) -> Path:
     """A tiny Llama with the bundled tokenizer, as save_pretrained leaves it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from trainer.model.loading import load_model
 
     tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=0).encoder.tokenizer

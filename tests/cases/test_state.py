@@ -1,17 +1,15 @@
 """What the first optimizer step would allocate is there before the first probe."""
 
-import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from trainer.batching.collator import Collator  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.readers import bundled  # noqa: E402
-from trainer.data.token_store import open_store  # noqa: E402
-from trainer.model.accelerator import make_accelerator  # noqa: E402
-from trainer.model.engine import Engine  # noqa: E402
-from trainer.model.loading import load_model  # noqa: E402
-from trainer.workload import build  # noqa: E402
+from trainer.batching.collator import Collator
+from trainer.config.settings import WorkloadSettings
+from trainer.data.readers import bundled
+from trainer.data.token_store import open_store
+from trainer.model.accelerator import make_accelerator
+from trainer.model.engine import Engine
+from trainer.model.loading import load_model
+from trainer.workload import build
 
 SETTINGS = WorkloadSettings(max_source_length=16, max_target_length=16)
 

@@ -10,19 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from autotune.plan import Plan  # noqa: E402
-from bench.exactness import EFFECTIVE, profile_of  # noqa: E402
-from bench.small import save_small  # noqa: E402
-from tests.support.commands import chatlm, steps  # noqa: E402
-from trainer.config.settings import TrainSettings, WorkloadSettings  # noqa: E402
-from trainer.model.accelerator import make_accelerator  # noqa: E402
-from trainer.model.engine import Engine  # noqa: E402
-from trainer.run.loop import take_steps  # noqa: E402
-from trainer.run.setup import prepare  # noqa: E402
-from trainer.run.state import Run  # noqa: E402
+from autotune.plan import Plan
+from bench.exactness import EFFECTIVE, profile_of
+from bench.small import save_small
+from tests.support.commands import chatlm, steps
+from trainer.batching.collator import Collator
+from trainer.config.settings import TrainSettings, WorkloadSettings
+from trainer.data.readers import bundled
+from trainer.data.token_store import open_store
+from trainer.model.accelerator import make_accelerator
+from trainer.model.engine import Engine
+from trainer.model.loading import load_model
+from trainer.run.loop import take_steps
+from trainer.run.setup import prepare
+from trainer.run.state import Run
 
 FLAGS = (
     "--device", "cpu", "--plain", "--dropout", "0", "--precision", "fp32", "--seed", "7",
@@ -115,11 +118,6 @@ def test_a_resume_on_other_processes_with_another_profile_changes_no_step(
 
 def test_with_dropout_a_cut_changes_no_distribution(model: Path) -> None:
     """Means over many draws of the noise: of the loss, and of the gradient's norm."""
-    from trainer.batching.collator import Collator
-    from trainer.data.readers import bundled
-    from trainer.data.token_store import open_store
-    from trainer.model.loading import load_model
-
     loaded = load_model(str(model), dropout=0.2, seed=7)
     store = open_store((bundled("train"),), loaded.encoder, max_source=16, max_target=16)
     collator = Collator(store, loaded.encoder, loaded.model.config.decoder_start_token_id)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file
 
 from tests.support.commands import chatlm, start, steps
 from tests.support.tiny import save
-
-torch = pytest.importorskip("torch")
 
 PROFILE = """\
 schema = 1
@@ -38,8 +39,6 @@ def train(folder: Path, model: Path | str, run: str, *more: str) -> Any:
 
 def test_a_llama_of_the_users_own_is_trained_whole(tmp_path: Path) -> None:
     """By Adafactor on noisy embeddings with checkpointed activations, from a local folder."""
-    import transformers as hf
-
     save("llama", tmp_path / "llama")
     run = 'optimizer = "adafactor"\nneftune_alpha = 5.0\ngradient_checkpointing = true'
 
@@ -71,8 +70,6 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_the_export_of_a_lora_run_loads_by_transformers_alone(adapted: tuple[Path, str]) -> None:
     """Merged: every weight is where the base's is, and those that have adapters differ."""
-    import transformers as hf
-
     folder, printed = adapted
     kind: Any = hf.AutoModelForSeq2SeqLM
 
@@ -91,8 +88,6 @@ def test_the_export_of_a_lora_run_loads_by_transformers_alone(adapted: tuple[Pat
 
 def test_a_lora_run_goes_on_from_its_checkpoint(adapted: tuple[Path, str], tmp_path: Path) -> None:
     """Interrupted after its second step or a later one, it ends with the undisturbed run's weights."""
-    from safetensors.torch import load_file
-
     folder, _ = adapted
     (tmp_path / "p.toml").write_text(PROFILE.format(run="lora_rank = 4"))
     flags = ("--output-dir", "run", "--checkpoint-every", "1", "--model", str(folder / "t5"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autotune.choices import DeviceKind
 from autotune.devices.allocator import same_device
@@ -35,7 +36,6 @@ def has_gpu() -> bool:
                 return False
     except DeviceError:
         return False
-    torch = pytest.importorskip("torch")
     return bool(torch.cuda.is_available())
 
 

@@ -175,7 +175,6 @@ def test_the_folder_says_how_it_generates(run: Path) -> None:
 
 def test_the_loss_is_drawn(run: Path) -> None:
     """A picture of the expected size, and the same as lines."""
-    pytest.importorskip("matplotlib")
     head = (run / "loss.png").read_bytes()[:24]
 
     assert head[:8] == b"\x89PNG\r\n\x1a\n"

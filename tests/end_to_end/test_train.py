@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import transformers
 
 from profiles.schema import parse
 from tests.support.commands import chatlm, start, steps
@@ -52,7 +53,6 @@ def test_every_step_is_in_the_metrics(whole_run: Path) -> None:
 
 def test_the_final_model_loads_by_transformers_alone(whole_run: Path) -> None:
     """safetensors, configuration and tokenizer, in the run's folder."""
-    transformers = pytest.importorskip("transformers")
     folder = whole_run / "model_save/sft_small"
 
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)

@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("torch")
-
 from tests.support.runs import notices, rows_file, run, settings
 
 TIB = 2**40

@@ -5,6 +5,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from transformers import AutoTokenizer
+
 TURNS = (
     "{% for m in messages %}{{ m.role }}:{{ m.content }}[EOS]\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -22,8 +24,6 @@ PICKY = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn
 
 @cache
 def _bundled() -> Any:
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(str(resources.files("trainer") / "assets/tokenizer"))
 
 

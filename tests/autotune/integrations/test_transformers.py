@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch  # noqa: TID253  tensors live here
-from transformers import (  # noqa: TID253
+import torch
+from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     Seq2SeqTrainer,

@@ -5,10 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("torch")
-
 from autotune.workers.launch import memory_environment
 
 ROOT = str(Path(__file__).parents[3])

@@ -149,7 +149,6 @@ def test_drawing_loads_no_torch_and_says_what_it_lacks(tmp_path: Path) -> None:
 
 def test_one_step_is_enough_for_a_picture(tmp_path: Path) -> None:
     """Without evaluations, with a rate of zero, beside a step that diverged."""
-    pytest.importorskip("matplotlib")
     records = [
         {"step": 1, "loss": 2.0, "learning_rate": 0.0},
         {"step": 2, "loss": None, "learning_rate": 0.0},
@@ -171,7 +170,6 @@ def test_the_smooth_line_does_not_lag() -> None:
 
 def test_a_run_without_progress_ends_as_finished(tmp_path: Path) -> None:
     """A rate that ruins the model: stopped by its patience, the model saved, TensorBoard told."""
-    pytest.importorskip("tensorboard")
     flags = ["--profile", "small", "--device", "cpu", "--max-steps", "40", "--output-dir", "run"]
     stopping = ["--learning-rate", "5", "--eval-every", "2", "--patience", "2"]
 

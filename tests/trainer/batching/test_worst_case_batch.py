@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-torch = pytest.importorskip("torch")
-
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402, TID253
-from torch.utils._pytree import tree_leaves  # noqa: E402, TID253
-
-from tests.support import tiny  # noqa: E402
-from trainer.batching.collator import Batch, Collator  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.encoder import Encoder  # noqa: E402
-from trainer.data.token_store import open_store  # noqa: E402
-from trainer.model.accelerator import make_accelerator  # noqa: E402
-from trainer.model.engine import Engine  # noqa: E402
+from tests.support import tiny
+from trainer.batching.collator import Batch, Collator
+from trainer.config.settings import WorkloadSettings
+from trainer.data.encoder import Encoder
+from trainer.data.token_store import open_store
+from trainer.model.accelerator import make_accelerator
+from trainer.model.engine import Engine
 
 SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
 

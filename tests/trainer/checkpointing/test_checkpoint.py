@@ -11,26 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
 
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import load_file  # noqa: E402
-
-from autotune.errors import OutputError  # noqa: E402
-from tests.support.commands import steps  # noqa: E402
-from tests.support.runs import Messages, notices, rows_file, run, settings  # noqa: E402
-from trainer.artifacts.evaluation_log import Best  # noqa: E402
-from trainer.artifacts.jsonl_log import JsonlLog  # noqa: E402
-from trainer.artifacts.run_folder import RunFolder  # noqa: E402
-from trainer.batching.collator import Collator  # noqa: E402
-from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint, verify  # noqa: E402
-from trainer.checkpointing.export import export_model  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.token_store import open_store  # noqa: E402
-from trainer.events import CheckpointSaved, Evaluated, TrainingEnded  # noqa: E402
-from trainer.model.accelerator import make_accelerator  # noqa: E402
-from trainer.model.engine import Engine  # noqa: E402
-from trainer.model.loading import load_model  # noqa: E402
+from autotune.errors import OutputError
+from tests.support.commands import steps
+from tests.support.runs import Messages, notices, rows_file, run, settings
+from trainer.artifacts.evaluation_log import Best
+from trainer.artifacts.jsonl_log import JsonlLog
+from trainer.artifacts.run_folder import RunFolder
+from trainer.batching.collator import Collator
+from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint, verify
+from trainer.checkpointing.export import export_model
+from trainer.config.settings import WorkloadSettings
+from trainer.data.token_store import open_store
+from trainer.events import CheckpointSaved, Evaluated, TrainingEnded
+from trainer.model.accelerator import make_accelerator
+from trainer.model.engine import Engine
+from trainer.model.loading import load_model
 
 WORKLOAD = WorkloadSettings(max_source_length=16, max_target_length=16, dropout=0.0, seed=3)
 
@@ -173,7 +172,6 @@ def test_a_checkpoint_is_safetensors_by_name(stopped: Path) -> None:
 
 def test_a_checkpoint_is_a_model_for_transformers(stopped: Path) -> None:
     """The best one can be used as it is."""
-    transformers = pytest.importorskip("transformers")
 
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(stopped / "checkpoint-5")
     tokenizer = transformers.AutoTokenizer.from_pretrained(stopped / "checkpoint-5")

@@ -1,21 +1,16 @@
 """Safetensors files, one tensor at a time: the library reads ours, and we read the library's."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-from trainer.checkpointing.safetensors_io import DTYPES, TensorFile, in_order, write_tensors  # noqa: E402
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from trainer.checkpointing.safetensors_io import DTYPES, TensorFile, in_order, write_tensors
 
 
-def some() -> "dict[str, Tensor]":
+def some() -> dict[str, Tensor]:
     """One of each type; a scalar, an empty one, one that does not lie in a row."""
     torch.manual_seed(0)
     tensors = {f"of {name}": (torch.randn(3, 5) * 9).to(dtype) for name, dtype in DTYPES.items()}
@@ -28,7 +23,7 @@ def some() -> "dict[str, Tensor]":
     }
 
 
-def write(path: Path, tensors: "dict[str, Tensor]") -> None:
+def write(path: Path, tensors: dict[str, Tensor]) -> None:
     write_tensors(path, in_order(tensors), (tensor for _, tensor in in_order(tensors)))
 
 

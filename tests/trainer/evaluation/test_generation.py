@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-
-from trainer.batching.collator import Collator  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.encoder import Encoder  # noqa: E402
-from trainer.data.readers import bundled  # noqa: E402
-from trainer.data.token_store import open_store  # noqa: E402
-from trainer.evaluation.evaluator import Answering, evaluate_with_answers  # noqa: E402
-from trainer.evaluation.generation import answer, dry_run_generation  # noqa: E402
-from trainer.model.accelerator import make_accelerator  # noqa: E402
-from trainer.model.engine import Engine  # noqa: E402
-from trainer.model.loading import load_model  # noqa: E402
+from trainer.batching.collator import Collator
+from trainer.config.settings import WorkloadSettings
+from trainer.data.encoder import Encoder
+from trainer.data.readers import bundled
+from trainer.data.token_store import open_store
+from trainer.evaluation.evaluator import Answering, evaluate_with_answers
+from trainer.evaluation.generation import answer, dry_run_generation
+from trainer.model.accelerator import make_accelerator
+from trainer.model.engine import Engine
+from trainer.model.loading import load_model
 
 SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
 ROWS, LONGEST = range(13), 9
@@ -29,8 +29,6 @@ ROWS, LONGEST = range(13), 9
 
 def tiny(kind: str, vocabulary: int) -> Any:
     """A model of random weights, large enough ones for answers that differ."""
-    import transformers
-
     torch.manual_seed(1)
     common: Any = {
         "vocab_size": vocabulary,

@@ -6,23 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
-
-from autotune.errors import UsageError  # noqa: E402
-from tests.support.tiny import CAUSAL, FAMILIES, SEQ2SEQ, batch, tiny  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.config.validation import check_workload  # noqa: E402
-from trainer.model.accelerator import make_accelerator  # noqa: E402
-from trainer.model.adapters import (  # noqa: E402
+from autotune.errors import UsageError
+from tests.support.tiny import CAUSAL, FAMILIES, SEQ2SEQ, batch, tiny
+from trainer.config.settings import WorkloadSettings
+from trainer.config.validation import check_workload
+from trainer.model.accelerator import make_accelerator
+from trainer.model.adapters import (
     LORA_LEARNING_RATE,
     adapt,
     default_learning_rate,
     export,
     trainable_summary,
 )
-from trainer.model.engine import Engine  # noqa: E402
+from trainer.model.engine import Engine
 
 
 def engine(model: Any, **values: Any) -> Engine:
@@ -49,8 +48,6 @@ def logits(model: Any, data: Any) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_alone_are_trained_and_the_export_is_merged(family: str, tmp_path: Path) -> None:
     """It loads without peft, answers as the trained model did, and not as the base; peft's is beside it."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
     base = tiny(family)
     own = engine(base, lora_rank=4)
     data = batch(base, 4, 12, 8)

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
-torch = pytest.importorskip("torch")
-
-from autotune.errors import ModelError  # noqa: E402
-from autotune.plan import cut  # noqa: E402
-from tests.support.tokenisers import TURNS, tokenizer  # noqa: E402
-from trainer.batching.collator import IGNORED, Batch, Collator  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.encoder import Encoder  # noqa: E402
-from trainer.data.token_store import open_store  # noqa: E402
-from trainer.model.accelerator import make_accelerator  # noqa: E402
-from trainer.model.engine import Engine  # noqa: E402
+from autotune.errors import ModelError
+from autotune.plan import cut
+from tests.support.tokenisers import TURNS, tokenizer
+from trainer.batching.collator import IGNORED, Batch, Collator
+from trainer.config.settings import WorkloadSettings
+from trainer.data.encoder import Encoder
+from trainer.data.token_store import open_store
+from trainer.model.accelerator import make_accelerator
+from trainer.model.engine import Engine
 
 SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
 PAD, EOS, BOS = 0, 1, 3
@@ -28,8 +29,6 @@ WORDS = 2048
 
 
 def t5(kind: str) -> Any:
-    import transformers
-
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=WORDS, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_decoder_layers=1,
         num_heads=4, dropout_rate=0.0, pad_token_id=PAD, eos_token_id=EOS,
@@ -39,8 +38,6 @@ def t5(kind: str) -> Any:
 
 
 def bart() -> Any:
-    from transformers import BartConfig, BartForConditionalGeneration
-
     config = BartConfig(
         vocab_size=WORDS, d_model=32, encoder_layers=1, decoder_layers=1,
         encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
@@ -51,8 +48,6 @@ def bart() -> Any:
 
 
 def gpt2() -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     config = GPT2Config(
         vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0.0,
         embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=EOS, eos_token_id=EOS,
@@ -61,8 +56,6 @@ def gpt2() -> Any:
 
 
 def decoder(kind: str) -> Any:
-    import transformers
-
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=WORDS, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, pad_token_id=PAD, bos_token_id=BOS,

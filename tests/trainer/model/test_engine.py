@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-torch = pytest.importorskip("torch")
-
-from autotune.partition import Costs  # noqa: E402
-from autotune.plan import cut  # noqa: E402
-from trainer.batching.collator import Batch, Collator  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.data.encoder import Encoder  # noqa: E402
-from trainer.data.readers import bundled  # noqa: E402
-from trainer.data.token_store import TokenStore, open_store  # noqa: E402
-from trainer.evaluation.evaluator import dry_run_evaluation, evaluate  # noqa: E402
-from trainer.model.accelerator import make_accelerator  # noqa: E402
-from trainer.model.engine import Engine  # noqa: E402
-from trainer.model.loading import Loaded, load_model  # noqa: E402
+from autotune.partition import Costs
+from autotune.plan import cut
+from trainer.batching.collator import Batch, Collator
+from trainer.config.settings import WorkloadSettings
+from trainer.data.encoder import Encoder
+from trainer.data.readers import bundled
+from trainer.data.token_store import TokenStore, open_store
+from trainer.evaluation.evaluator import dry_run_evaluation, evaluate
+from trainer.model.accelerator import make_accelerator
+from trainer.model.engine import Engine
+from trainer.model.loading import Loaded, load_model
 
 SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
 STEP = 16
@@ -32,8 +32,6 @@ def seq2seq() -> Loaded:
 
 @pytest.fixture(scope="module")
 def causal(seq2seq: Loaded) -> Loaded:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2,

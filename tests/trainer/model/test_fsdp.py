@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
 
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import load_file  # noqa: E402
-
-from autotune.errors import UsageError  # noqa: E402
-from bench.small import save_small  # noqa: E402
-from tests.support import sharded_script as script  # noqa: E402
-from tests.support.commands import ROOT, chatlm, start, steps  # noqa: E402
-from tests.support.processes import deadline, wait_until  # noqa: E402
-from tests.support.runs import rows_file  # noqa: E402
-from trainer.batching.step_loader import zero_weight_batch  # noqa: E402
-from trainer.checkpointing.checkpoint import verify  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.config.validation import check_workload  # noqa: E402
-from trainer.evaluation.evaluator import evaluate  # noqa: E402
+from autotune.errors import UsageError
+from bench.small import save_small
+from tests.support import sharded_script as script
+from tests.support.commands import ROOT, chatlm, start, steps
+from tests.support.processes import deadline, wait_until
+from tests.support.runs import rows_file
+from trainer.batching.step_loader import zero_weight_batch
+from trainer.checkpointing.checkpoint import verify
+from trainer.config.settings import WorkloadSettings
+from trainer.config.validation import check_workload
+from trainer.evaluation.evaluator import evaluate
 
 KINDS = ("seq2seq", "causal")
 
@@ -112,7 +111,6 @@ def test_a_checkpoint_knows_no_shards(both: Any) -> None:
 
 def test_the_exported_model_is_transformers_own(both: Any) -> None:
     """Its class is named in the configuration as it was before sharding."""
-    transformers = pytest.importorskip("transformers")
     _, _, folder = both
 
     (kind,) = json.loads((folder / "config.json").read_text())["architectures"]

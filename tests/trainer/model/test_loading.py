@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autotune.errors import ModelError
 
@@ -51,8 +52,6 @@ def configure(model: Path, **values: Any) -> None:
 
 def test_a_folder_is_loaded_as_it_was_saved(saved: Path) -> None:
     """Weights, tokenizer, and the dropout that is asked for."""
-    import torch
-
     from trainer.model.loading import load_model
 
     preset = load_model("chatlm-tiny", dropout=None, seed=0)

@@ -5,11 +5,10 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from tests.support.tiny import FAMILIES, batch, tiny  # noqa: E402
-from trainer.model.neftune import add_noise  # noqa: E402
+from tests.support.tiny import FAMILIES, batch, tiny
+from trainer.model.neftune import add_noise
 
 ALPHA = 5.0
 

@@ -5,16 +5,15 @@ import sys
 from typing import Any, get_args
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from autotune.choices import Optimizer  # noqa: E402
-from autotune.errors import UsageError  # noqa: E402
-from tests.support.tiny import batch, tiny  # noqa: E402
-from trainer.config.settings import WorkloadSettings  # noqa: E402
-from trainer.model.accelerator import make_accelerator  # noqa: E402
-from trainer.model.engine import Engine  # noqa: E402
-from trainer.model.optimizers import make_optimizer  # noqa: E402
+from autotune.choices import Optimizer
+from autotune.errors import UsageError
+from tests.support.tiny import batch, tiny
+from trainer.config.settings import WorkloadSettings
+from trainer.model.accelerator import make_accelerator
+from trainer.model.engine import Engine
+from trainer.model.optimizers import make_optimizer
 
 NAMES = get_args(Optimizer)
 

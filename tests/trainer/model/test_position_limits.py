@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-
-from autotune.errors import UsageError  # noqa: E402
-from tests.support import tiny  # noqa: E402
-from tests.support.runs import Messages, run, settings  # noqa: E402
-from trainer.config.settings import TrainSettings  # noqa: E402
-from trainer.events import Built, Evaluated  # noqa: E402
-from trainer.model.position_limits import positions  # noqa: E402
-from trainer.workload import build  # noqa: E402
+from autotune.errors import UsageError
+from tests.support import tiny
+from tests.support.runs import Messages, run, settings
+from trainer.config.settings import TrainSettings
+from trainer.events import Built, Evaluated
+from trainer.model.position_limits import positions
+from trainer.workload import build
 
 TABLE = {"gpt2": 510, "bart": 512}
 
@@ -42,8 +42,6 @@ def test_positions_are_those_that_a_forward_pass_takes(family: str) -> None:
 @pytest.mark.parametrize("kind", ["Roberta", "OpenAIGPT"])
 def test_positions_that_count_from_the_padding_are_fewer(kind: str) -> None:
     """RoBERTa's table of 20 has 18 positions behind its padding, 1; the first GPT calls its own otherwise."""
-    import transformers
-
     sizes: dict[str, dict[str, Any]] = {
         "Roberta": {
             "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -1,10 +1,6 @@
 """What a run asks for before it begins."""
 
-import pytest
-
-torch = pytest.importorskip("torch")
-
-from trainer.run.setup import disk_need  # noqa: E402
+from trainer.run.setup import disk_need
 
 
 def test_adapters_ask_for_little_room_on_the_disk() -> None:

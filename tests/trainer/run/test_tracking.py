@@ -2,11 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("tensorboard")
-
 from trainer.config.settings import TrainSettings, WorkloadSettings
 from trainer.model.accelerator import make_accelerator
 from trainer.run.tracking import flat, start_tracking, track
