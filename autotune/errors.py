@@ -1,7 +1,7 @@
-"""Every error that a user can mend.
+"""Every error that a user can fix.
 
     ChatlmError
-    ├── UsageError      a setting that cannot be meant (exit 2 at the command line is typer's own)
+    ├── UsageError      an invalid setting (exit 2 at the command line is typer's own)
     ├── PlanError       an effective batch that cannot be cut as asked
     ├── ProfileError    a profile that is unknown, malformed or does not suit the run
     ├── DataError       a training file that cannot be read as prompts and responses
@@ -30,7 +30,7 @@ class ChatlmError(Exception):
 
 
 class UsageError(ChatlmError):
-    """A setting that cannot be meant."""
+    """An invalid setting, or settings that contradict each other."""
 
 
 class PlanError(ChatlmError):

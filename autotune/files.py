@@ -52,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: no space, or no permission.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may save one profile
     try:
         temporary.write_text(text, encoding="utf-8")
         sync(temporary)

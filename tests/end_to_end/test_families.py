@@ -102,7 +102,7 @@ def test_a_lora_run_goes_on_from_its_checkpoint(adapted: tuple[Path, str], tmp_p
 
     assert again.returncode == 0, again.stderr
     assert process.returncode == 130
-    assert "going on after step" in again.stdout
+    assert "resuming after step" in again.stdout
     merged, undisturbed = (load_file(f / "run/model.safetensors") for f in (tmp_path, folder))
     assert merged.keys() == undisturbed.keys()
     for name in merged:

@@ -209,7 +209,7 @@ def test_an_interrupted_run_goes_on_where_it_was(whole_run: Path, tmp_path: Path
     assert process.returncode == 130, err
     assert 1 <= interrupted_after < 12
     assert resumed.returncode == 0, resumed.stderr
-    assert f"going on after step {interrupted_after} of 12" in resumed.stdout
+    assert f"resuming after step {interrupted_after} of 12" in resumed.stdout
     for own, other in zip(steps(run), steps(whole_run / "model_save/sft_small"), strict=True):
         assert own["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)

@@ -149,7 +149,7 @@ def say_started(run: Run, store: TokenStore) -> None:
     if run.engine.is_sharded:
         run.notice(f"sharded over {run.plan.world_size} processes (FSDP2)")
     if run.done:
-        run.notice(f"going on after step {run.done} of {run.steps}")
+        run.notice(f"resuming after step {run.done} of {run.steps}")
     run.say(
         TrainingStarted(
             model=workload.model,

@@ -127,8 +127,8 @@ def test_a_resume_is_the_run_itself_bit_for_bit(
     second = run(settings(rows, folder), stop_after=7)
     third = run(settings(rows, folder))
 
-    assert "going on after step 5 of 8" in notices(second)
-    assert "going on after step 7 of 8" in notices(third)
+    assert "resuming after step 5 of 8" in notices(second)
+    assert "resuming after step 7 of 8" in notices(third)
     assert are_equal(weights(folder), weights(whole))
     for own, other in zip(steps(folder), steps(whole), strict=True):
         for key in ("step", "samples", "tokens", "loss", "grad_norm", "learning_rate"):

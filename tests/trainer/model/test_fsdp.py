@@ -156,7 +156,7 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
     assert process.returncode == 130, err
     assert "sharded over 2 processes" in out
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on after step" in resumed.stdout
+    assert "resuming after step" in resumed.stdout
     for own, other in zip(steps(tmp_path / "parts"), steps(tmp_path / "whole"), strict=True):
         assert own["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
