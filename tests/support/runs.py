@@ -6,6 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import profiles
+from trainer.config.options import TrainOptions
+from trainer.config.resolve import resolve
 from trainer.config.settings import TrainSettings, WorkloadSettings
 from trainer.run.loop import train
 
@@ -32,6 +35,14 @@ def settings(rows: Path, output: Path, **changes: Any) -> TrainSettings:
         checkpoint_every=2, profile="small",
     )  # fmt: skip
     return replace(run, **changes)
+
+
+def chosen(
+    profile: Path | str, output: Path, *, device: str = "cpu", **options: Any
+) -> TrainSettings:
+    """What `chatlm train` with these options tells its one worker."""
+    found = TrainOptions(profile=str(profile), output_dir=str(output), **options)
+    return resolve(profiles.load(str(profile)), found, device=device, world_size=1)
 
 
 def run(
