@@ -52,7 +52,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: no space, or no permission.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may save one profile
+    # two processes may save one profile at the same time
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         sync(temporary)

@@ -12,6 +12,7 @@ import pytest
 
 # threads that spin while they wait starve the other half of the tests; read when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for children too: two tests share two cores
 
 
 def pytest_sessionstart() -> None:

@@ -17,7 +17,6 @@ from trainer.config.options import ScaleRule, TrainOptions
 from trainer.config.resolve import rate_scale, resolve
 
 SHORT = ("--max-source-length", "32", "--max-target-length", "32")
-CARD = ("autotune", "--device", "cpu", "--vram-limit", "1GiB", *SHORT, "--json", "--plain")
 
 
 def test_unequal_cards_get_a_micro_batch_each(tmp_path: Path) -> None:
@@ -38,15 +37,6 @@ def test_unequal_cards_get_a_micro_batch_each(tmp_path: Path) -> None:
     assert profile.plan(2).sizes == (large, small)
 
 
-def test_unequal_cards_are_said_where_one_decides_for_both(tmp_path: Path) -> None:
-    """And what would help."""
-    done = autotune(tmp_path, (0, NEIGHBOUR), "--target-vram", "0.68", "--max-batch", "1")
-
-    assert done.returncode == 0, done.stderr
-    assert "Fake GPU 1 allows " in done.stderr + done.stdout
-    assert "the smaller one decides, unless you give --per-device" in done.stderr + done.stdout
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -61,21 +51,6 @@ def test_per_device_needs_devices(flags: tuple[str, ...], message: str, tmp_path
 
     assert done.returncode == 1
     assert message in done.stderr
-
-
-def test_a_second_tuning_of_the_same_takes_one_probe(tmp_path: Path) -> None:
-    """The earlier answer is probed first, and it holds; with another target nothing is guessed."""
-    first = chatlm(tmp_path, *CARD, "--max-batch", "40")
-    second = chatlm(tmp_path, *CARD, "--max-batch", "40")
-    other = chatlm(tmp_path, *CARD, "--max-batch", "4", "--target-vram", "0.7")
-
-    sizes = [
-        [trial["size"] for trial in json.loads(done.stdout)["trials"]]
-        for done in (first, second, other)
-    ]
-    assert len(sizes[0]) > 1
-    assert sizes[1] == [json.loads(first.stdout)["micro_batch_size"]]
-    assert sizes[2][0] == 1
 
 
 def test_a_second_tuning_at_the_same_time_waits_for_the_first(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -59,12 +60,38 @@ def check(document: dict[str, Any], folder: Path) -> None:
     assert profile.interrupted == document["interrupted"]
 
 
-def test_the_answer_is_the_documented_json_and_a_profile(tmp_path: Path) -> None:
-    """One document on stdout, nothing else there, and a file that `train` can load."""
-    done = chatlm(tmp_path, *TUNE, "--max-batch", "512", "--json", "--plain")
-
-    document = json.loads(done.stdout)
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a user who tuned for all that the card holds, and the document."""
+    folder = tmp_path_factory.mktemp("tuned")
+    done = chatlm(folder, *TUNE, "--max-batch", "512", "--json", "--plain")
     assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_a_second_tuning_of_the_same_takes_one_probe(
+    tuned: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The earlier answer is probed first, and it holds; with another target nothing is guessed."""
+    _, first = tuned
+    folder = shutil.copytree(tuned[0], tmp_path / "again")
+
+    second, other = (
+        json.loads(chatlm(folder, *TUNE, *flags, "--json", "--plain").stdout)
+        for flags in (("--max-batch", "512"), ("--max-batch", "2", "--target-vram", "0.7"))
+    )
+
+    assert len(first["trials"]) > 1
+    assert [trial["size"] for trial in second["trials"]] == [first["micro_batch_size"]]
+    assert other["trials"][0]["size"] == 1
+
+
+def test_the_answer_is_the_documented_json_and_a_profile(
+    tuned: tuple[Path, dict[str, Any]],
+) -> None:
+    """One document on stdout, nothing else there, and a file that `train` can load."""
+    folder, document = tuned
+
     assert list(document) == [
         "schema", "profile", "micro_batch_size", "effective_batch_size",
         "gradient_accumulation_steps", "target", "interrupted", "devices", "trials", "seconds",
@@ -80,7 +107,7 @@ def test_the_answer_is_the_documented_json_and_a_profile(tmp_path: Path) -> None
     assert document["devices"][0]["total_bytes"] == GIB
     assert document["devices"][0]["budget_bytes"] == int(0.6 * GIB)
     assert document["devices"][0]["peak_bytes"] > 0.95 * document["devices"][0]["budget_bytes"]
-    check(document, tmp_path)
+    check(document, folder)
 
 
 def test_two_processes_each_hold_their_own_card(tmp_path: Path) -> None:

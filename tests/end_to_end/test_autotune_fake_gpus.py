@@ -56,6 +56,8 @@ def test_the_card_with_a_neighbour_decides(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     budgets = [int(TARGET * TOTAL), int(TARGET * TOTAL) - NEIGHBOUR]
+    assert "Fake GPU 1 allows " in done.stderr
+    assert "the smaller one decides, unless you give --per-device" in done.stderr
     assert [device["name"] for device in document["devices"]] == ["Fake GPU 0", "Fake GPU 1"]
     assert [device["total_bytes"] for device in document["devices"]] == [TOTAL, TOTAL]
     assert [device["others_bytes"] for device in document["devices"]] == [0, NEIGHBOUR]

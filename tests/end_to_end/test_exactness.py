@@ -4,7 +4,6 @@
 ReLU's kink float32's rounding decides which gradient it is.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from autotune.plan import Plan
 from bench.exactness import EFFECTIVE, profile_of
 from bench.small import save_small
 from tests.support.commands import chatlm, steps
+from tests.support.runs import chosen, rows_file
 from trainer.batching.collator import Collator
-from trainer.config.settings import TrainSettings, WorkloadSettings
+from trainer.config.settings import WorkloadSettings
 from trainer.data.readers import bundled
 from trainer.data.token_store import open_store
 from trainer.model.accelerator import make_accelerator
@@ -29,7 +29,7 @@ from trainer.run.state import Run
 
 FLAGS = (
     "--device", "cpu", "--plain", "--dropout", "0", "--precision", "fp32", "--seed", "7",
-    "--learning-rate", "3e-3", "--max-steps", "8", "--generate-rows", "0",
+    "--learning-rate", "3e-3", "--max-steps", "8",
 )  # fmt: skip
 
 
@@ -39,17 +39,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", 200)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """The steps of one process that takes each at once."""
-    return train(model, tmp_path_factory.mktemp("whole"), [EFFECTIVE])
+    folder = tmp_path_factory.mktemp("whole")
+    assert take_steps(started(model, rows, folder, size=EFFECTIVE, stop_at=9))
+    return steps(folder / "run")
 
 
-def train(model: Path, folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
+def train(model: Path, rows: Path, folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
     """The run cut so, one size a process."""
     profile = folder / "cut.toml"
     profile.write_text(profile_of(sizes))
     done = chatlm(
-        folder, "train", *FLAGS, "--model", str(model), "--profile", str(profile),
+        folder, "train", *FLAGS, "--model", str(model), "--data", str(rows), "--profile", str(profile),
         "--num-processes", str(len(sizes)), "--output-dir", "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -64,36 +73,36 @@ def agree(own: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
         assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [[3], [1, 1], [2, 2, 2, 2]], ids=str)
-def test_no_cut_and_no_number_of_processes_changes_a_step(
-    sizes: list[int], model: Path, whole: list[dict[str, Any]], tmp_path: Path
+def test_four_processes_take_the_steps_of_one(
+    model: Path, rows: Path, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """1, 2 and 4 gloo processes; 3 of unequal shares go on with a run below."""
-    agree(train(model, tmp_path, sizes), whole)
+    """Over gloo; two of two nodes have a test of their own, and three resume a run below."""
+    agree(train(model, rows, tmp_path, [2, 2, 2, 2]), whole)
 
 
-def started(model: Path, folder: Path, *, stop_at: int) -> Run:
-    """The same run in this process, in micro-batches of 8, which is to stop after each such step."""
+def started(model: Path, rows: Path, folder: Path, *, size: int = 8, stop_at: int) -> Run:
+    """The same run in this process, in micro-batches of that size; it stops after each such step."""
     profile = folder / "start.toml"
-    profile.write_text(profile_of([8]))
-    workload = WorkloadSettings(model=str(model), precision="fp32", dropout=0.0, seed=7)
-    settings = TrainSettings(
-        workload=workload, profile=str(profile), micro_batch=8, effective_batch=EFFECTIVE,
-        learning_rate=3e-3, max_steps=8, generate_rows=0, output_dir=str(folder / "run"),
+    profile.write_text(profile_of([size]))
+    settings = chosen(
+        profile, folder / "run", model=str(model), data=(str(rows),), precision="fp32",
+        dropout=0.0, seed=7, learning_rate=3e-3, max_steps=8,
     )  # fmt: skip
-    run: Run = prepare(
-        settings, lambda message: None, lambda: None, lambda: run.done % stop_at == 0
-    )
-    return run
+    runs: list[Run] = []
+    runs.append(
+        prepare(settings, lambda message: None, lambda: None,
+                lambda: bool(runs) and runs[0].done % stop_at == 0)
+    )  # fmt: skip
+    return runs[0]
 
 
 def test_a_cut_may_change_between_two_steps(
-    model: Path, whole: list[dict[str, Any]], tmp_path: Path
+    model: Path, rows: Path, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """In mid-run, in one process: 8 sequences at once, then 1, then 5."""
-    run = started(model, tmp_path, stop_at=3)
+    """In mid-run, in one process: 8 sequences at once, then 1, then 3."""
+    run = started(model, rows, tmp_path, stop_at=3)
 
-    for size in (8, 1, 5):
+    for size in (8, 1, 3):
         run.plan = Plan(micro_batch=size, effective_batch=EFFECTIVE, world_size=1)
         finished = take_steps(run)
 
@@ -104,13 +113,13 @@ def test_a_cut_may_change_between_two_steps(
 
 
 def test_a_resume_on_other_processes_with_another_profile_changes_no_step(
-    model: Path, whole: list[dict[str, Any]], tmp_path: Path
+    model: Path, rows: Path, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     """One process stops after the third step, and three of unequal shares go on."""
-    run = started(model, tmp_path, stop_at=3)
+    run = started(model, rows, tmp_path, stop_at=3)
     assert not take_steps(run)
 
-    found = train(model, tmp_path, [3, 2, 1])
+    found = train(model, rows, tmp_path, [3, 2, 1])
 
     assert len(found) == 8
     agree(found, whole)
@@ -141,17 +150,3 @@ def test_with_dropout_a_cut_changes_no_distribution(model: Path) -> None:
     assert once.std(0).min() > 0  # there is noise
     assert (np.abs(once.mean(0) - cut_up.mean(0)) < 4 * errors).all()
     assert not np.allclose(once[:8], cut_up[:8], rtol=1e-5)
-
-
-def test_a_sequence_is_worth_the_same_in_any_company(model: Path) -> None:
-    """The settings that cut a run are no part of what it is."""
-    settings = TrainSettings(
-        workload=WorkloadSettings(model=str(model)),
-        profile="small",
-        micro_batch=8,
-        effective_batch=24,
-    )
-
-    other = replace(settings, micro_batch=2, micro_batch_sizes=(2, 1), overhead=9.0, world_size=2)
-
-    assert other.run_key() == settings.run_key()

@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from tests.support.commands import chatlm, start, steps
+from tests.support.commands import chatlm, steps
+from tests.support.runs import chosen, ended, notices, rows_file, run
 from tests.support.tiny import save
 
 PROFILE = """\
@@ -26,13 +25,18 @@ max_source_length = 32
 max_target_length = 32
 {run}
 """
+OPTIONS: dict[str, Any] = {"seed": 5, "max_steps": 6}
 FEW = ("--device", "cpu", "--plain", "--seed", "5", "--max-steps", "6", "--generate-rows", "4")
 
 
 def train(folder: Path, model: Path | str, run: str, *more: str) -> Any:
     """A run in that folder with those keys in the profile's `[run]`; it must succeed."""
     (folder / "p.toml").write_text(PROFILE.format(run=run))
-    done = chatlm(folder, "train", *FEW, "--profile", "p.toml", "--model", str(model), *more)
+    rows, asked = rows_file(folder / "rows.jsonl", 400), rows_file(folder / "asked.jsonl", 8)
+    done = chatlm(
+        folder, "train", *FEW, "--profile", "p.toml", "--model", str(model), "--data", str(rows),
+        "--eval-data", str(asked), *more,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done
 
@@ -86,23 +90,19 @@ def test_the_export_of_a_lora_run_loads_by_transformers_alone(adapted: tuple[Pat
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8, "LORA")
 
 
-def test_a_lora_run_goes_on_from_its_checkpoint(adapted: tuple[Path, str], tmp_path: Path) -> None:
-    """Interrupted after its second step or a later one, it ends with the undisturbed run's weights."""
+def test_a_lora_run_resumes_from_its_checkpoint(adapted: tuple[Path, str], tmp_path: Path) -> None:
+    """Stopped after its second step, it ends with the undisturbed run's weights."""
     folder, _ = adapted
-    (tmp_path / "p.toml").write_text(PROFILE.format(run="lora_rank = 4"))
-    flags = ("--output-dir", "run", "--checkpoint-every", "1", "--model", str(folder / "t5"))
-    command = ("train", *FEW, "--profile", "p.toml", *flags)
+    settings = chosen(
+        folder / "p.toml", tmp_path / "run", model=str(folder / "t5"),
+        data=(str(folder / "rows.jsonl"),), **OPTIONS,
+    )  # fmt: skip
 
-    process = start(tmp_path, *command)
-    while not list((tmp_path / "run").glob("checkpoint-[2345]")) and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    again = chatlm(tmp_path, *command)
+    first = run(settings, stop_after=2)
+    second = run(settings)
 
-    assert again.returncode == 0, again.stderr
-    assert process.returncode == 130
-    assert "resuming after step" in again.stdout
+    assert ended(first).interrupted
+    assert "resuming after step 2 of 6" in notices(second)
     merged, undisturbed = (load_file(f / "run/model.safetensors") for f in (tmp_path, folder))
     assert merged.keys() == undisturbed.keys()
     for name in merged:
@@ -114,27 +114,16 @@ def test_a_compiled_run_is_the_run_without(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(os.environ, "CHATLM_COMPILE_BACKEND", "eager")
     save("llama", tmp_path / "llama")
 
-    train(tmp_path, tmp_path / "llama", "", "--output-dir", "plain")
     train(tmp_path, tmp_path / "llama", "compile = true", "--output-dir", "fast",
           "--num-processes", "2")  # fmt: skip
+    (tmp_path / "p.toml").write_text(PROFILE.format(run=""))
+    run(
+        chosen(tmp_path / "p.toml", tmp_path / "plain", model=str(tmp_path / "llama"),
+               data=(str(tmp_path / "rows.jsonl"),), **OPTIONS)
+    )  # fmt: skip
 
     pairs = list(zip(steps(tmp_path / "fast"), steps(tmp_path / "plain"), strict=True))
     assert len(pairs) == 6
     for fast, plain in pairs:
         assert fast["loss"] == pytest.approx(plain["loss"], rel=1e-5)
         assert fast["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
-
-
-def test_a_choice_that_the_model_cannot_have_ends_without_a_traceback(tmp_path: Path) -> None:
-    """An encoder that a Llama does not have: exit 1, before the first step."""
-    save("llama", tmp_path / "llama")
-    (tmp_path / "p.toml").write_text(PROFILE.format(run='freeze = "encoder"'))
-
-    done = chatlm(
-        tmp_path, "train", *FEW, "--profile", "p.toml", "--model", "llama", "--output-dir", "run"
-    )
-
-    assert done.returncode == 1
-    assert "--freeze encoder is for models with an encoder, and llama has none" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run/metrics.jsonl").exists()

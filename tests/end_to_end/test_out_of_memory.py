@@ -16,9 +16,7 @@ from autotune.errors import OutOfMemory
 from autotune.events import Notice
 from tests.support.commands import steps
 from tests.support.processes import deadline
-from tests.support.runs import rows_file
-from trainer.config.options import TrainOptions
-from trainer.config.resolve import resolve
+from tests.support.runs import chosen, rows_file, run
 from trainer.events import StepEnded, TrainingEnded, TrainingStarted
 from trainer.supervisor.job import TrainJob
 from trainer.supervisor.training import run_training
@@ -71,13 +69,9 @@ def train(
                 signal.raise_signal(signal.SIGINT)
 
     with open_devices("cpu", num_processes=1, vram_limit=2**30, host=host) as devices:
-        settings = resolve(
-            found,
-            TrainOptions(
-                profile="small", data=(str(rows),), generate_rows=0, micro_batch=micro_batch, dropout=0.0,
-                max_steps=STEPS, checkpoint_every=1, output_dir=str(folder / name),
-            ),
-            device="cpu", world_size=1,
+        settings = chosen(
+            "small", folder / name, data=(str(rows),), micro_batch=micro_batch, dropout=0.0,
+            max_steps=STEPS, checkpoint_every=1,
         )  # fmt: skip
         job = TrainJob(
             settings=settings, profile=found, devices=devices, host=host, emit=emit,
@@ -89,7 +83,11 @@ def train(
 
 def test_a_run_out_of_memory_resumes_with_half_the_micro_batch(tmp_path: Path) -> None:
     """Twice refused: from micro-batch 4 to 2 to 1, and every step is the undisturbed run's."""
-    train(tmp_path, "whole")
+    rows = str(rows_file(tmp_path / "rows.jsonl", 40))
+    run(
+        chosen("small", tmp_path / "whole", data=(rows,), micro_batch=4, dropout=0.0,
+               max_steps=STEPS)
+    )  # fmt: skip
     events = train(tmp_path, "refused", refused=2)
 
     began = [event for event in events if isinstance(event, TrainingStarted)]

@@ -5,9 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import profiles
+from autotune.choices import DeviceKind
 from autotune.events import Notice
+from trainer.config.options import TrainOptions
+from trainer.config.resolve import resolve
 from trainer.config.settings import TrainSettings, WorkloadSettings
-from trainer.events import Progress, StepEnded
+from trainer.events import Progress, StepEnded, TrainingEnded
 from trainer.run.loop import train
 
 Messages = list[Progress]
@@ -35,6 +39,14 @@ def settings(rows: Path, output: Path, **changes: Any) -> TrainSettings:
     return replace(run, **changes)
 
 
+def chosen(
+    profile: Path | str, output: Path, *, device: DeviceKind = "cpu", **options: Any
+) -> TrainSettings:
+    """What `chatlm train` with these options tells its one worker."""
+    found = TrainOptions(profile=str(profile), output_dir=str(output), **options)
+    return resolve(profiles.load(str(profile)), found, device=device, world_size=1)
+
+
 def run(
     settings: TrainSettings, *, stop_after: int | None = None, heard: Messages | None = None
 ) -> Messages:
@@ -51,3 +63,9 @@ def run(
 
 def notices(said: Messages) -> list[str]:
     return [event.text for event in said if isinstance(event, Notice)]
+
+
+def ended(said: Messages) -> TrainingEnded:
+    """How the run ended: its last message."""
+    assert isinstance(said[-1], TrainingEnded)
+    return said[-1]

@@ -1,6 +1,6 @@
 """One of two gloo processes that train sharded, then in DDP, then sharded again: a JSON line of figures.
 
-    torchrun --nproc-per-node 2 -m tests.support.sharded_script KIND ROWS FOLDER
+    torchrun --nproc-per-node 2 -m tests.support.sharded_script ROWS FOLDER KIND…
 
 The engine changes at a checkpoint each time.
 """
@@ -133,9 +133,10 @@ def held(engine: Engine) -> int:
 
 
 if __name__ == "__main__":
-    _, kind, rows, path = sys.argv
-    run_folder = RunFolder(Path(path))
-    if os.environ["RANK"] == "0":
-        run_folder.claim({}, fresh=False)
-    figures = main(kind, rows, run_folder)
-    (run_folder.path / f"figures-{figures['rank']}.json").write_text(json.dumps(figures))
+    _, rows, path, *kinds = sys.argv
+    for kind in kinds:
+        run_folder = RunFolder(Path(path) / kind)
+        if os.environ["RANK"] == "0":
+            run_folder.claim({}, fresh=False)
+        figures = main(kind, rows, run_folder)
+        (run_folder.path / f"figures-{figures['rank']}.json").write_text(json.dumps(figures))

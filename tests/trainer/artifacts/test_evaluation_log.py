@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import UsageError
+from tests.support.runs import chosen, ended, notices, rows_file, run
 from trainer.artifacts.evaluation_log import (
     Best,
     EvaluationHistory,
@@ -170,25 +171,22 @@ def test_the_smooth_line_does_not_lag() -> None:
 
 def test_a_run_without_progress_ends_as_finished(tmp_path: Path) -> None:
     """A rate that ruins the model: stopped by its patience, the model saved, TensorBoard told."""
-    flags = ["--profile", "small", "--device", "cpu", "--max-steps", "40", "--output-dir", "run"]
-    stopping = ["--learning-rate", "5", "--eval-every", "2", "--patience", "2"]
-
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "trainer", *flags, *stopping, "--micro-batch", "16",
-         "--generate-rows", "0", "--track", "tensorboard"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    rows = str(rows_file(tmp_path / "rows.jsonl", 64))
+    chosen_settings = chosen(
+        "small", tmp_path / "run", data=(rows,), eval_data=(rows,), max_steps=40, learning_rate=5,
+        eval_every=2, patience=2, micro_batch=16, generate_rows=0, track=("tensorboard",),
     )  # fmt: skip
 
-    assert done.returncode == 0, done.stderr
-    said = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
+    said = run(chosen_settings)
+
     kept = JsonlLog(tmp_path / "run/evaluations.jsonl").read()
     progress, last = EvaluationHistory.of(kept), kept[-1]["step"]
     assert [record["step"] for record in kept] == list(range(2, last + 1, 2))
     assert progress.since_best == 2
     assert last < 40
-    assert progress.early_stop_text(last, 40) in [m.get("text") for m in said]
-    assert said[-1]["result"]["steps"] == last
-    assert said[-1]["interrupted"] is False
+    assert progress.early_stop_text(last, 40) in notices(said)
+    assert ended(said).result["steps"] == last
+    assert ended(said).interrupted is False
     assert kept[-1]["bleu"] is None
     assert json.loads((tmp_path / "run/run.json").read_text())["finished"] is True
     assert (tmp_path / "run/model.safetensors").exists()

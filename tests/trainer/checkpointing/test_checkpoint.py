@@ -138,7 +138,7 @@ def test_a_resume_is_the_run_itself_bit_for_bit(
 def test_a_resume_with_another_cut_ends_with_the_same_weights(
     whole: Path, stopped: Path, rows: Path, tmp_path: Path
 ) -> None:
-    """To float32's precision: sums come in another order."""
+    """To float32's precision: sums come in another order. A loader process cuts and pads alike."""
     folder = shutil.copytree(stopped, tmp_path / "run")
 
     run(settings(rows, folder, micro_batch=3, overhead=10.0, profile="standard", loader_workers=1))

@@ -14,12 +14,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from autotune.choices import DeviceKind
 from autotune.errors import UsageError
 from bench.small import save_small
 from tests.support import sharded_script as script
-from tests.support.commands import ROOT, chatlm, start, steps
+from tests.support.commands import ROOT, start, steps
 from tests.support.processes import deadline, wait_until
-from tests.support.runs import rows_file
+from tests.support.runs import chosen, notices, rows_file, run
 from trainer.batching.step_loader import zero_weight_batch
 from trainer.checkpointing.checkpoint import verify
 from trainer.config.settings import WorkloadSettings
@@ -40,21 +41,28 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", 64)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def both(
-    request: pytest.FixtureRequest, rows: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[dict[str, Any]], dict[str, Any], Path]:
-    """Figures of two processes, of one that took all steps, and the folder of the two."""
+@pytest.fixture(scope="module")
+def launched(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two processes that trained each kind of model."""
     folder = tmp_path_factory.mktemp("run")
     done = subprocess.run(
         [
             sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-            "2", "-m", "tests.support.sharded_script", request.param, str(rows), str(folder),
+            "2", "-m", "tests.support.sharded_script", str(rows), str(folder), *KINDS,
         ],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def both(
+    request: pytest.FixtureRequest, rows: Path, launched: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any], Path]:
+    """Figures of two processes, of one that took all steps, and the folder of the two."""
+    folder = launched / request.param
     two = [json.loads((folder / f"figures-{rank}.json").read_text()) for rank in (0, 1)]
     return two, alone(request.param, rows), folder
 
@@ -134,29 +142,28 @@ def test_the_exported_model_is_transformers_own(both: Any) -> None:
     ],
 )
 def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
-    device: str, rows: Path, tmp_path: Path
+    device: DeviceKind, rows: Path, tmp_path: Path
 ) -> None:
     """`chatlm train --fsdp` on two processes; Ctrl-C; then one process."""
-    model = save_small("t5", tmp_path / "model")
-    train = (
-        "train", "--device", device, "--plain", "--profile", "small", "--data", str(rows),
-        "--model", str(model), "--learning-rate", "1e-3", "--generate-rows", "4",
-        "--precision", "fp32", "--max-steps", "8", "--dropout", "0", "--seed", "5", "--output-dir",
+    options: dict[str, Any] = {
+        "data": (str(rows),), "model": str(save_small("t5", tmp_path / "model")),
+        "learning_rate": 1e-3, "precision": "fp32", "max_steps": 8, "dropout": 0.0, "seed": 5,
+    }  # fmt: skip
+    run(chosen("small", tmp_path / "whole", device=device, micro_batch=16, **options))
+    process = start(
+        tmp_path, "train", "--device", device, "--plain", "--profile", "small", "--data", str(rows),
+        "--model", options["model"], "--learning-rate", "1e-3", "--precision", "fp32",
+        "--max-steps", "8", "--dropout", "0", "--seed", "5", "--output-dir", "parts",
+        "--num-processes", "2", "--micro-batch", "3", "--fsdp",
     )  # fmt: skip
-    one = ("--num-processes", "1", "--micro-batch")
-    whole = chatlm(tmp_path, *train, "whole", *one, "16")
-    two = ("--num-processes", "2", "--micro-batch", "3", "--fsdp")
-    process = start(tmp_path, *train, "parts", *two)
     wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
-    resumed = chatlm(tmp_path, *train, "parts", *one, "5")
+    said = run(chosen("small", tmp_path / "parts", device=device, micro_batch=5, **options))
 
-    assert whole.returncode == 0, whole.stderr
     assert process.returncode == 130, err
     assert "sharded over 2 processes" in out
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming after step" in resumed.stdout
+    assert any("resuming after step" in text for text in notices(said))
     for own, other in zip(steps(tmp_path / "parts"), steps(tmp_path / "whole"), strict=True):
         assert own["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)

@@ -55,6 +55,11 @@ def test_a_run_trains_what_the_profile_was_tuned_with(run: dict[str, Any]) -> No
     assert said(profile, settings) == []
 
 
+def test_a_profile_s_loader_workers_reach_the_run() -> None:
+    """How they feed it, tests of checkpoints show: the same steps as without."""
+    assert run_of(tuned(loader_workers=3)).loader_workers == 3
+
+
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
