@@ -1,5 +1,6 @@
 """What every test needs: caches of its own, no hub, no process left behind by a test that failed."""
 
+import gc
 import os
 import site
 import sys
@@ -13,6 +14,7 @@ import pytest
 # threads that spin while they wait starve the other half of the tests; read when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for children too: two tests share two cores
+gc.disable()  # until all modules are imported, see pytest_collection_finish
 
 
 def pytest_sessionstart() -> None:
@@ -29,6 +31,12 @@ def pytest_sessionstart() -> None:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
+
+
+def pytest_collection_finish() -> None:
+    """A look for garbage among all that torch and transformers define takes 0.3 s, and probes look often."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

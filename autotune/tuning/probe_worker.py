@@ -12,6 +12,7 @@ from typing import assert_never
 
 from autotune.cause import Cause
 from autotune.devices.allocator import is_out_of_memory
+from autotune.devices.processes import without_collection
 from autotune.errors import ChatlmError
 from autotune.readings import Held
 from autotune.tuning.probe import Workload, measure, measure_evaluation, measure_memory_fractions
@@ -50,7 +51,9 @@ def main() -> None:
 def build(request: messages.Build) -> Workload:
     """The workload that `module:function` returns for the settings."""
     module, _, function = request.workload.partition(":")
-    workload: Workload = getattr(importlib.import_module(module), function)(request.settings)
+    with without_collection():
+        make = getattr(importlib.import_module(module), function)
+    workload: Workload = make(request.settings)
     return workload
 
 

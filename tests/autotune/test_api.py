@@ -1,6 +1,5 @@
 """The tuner in somebody else's program: its own process, and workers."""
 
-import gc
 import mmap
 import os
 import re
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from autotune import Found, find_micro_batch
+from autotune.devices.allocator import HostMemory
 from autotune.devices.current import OwnDevice, card_of
 from autotune.devices.group import GpuDevices
 from autotune.devices.host import HostMeter
@@ -24,21 +24,11 @@ from autotune.devices.processes import resident, trim
 from autotune.errors import ChatlmError, DeviceError, NothingFits, UsageError, WorkerError
 from autotune.events import Emit, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.verdict import Verdict
-from tests.support.fake_gpu_workload import CardMemory
 from tests.support.fake_nvml import FakeDriver, FakeGpu
 from tests.support.processes import deadline, workers_of
 from tests.support.toy_workload import MIB, PATH, ROOT, allocate, toy
 
 DOCUMENT = ROOT / "docs" / "library.md"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_to_search() -> Iterator[None]:
-    """Each probe looks for garbage: among all modules of a whole test run that takes a second."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -304,7 +294,8 @@ def fake_card(used: Callable[[], int]) -> Iterator[Nvml]:
 def test_on_a_card_others_are_subtracted_and_what_torch_does_not_see_is_added() -> None:
     """A library that loads in a step allocates beside the allocator."""
     unseen = 0
-    memory = CardMemory("GPU-1")
+    memory = HostMemory()
+    memory.device = "GPU-1"
 
     with fake_card(lambda: 2 * 2**30 + unseen + memory.resident()) as nvml:
         device = OwnDevice(memory, GpuDevices(nvml.devices), 0.5)

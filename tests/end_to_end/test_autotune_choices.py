@@ -11,18 +11,17 @@ import profiles
 from autotune.devices.lock import locked
 from profiles import Profile
 from tests.end_to_end.test_autotune_fake_gpus import NEIGHBOUR, autotune
+from tests.support.command_toy import TOY
 from tests.support.commands import CHATLM, chatlm
 from tests.support.processes import deadline, wait_until
 from trainer.config.options import ScaleRule, TrainOptions
 from trainer.config.resolve import rate_scale, resolve
 
-SHORT = ("--max-source-length", "32", "--max-target-length", "32")
-
 
 def test_unequal_cards_get_a_micro_batch_each(tmp_path: Path) -> None:
     """The one beside a neighbour takes fewer; the profile has the list."""
     done = autotune(
-        tmp_path, (0, NEIGHBOUR), "--target-vram", "0.68", "--max-batch", "48", "--per-device",
+        tmp_path, (0, NEIGHBOUR), "--target-vram", "0.68", "--max-batch", "100", "--per-device",
         "--json",
     )  # fmt: skip
 
@@ -30,7 +29,7 @@ def test_unequal_cards_get_a_micro_batch_each(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     large, small = document["micro_batch_sizes"]
     profile = profiles.load(str(tmp_path / document["profile"]))
-    assert large == 48
+    assert large == 100
     assert 0 < small < large
     assert all(device["peak_bytes"] <= device["budget_bytes"] for device in document["devices"])
     assert profile.batch.micro_batch_sizes == [large, small]
@@ -63,7 +62,7 @@ def test_a_second_tuning_at_the_same_time_waits_for_the_first(
         with locked(["host-memory"], notify=print, folder=tmp_path), said.open("w") as file:
             waiting = subprocess.Popen(
                 [*CHATLM, "autotune", "--device", "cpu", "--target-ram", "1", "--target-vram", "1",
-                 "--max-batch", "1", *SHORT, "--plain"],
+                 "--max-batch", "1", *TOY, "--plain"],
                 cwd=tmp_path, stdout=file, stderr=file,
             )  # fmt: skip
             told = wait_until(lambda: "waiting for it" in said.read_text())

@@ -1,8 +1,10 @@
-"""`chatlm autotune` on emulated cards: the real model in real worker processes, as a user runs it."""
+"""`chatlm autotune` on emulated cards, as a user runs it.
+
+The real model, or the toy where the claim is about the command and not about what a worker computes.
+"""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from autotune.events import ProbeEnded, ProbeStarted
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.verdict import Verdict
 from dashboard.event_log import read_events
+from tests.support.command_toy import TOY
 from tests.support.commands import CHATLM, chatlm, start
 from tests.support.processes import deadline, still_running, wait_until, workers_of
 from trainer.config.settings import WorkloadSettings
@@ -27,6 +30,7 @@ GIB = 2**30
 MIB = 2**20
 SHORT = ("--max-source-length", "32", "--max-target-length", "32")
 TUNE = ("autotune", "--device", "cpu", "--vram-limit", "1GiB", "--target-vram", "0.6", *SHORT)
+TUNE_TOY = ("autotune", "--device", "cpu", "--vram-limit", "400MiB", "--target-vram", "0.6", *TOY)
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +49,11 @@ def has_event(file: Path, kind: type, count: int) -> bool:
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     out, err = process.communicate(timeout=100)
     return process.returncode, out, err
+
+
+def misbehave(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    """Gives the toy in every worker these settings."""
+    monkeypatch.setenv("CHATLM_TOY", json.dumps(settings))
 
 
 def check(document: dict[str, Any], folder: Path) -> None:
@@ -69,16 +78,11 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return folder, json.loads(done.stdout)
 
 
-def test_a_second_tuning_of_the_same_takes_one_probe(
-    tuned: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_a_second_tuning_of_the_same_takes_one_probe(tmp_path: Path) -> None:
     """The earlier answer is probed first, and it holds; with another target nothing is guessed."""
-    _, first = tuned
-    folder = shutil.copytree(tuned[0], tmp_path / "again")
-
-    second, other = (
-        json.loads(chatlm(folder, *TUNE, *flags, "--json", "--plain").stdout)
-        for flags in (("--max-batch", "512"), ("--max-batch", "2", "--target-vram", "0.7"))
+    first, second, other = (
+        json.loads(chatlm(tmp_path, *TUNE_TOY, *flags, "--json", "--plain").stdout)
+        for flags in ((), (), ("--max-batch", "2", "--target-vram", "0.7"))
     )
 
     assert len(first["trials"]) > 1
@@ -130,7 +134,7 @@ def test_the_host_is_a_device_of_its_own(tmp_path: Path) -> None:
     """Without an emulated card the workers' pages count against what the host has free."""
     done = chatlm(
         tmp_path, "autotune", "--device", "cpu", "--target-vram", "1", "--target-ram", "1",
-        "--max-batch", "2", *SHORT, "--json", "--plain",
+        "--max-batch", "2", *TOY, "--json", "--plain",
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
@@ -144,30 +148,29 @@ def test_the_host_is_a_device_of_its_own(tmp_path: Path) -> None:
     check(document, tmp_path)
 
 
-def test_a_worker_that_is_killed_in_a_probe_costs_no_answer(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_in_a_probe_costs_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The size is probed again by a fresh worker, and the search goes on."""
-    events = tmp_path / "events.jsonl"
-    process = start(
-        tmp_path, *TUNE, "--max-batch", "24", "--events", str(events), "--json", "--plain"
-    )
-    assert wait_until(lambda: has_event(events, ProbeStarted, 2))
-    (worker,) = workers_of(process.pid)
+    misbehave(monkeypatch, how="kill", at=2, once=str(tmp_path / "killed"))
 
-    worker.kill()
-    code, out, err = finish(process)
+    done = chatlm(tmp_path, *TUNE_TOY, "--max-batch", "24", "--json", "--plain")
 
-    assert code == 0, err
-    assert "the worker was killed (SIGKILL); trying once more" in err
-    document = json.loads(out)
-    assert document["micro_batch_size"] > 1
+    assert done.returncode == 0, done.stderr
+    assert "the worker was killed (SIGKILL); trying once more" in done.stderr
+    document = json.loads(done.stdout)
+    assert document["micro_batch_size"] == 24
     check(document, tmp_path)
 
 
-def test_ctrl_c_in_a_terminal_keeps_the_best_so_far(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal_keeps_the_best_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The profile says so, the cursor is back, and no worker is left."""
+    misbehave(monkeypatch, how="hang", at=2)
     events = tmp_path / "events.jsonl"
     child = pexpect.spawn(
-        CHATLM[0], [*CHATLM[1:], *TUNE, "--events", str(events)],
+        CHATLM[0], [*CHATLM[1:], *TUNE_TOY, "--events", str(events)],
         cwd=tmp_path, dimensions=(30, 100), timeout=60, encoding="utf-8", codec_errors="replace",
     )  # fmt: skip
     try:
@@ -197,9 +200,12 @@ def test_ctrl_c_in_a_terminal_keeps_the_best_so_far(tmp_path: Path) -> None:
     ]
 
 
-def test_ctrl_c_before_anything_fitted_writes_nothing(tmp_path: Path) -> None:
-    """While the worker loads torch; there is no best so far."""
-    process = start(tmp_path, *TUNE, "--json", "--plain")
+def test_ctrl_c_before_anything_fitted_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the worker builds its workload; there is no best so far."""
+    misbehave(monkeypatch, how="hang", building=True)
+    process = start(tmp_path, *TUNE_TOY, "--json", "--plain")
     assert wait_until(lambda: workers_of(process.pid) != [])
     workers = workers_of(process.pid)
 
@@ -213,26 +219,27 @@ def test_ctrl_c_before_anything_fitted_writes_nothing(tmp_path: Path) -> None:
     assert still_running(workers) == []
 
 
-def test_a_card_that_is_too_small_for_one_sequence_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fixed", "told"),
+    [
+        (200, ("the model and its optimizer alone do not fit: stopped at ",
+               "past the guard's 140 MiB; try a higher target")),
+        (90, ("nothing fits: micro-batch 1 peaks at ",
+               "the budget of emulated card is 120 MiB", "try a higher --target-vram")),
+    ],
+    ids=["the model", "one sequence"],
+)  # fmt: skip
+def test_a_card_that_is_too_small_is_said(
+    fixed: int, told: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the figures, and what to try; nothing is written."""
-    done = chatlm(tmp_path, *TUNE, "--target-vram", "0.3", "--max-batch", "64", "--plain")
+    misbehave(monkeypatch, fixed=fixed * MIB)
+
+    done = chatlm(tmp_path, *TUNE_TOY, "--target-vram", "0.3", "--max-batch", "64", "--plain")
 
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        "chatlm: the model and its optimizer alone do not fit: stopped at "
-    )
-    assert "past the guard's 358 MiB; try a higher target" in done.stderr
-    assert not (tmp_path / "profiles").exists()
-
-
-def test_a_card_that_holds_the_model_and_no_sequence_is_said(tmp_path: Path) -> None:
-    """With the figures, and what to try; nothing is written."""
-    done = chatlm(tmp_path, *TUNE, "--target-vram", "0.4", "--max-batch", "64", "--plain")
-
-    assert done.returncode == 1
-    assert done.stderr.startswith("chatlm: nothing fits: micro-batch 1 peaks at ")
-    assert "the budget of emulated card is 410 MiB" in done.stderr
-    assert "try a higher --target-vram" in done.stderr
+    assert done.stderr.startswith(f"chatlm: {told[0]}")
+    assert all(part in done.stderr for part in told)
     assert not (tmp_path / "profiles").exists()
 
 

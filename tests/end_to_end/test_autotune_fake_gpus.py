@@ -12,29 +12,27 @@ import profiles
 from autotune.events import ProbeEnded
 from autotune.trial import Trial
 from autotune.verdict import Verdict
-from autotune.workers.launch import memory_environment
 from dashboard.event_log import read_events
+from tests.support.command_toy import TOY
 from tests.support.fake_gpus import CONTEXT, TOTAL
 from tests.support.toy_workload import ROOT
 
-NEIGHBOUR = 5_000_000_000
+NEIGHBOUR = 5_400_000_000
 TARGET = 0.68
-SHORT = ("--max-source-length", "64", "--max-target-length", "64")
 
 
 def autotune(
     folder: Path, neighbours: tuple[int, ...], *arguments: str, shown: str | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """`chatlm autotune` on cards of 8 GiB on which the neighbours hold so much."""
-    # as on any CPU, so that peaks repeat: the supervisor believes that the workers are on cards
-    environment = {**os.environ, **memory_environment("cpu")}
+    environment = dict(os.environ)
     if shown is not None:
         environment["CUDA_VISIBLE_DEVICES"] = shown
     script = [sys.executable, "-P", str(ROOT / "tests" / "support" / "fake_gpus.py")]
     return subprocess.run(
         [
-            *script, ",".join(map(str, neighbours)), "autotune", "--device", "cuda",
-            "--workload", "tests.support.fake_gpu_workload:build", *SHORT, "--plain", *arguments,
+            *script, ",".join(map(str, neighbours)), "autotune", "--device", "cuda", *TOY, "--plain",
+            *arguments,
         ],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=110,
         stdin=subprocess.DEVNULL,
@@ -46,7 +44,7 @@ def trials(events: Path) -> list[Trial]:
 
 
 def test_the_card_with_a_neighbour_decides(tmp_path: Path) -> None:
-    """The answer is the size that the card whose neighbour holds 5 GB can take."""
+    """The answer is the size that the card whose neighbour holds 5.4 GB can take."""
     events = tmp_path / "events.jsonl"
     done = autotune(
         tmp_path, (0, NEIGHBOUR), "--target-vram", str(TARGET), "--max-batch", "512", "--json",
@@ -112,7 +110,7 @@ def test_a_card_that_others_have_filled_is_said(processes: str, tmp_path: Path) 
 
     assert done.returncode == 1
     assert done.stderr == (
-        f"chatlm: Fake GPU {int(processes) - 1}: others hold 4.66 GiB of 8.00 GiB, which is the "
+        f"chatlm: Fake GPU {int(processes) - 1}: others hold 5.03 GiB of 8.00 GiB, which is the "
         f"whole target of 50 % already; tune for a higher --target-vram, or wait until they are "
         f"done\n"
     )

@@ -1,6 +1,6 @@
 """`chatlm` beside GPUs that are made up, on a machine without any.
 
-    python tests/support/fake_gpus.py 0,5000000000 autotune --workload tests.support.fake_gpu_workload:build …
+    python tests/support/fake_gpus.py 0,5000000000 autotune --workload tests.support.command_toy:build …
 
 A card for each number, which is what a neighbour holds on it. The driver answers the real binding;
 a card's memory follows the workers: their resident pages, and a context that torch cannot see.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import cli
 from autotune.devices.processes import resident
-from tests.support.fake_gpu_workload import uuid_of
+from tests.support.command_toy import uuid_of
 from tests.support.fake_nvml import FakeDriver, FakeGpu
 from tests.support.processes import environment_of, workers_of
 

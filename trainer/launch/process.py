@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from autotune.devices.processes import without_collection
 from autotune.events import Notice
 from trainer.config.launch_environment import overrule
 from trainer.config.settings import TrainSettings
@@ -17,7 +18,8 @@ def start(
     should_stop: Callable[[], bool],
 ) -> None:
     """Trains in this process, as `loop.train` does, and says which settings of the launcher it does not follow."""
-    from trainer.run.loop import train  # seconds of imports, after the flags are known to be good
+    with without_collection():  # seconds of imports, after the flags are known to be good
+        from trainer.run.loop import train
 
     overruled = overrule(settings.workload, os.environ)
     if overruled and os.environ.get("RANK", "0") == "0":
