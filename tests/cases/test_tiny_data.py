@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command_toy import TOY
 from tests.support.commands import chatlm
 from trainer.supervisor.tuning import ceiling
 
 
 def test_a_handful_of_rows_is_the_ceiling(tmp_path: Path) -> None:
-    """A card that would hold thousands gets as many sequences as there are, and that size ran."""
+    """A card that would hold hundreds gets as many sequences as there are, and that size ran."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "你好吗", "response": "很好"}\n' * 5)
 
     done = chatlm(
-        tmp_path, "autotune", "--device", "cpu", "--vram-limit", "4GiB", "--data", str(rows),
+        tmp_path, "autotune", "--device", "cpu", "--vram-limit", "1GiB", "--data", str(rows), *TOY,
         "--base", "small", "--json", "--plain",
     )  # fmt: skip
 

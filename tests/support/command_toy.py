@@ -6,6 +6,7 @@ Named by path, `tests.support.command_toy:build`. `CHATLM_TOY` holds more settin
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tests.support.toy_workload import MIB, ToyWorkload, toy
@@ -21,19 +22,16 @@ def uuid_of(environ: Mapping[str, str]) -> str:
 
 
 def build(settings: dict[str, Any]) -> ToyWorkload:
-    """A toy of 3 MiB a sample."""
+    """A toy of 3 MiB a sample, and as many samples as the data files have lines."""
     device = uuid_of(os.environ) if settings["device"] == "cuda" else "cpu"
-    own = toy(
-        **{"per_size": 3 * MIB, "device": device, **json.loads(os.environ.get("CHATLM_TOY", "{}"))}
-    )
+    chosen = json.loads(os.environ.get("CHATLM_TOY", "{}"))
+    own = toy(**{"per_size": 3 * MIB, "device": device, **chosen})
     workload = ToyWorkload({**own, "memory_limit": settings["memory_limit"]})
-    found = {
-        "model": settings["model"], "torch": "2", "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        "longest_source": 7, "longest_target": 9,
+    info, files = workload.workload_info, settings["data"]
+    info["rows"] = sum(len(Path(f).read_text().splitlines()) for f in files) or info["rows"]
+    info |= {"model": settings["model"], "precision": "fp32"}
+    info["fingerprint"] = {
+        "model": settings["model"], "torch": "2", "longest_source": 7, "longest_target": 9,
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }  # fmt: skip
-    workload.workload_info |= {
-        "model": settings["model"],
-        "precision": "fp32",
-        "fingerprint": found,
-    }
     return workload
