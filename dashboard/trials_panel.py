@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.text import Text
 
-from autotune.trial import Trial
+from autotune.trial import Trial, choose
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
 from dashboard.bars import distance_style, peak_bar
@@ -145,8 +145,6 @@ def knee_of(screen: Screen) -> Trial | None:
     answer = screen.answer_trial
     if answer is None:
         return None
-    from autotune.tuning.loop import choose  # 50 ms of imports, which training does not need
-
     knee = choose(screen.trials, "throughput")
     is_known = knee is not None and knee.samples_per_second and knee.sequences < answer.sequences
     return knee if is_known else None

@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 
 from autotune.devices.shared_memory import free_shared_memory, shortage
-from autotune.trial import Trial
-from autotune.tuning.loop import choose, rebuild_search
+from autotune.trial import Trial, choose
+from autotune.tuning.loop import rebuild_search
 from autotune.tuning.prober import DataWait, Prober
 
 GROWTH = 4
@@ -26,13 +26,7 @@ def tune_evaluation(prober: Prober, trained: Trial) -> int:
     least = min(trained.sizes)
     trials: list[Trial] = []
     for _ in range(PROBES):
-        size = rebuild_search(
-            trials,
-            prober.budgets,
-            GROWTH * least,
-            noise=prober.noise,
-            guess=2 * least,
-        ).ask()
+        size = rebuild_search(prober, trials, GROWTH * least, 2 * least).ask()
         if size is None:
             break
         trials.append(prober.probe(size, "evaluate"))

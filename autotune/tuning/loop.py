@@ -1,5 +1,6 @@
 """The tuning loop: ask, probe, tell, until no probe is worth it. It draws and writes nothing."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,8 +11,8 @@ from autotune.choices import Prefer
 from autotune.errors import ChatlmError
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.readings import DeviceBudget
-from autotune.search import Search, knee
-from autotune.trial import Trial, reevaluate
+from autotune.search import Search
+from autotune.trial import Trial, choose, reevaluate
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
@@ -94,32 +95,24 @@ def tune(
         ChatlmError: the workload was refused, or its workers fail for another reason than memory.
     """
     started = time.monotonic()
-    workload_info = prober.open()
-    top = ceiling(workload_info)
-    hint = guess(workload_info)
-    if workload_info.get("notice"):
-        emit(Notice(text=workload_info["notice"]))
-    emit(
-        TuningStarted(
-            model=workload_info["model"],
-            target=prober.target,
-            ceiling=top,
-            devices=prober.budgets,
-        )
-    )
-    if not per_device and (hint_text := uneven(prober.budgets)) is not None:
+    info = prober.open()
+    top, hint = ceiling(info), guess(info)
+    if info.get("notice"):
+        emit(Notice(text=info["notice"]))
+    model, devices = info["model"], prober.budgets
+    emit(TuningStarted(model=model, target=prober.target, ceiling=top, devices=devices))
+    if not per_device and (hint_text := uneven(devices)) is not None:
         emit(Notice(text=hint_text))
-    noise = prober.noise
     trials: list[Trial] = []
     interrupted = False
     extras = Extras()
 
     def ask() -> int | Sizes | None:
         if per_device:
-            return ask_each(trials, prober.budgets, ceiling=top, most=most, guess=hint, noise=noise)
+            now, noise = prober.budgets, prober.noise
+            return ask_each(trials, now, ceiling=top, most=most, guess=hint, noise=noise)
         one = None if hint is None else min(hint)
-        search = rebuild_search(trials, prober.budgets, top, noise=noise, guess=one)
-        return dividing(search, divides)
+        return dividing(rebuild_search(prober, trials, top, one), divides)
 
     try:
         while (size := ask()) is not None:
@@ -136,15 +129,12 @@ def tune(
         emit(Notice(text="interrupted; keeping the best so far"))
     answer = choose(trials, prefer)
     seconds = time.monotonic() - started
-    emit(
-        TuningEnded(
-            answer=None if answer is None else answer.size, interrupted=interrupted, seconds=seconds
-        )
-    )
+    size = None if answer is None else answer.size
+    emit(TuningEnded(answer=size, interrupted=interrupted, seconds=seconds))
     return Outcome(
         answer=answer,
         trials=tuple(trials),
-        workload_info=workload_info,
+        workload_info=info,
         ceiling=top,
         interrupted=interrupted,
         seconds=seconds,
@@ -165,31 +155,24 @@ def probed(
     prober: Prober, size: int | Sizes, trials: Sequence[Trial], ceiling: int, emit: Emit
 ) -> list[Trial]:
     """The trials and one more, all with verdicts under the budgets of now."""
-    noise = prober.noise
-    search = rebuild_search(trials, prober.budgets, ceiling, noise=noise)
+    search = rebuild_search(prober, trials, ceiling)
     largest = size if isinstance(size, int) else max(size)
     emit(ProbeStarted(size=largest, low=search.low, high=search.high))
     trial = prober.probe(size)
     known = [reevaluate(t, prober.budgets) or t for t in (*trials, trial)]
-    search = rebuild_search(known, prober.budgets, ceiling, noise=noise)
+    search = rebuild_search(prober, known, ceiling)
     emit(ProbeEnded(trial=known[-1], low=search.low, high=search.high))
     return known
 
 
 def rebuild_search(
-    trials: Iterable[Trial],
-    budgets: Sequence[DeviceBudget],
-    ceiling: int,
-    *,
-    noise: float,
-    guess: int | None = None,
+    prober: Prober, trials: Iterable[Trial], ceiling: int, guess: int | None = None
 ) -> Search:
     """The search after these trials, under the budgets of now: tenants may have moved since."""
-    search = Search(ceiling, min(device.budget for device in budgets), guess, noise=noise)
-    for trial in trials:
-        if (known := reevaluate(trial, budgets)) is not None:
-            search = tell(search, known)
-    return search
+    least = min(device.budget for device in prober.budgets)
+    search = Search(ceiling, least, guess, noise=prober.noise)
+    known = (reevaluate(trial, prober.budgets) for trial in trials)
+    return functools.reduce(tell, filter(None, known), search)
 
 
 def dividing(search: Search, whole: int | None) -> int | None:
@@ -219,15 +202,6 @@ def tell(search: Search, trial: Trial) -> Search:
         fixed=shifted(trial.static_bytes),
         growing=shifted(trial.activation_peak),
     )
-
-
-def choose(trials: Iterable[Trial], prefer: Prefer) -> Trial | None:
-    """The trial to train with: the largest that fits, or the smallest that is as fast as any."""
-    fits = sorted((t for t in trials if t.verdict is Verdict.FITS), key=lambda t: t.sequences)
-    if not fits or prefer == "memory":
-        return fits[-1] if fits else None
-    smallest = knee({trial.sequences: trial.samples_per_second or 0.0 for trial in fits})
-    return next(trial for trial in fits if trial.sequences == smallest)
 
 
 def uneven(budgets: Sequence[DeviceBudget]) -> str | None:

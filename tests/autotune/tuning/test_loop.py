@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from autotune.choices import Prefer
 from autotune.readings import DeviceBudget, Measured
 from autotune.search import AIM, Search
-from autotune.trial import Trial
-from autotune.tuning.loop import choose, tell
+from autotune.trial import Trial, choose
+from autotune.tuning.loop import tell
 from autotune.verdict import Verdict
 
 MIB = 2**20
