@@ -7,12 +7,14 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from autotune import events as tuning
+from autotune.events import Emit
 from trainer import events as training
 
 EVENTS: dict[str, type] = {
@@ -31,32 +33,20 @@ def adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-class EventLog:
+@contextmanager
+def record_events(path: Path, now: Callable[[], float] = time.monotonic) -> Iterator[Emit]:
     """A listener that writes each event at once, so that a killed run leaves all but the last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    began = now()
+    with path.open("w", encoding="utf-8", buffering=1) as file:
 
-    def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("w", encoding="utf-8")
-        self.now = now
-        self.began = now()
+        def write(event: object) -> None:
+            if (kind := EVENTS.get(type(event).__name__)) is not None:
+                head = {"event": kind.__name__, "at": round(now() - began, 3)}
+                line = json.dumps({**head, **adapter(kind).dump_python(event)}, ensure_ascii=False)
+                file.write(f"{line}\n")
 
-    def __call__(self, event: object) -> None:
-        kind = EVENTS.get(type(event).__name__)
-        if kind is None:
-            return
-        head = {"event": kind.__name__, "at": round(self.now() - self.began, 3)}
-        line = json.dumps({**head, **adapter(kind).dump_python(event)}, ensure_ascii=False)
-        self.file.write(line + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+        yield write
 
 
 def read_events(path: Path) -> Iterator[tuple[float, object]]:

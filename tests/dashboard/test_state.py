@@ -21,7 +21,7 @@ from autotune.readings import DeviceBudget, DeviceReading, HostReading, Measured
 from autotune.trial import Trial
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
-from dashboard.event_log import EVENTS, EventLog, read_events
+from dashboard.event_log import EVENTS, read_events, record_events
 from dashboard.formatting import (
     clean,
     clock,
@@ -522,7 +522,7 @@ ALL_EVENTS = (
 def test_a_recorded_run_reads_back_as_the_same_events(tmp_path: Path) -> None:
     times = iter(range(100))
 
-    with EventLog(tmp_path / "events.jsonl", now=lambda: float(next(times))) as log:
+    with record_events(tmp_path / "events.jsonl", lambda: float(next(times))) as log:
         for event in (*ALL_EVENTS, object()):
             log(event)
 

@@ -466,9 +466,10 @@ def test_names_from_outside_cannot_steer_the_terminal() -> None:
 
 
 def test_a_picture_is_drawn_from_recorded_events(tmp_path: Path) -> None:
-    from dashboard.event_log import EventLog
+    from dashboard.event_log import record_events
 
-    with EventLog(tmp_path / "events.jsonl", now=iter(map(float, range(99))).__next__) as log:
+    now = iter(map(float, range(99))).__next__
+    with record_events(tmp_path / "events.jsonl", now) as log:
         for event in tuned():
             log(event)
     command = [sys.executable, "-m", "bench.picture", str(tmp_path / "events.jsonl")]
