@@ -151,12 +151,7 @@ def after_step(screen: Screen, record: Mapping[str, float]) -> Screen:
 
 
 def budget_of(trial: Trial, budgets: tuple[DeviceBudget, ...]) -> int | None:
-    """The budget of the device that `trial.peak` is from: the one with the least headroom."""
+    """The budget of the trial's tightest device; the smallest of a trial that still runs."""
     if trial.budgets:
         return trial.budgets[trial.tightest].budget
-    if not budgets:
-        return None
-    if len(trial.device_peaks) != len(budgets):
-        return min(device.budget for device in budgets)
-    pairs = zip(trial.device_peaks, budgets, strict=True)
-    return min(pairs, key=lambda pair: pair[1].budget - pair[0])[1].budget
+    return min((device.budget for device in budgets), default=None)
