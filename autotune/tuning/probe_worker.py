@@ -3,8 +3,8 @@
 `session` starts one process a rank. A worker knows no verdict and no budget.
 """
 
-import importlib
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -49,8 +49,7 @@ def main() -> None:
 
 def build(request: messages.Build) -> Workload:
     """The workload that `module:function` returns for the settings."""
-    module, _, function = request.workload.partition(":")
-    workload: Workload = getattr(importlib.import_module(module), function)(request.settings)
+    workload: Workload = pkgutil.resolve_name(request.workload)(request.settings)
     return workload
 
 
