@@ -11,7 +11,6 @@ from autotune.cause import Cause, Failure
 from autotune.devices.allocator import DeviceMemory, is_out_of_memory
 from autotune.devices.current import OwnDevice, own_device
 from autotune.errors import NothingFits
-from autotune.readings import DeviceBudget
 from autotune.search import NOISE
 from autotune.trial import Trial, measured_trial
 from autotune.tuning.per_device import Sizes
@@ -29,12 +28,9 @@ class StepProber:
 
     def __init__(self, step: Step, device: OwnDevice, target: float) -> None:
         self.target = target
+        self.budgets = (device.budget,)
         self._workload = StepWorkload(step, device.memory)
         self._device = device
-
-    @property
-    def budgets(self) -> tuple[DeviceBudget, ...]:
-        return (self._device.budget,)
 
     def open(self) -> dict[str, Any]:
         step = self._workload.step

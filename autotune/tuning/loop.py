@@ -26,20 +26,6 @@ KNEE_PROBES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a tuning found; `answer` is None when nothing fitted or nothing had been probed."""
-
-    answer: Trial | None
-    trials: tuple[Trial, ...]
-    workload_info: dict[str, Any]
-    ceiling: int
-    interrupted: bool
-    seconds: float
-    extras: "Extras"
-    """What was measured after the search."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
     """What a profile holds beside the size; None where it was not measured."""
 
@@ -49,6 +35,18 @@ class Extras:
     """Loader processes per training process."""
     memory_fractions: tuple[float, ...] | None = None
     """What source and target each take of a micro-batch's memory, where they are padded apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a tuning found; `answer` is None when nothing fitted or nothing had been probed."""
+
+    answer: Trial | None
+    trials: tuple[Trial, ...]
+    workload_info: dict[str, Any]
+    interrupted: bool
+    seconds: float
+    extras: Extras
 
 
 class Prober(Protocol):
@@ -89,7 +87,7 @@ def tune(
 
     `ceiling` maps the workload's info to the largest size to try, `guess` to the sizes of an earlier
     tuning. `per_device` searches a size for each rank; `most` bounds their sum. `divides` tries only
-    sizes that divide it. `after` measures the extras of the answer.
+    sizes that divide it. `after` measures the extras of the answer; if it fails there are none.
 
     Raises:
         ChatlmError: the workload was refused, or its workers fail for another reason than memory.
@@ -121,9 +119,11 @@ def tune(
             if (slower := before_the_knee(trials)) is None:
                 break
             trials = probed(prober, slower, trials, top, emit)
-        answer = choose(trials, prefer)
-        if answer is not None and after is not None:
-            extras = measured_after(after, answer, emit)
+        if (answer := choose(trials, prefer)) is not None and after is not None:
+            try:
+                extras = after(answer)
+            except ChatlmError as error:  # the answer stays
+                emit(Notice(text=f"evaluation and loaders stay as they were: {error}"))
     except KeyboardInterrupt:
         interrupted = True
         emit(Notice(text="interrupted; keeping the best so far"))
@@ -135,20 +135,10 @@ def tune(
         answer=answer,
         trials=tuple(trials),
         workload_info=info,
-        ceiling=top,
         interrupted=interrupted,
         seconds=seconds,
         extras=extras,
     )
-
-
-def measured_after(after: Callable[[Trial], Extras], answer: Trial, emit: Emit) -> Extras:
-    """The extras that `after` measures; where it fails, none, and the answer stays."""
-    try:
-        return after(answer)
-    except ChatlmError as error:
-        emit(Notice(text=f"evaluation and loaders stay as they were: {error}"))
-        return Extras()
 
 
 def probed(
@@ -187,25 +177,17 @@ def dividing(search: Search, whole: int | None) -> int | None:
 def tell(search: Search, trial: Trial) -> Search:
     """The search after this trial.
 
-    The search has one budget, the smallest. A trial whose tightest device has a larger one is shifted down by
-    the difference, which keeps its headroom.
+    The search has one budget, the smallest. A trial whose tightest device has a larger one is
+    shifted down by the difference, which keeps its headroom.
     """
     shift = search.budget - trial.budgets[trial.tightest].budget
-
-    def shifted(amount: int | None) -> int | None:
-        return None if amount is None else amount + shift
-
-    return search.tell(
-        trial.size,
-        trial.verdict,
-        peak=shifted(trial.peak),
-        fixed=shifted(trial.static_bytes),
-        growing=shifted(trial.activation_peak),
-    )
+    amounts = trial.peak, trial.static_bytes, trial.activation_peak
+    shifted = (None if amount is None else amount + shift for amount in amounts)
+    return search.tell(trial.size, trial.verdict, *shifted)
 
 
 def uneven(budgets: Sequence[DeviceBudget]) -> str | None:
-    """A hint where one device allows much less than another, and so limits all; None where they are equal."""
+    """A hint where one device allows much less than another, and so limits all; else None."""
     least = min(budgets, key=lambda budget: budget.budget)
     most = max(budgets, key=lambda budget: budget.budget)
     if least.budget > EVEN * most.budget:
@@ -216,11 +198,10 @@ def uneven(budgets: Sequence[DeviceBudget]) -> str | None:
     )
 
 
-def before_the_knee(trials: Iterable[Trial]) -> int | None:
+def before_the_knee(trials: Sequence[Trial]) -> int | None:
     """A size between the knee and the next smaller, slower trial; None when the two are close."""
-    fits = sorted((t for t in trials if t.verdict is Verdict.FITS), key=lambda t: t.size)
-    fast = choose(fits, "throughput")
-    slower = [trial.size for trial in fits if fast is not None and trial.size < fast.size]
-    if fast is None or not slower or fast.size <= CLOSE * slower[-1]:
+    if (knee := choose(trials, "throughput")) is None:
         return None
-    return math.isqrt(fast.size * slower[-1])
+    smaller = [t.size for t in trials if t.verdict is Verdict.FITS and t.size < knee.size]
+    slower = max(smaller, default=knee.size)
+    return None if knee.size <= CLOSE * slower else math.isqrt(knee.size * slower)

@@ -15,7 +15,7 @@ A probe during which a tenant took or freed memory is measured again, under the 
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,31 +52,25 @@ MIN_PROBE_TIMEOUT = 60.0
 """Seconds before any probe can count as hung."""
 
 
+@dataclass(eq=False)
 class Prober:
     """Probes one size after another; `with` ends its workers.
 
     Budgets are read before the first worker starts, and again before each replacement.
     """
 
-    def __init__(
-        self,
-        spec: WorkloadSpec,
-        *,
-        group: DeviceGroup,
-        host: HostMeter,
-        limits: Limits,
-        emit: Emit,
-        log_path: Path,
-    ) -> None:
-        self.spec = spec
-        self.group = group
-        self.host = host
-        self.limits = limits
-        self.emit = emit
-        self.log_path = log_path
-        self.target = limits.target
-        self.noise = group.noise
-        self.tenants = Tenants(group, limits.target, emit)
+    spec: WorkloadSpec
+    _: KW_ONLY
+    group: DeviceGroup
+    host: HostMeter
+    limits: Limits
+    emit: Emit
+    log_path: Path
+
+    def __post_init__(self) -> None:
+        self.target = self.limits.target
+        self.noise = self.group.noise
+        self.tenants = Tenants(self.group, self.target, self.emit)
         self._session: Session | None = None
         self._fixed: list[int] = []
         """Bytes by rank before the first probe of these workers."""
@@ -97,7 +91,6 @@ class Prober:
 
     @property
     def budgets(self) -> tuple[DeviceBudget, ...]:
-        """What the devices allow now."""
         return self.tenants.budgets
 
     def open(self) -> dict[str, Any]:
@@ -172,7 +165,7 @@ class Prober:
             return trial
 
     def data_wait(self, size: int, *, loaders: int, busy: float) -> DataWait | None:
-        """The wait for data in a step of `busy` seconds with `loaders` processes per rank; None if workers end."""
+        """How a step of `busy` seconds waits with `loaders` a rank; None if the workers end."""
         session, ranks = self._ready(), self.spec.world_size
         limits = self.tenants.hard_limits(ranks)
         request = MeasureDataWait(
@@ -207,7 +200,7 @@ class Prober:
         return tuple(map(max, zip(*fractions, strict=True)))
 
     def close(self) -> None:
-        """Ends the workers, if any."""
+        """Ends the workers."""
         if self._session is not None:
             self._session.close()
             self._session = None
