@@ -210,18 +210,15 @@ class Probe:
         shadow = self._trainer
         shadow._train_batch_size = shadow.args.per_device_train_batch_size = size
         shadow.args.gradient_accumulation_steps = accumulation
-        shadow.train_dataset = [self._rows[i] for i in self._order(size)] * accumulation
+        others = self._rows[1:size]  # one of each row, and the rest the longest of all
+        batch = [self._rows[0]] * (size - len(others)) + list(others)
+        shadow.train_dataset = batch * accumulation
         try:
             shadow.train()
         finally:
             hook = getattr(shadow, "neftune_hook_handle", None)
             if hook is not None:  # a train() that fails leaves it in place
                 hook.remove()
-
-    def _order(self, size: int) -> list[int]:
-        """One of each row, and the rest the longest of all."""
-        others = range(1, min(size, len(self._rows)))
-        return [0] * (size - len(others)) + list(others)
 
 
 def _quiet(args: TrainingArguments) -> TrainingArguments:
