@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -58,11 +59,10 @@ def check_place(path: Path) -> None:
 
 def free_path(path: Path) -> Path:
     """The path for an interrupted tuning: beside a finished profile, not over it."""
-    try:
-        is_finished = not load(str(path)).interrupted
-    except ProfileError:
-        is_finished = False
-    return path.with_name(f"{path.stem}-interrupted.toml") if is_finished else path
+    with suppress(ProfileError):
+        if not load(str(path)).interrupted:
+            return path.with_name(f"{path.stem}-interrupted.toml")
+    return path
 
 
 def names() -> list[str]:
