@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from autotune import events as tuning
-from autotune.events import Emit
 from trainer import events as training
 
 EVENTS: dict[str, type] = {
@@ -27,14 +26,12 @@ EVENTS: dict[str, type] = {
 }  # fmt: skip
 
 
-@functools.cache
-def adapter(kind: type) -> TypeAdapter[Any]:
-    """What writes and reads the events of that kind; a field that it does not know is ignored."""
-    return TypeAdapter(kind)
+adapter: Callable[[type], TypeAdapter[Any]] = functools.cache(TypeAdapter)
+"""Writes and reads the events of that kind; a field that it does not know is ignored."""
 
 
 @contextmanager
-def record_events(path: Path, now: Callable[[], float] = time.monotonic) -> Iterator[Emit]:
+def record_events(path: Path, now: Callable[[], float] = time.monotonic) -> Iterator[tuning.Emit]:
     """A listener that writes each event at once, so that a killed run leaves all but the last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     began = now()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,10 +57,9 @@ def _look(device: NvmlDevice, with_processes: bool) -> Card | SilentCard:
 
 def open_driver() -> Nvml | None:
     """The NVIDIA driver, None where there is none."""
-    try:
+    with suppress(DeviceError):
         return Nvml.open()
-    except DeviceError:
-        return None
+    return None
 
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:

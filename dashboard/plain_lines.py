@@ -25,6 +25,7 @@ from dashboard.formatting import (
     micro_batches,
     peak_words,
     percent,
+    printable,
     reason_words,
     scores_words,
     share,
@@ -58,7 +59,7 @@ class PlainLines:
     def __call__(self, event: object) -> None:
         self.screen = update(self.screen, event)
         for line in self.lines(event):
-            self.stream.write(encodable(clean_line(line), self.encoding) + "\n")
+            self.stream.write(encodable(printable(line), self.encoding) + "\n")
         self.stream.flush()
 
     def lines(self, event: object) -> list[str]:
@@ -181,8 +182,3 @@ def sample_line(sample: run_events.Sample) -> str:
     if sample.answer == sample.reference:
         return f"{line}  ✓"
     return f"{line}  ✗ wanted {shortened(sample.reference, LONGEST_TEXT)}"
-
-
-def clean_line(text: str) -> str:
-    """The text without control characters; runs of spaces are kept."""
-    return "".join(c if c.isprintable() else " " for c in text)

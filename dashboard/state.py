@@ -15,7 +15,7 @@ from trainer import events as run_events
 RECENT_LOSSES = 200
 RECENT_NOTICES = 3
 SMOOTHING = 0.1
-"""Weight of the newest step in the mean step time; about the last 20 steps count."""
+"""Weight of the newest step in `step_seconds`, an exponential mean: about 20 steps count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,6 @@ class Screen:
     low: int | None = None
     high: int | None = None
     running: int | None = None
-    """The size that is probed now."""
     trials: tuple[Trial, ...] = ()
     tuned: events.TuningEnded | None = None
 
@@ -47,7 +46,6 @@ class Screen:
     """The losses of the last steps, oldest first."""
     first_loss: float | None = None
     step_seconds: float | None = None
-    """Exponential mean of the step time."""
     peak: int | None = None
     """Highest `device_peak_bytes` of any step."""
     evaluations: tuple[run_events.Evaluated, ...] = ()
@@ -58,7 +56,6 @@ class Screen:
 
     @property
     def answer(self) -> int | None:
-        """The size to train with, once the search is over."""
         return None if self.tuned is None else self.tuned.answer
 
     @property
