@@ -59,8 +59,8 @@ def find_micro_batch(
     """The largest micro-batch in 1..ceiling whose peak holds the share `target` of the device.
 
     A function is called as `step(size)`, a few times a size. The first call, at size 1, is not
-    measured; it allocates what stays: gradients, optimizer state, the CUDA context. The device is the
-    card that this call allocates on, else the host. The steps are real: save what they must not
+    measured; it allocates what stays: gradients, optimizer state, the CUDA context. The device is
+    the card that this call allocates on, else the host. The steps are real: save what they must not
     change. Every exception but out of memory passes through untouched.
 
     A text is the path of a workload, `module:function`, which workers build from `settings`

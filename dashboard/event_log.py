@@ -1,7 +1,4 @@
-"""A run's events in a file, one JSON object a line, and back: `{"event": "ProbeEnded", "at": 4.2, …}`.
-
-The dashboard's picture is drawn from such a file, and a run can be watched again from it.
-"""
+"""A run's events in a file and back, a JSON line each: `{"event": "ProbeEnded", "at": 4.2, …}`."""
 
 import functools
 import json
@@ -32,7 +29,7 @@ adapter: Callable[[type], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 @contextmanager
 def record_events(path: Path, now: Callable[[], float] = time.monotonic) -> Iterator[tuning.Emit]:
-    """A listener that writes each event at once, so that a killed run leaves all but the last line."""
+    """A listener that writes each event at once: a killed run leaves all but the last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     began = now()
     with path.open("w", encoding="utf-8", buffering=1) as file:
@@ -47,10 +44,7 @@ def record_events(path: Path, now: Callable[[], float] = time.monotonic) -> Iter
 
 
 def read_events(path: Path) -> Iterator[tuple[float, object]]:
-    """(seconds since the start, event), in order; a last line that was cut off is left out.
-
-    Events of an unknown name, which another version wrote, are left out.
-    """
+    """(seconds since the start, event), without a cut-off last line and unknown events."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if not line.endswith("\n"):

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 FRAME = 1 / 8
 """Shortest time between two frames, seconds."""
 ALWAYS_DRAWN = (ProbeEnded, TuningEnded, TrainingEnded)
-USUAL_SIZE = os.terminal_size((80, 24))
 
 
 @contextmanager
@@ -127,8 +126,8 @@ class LiveScreen:
 
 def terminal_size(stream: TextIO) -> os.terminal_size:
     """Columns and rows; 80 × 24 where the terminal does not say, as over a serial line."""
-    try:
+    with suppress(OSError):
         size = os.get_terminal_size(stream.fileno())
-    except OSError:
-        return USUAL_SIZE
-    return size if size.columns > 0 and size.lines > 0 else USUAL_SIZE
+        if size.columns > 0 and size.lines > 0:
+            return size
+    return os.terminal_size((80, 24))

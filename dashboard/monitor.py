@@ -18,11 +18,9 @@ INTERVAL = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A card that answers."""
-
     reading: DeviceReading
     processes: Mapping[int, int] | None
-    """Bytes by process id; None where they were not asked for, or the driver does not say."""
+    """Bytes by process id; None if they were not asked for, or the driver does not tell them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +83,6 @@ def _with_units(reading: DeviceReading | HostReading) -> dict[str, Any]:
 
 
 def as_lines(snapshot: Snapshot) -> str:
-    """A line a card, and one for the host."""
     lines = [
         card.error if isinstance(card, SilentCard) else _line(card.reading.name, card.reading)
         for card in snapshot.cards

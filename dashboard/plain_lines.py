@@ -1,7 +1,4 @@
-"""Events as lines of text: for pipes, log files, dumb terminals and `--plain`.
-
-No colour, no cursor codes, no rich. Readings are not printed, and not every step is.
-"""
+"""Events as lines of text: for pipes, log files, dumb terminals and `--plain`. It uses no rich."""
 
 import math
 import textwrap
@@ -45,7 +42,7 @@ LONGEST_REASON = 120
 
 
 class PlainLines:
-    """A listener that prints; use it as `emit`."""
+    """A listener that prints all but readings and some of the steps."""
 
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream

@@ -22,7 +22,6 @@ CLOSE = 1.25
 EVEN = 0.85
 """Budgets count as equal when the smallest is at least this share of the largest."""
 KNEE_PROBES = 3
-"""Most probes to spend on the knee."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +165,7 @@ def rebuild_search(
 
 
 def dividing(search: Search, whole: int | None) -> int | None:
-    """The size that the search asks for, or the nearest in its bracket that divides, smaller ones first."""
+    """The size that the search asks for, or the nearest that divides, first below, then above."""
     asked = search.ask()
     if asked is None or whole is None:
         return asked

@@ -31,7 +31,7 @@ def main() -> None:
     try:
         request = wire.receive()
         assert isinstance(request, messages.Build)
-        workload = build(request)
+        workload: Workload = pkgutil.resolve_name(request.workload)(request.settings)
         memory = workload.memory
         memory.release_cached()
         held = Held(device=memory.device, resident=memory.resident())
@@ -45,12 +45,6 @@ def main() -> None:
         wire.send(failed(error))
         sys.stdout.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
-
-
-def build(request: messages.Build) -> Workload:
-    """The workload that `module:function` returns for the settings."""
-    workload: Workload = pkgutil.resolve_name(request.workload)(request.settings)
-    return workload
 
 
 def answer(

@@ -182,10 +182,7 @@ class Prober:
         )
 
     def measure_memory_fractions(self, size: int) -> tuple[float, ...] | None:
-        """The shares of a micro-batch's memory that source and target take, the highest of all ranks.
-
-        None where both are padded as one sequence, or if the workers end.
-        """
+        """Each side's highest share of a micro-batch's memory; None if one side, or workers end."""
         session, ranks = self._ready(), self.spec.world_size
         limits = self.tenants.hard_limits(ranks)
         request = MeasureMemoryFractions(sizes=[size] * ranks, hard_limits=limits)
@@ -200,7 +197,6 @@ class Prober:
         return tuple(map(max, zip(*fractions, strict=True)))
 
     def close(self) -> None:
-        """Ends the workers."""
         if self._session is not None:
             self._session.close()
             self._session = None
