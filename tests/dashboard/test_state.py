@@ -254,7 +254,7 @@ def test_no_line_where_the_trials_tell_no_slope(peaks: dict[int, int]) -> None:
     ],
 )
 def test_values_read_well(say: Callable[[Any], str], words: dict[Any, str]) -> None:
-    """A share next to the budget says on which side it is; text from outside is one printable line."""
+    """A share next to the budget says on which side it is; foreign text is one printable line."""
     assert {value: say(value) for value in words} == words
 
 

@@ -166,7 +166,8 @@ world_size = 2
         (f"{BATCH}[fingerprint]\nworld_size = 0", ": 'fingerprint.world_size' is 0: input should be greater than or equal to 1"),
         # the shape of the file; a future schema ahead of its keys
         ("schema = ", " is not TOML: Invalid value (at line 1, column 10); fix it, or tune again"),
-        ("\xff\xfe", " is not TOML: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte; fix it, or tune again"),
+        ("\xff\xfe", " is not TOML: 'utf-8' codec can't decode byte 0xff in position 0: invalid start "
+         "byte; fix it, or tune again"),
         ("schema = 1\nbatch = 3", ": 'batch' is 3: it should be a table, [batch]"),
         ("", ": 'schema' is missing; `chatlm profiles show fast` prints a whole profile"),
         ("schema = 2\nnew = 1", " has schema 2, this version reads up to 1; update chatlm, or tune again"),

@@ -231,7 +231,7 @@ def test_the_users_callbacks_hear_of_the_run_alone(tmp_path: Path) -> None:
 
 
 def test_where_nothing_fits_the_trainer_is_as_it_was(tmp_path: Path) -> None:
-    """Weights and cut. A failed train() leaves its NEFTune hook: the next one would add noise twice."""
+    """Weights, cut and hooks: a failed train() leaves its NEFTune hook, and noise would double."""
     trainer = make(tmp_path, size=4, arguments={"neftune_noise_alpha": 5.0})
     model: Any = trainer.model
     before = state_of(trainer)

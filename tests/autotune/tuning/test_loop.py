@@ -107,7 +107,7 @@ def test_a_trial_without_a_peak_is_told_without_one() -> None:
 def test_the_largest_or_the_smallest_that_is_as_fast_as_any_is_chosen(
     prefer: Prefer, size: int
 ) -> None:
-    """In whatever order they were tried. 3 % slower is as fast; a size that is over is no yardstick."""
+    """In whatever order they were tried. 3 % slower is as fast; one that is over is no yardstick."""
     trials = [
         trial(8, speed=98.0), trial(4, speed=90.0), trial(32, Verdict.OVER, speed=200.0),
         trial(17, speed=2.0), trial(16, speed=100.0), trial(1),
