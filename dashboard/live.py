@@ -31,7 +31,7 @@ ALWAYS_DRAWN = (ProbeEnded, TuningEnded, TrainingEnded)
 @contextmanager
 def open_screen(*, plain: bool, stream: TextIO) -> Iterator[Emit]:
     """An `emit` that shows events on `stream`; the end of the block restores the terminal."""
-    # whatever FORCE_COLOR says
+    # a terminal with cursor codes, whatever FORCE_COLOR says
     has_cursor = stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
     if plain or not has_cursor:
         yield PlainLines(stream)

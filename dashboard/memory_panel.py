@@ -18,7 +18,7 @@ MOST_ROWS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMemoryView:
-    """One device, bytes; `peak` is our highest sample. After the run `ours` is the peak of it."""
+    """One device, bytes; `peak` is our highest sample. After the run `ours` is the run's peak."""
 
     name: str
     total: int
