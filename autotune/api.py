@@ -58,17 +58,17 @@ def find_micro_batch(
 ) -> Found:
     """The largest micro-batch in 1..ceiling whose peak holds the share `target` of the device.
 
-    A function is called as `step(size)`, a few times a size. The first call, at size 1 and before
-    anything is measured, brings up what stays: gradients, the optimizer's state, the CUDA context.
-    The device is the card that this call allocates on, else the host. The steps are real: keep what
-    they must not change. Every exception but out of memory passes through untouched.
+    A function is called as `step(size)`, a few times a size. The first call, at size 1, is not
+    measured; it allocates what stays: gradients, optimizer state, the CUDA context. The device is
+    the card that this call allocates on, else the host. The steps are real: save what they must not
+    change. Every exception but out of memory passes through untouched.
 
     A text is the path of a workload, `module:function`, which workers build from `settings`
     (`autotune.tuning.probe.Workload`). They run on the first visible card, else on the CPU.
 
     `vram_limit` (bytes or `20GiB`) pretends that the card is that large; on the CPU it makes one.
-    `divides` tries only sizes that divide this effective batch. `guess` is a size to try first; one
-    above the ceiling means the ceiling.
+    `divides` tries only sizes that divide this effective batch. `guess` is tried first, the ceiling
+    at most.
 
     Raises:
         NothingFits: not even size 1.
@@ -119,18 +119,13 @@ def _found(outcome: Outcome, target: float) -> Found:
 
 def _nothing_fits(smallest: Trial, target: float) -> NothingFits:
     allowed = smallest.budgets[smallest.tightest]
-    what = (
-        f"did not run ({smallest.reason})"
-        if smallest.peak is None
-        else f"peaked at {format_bytes(smallest.peak)}"
-    )
-    resident = (
-        ""
-        if smallest.static_bytes is None
-        else f", {format_bytes(smallest.static_bytes)} before the step"
-    )
+    what = f"did not run ({smallest.reason})"
+    if smallest.peak is not None:
+        what = f"peaked at {format_bytes(smallest.peak)}"
+    if smallest.static_bytes is not None:
+        what += f", {format_bytes(smallest.static_bytes)} before the step"
     return NothingFits(
-        f"size {smallest.size} {what}{resident}",
+        f"size {smallest.size} {what}",
         f"the budget is {format_bytes(allowed.budget)}: "
         f"{100 * target:.3g} % of {format_bytes(allowed.total)}, less {format_bytes(allowed.others)} "
         "that others hold; use a smaller model or shorter samples, or a higher target",
@@ -141,7 +136,7 @@ def _nothing_fits(smallest: Trial, target: float) -> NothingFits:
 def _workers(
     path: str, settings: Mapping[str, Any], target: float, vram_limit: int | None, emit: Emit
 ) -> Iterator[Prober]:
-    """A prober with workers. Their log goes with the last of them, and stays where an error names it."""
+    """A prober with workers. Their log is removed at the end, unless an error names it."""
     host = HostMeter()
     folder = Path(tempfile.mkdtemp(prefix="autotune-"))
     keeps_log = False
@@ -159,7 +154,7 @@ def _workers(
         ):
             yield prober
     except WorkerError:
-        keeps_log = True  # the error names it
+        keeps_log = True
         raise
     finally:
         if not keeps_log:

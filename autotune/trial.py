@@ -1,10 +1,12 @@
 """The evidence of one probe: its peak, its speed and its verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from autotune.cause import Cause, Failure
+from autotune.choices import Prefer
 from autotune.readings import DeviceBudget, Measured, Report
+from autotune.search import knee
 from autotune.verdict import Verdict
 
 
@@ -96,6 +98,15 @@ def reevaluate(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial | None:
         return with_verdict(trial, budgets)
     pairs = zip(trial.budgets, budgets, strict=True)
     return trial if all(new.budget <= old.budget for old, new in pairs) else None
+
+
+def choose(trials: Iterable[Trial], prefer: Prefer) -> Trial | None:
+    """The trial to train with: the largest that fits, or the smallest that is as fast as any."""
+    fits = sorted((t for t in trials if t.verdict is Verdict.FITS), key=lambda t: t.sequences)
+    if not fits or prefer == "memory":
+        return fits[-1] if fits else None
+    smallest = knee({trial.sequences: trial.samples_per_second or 0.0 for trial in fits})
+    return next(trial for trial in fits if trial.sequences == smallest)
 
 
 def measured_trial(

@@ -1,6 +1,6 @@
 """Draws the dashboard of a recorded run as SVG: `python -m bench.picture EVENTS.jsonl OUT.svg`.
 
-The events are a real run's, as `dashboard.event_log.EventLog` wrote them; nothing is made up.
+The events are a real run's, as `dashboard.event_log.record_events` wrote them; nothing is made up.
 """
 
 import argparse

@@ -60,10 +60,7 @@ def memory_bar(
     glyphs: Glyphs, width: int, *, others: float, ours: float, peak: float | None,
     target: float | None, style: str, guard: float | None = None,
 ) -> Text:  # fmt: skip
-    """Tenants' memory, ours and free memory, with peak, guard and budget (`target`) marked.
-
-    All amounts are shares of the device's memory.
-    """
+    """Tenants', our and free memory, with peak, guard and budget (`target`) marked, as shares."""
     start = round(min(1.0, others) * width)
     end = min(1.0, others + ours) * width
     cells: Cells = [(glyphs.others, "dim")] * start

@@ -1,14 +1,12 @@
-"""A run's events in a file, one JSON object a line, and back: `{"event": "ProbeEnded", "at": 4.2, …}`.
-
-The dashboard's picture is drawn from such a file, and a run can be watched again from it.
-"""
+"""A run's events in a file and back, a JSON line each: `{"event": "ProbeEnded", "at": 4.2, …}`."""
 
 import functools
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -25,45 +23,28 @@ EVENTS: dict[str, type] = {
 }  # fmt: skip
 
 
-@functools.cache
-def adapter(kind: type) -> TypeAdapter[Any]:
-    """What writes and reads the events of that kind; a field that it does not know is ignored."""
-    return TypeAdapter(kind)
+adapter: Callable[[type], TypeAdapter[Any]] = functools.cache(TypeAdapter)
+"""Writes and reads the events of that kind; a field that it does not know is ignored."""
 
 
-class EventLog:
-    """A listener that writes each event at once, so that a killed run leaves all but the last line."""
+@contextmanager
+def record_events(path: Path, now: Callable[[], float] = time.monotonic) -> Iterator[tuning.Emit]:
+    """A listener that writes each event at once: a killed run leaves all but the last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    began = now()
+    with path.open("w", encoding="utf-8", buffering=1) as file:
 
-    def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("w", encoding="utf-8")
-        self.now = now
-        self.began = now()
+        def write(event: object) -> None:
+            if (kind := EVENTS.get(type(event).__name__)) is not None:
+                head = {"event": kind.__name__, "at": round(now() - began, 3)}
+                line = json.dumps({**head, **adapter(kind).dump_python(event)}, ensure_ascii=False)
+                file.write(f"{line}\n")
 
-    def __call__(self, event: object) -> None:
-        kind = EVENTS.get(type(event).__name__)
-        if kind is None:
-            return
-        head = {"event": kind.__name__, "at": round(self.now() - self.began, 3)}
-        line = json.dumps({**head, **adapter(kind).dump_python(event)}, ensure_ascii=False)
-        self.file.write(line + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+        yield write
 
 
 def read_events(path: Path) -> Iterator[tuple[float, object]]:
-    """(seconds since the start, event), in order; a last line that was cut off is left out.
-
-    Events of an unknown name, which another version wrote, are left out.
-    """
+    """(seconds since the start, event), without a cut-off last line and unknown events."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if not line.endswith("\n"):

@@ -153,9 +153,14 @@ def counted(number: int, thing: str, ending: str = "s") -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}{ending}"
 
 
+def printable(text: str) -> str:
+    """A space for each control character: foreign text must not steer the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def clean(text: str) -> str:
-    """One line without control characters: foreign text must not steer the terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """The same as one line, with single spaces."""
+    return " ".join(printable(text).split())
 
 
 def encodable(text: str, encoding: str) -> str:

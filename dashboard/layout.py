@@ -47,7 +47,6 @@ def spread(width: int, left: Text, right: Text) -> Text:
 
 
 def pair(name: str, value: str) -> Text:
-    """A dim word before its value."""
     return Text.assemble((f"{name} ", "dim"), value)
 
 

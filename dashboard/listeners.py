@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autotune.errors import OutputError
 from autotune.events import Emit, Listeners
-from dashboard.event_log import EventLog
+from dashboard.event_log import record_events
 from dashboard.live import open_screen
 from dashboard.plain_lines import PlainLines
 
@@ -35,5 +35,5 @@ def open_listeners(
         screen = open_screen(plain=plain, stream=sys.stderr if as_json else sys.stdout)
         listeners: list[Emit] = [stack.enter_context(screen), PlainLines(log)]
         if events is not None:
-            listeners.append(stack.enter_context(EventLog(events)))
+            listeners.append(stack.enter_context(record_events(events)))
         yield Listeners(listeners), path

@@ -1,8 +1,8 @@
 """Chooses between the live screen and plain lines, and restores the terminal.
 
-The live screen uses the terminal's alternate page: nothing scrolls, and a resize leaves no rubbish. At
-the end the last frame is printed on the normal page. SIGTERM and SIGHUP must reach `open_screen` as
-exceptions, as SIGINT does.
+The live screen uses the terminal's alternate page: nothing scrolls, and a resize leaves no rubbish.
+At the end the last frame is printed on the normal page. SIGTERM and SIGHUP must reach `open_screen`
+as exceptions, as SIGINT does.
 """
 
 import io
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 FRAME = 1 / 8
 """Shortest time between two frames, seconds."""
 ALWAYS_DRAWN = (ProbeEnded, TuningEnded, TrainingEnded)
-USUAL_SIZE = os.terminal_size((80, 24))
 
 
 @contextmanager
 def open_screen(*, plain: bool, stream: TextIO) -> Iterator[Emit]:
     """An `emit` that shows events on `stream`; the end of the block restores the terminal."""
-    if plain or not is_drawable(stream):
+    # a terminal with cursor codes, whatever FORCE_COLOR says
+    has_cursor = stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+    if plain or not has_cursor:
         yield PlainLines(stream)
         return
     live = LiveScreen(stream)
@@ -58,11 +59,6 @@ def held_stderr() -> Iterator[None]:
         with suppress(OSError):
             sys.stderr.write(held.getvalue())
             sys.stderr.flush()
-
-
-def is_drawable(stream: TextIO) -> bool:
-    """Whether the stream is a terminal with cursor codes, whatever FORCE_COLOR says."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
 
 
 class LiveScreen:
@@ -130,8 +126,8 @@ class LiveScreen:
 
 def terminal_size(stream: TextIO) -> os.terminal_size:
     """Columns and rows; 80 × 24 where the terminal does not say, as over a serial line."""
-    try:
+    with suppress(OSError):
         size = os.get_terminal_size(stream.fileno())
-    except OSError:
-        return USUAL_SIZE
-    return size if size.columns > 0 and size.lines > 0 else USUAL_SIZE
+        if size.columns > 0 and size.lines > 0:
+            return size
+    return os.terminal_size((80, 24))

@@ -17,7 +17,6 @@ class MemoryFit:
     fixed: float
     slope: float
     trials: int
-    """Number of trials in the fit."""
     error: float
     """Largest distance of a trial from the line, as a share of its peak."""
 

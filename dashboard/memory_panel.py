@@ -18,14 +18,13 @@ MOST_ROWS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMemoryView:
-    """One device, bytes. `ours` is in use now; after the run it is the run's peak."""
+    """One device, bytes; `peak` is our highest sample. After the run `ours` is the run's peak."""
 
     name: str
     total: int
     others: int
     ours: int
     peak: int | None
-    """Our highest sample."""
     budget: int | None
     hard_limit: int | None
     """Where the guard stops a probe of ours; None where that is not above the budget."""

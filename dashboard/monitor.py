@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,11 +18,9 @@ INTERVAL = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A card that answers."""
-
     reading: DeviceReading
     processes: Mapping[int, int] | None
-    """Bytes by process id; None where they were not asked for, or the driver does not say."""
+    """Bytes by process id; None if they were not asked for, or the driver does not tell them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +55,9 @@ def _look(device: NvmlDevice, with_processes: bool) -> Card | SilentCard:
 
 def open_driver() -> Nvml | None:
     """The NVIDIA driver, None where there is none."""
-    try:
+    with suppress(DeviceError):
         return Nvml.open()
-    except DeviceError:
-        return None
+    return None
 
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -85,7 +83,6 @@ def _with_units(reading: DeviceReading | HostReading) -> dict[str, Any]:
 
 
 def as_lines(snapshot: Snapshot) -> str:
-    """A line a card, and one for the host."""
     lines = [
         card.error if isinstance(card, SilentCard) else _line(card.reading.name, card.reading)
         for card in snapshot.cards

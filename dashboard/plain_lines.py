@@ -1,7 +1,4 @@
-"""Events as lines of text: for pipes, log files, dumb terminals and `--plain`.
-
-No colour, no cursor codes, no rich. Readings are not printed, and not every step is.
-"""
+"""Events as lines of text: for pipes, log files, dumb terminals and `--plain`. It uses no rich."""
 
 import math
 import textwrap
@@ -25,6 +22,7 @@ from dashboard.formatting import (
     micro_batches,
     peak_words,
     percent,
+    printable,
     reason_words,
     scores_words,
     share,
@@ -44,7 +42,7 @@ LONGEST_REASON = 120
 
 
 class PlainLines:
-    """A listener that prints; use it as `emit`."""
+    """A listener that prints all but readings and some of the steps."""
 
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream
@@ -58,7 +56,7 @@ class PlainLines:
     def __call__(self, event: object) -> None:
         self.screen = update(self.screen, event)
         for line in self.lines(event):
-            self.stream.write(encodable(clean_line(line), self.encoding) + "\n")
+            self.stream.write(encodable(printable(line), self.encoding) + "\n")
         self.stream.flush()
 
     def lines(self, event: object) -> list[str]:
@@ -181,8 +179,3 @@ def sample_line(sample: run_events.Sample) -> str:
     if sample.answer == sample.reference:
         return f"{line}  ✓"
     return f"{line}  ✗ wanted {shortened(sample.reference, LONGEST_TEXT)}"
-
-
-def clean_line(text: str) -> str:
-    """The text without control characters; runs of spaces are kept."""
-    return "".join(c if c.isprintable() else " " for c in text)

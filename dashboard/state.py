@@ -15,7 +15,7 @@ from trainer import events as run_events
 RECENT_LOSSES = 200
 RECENT_NOTICES = 3
 SMOOTHING = 0.1
-"""Weight of the newest step in the mean step time; about the last 20 steps count."""
+"""Weight of the newest step in `step_seconds`, an exponential mean: about 20 steps count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,6 @@ class Screen:
     low: int | None = None
     high: int | None = None
     running: int | None = None
-    """The size that is probed now."""
     trials: tuple[Trial, ...] = ()
     tuned: events.TuningEnded | None = None
 
@@ -47,7 +46,6 @@ class Screen:
     """The losses of the last steps, oldest first."""
     first_loss: float | None = None
     step_seconds: float | None = None
-    """Exponential mean of the step time."""
     peak: int | None = None
     """Highest `device_peak_bytes` of any step."""
     evaluations: tuple[run_events.Evaluated, ...] = ()
@@ -58,7 +56,6 @@ class Screen:
 
     @property
     def answer(self) -> int | None:
-        """The size to train with, once the search is over."""
         return None if self.tuned is None else self.tuned.answer
 
     @property
@@ -151,12 +148,7 @@ def after_step(screen: Screen, record: Mapping[str, float]) -> Screen:
 
 
 def budget_of(trial: Trial, budgets: tuple[DeviceBudget, ...]) -> int | None:
-    """The budget of the device that `trial.peak` is from: the one with the least headroom."""
+    """The budget of the trial's tightest device; the smallest of a trial that still runs."""
     if trial.budgets:
         return trial.budgets[trial.tightest].budget
-    if not budgets:
-        return None
-    if len(trial.device_peaks) != len(budgets):
-        return min(device.budget for device in budgets)
-    pairs = zip(trial.device_peaks, budgets, strict=True)
-    return min(pairs, key=lambda pair: pair[1].budget - pair[0])[1].budget
+    return min((device.budget for device in budgets), default=None)

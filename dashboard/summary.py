@@ -94,7 +94,6 @@ def knee_words(profile: Profile) -> list[str]:
 
 
 def trained_words(result: Mapping[str, Any], log_path: Path) -> str:
-    """Steps, speed and peak of the run, and its folder."""
     loss = "" if result["final_loss"] is None else f", loss {result['final_loss']:.3f}"
     return (
         f"{result['steps']} steps, {result['samples']:,} samples{loss}, "

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.text import Text
 
-from autotune.trial import Trial
+from autotune.trial import Trial, choose
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
 from dashboard.bars import distance_style, peak_bar
@@ -115,7 +115,7 @@ def in_columns(widths: Mapping[str, int], row: Mapping[str, Text]) -> Text:
 
 def trial_row(trial: Trial, row: Mapping[str, Text], widths: Mapping[str, int]) -> Text:
     """The cells; a probe that was not measured has its reason in place of the missing ones."""
-    reason = reason_cell(trial)
+    reason = reason_cell(trial)  # cut to its width
     first, *rest = [n for n in widths if n not in ("size", "verdict", "time")] or [""]
     if trial.peak is None and reason is not None and first in widths:
         room = widths[first] + sum(widths[name] + 2 for name in rest)
@@ -125,7 +125,6 @@ def trial_row(trial: Trial, row: Mapping[str, Text], widths: Mapping[str, int]) 
 
 
 def reason_cell(trial: Trial) -> Text | None:
-    """Why the probe was not measured in full; a column cuts it to its width."""
     reason = reason_words(trial, short=True)
     return None if reason is None else Text(reason, "dim", justify="left", overflow="ellipsis")
 
@@ -145,8 +144,6 @@ def knee_of(screen: Screen) -> Trial | None:
     answer = screen.answer_trial
     if answer is None:
         return None
-    from autotune.tuning.loop import choose  # 50 ms of imports, which training does not need
-
     knee = choose(screen.trials, "throughput")
     is_known = knee is not None and knee.samples_per_second and knee.sequences < answer.sequences
     return knee if is_known else None
@@ -155,11 +152,8 @@ def knee_of(screen: Screen) -> Trial | None:
 def nearest(screen: Screen, most: int) -> list[Trial]:
     """The trials nearest to the sizes in doubt, by size."""
     low, high = screen.low or 0, screen.high or 0
-
-    def distance(trial: Trial) -> int:
-        return low - trial.size if trial.size <= low else trial.size - high
-
-    return sorted(sorted(screen.trials, key=distance)[: max(0, most)], key=lambda t: t.size)
+    near = sorted(screen.trials, key=lambda t: low - t.size if t.size <= low else t.size - high)
+    return sorted(near[: max(0, most)], key=lambda t: t.size)
 
 
 def cells(

@@ -1,7 +1,6 @@
 """Draws a `Screen` with rich, as rows of text: no boxes, no wrapping.
 
-Rows instead of rich's `Layout`, `Panel` and `Table`: a frame takes a few milliseconds instead of 20. A
-narrow terminal drops the least important columns.
+With rows instead of rich's `Layout`, `Panel` and `Table`, a frame takes a few milliseconds, not 20.
 """
 
 import textwrap
@@ -29,8 +28,9 @@ from trainer.events import TrainingStarted
 
 HEIGHT = 24
 WIDEST = 120
-"""Rows are not wider than this on any terminal: longer rows are hard to follow."""
+"""Longer rows are hard to follow."""
 MOST_TRIALS = 10
+SPEEDS = {"samples_per_second": "samples/s", "tokens_per_second": "tokens/s", "seconds": "s a step"}
 
 
 def render(
@@ -139,20 +139,12 @@ def loss_rows(layout: Layout, screen: Screen) -> list[Text]:
 
 
 def record_rows(layout: Layout, screen: Screen) -> list[Text]:
-    record = screen.record
-
-    def parts(*keys: tuple[str, str]) -> list[Part]:
-        return [
-            Part(Text.assemble(figure(record[key]), (f" {unit}", "dim")), index)
-            for index, (key, unit) in enumerate(keys)
-            if record.get(key) is not None
-        ]
-
-    rows = []
-    speed = parts(
-        ("samples_per_second", "samples/s"), ("tokens_per_second", "tokens/s"),
-        ("seconds", "s a step"),
-    )  # fmt: skip
+    rows, record = [], screen.record
+    speed = [
+        Part(Text.assemble(figure(record[key]), (f" {unit}", "dim")), priority)
+        for priority, (key, unit) in enumerate(SPEEDS.items())
+        if record.get(key) is not None
+    ]
     if speed:
         if record.get("padding") is not None:
             speed.append(Part(pair("padding", share(record["padding"], 1)), 9))

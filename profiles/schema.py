@@ -1,7 +1,6 @@
 """The profile: a plan and its evidence, as a TOML file (`schema = 1`).
 
-The trainer follows every key or refuses it. An unknown key is an error that names the nearest known
-one. Bytes are plain numbers.
+The trainer follows every key or refuses it. An unknown key is an error that names the nearest one.
 """
 
 import difflib
@@ -23,8 +22,6 @@ Bytes = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """A table of the file."""
-
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -36,8 +33,7 @@ class BatchSection(Section):
     micro_batch_sizes: list[Count] | None = None
     """One a device, in the order of ranks; None when all are equal."""
     gradient_accumulation_steps: Count
-    """Micro-batches per optimizer step on the device that has the most, at the fingerprint's world
-    size."""
+    """On the device that has the most, at the fingerprint's world size."""
     effective_batch_size: Count
     """Samples per optimizer step over all devices."""
     base_effective_batch_size: Count | None = None
@@ -71,11 +67,9 @@ class RunSection(Section):
     data: list[str] | None = None
     precision: Precision | None = None
     gradient_checkpointing: bool = False
-    """Whether activations are computed again in the backward pass."""
     compile: bool = False
-    """Whether `torch.compile` is used."""
     fsdp: bool = False
-    """Whether weights, gradients and optimizer state are sharded over the devices."""
+    """Weights, gradients and optimizer state are sharded over the devices."""
     freeze: Freeze | None = None
     lora_rank: Count | None = None
     """None: no LoRA."""
@@ -130,7 +124,7 @@ class Profile(Section):
 
     schema_: Literal[1] = Field(alias="schema")
     interrupted: bool = False
-    """Whether the search was stopped before its end."""
+    """The search was stopped before its end."""
     batch: BatchSection
     memory: MemorySection = MemorySection()
     run: RunSection = RunSection()
@@ -181,18 +175,12 @@ class Profile(Section):
         )
 
     def knee(self) -> TrialRow | None:
-        """The smallest trial that fits and is as fast as any; None with fewer than two speeds.
-
-        A larger micro-batch takes more memory and is no faster.
-        """
-        timed = {
-            sum(row.sizes or [row.size] * self.fingerprint.world_size): (row, speed)
-            for row in self.trial
-            if row.verdict is Verdict.FITS and (speed := row.samples_per_second)
-        }
+        """The smallest trial that fits and is as fast as any; None with fewer than two speeds."""
+        fits = [r for r in self.trial if r.verdict is Verdict.FITS and r.samples_per_second]
+        timed = {self._samples(row): row for row in fits}
         if len(timed) < 2:
             return None
-        return timed[knee({sequences: speed for sequences, (_, speed) in timed.items()})][0]
+        return timed[knee({n: row.samples_per_second or 0.0 for n, row in timed.items()})]
 
     def overhead(self) -> float | None:
         """The cost of one more micro-batch, in tokens; None with speeds of fewer than two sizes.

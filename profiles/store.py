@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from autotune.errors import OutputError, ProfileError
 from autotune.files import check_writable, write_text
 from profiles.schema import Profile, parse
 
+PRESETS = resources.files("profiles") / "presets"
 FOLDER = Path("profiles")
 """Where `autotune` writes and `train` looks, in the user's current folder."""
 
@@ -21,10 +23,10 @@ def load(name_or_path: str) -> Profile:
     Raises:
         ProfileError: there is none (the error gives the nearest names), or it is malformed.
     """
-    text, source = _read(name_or_path)
+    data, source = _read(name_or_path)
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        document = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{source} is not TOML: {error}", "fix it, or tune again") from error
     return parse(document, source)
 
@@ -57,11 +59,10 @@ def check_place(path: Path) -> None:
 
 def free_path(path: Path) -> Path:
     """The path for an interrupted tuning: beside a finished profile, not over it."""
-    try:
-        is_finished = not load(str(path)).interrupted
-    except ProfileError:
-        is_finished = False
-    return path.with_name(f"{path.stem}-interrupted.toml") if is_finished else path
+    with suppress(ProfileError):
+        if not load(str(path)).interrupted:
+            return path.with_name(f"{path.stem}-interrupted.toml")
+    return path
 
 
 def names() -> list[str]:
@@ -82,33 +83,23 @@ def check_name(name: str) -> str:
 
 
 def _presets() -> list[str]:
-    folder = resources.files("profiles") / "presets"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir())
+    return sorted(file.name.removesuffix(".toml") for file in PRESETS.iterdir())
 
 
-def _read(name_or_path: str) -> tuple[str, str]:
-    """The text, and a name for it in messages."""
+def _read(name_or_path: str) -> tuple[bytes, str]:
+    """The file, and a name for it in messages."""
     path = Path(name_or_path)
-    candidates = [path]
-    if path.name == name_or_path:
-        candidates.append(FOLDER / f"{name_or_path}.toml")
-    for candidate in candidates:
+    is_name = path.name == name_or_path
+    for candidate in (path, FOLDER / f"{name_or_path}.toml") if is_name else (path,):
         try:
             if candidate.is_file():
-                return candidate.read_text(encoding="utf-8"), str(candidate)
+                return candidate.read_bytes(), str(candidate)
         except OSError as error:
             raise ProfileError(f"cannot read the profile {candidate}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ProfileError(
-                f"{candidate} is not TOML: {error}", "fix it, or tune again"
-            ) from error
     if name_or_path in _presets():
-        file = resources.files("profiles") / "presets" / f"{name_or_path}.toml"
-        return file.read_text(encoding="utf-8"), f"preset {name_or_path}"
+        return (PRESETS / f"{name_or_path}.toml").read_bytes(), f"preset {name_or_path}"
     near = difflib.get_close_matches(path.stem, names(), n=3)
-    hint = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else f"there are {', '.join(names())}, and `chatlm autotune` makes one"
-    )
-    raise ProfileError(f"no profile {name_or_path!r}", f"{hint}")
+    hint = f"there are {', '.join(names())}, and `chatlm autotune` makes one"
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    raise ProfileError(f"no profile {name_or_path!r}", hint)

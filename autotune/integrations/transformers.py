@@ -5,14 +5,14 @@
 
 A callback alone cannot tune: the Trainer hands callbacks no reference to itself, and has read its
 batch size before the first of them is called (transformers 5.23: `_train_batch_size` in `__init__`).
-What a callback can do is to watch what the run really peaks at. Of `autotune` this knows the library
-only; our own trainer is not concerned.
+It can watch the peak of the run.
 """
 
 import copy
 import logging
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -53,10 +53,10 @@ def tune_trainer(
 ) -> Found:
     """Sets the largest micro-batch that holds the target; the effective batch stays what it is.
 
-    Call it before `trainer.train()`. Only sizes that divide `per_device_train_batch_size ×
-    gradient_accumulation_steps` are tried, by the trainer's own training on a worst-case batch: the
-    `longest` rows, or those of the train dataset, which is read once from end to end. Weights,
-    optimizer and random numbers are afterwards as before.
+    Call it before `trainer.train()`. It tries only sizes that divide `per_device_train_batch_size ×
+    gradient_accumulation_steps`, by the trainer's own training on a worst-case batch: the `longest`
+    rows, or those of the train dataset, which it reads once from end to end. It restores weights,
+    optimizer and random numbers.
 
     Raises:
         NothingFits: not even one sample; the trainer is as it was.
@@ -120,9 +120,7 @@ class MemoryTargetCallback(TrainerCallback):
         self.peak = 0
         self.budget: int | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self._open.close()  # of a run that an exception ended
         self._device = self._open.enter_context(own_device(self._target, self._limit))
         self._warned = False
@@ -145,17 +143,15 @@ class MemoryTargetCallback(TrainerCallback):
                 format_bytes(self.budget),
             )
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self._open.close()
 
 
 def worst_rows(dataset: Any) -> list[Row]:
     """The row that is longest in all its columns together, then those that are longest in one.
 
-    In one batch they are padded to the longest source and the longest target at once. Where that is one row, the
-    shortest of all comes second: a batch in which nothing is padded has no mask, and may hold less.
+    Together they are padded to the longest source and the longest target. If one row is the longest
+    in all, the shortest row follows: a batch without padding has no mask, and may hold less.
 
     Raises:
         DataError: a dataset without a length, which cannot be read from end to end.
@@ -167,18 +163,16 @@ def worst_rows(dataset: Any) -> list[Row]:
             "the train dataset has no length, so its longest rows cannot be looked for",
             "give them as longest=[...]",
         )
-    lengths = [
-        {name: _length(value) for name, value in dataset[i].items()}  # type: ignore[index]
-        for i in range(len(dataset))
-    ]
+    numbers = range(len(dataset))
+    lengths = [Counter({k: _length(v) for k, v in dataset[i].items()}) for i in numbers]  # type: ignore[index]
     if not lengths:
         return []
-    chosen = [max(range(len(lengths)), key=lambda i: sum(lengths[i].values()))]
+    chosen = [max(numbers, key=lambda i: lengths[i].total())]
     for name in lengths[chosen[0]]:
-        longest = max(range(len(lengths)), key=lambda i: lengths[i].get(name, 0))
-        if all(lengths[longest].get(name, 0) > lengths[i].get(name, 0) for i in chosen):
+        longest = max(numbers, key=lambda i: lengths[i][name])
+        if all(lengths[longest][name] > lengths[i][name] for i in chosen):
             chosen.append(longest)
-    shortest = min(range(len(lengths)), key=lambda i: sum(lengths[i].values()))
+    shortest = min(numbers, key=lambda i: lengths[i].total())
     if len(chosen) == 1 and lengths[shortest] != lengths[chosen[0]]:
         chosen.append(shortest)
     return [dataset[i] for i in chosen]  # type: ignore[index]
@@ -216,18 +210,15 @@ class Probe:
         shadow = self._trainer
         shadow._train_batch_size = shadow.args.per_device_train_batch_size = size
         shadow.args.gradient_accumulation_steps = accumulation
-        shadow.train_dataset = [self._rows[i] for i in self._order(size)] * accumulation
+        others = self._rows[1:size]  # one of each row, and the rest the longest of all
+        batch = [self._rows[0]] * (size - len(others)) + list(others)
+        shadow.train_dataset = batch * accumulation
         try:
             shadow.train()
         finally:
             hook = getattr(shadow, "neftune_hook_handle", None)
             if hook is not None:  # a train() that fails leaves it in place
                 hook.remove()
-
-    def _order(self, size: int) -> list[int]:
-        """One of each row, and the rest the longest of all."""
-        others = range(1, min(size, len(self._rows)))
-        return [0] * (size - len(others)) + list(others)
 
 
 def _quiet(args: TrainingArguments) -> TrainingArguments:
@@ -248,20 +239,19 @@ def _quiet(args: TrainingArguments) -> TrainingArguments:
 
 @contextmanager
 def _kept(trainer: Trainer) -> Iterator[None]:
-    """Whatever is trained inside, the trainer is afterwards as it was, and nobody hears of it.
+    """Puts the trainer back as it was, and keeps transformers' log quiet meanwhile.
 
-    The weights wait in a file: on a CPU a copy in memory would count in every peak.
+    The weights are kept in a file: on a CPU a copy in memory would count in every peak.
     """
     model = trainer.model
     assert model is not None
-    parts = {"optimizer": trainer.optimizer, "scaler": trainer.accelerator.scaler}
-    parts = {name: part for name, part in parts.items() if part is not None}
+    parts = [p for p in (trainer.optimizer, trainer.accelerator.scaler) if p is not None]
     was_training = model.training
     numbers = random.getstate(), np.random.get_state()
     verbosity = transformers_logging.get_verbosity()
     cards = [trainer.args.device] if trainer.args.device.type == "cuda" else []
     with tempfile.TemporaryFile() as file, torch.random.fork_rng(cards):
-        states = {name: part.state_dict() for name, part in parts.items()}
+        states = [part.state_dict() for part in parts]
         torch.save((_changing(model), states), file)
         del states
         try:
@@ -278,8 +268,8 @@ def _kept(trainer: Trainer) -> Iterator[None]:
             tensors, states = torch.load(file, map_location="cpu", weights_only=False)
             for tensor, before in zip(_changing(model), tensors, strict=True):
                 tensor.copy_(before)
-            for name, part in parts.items():
-                part.load_state_dict(states[name])
+            for part, state in zip(parts, states, strict=True):
+                part.load_state_dict(state)
 
 
 def _changing(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 
 from autotune.devices.shared_memory import free_shared_memory, shortage
-from autotune.trial import Trial
-from autotune.tuning.loop import choose, rebuild_search
+from autotune.trial import Trial, choose
+from autotune.tuning.loop import rebuild_search
 from autotune.tuning.prober import DataWait, Prober
 
 GROWTH = 4
@@ -20,19 +20,12 @@ TRIED = (1, 2, 4, 8)
 def tune_evaluation(prober: Prober, trained: Trial) -> int:
     """The smallest batch that evaluates as fast as any, of those that hold the target.
 
-    What training runs forward and backward fits forward alone: the micro-batch is the least, of
-    unequal ones the smallest.
+    It is at least the smallest micro-batch, which training has run forward and backward.
     """
     least = min(trained.sizes)
     trials: list[Trial] = []
     for _ in range(PROBES):
-        size = rebuild_search(
-            trials,
-            prober.budgets,
-            GROWTH * least,
-            noise=prober.noise,
-            guess=2 * least,
-        ).ask()
+        size = rebuild_search(prober, trials, GROWTH * least, 2 * least).ask()
         if size is None:
             break
         trials.append(prober.probe(size, "evaluate"))
@@ -43,8 +36,8 @@ def tune_evaluation(prober: Prober, trained: Trial) -> int:
 def tune_loaders(prober: Prober, size: int, *, busy: float, ranks: int, room: int) -> int | None:
     """Loader processes per rank for steps of `busy` seconds; None when it could not be measured.
 
-    `room` is the host memory that they may take, bytes. Where shared memory is short none is tried:
-    a loader that finds it full dies of a bus error.
+    `room` is the host memory that they may take, bytes. A loader that finds shared memory full dies
+    of a bus error, so none is tried where it is short.
     """
     cores = len(os.sched_getaffinity(0)) // ranks
     free = free_shared_memory()

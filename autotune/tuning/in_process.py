@@ -2,15 +2,15 @@
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from autotune.cause import Cause, Failure
-from autotune.devices.allocator import is_out_of_memory
+from autotune.devices.allocator import DeviceMemory, is_out_of_memory
 from autotune.devices.current import OwnDevice, own_device
 from autotune.errors import NothingFits
-from autotune.readings import DeviceBudget
 from autotune.search import NOISE
 from autotune.trial import Trial, measured_trial
 from autotune.tuning.per_device import Sizes
@@ -28,15 +28,13 @@ class StepProber:
 
     def __init__(self, step: Step, device: OwnDevice, target: float) -> None:
         self.target = target
-        self._workload = StepWorkload(step, device)
+        self.budgets = (device.budget,)
+        self._workload = StepWorkload(step, device.memory)
         self._device = device
 
-    @property
-    def budgets(self) -> tuple[DeviceBudget, ...]:
-        return (self._device.budget,)
-
     def open(self) -> dict[str, Any]:
-        return dict(self._workload.workload_info)
+        step = self._workload.step
+        return {"model": getattr(step, "__name__", type(step).__name__)}
 
     def probe(self, size: int | Sizes) -> Trial:
         """A few steps at one size. Every exception but out of memory passes through."""
@@ -69,22 +67,19 @@ class StepProber:
         return measured_trial((size,), (report,), measured, self.budgets, seconds=seconds)
 
 
+@dataclass
 class StepWorkload:
     """A step function as a workload: the whole step is its forward and backward."""
 
-    def __init__(self, step: Step, device: OwnDevice) -> None:
-        self.memory = device.memory
-        self.workload_info: Mapping[str, Any] = {
-            "model": getattr(step, "__name__", type(step).__name__)
-        }
-        self._step = step
+    step: Step
+    memory: DeviceMemory
 
     def forward_backward(self, size: int) -> Load:
-        self._step(size)
+        self.step(size)
         return Load(samples=size, tokens=0)
 
     def mixed_lengths_step(self, size: int) -> None:
-        self._step(size)
+        self.step(size)
 
     def optimizer_step(self) -> None:
         return

@@ -1,5 +1,6 @@
 """The tuning loop: ask, probe, tell, until no probe is worth it. It draws and writes nothing."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,8 +11,8 @@ from autotune.choices import Prefer
 from autotune.errors import ChatlmError
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.readings import DeviceBudget
-from autotune.search import Search, knee
-from autotune.trial import Trial, reevaluate
+from autotune.search import Search
+from autotune.trial import Trial, choose, reevaluate
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
@@ -21,21 +22,6 @@ CLOSE = 1.25
 EVEN = 0.85
 """Budgets count as equal when the smallest is at least this share of the largest."""
 KNEE_PROBES = 3
-"""Most probes to spend on the knee."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a tuning found; `answer` is None when nothing fitted or nothing had been probed."""
-
-    answer: Trial | None
-    trials: tuple[Trial, ...]
-    workload_info: dict[str, Any]
-    ceiling: int
-    interrupted: bool
-    seconds: float
-    extras: "Extras"
-    """What was measured after the search."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +34,18 @@ class Extras:
     """Loader processes per training process."""
     memory_fractions: tuple[float, ...] | None = None
     """What source and target each take of a micro-batch's memory, where they are padded apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a tuning found; `answer` is None when nothing fitted or nothing had been probed."""
+
+    answer: Trial | None
+    trials: tuple[Trial, ...]
+    workload_info: dict[str, Any]
+    interrupted: bool
+    seconds: float
+    extras: Extras
 
 
 class Prober(Protocol):
@@ -88,38 +86,30 @@ def tune(
 
     `ceiling` maps the workload's info to the largest size to try, `guess` to the sizes of an earlier
     tuning. `per_device` searches a size for each rank; `most` bounds their sum. `divides` tries only
-    sizes that divide it. `after` measures the extras of the answer.
+    sizes that divide it. `after` measures the extras of the answer; if it fails there are none.
 
     Raises:
         ChatlmError: the workload was refused, or its workers fail for another reason than memory.
     """
     started = time.monotonic()
-    workload_info = prober.open()
-    top = ceiling(workload_info)
-    hint = guess(workload_info)
-    if workload_info.get("notice"):
-        emit(Notice(text=workload_info["notice"]))
-    emit(
-        TuningStarted(
-            model=workload_info["model"],
-            target=prober.target,
-            ceiling=top,
-            devices=prober.budgets,
-        )
-    )
-    if not per_device and (hint_text := uneven(prober.budgets)) is not None:
+    info = prober.open()
+    top, hint = ceiling(info), guess(info)
+    if info.get("notice"):
+        emit(Notice(text=info["notice"]))
+    model, devices = info["model"], prober.budgets
+    emit(TuningStarted(model=model, target=prober.target, ceiling=top, devices=devices))
+    if not per_device and (hint_text := uneven(devices)) is not None:
         emit(Notice(text=hint_text))
-    noise = prober.noise
     trials: list[Trial] = []
     interrupted = False
     extras = Extras()
 
     def ask() -> int | Sizes | None:
         if per_device:
-            return ask_each(trials, prober.budgets, ceiling=top, most=most, guess=hint, noise=noise)
+            now, noise = prober.budgets, prober.noise
+            return ask_each(trials, now, ceiling=top, most=most, guess=hint, noise=noise)
         one = None if hint is None else min(hint)
-        search = rebuild_search(trials, prober.budgets, top, noise=noise, guess=one)
-        return dividing(search, divides)
+        return dividing(rebuild_search(prober, trials, top, one), divides)
 
     try:
         while (size := ask()) is not None:
@@ -128,72 +118,54 @@ def tune(
             if (slower := before_the_knee(trials)) is None:
                 break
             trials = probed(prober, slower, trials, top, emit)
-        answer = choose(trials, prefer)
-        if answer is not None and after is not None:
-            extras = measured_after(after, answer, emit)
+        if (answer := choose(trials, prefer)) is not None and after is not None:
+            try:
+                extras = after(answer)
+            except ChatlmError as error:  # the answer stays
+                emit(Notice(text=f"evaluation and loaders stay as they were: {error}"))
     except KeyboardInterrupt:
         interrupted = True
         emit(Notice(text="interrupted; keeping the best so far"))
     answer = choose(trials, prefer)
     seconds = time.monotonic() - started
-    emit(
-        TuningEnded(
-            answer=None if answer is None else answer.size, interrupted=interrupted, seconds=seconds
-        )
-    )
+    size = None if answer is None else answer.size
+    emit(TuningEnded(answer=size, interrupted=interrupted, seconds=seconds))
     return Outcome(
         answer=answer,
         trials=tuple(trials),
-        workload_info=workload_info,
-        ceiling=top,
+        workload_info=info,
         interrupted=interrupted,
         seconds=seconds,
         extras=extras,
     )
 
 
-def measured_after(after: Callable[[Trial], Extras], answer: Trial, emit: Emit) -> Extras:
-    """The extras that `after` measures; where it fails, none, and the answer stays."""
-    try:
-        return after(answer)
-    except ChatlmError as error:
-        emit(Notice(text=f"evaluation and loaders stay as they were: {error}"))
-        return Extras()
-
-
 def probed(
     prober: Prober, size: int | Sizes, trials: Sequence[Trial], ceiling: int, emit: Emit
 ) -> list[Trial]:
     """The trials and one more, all with verdicts under the budgets of now."""
-    noise = prober.noise
-    search = rebuild_search(trials, prober.budgets, ceiling, noise=noise)
+    search = rebuild_search(prober, trials, ceiling)
     largest = size if isinstance(size, int) else max(size)
     emit(ProbeStarted(size=largest, low=search.low, high=search.high))
     trial = prober.probe(size)
     known = [reevaluate(t, prober.budgets) or t for t in (*trials, trial)]
-    search = rebuild_search(known, prober.budgets, ceiling, noise=noise)
+    search = rebuild_search(prober, known, ceiling)
     emit(ProbeEnded(trial=known[-1], low=search.low, high=search.high))
     return known
 
 
 def rebuild_search(
-    trials: Iterable[Trial],
-    budgets: Sequence[DeviceBudget],
-    ceiling: int,
-    *,
-    noise: float,
-    guess: int | None = None,
+    prober: Prober, trials: Iterable[Trial], ceiling: int, guess: int | None = None
 ) -> Search:
     """The search after these trials, under the budgets of now: tenants may have moved since."""
-    search = Search(ceiling, min(device.budget for device in budgets), guess, noise=noise)
-    for trial in trials:
-        if (known := reevaluate(trial, budgets)) is not None:
-            search = tell(search, known)
-    return search
+    least = min(device.budget for device in prober.budgets)
+    search = Search(ceiling, least, guess, noise=prober.noise)
+    known = (reevaluate(trial, prober.budgets) for trial in trials)
+    return functools.reduce(tell, filter(None, known), search)
 
 
 def dividing(search: Search, whole: int | None) -> int | None:
-    """The size that the search asks for, or the nearest in its bracket that divides, smaller ones first."""
+    """The size that the search asks for, or the nearest that divides, first below, then above."""
     asked = search.ask()
     if asked is None or whole is None:
         return asked
@@ -204,34 +176,17 @@ def dividing(search: Search, whole: int | None) -> int | None:
 def tell(search: Search, trial: Trial) -> Search:
     """The search after this trial.
 
-    The search has one budget, the smallest. A trial whose tightest device has a larger one is shifted down by
-    the difference, which keeps its headroom.
+    The search has one budget, the smallest. A trial whose tightest device has a larger one is
+    shifted down by the difference, which keeps its headroom.
     """
     shift = search.budget - trial.budgets[trial.tightest].budget
-
-    def shifted(amount: int | None) -> int | None:
-        return None if amount is None else amount + shift
-
-    return search.tell(
-        trial.size,
-        trial.verdict,
-        peak=shifted(trial.peak),
-        fixed=shifted(trial.static_bytes),
-        growing=shifted(trial.activation_peak),
-    )
-
-
-def choose(trials: Iterable[Trial], prefer: Prefer) -> Trial | None:
-    """The trial to train with: the largest that fits, or the smallest that is as fast as any."""
-    fits = sorted((t for t in trials if t.verdict is Verdict.FITS), key=lambda t: t.sequences)
-    if not fits or prefer == "memory":
-        return fits[-1] if fits else None
-    smallest = knee({trial.sequences: trial.samples_per_second or 0.0 for trial in fits})
-    return next(trial for trial in fits if trial.sequences == smallest)
+    amounts = trial.peak, trial.static_bytes, trial.activation_peak
+    shifted = (None if amount is None else amount + shift for amount in amounts)
+    return search.tell(trial.size, trial.verdict, *shifted)
 
 
 def uneven(budgets: Sequence[DeviceBudget]) -> str | None:
-    """A hint where one device allows much less than another, and so limits all; None where they are equal."""
+    """A hint where one device allows much less than another, and so limits all; else None."""
     least = min(budgets, key=lambda budget: budget.budget)
     most = max(budgets, key=lambda budget: budget.budget)
     if least.budget > EVEN * most.budget:
@@ -242,11 +197,10 @@ def uneven(budgets: Sequence[DeviceBudget]) -> str | None:
     )
 
 
-def before_the_knee(trials: Iterable[Trial]) -> int | None:
+def before_the_knee(trials: Sequence[Trial]) -> int | None:
     """A size between the knee and the next smaller, slower trial; None when the two are close."""
-    fits = sorted((t for t in trials if t.verdict is Verdict.FITS), key=lambda t: t.size)
-    fast = choose(fits, "throughput")
-    slower = [trial.size for trial in fits if fast is not None and trial.size < fast.size]
-    if fast is None or not slower or fast.size <= CLOSE * slower[-1]:
+    if (knee := choose(trials, "throughput")) is None:
         return None
-    return math.isqrt(fast.size * slower[-1])
+    smaller = [t.size for t in trials if t.verdict is Verdict.FITS and t.size < knee.size]
+    slower = max(smaller, default=knee.size)
+    return None if knee.size <= CLOSE * slower else math.isqrt(knee.size * slower)

@@ -1,7 +1,7 @@
 """One micro-batch for each rank, for unequal cards: one search per rank, probed together.
 
-Ranks exchange gradients, so all of them take part in every probe: a rank whose search is over runs its answer
-again. The answer is a tuple of sizes that ran together.
+Ranks exchange gradients, so all of them take part in every probe: a rank whose search is over runs
+its answer again. The answer is a tuple of sizes that ran together.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,7 @@ def ask_each(
     guess: Sizes | None = None,
     noise: float = NOISE,
 ) -> Sizes | None:
-    """The sizes to probe next, one a rank; None when the search is over.
-
-    `most` is what they may sum up to: the effective batch, where it is given.
-    """
+    """The sizes to probe next, one a rank, in sum at most `most`; None when the search is over."""
     guesses = guess if guess is not None and len(guess) == len(budgets) else (None,) * len(budgets)
     known = [t for trial in trials if (t := reevaluate(trial, budgets)) is not None]
     searches = [
@@ -61,14 +58,8 @@ def _tell(search: Search, rank: int, size: int, trial: Trial) -> Search | None:
     """The search after what the trial says of this rank; None when another rank ended the trial."""
     if trial.measured and trial.failure is None:
         device = trial.measured[rank]
-        fits = device.peak <= trial.budgets[rank].budget
-        return search.tell(
-            size,
-            Verdict.FITS if fits else Verdict.OVER,
-            device.peak,
-            device.static_bytes,
-            device.activation_peak,
-        )
+        verdict = Verdict.FITS if device.peak <= trial.budgets[rank].budget else Verdict.OVER
+        return search.tell(size, verdict, device.peak, device.static_bytes, device.activation_peak)
     if trial.failed_rank not in (None, rank):
         return None
     return search.tell(size, trial.verdict)

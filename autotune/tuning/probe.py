@@ -16,8 +16,8 @@ LEAST_STEPS = 3
 MOST_STEPS = 8
 """Used while the peak has not settled or the steps are too short to time."""
 SETTLED = 1.02
-"""The peak has settled when a step is at most this factor above the highest before it. On a CPU the worst case
-reads up to 0.5 % more after the mix than before it (T5 of d_model 128, 187 sequences of 256)."""
+"""The peak has settled when a step is at most this factor above the highest before it. On a CPU the
+worst case reads up to 0.5 % more after the mix (T5 of d_model 128, 187 sequences of 256)."""
 TIMED = 0.3
 """Seconds of timed steps that a speed rests on, at least."""
 
@@ -127,7 +127,7 @@ def measure(
 
 
 def measure_memory_fractions(workload: Workload, size: int) -> list[float] | None:
-    """The shares of a micro-batch's tensors that source and target take; None where both are one sequence."""
+    """The shares of a micro-batch's tensors of source and target; None where both are one."""
     memory = workload.memory
 
     def growth(run: Callable[[], object]) -> int:

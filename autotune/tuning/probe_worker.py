@@ -3,8 +3,8 @@
 `session` starts one process a rank. A worker knows no verdict and no budget.
 """
 
-import importlib
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -32,7 +32,9 @@ def main() -> None:
     try:
         request = wire.receive()
         assert isinstance(request, messages.Build)
-        workload = build(request)
+        with without_collection():
+            build = pkgutil.resolve_name(request.workload)
+        workload: Workload = build(request.settings)
         memory = workload.memory
         memory.release_cached()
         held = Held(device=memory.device, resident=memory.resident())
@@ -46,15 +48,6 @@ def main() -> None:
         wire.send(failed(error))
         sys.stdout.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
-
-
-def build(request: messages.Build) -> Workload:
-    """The workload that `module:function` returns for the settings."""
-    module, _, function = request.workload.partition(":")
-    with without_collection():
-        make = getattr(importlib.import_module(module), function)
-    workload: Workload = make(request.settings)
-    return workload
 
 
 def answer(

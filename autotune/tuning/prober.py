@@ -15,7 +15,7 @@ A probe during which a tenant took or freed memory is measured again, under the 
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,29 +52,25 @@ MIN_PROBE_TIMEOUT = 60.0
 """Seconds before any probe can count as hung."""
 
 
+@dataclass(eq=False)
 class Prober:
     """Probes one size after another; `with` ends its workers.
 
     Budgets are read before the first worker starts, and again before each replacement.
     """
 
-    def __init__(
-        self,
-        spec: WorkloadSpec,
-        *,
-        group: DeviceGroup,
-        host: HostMeter,
-        limits: Limits,
-        emit: Emit,
-        log_path: Path,
-    ) -> None:
-        self.spec = spec
-        self.group = group
-        self.host = host
-        self.limits = limits
-        self.emit = emit
-        self.log_path = log_path
-        self.tenants = Tenants(group, limits.target, emit)
+    spec: WorkloadSpec
+    _: KW_ONLY
+    group: DeviceGroup
+    host: HostMeter
+    limits: Limits
+    emit: Emit
+    log_path: Path
+
+    def __post_init__(self) -> None:
+        self.target = self.limits.target
+        self.noise = self.group.noise
+        self.tenants = Tenants(self.group, self.target, self.emit)
         self._session: Session | None = None
         self._fixed: list[int] = []
         """Bytes by rank before the first probe of these workers."""
@@ -85,7 +81,7 @@ class Prober:
         self._confirmed: set[Cause] = set()
         """Causes that came twice at one size; at other sizes they are not tried again."""
         self._pace: float | None = None
-        """Seconds per sequence, from the last probe."""
+        """Seconds per sequence in the slowest step of the last probe."""
 
     def __enter__(self) -> Self:
         return self
@@ -95,17 +91,7 @@ class Prober:
 
     @property
     def budgets(self) -> tuple[DeviceBudget, ...]:
-        """What the devices allow now."""
         return self.tenants.budgets
-
-    @property
-    def noise(self) -> float:
-        """How far apart two peaks of one size lie, as a share."""
-        return self.group.noise
-
-    @property
-    def target(self) -> float:
-        return self.limits.target
 
     def open(self) -> dict[str, Any]:
         """Starts the workers and returns the info of the workload that they built.
@@ -125,8 +111,8 @@ class Prober:
                 if cause in FOR_MEMORY:
                     raise NothingFits(
                         f"the model and its optimizer alone do not fit: {ended.failure}",
-                        "try a "
-                        "higher target, a smaller model, or a device or --vram-limit with more memory",
+                        "try a higher target, a smaller model, or a device or --vram-limit with "
+                        "more memory",
                     ) from None
                 if attempt == 2 or cause is Cause.CRASHED:
                     raise self._error(ended.failure, "while it built the workload") from None
@@ -159,9 +145,9 @@ class Prober:
                     self._say_unsettled(sizes)
                     continue
                 failures += 1
-                trial = self._failed(sizes, ended.failure, time.monotonic() - started, failures)
-                if trial is not None:
-                    return trial
+                seconds = time.monotonic() - started
+                if (failed := self._failed(sizes, ended.failure, seconds, failures)) is not None:
+                    return failed
                 continue
             session.held = [report.held for report in reports]
             trial = self._trial(sizes, session, reports, time.monotonic() - started)
@@ -175,18 +161,15 @@ class Prober:
             self._drifted = self._has_drifted(reports)
             if phase == "train":
                 self._largest = max(self._largest, *sizes)
-                self._pace = max(_pace(report) for report in reports)
+                self._pace = max(max(r.seconds) / max(1, r.samples) for r in reports)
             return trial
 
     def data_wait(self, size: int, *, loaders: int, busy: float) -> DataWait | None:
-        """The wait for data in a step of `busy` seconds with `loaders` processes per rank; None if workers end."""
-        sizes = [size] * self.spec.world_size
-        session = self._ready()
+        """How a step of `busy` seconds waits with `loaders` a rank; None if the workers end."""
+        session, ranks = self._ready(), self.spec.world_size
+        limits = self.tenants.hard_limits(ranks)
         request = MeasureDataWait(
-            sizes=sizes,
-            hard_limits=self.tenants.hard_limits(self.spec.world_size),
-            loaders=loaders,
-            busy=busy,
+            sizes=[size] * ranks, hard_limits=limits, loaders=loaders, busy=busy
         )
         try:
             waits = session.ask(request, DataWait, self.limits.silence)
@@ -199,16 +182,12 @@ class Prober:
         )
 
     def measure_memory_fractions(self, size: int) -> tuple[float, ...] | None:
-        """The shares of a micro-batch's memory that source and target take, the highest of all ranks.
-
-        None where both are padded as one sequence, or if the workers end.
-        """
-        request = MeasureMemoryFractions(
-            sizes=[size] * self.spec.world_size,
-            hard_limits=self.tenants.hard_limits(self.spec.world_size),
-        )
+        """Each side's highest share of a micro-batch's memory; None if one side, or workers end."""
+        session, ranks = self._ready(), self.spec.world_size
+        limits = self.tenants.hard_limits(ranks)
+        request = MeasureMemoryFractions(sizes=[size] * ranks, hard_limits=limits)
         try:
-            answers = self._ready().ask(request, MemoryFractions, self.limits.silence)
+            answers = session.ask(request, MemoryFractions, self.limits.silence)
         except WorkersEnded:
             self.close()
             return None
@@ -218,7 +197,6 @@ class Prober:
         return tuple(map(max, zip(*fractions, strict=True)))
 
     def close(self) -> None:
-        """Ends the workers, if any."""
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -245,12 +223,9 @@ class Prober:
         longest = self.limits.silence
         if self._pace is not None:
             longest = min(longest, max(MIN_PROBE_TIMEOUT, MAX_SLOWDOWN * self._pace * max(sizes)))
-        request = Probe(
-            phase=phase,
-            sizes=sizes,
-            hard_limits=self.tenants.hard_limits(self.spec.world_size),
-            safe=[int(SAFE_SHARE * room) for room in self.tenants.headroom(self.spec.world_size)],
-        )
+        limits = self.tenants.hard_limits(self.spec.world_size)
+        safe = [int(SAFE_SHARE * room) for room in self.tenants.headroom(self.spec.world_size)]
+        request = Probe(phase=phase, sizes=sizes, hard_limits=limits, safe=safe)
         return session.ask(request, Report, longest)
 
     def _say_unsettled(self, sizes: Sequence[int]) -> None:
@@ -285,8 +260,7 @@ class Prober:
             ChatlmError: it failed for another reason than its size.
         """
         size, cause = max(sizes), failure.cause
-        device = 0 if failure.rank is None else self._device_of(failure.rank)
-        again = failures == 1 and cause not in self._confirmed
+        device = device_of(failure.rank or 0, self.spec.world_size, self.budgets)
         verdict = Verdict.OOM
         match cause:
             case Cause.REFUSED:
@@ -297,10 +271,9 @@ class Prober:
                 verdict, failure = Verdict.OVER, replace(failure, cause=Cause.HARD_LIMIT)
             case Cause.DEVICE_OOM | Cause.HOST_OOM:
                 pass
-            case _ if again:
-                self.emit(
-                    Notice(text=f"probe {size}: the worker {_as_clause(failure)}; trying once more")
-                )
+            case _ if failures == 1 and cause not in self._confirmed:
+                text = f"probe {size}: the worker {_as_clause(failure)}; trying once more"
+                self.emit(Notice(text=text))
                 return None
             case Cause.KILLED:
                 self._confirmed.add(cause)
@@ -320,20 +293,11 @@ class Prober:
             failure=failure,
         )
 
-    def _device_of(self, rank: int) -> int:
-        return device_of(rank, self.spec.world_size, self.budgets)
-
     def _error(self, failure: Failure, when: str) -> WorkerError:
-        return WorkerError(
-            f"the worker {_as_clause(failure)} {when}", f"its log is {self.log_path}"
-        )
+        what = f"the worker {_as_clause(failure)} {when}"
+        return WorkerError(what, f"its log is {self.log_path}")
 
 
 def _as_clause(failure: Failure) -> str:
     is_crash = failure.cause is Cause.CRASHED
     return f"crashed ({failure.first_line})" if is_crash else failure.detail
-
-
-def _pace(report: Report) -> float:
-    """Seconds per sequence in the slowest step."""
-    return max(report.seconds) / max(1, report.samples)

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -167,15 +167,11 @@ def test_a_limit_of_the_callers_own_is_back_afterwards(fails: bool, card: int) -
     before = resource.getrlimit(resource.RLIMIT_DATA)
     own = (64 * 2**30, before[1])
     resource.setrlimit(resource.RLIMIT_DATA, own)
+    run = failing_from(2, KeyboardInterrupt) if fails else step
 
     try:
-        if fails:
-            with pytest.raises(KeyboardInterrupt):
-                find_micro_batch(
-                    failing_from(2, KeyboardInterrupt), ceiling=64, target=0.5, vram_limit=card
-                )
-        else:
-            find_micro_batch(step, ceiling=4000, target=0.5, vram_limit=card)
+        with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+            find_micro_batch(run, ceiling=4000, target=0.5, vram_limit=card)
         after = resource.getrlimit(resource.RLIMIT_DATA)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
@@ -219,18 +215,13 @@ def test_only_sizes_that_divide_the_effective_batch_are_tried(card: int) -> None
     assert all(240 % trial.size == 0 for trial in found.trials)
 
 
-def test_a_guess_is_tried_first(card: int) -> None:
-    """As one from an earlier tuning."""
-    found = find_micro_batch(step, ceiling=512, target=0.5, vram_limit=card, guess=70)
+@pytest.mark.parametrize(("ceiling", "first"), [(512, 70), (20, 20)])
+def test_a_guess_is_tried_first(ceiling: int, first: int, card: int) -> None:
+    """One above the ceiling is the ceiling: an earlier tuning may have had a higher one."""
+    found = find_micro_batch(step, ceiling=ceiling, target=0.5, vram_limit=card, guess=70)
 
-    assert found.trials[0].size == 70
-
-
-def test_a_guess_above_the_ceiling_is_the_ceiling(card: int) -> None:
-    """An earlier tuning may have had a higher one."""
-    found = find_micro_batch(step, ceiling=20, target=0.5, vram_limit=card, guess=70)
-
-    assert [trial.size for trial in found.trials] == [20]
+    assert found.trials[0].size == first
+    assert found.size <= ceiling
 
 
 def test_a_limit_may_be_written_as_people_do() -> None:
@@ -323,38 +314,30 @@ def test_the_card_is_found_by_its_uuid() -> None:
 
 
 @pytest.fixture
-def no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toy computes on the CPU, wherever the tests run."""
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary files. The toy computes on the CPU, wherever the tests run."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-
-
-@pytest.mark.usefixtures("no_cards")
-def test_a_workload_in_a_worker_may_be_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The result is of the same kind; the workers' log goes with them."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
 
+
+def test_a_workload_in_a_worker_may_be_killed(logs: Path) -> None:
+    """The result is of the same kind; the workers' log goes with them."""
     found = find_micro_batch(
         PATH, settings=toy(how="kill", at=7), ceiling=64, target=0.5, vram_limit="256MiB"
     )
 
     assert found.size == 6
     assert found.fixed < found.peak <= found.budget == 128 * MIB
-    assert not list(tmp_path.glob("autotune-*"))
+    assert not list(logs.glob("autotune-*"))
 
 
-@pytest.mark.usefixtures("no_cards")
-def test_a_worker_that_fails_leaves_the_log_that_its_error_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_fails_leaves_the_log_that_its_error_names(logs: Path) -> None:
     """There is the traceback."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
     with pytest.raises(WorkerError) as caught:
         find_micro_batch(PATH, settings=toy(how="crash"), ceiling=64, target=0.5)
 
-    (log,) = tmp_path.glob("autotune-*/workers.log")
+    (log,) = logs.glob("autotune-*/workers.log")
     assert str(caught.value).endswith(f"its log is {log}")
     assert "ValueError: the toy broke" in log.read_text()
 
@@ -374,23 +357,16 @@ def interrupts(event: object) -> None:
     ],
     ids=["interrupted", "model too large", "step too large", "refused"],
 )
-@pytest.mark.usefixtures("no_cards")
 def test_a_log_that_no_error_names_goes_however_it_ends(
-    settings: dict[str, Any],
-    emit: Emit | None,
-    end: type[BaseException],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any], emit: Emit | None, end: type[BaseException], logs: Path
 ) -> None:
     """Nobody would find it."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
     with pytest.raises(end):
         find_micro_batch(
             PATH, settings=settings, ceiling=8, target=0.5, vram_limit="256MiB", emit=emit
         )
 
-    assert not list(tmp_path.glob("autotune-*"))
+    assert not list(logs.glob("autotune-*"))
 
 
 def test_in_workers_the_answer_fits_beside_a_neighbour_who_came_in_mid_search(
@@ -438,12 +414,12 @@ def examples() -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(len(examples())))
-@pytest.mark.usefixtures("no_cards")
 def test_every_example_of_the_documentation_runs(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a fresh folder, where those that begin with a file's name lie as that file."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that spin while they wait are no help here
     for example in examples():
         if name := re.match(r"# (\w+\.py)\n", example):

@@ -3,8 +3,10 @@
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +21,8 @@ from autotune.events import (
 )
 from autotune.readings import DeviceBudget, DeviceReading, HostReading, Measured
 from autotune.trial import Trial
-from autotune.units import format_bytes
 from autotune.verdict import Verdict
-from dashboard.event_log import EVENTS, EventLog, read_events
+from dashboard.event_log import EVENTS, read_events, record_events
 from dashboard.formatting import (
     clean,
     clock,
@@ -37,7 +38,7 @@ from dashboard.formatting import (
 )
 from dashboard.memory_fit import fit_line
 from dashboard.plain_lines import PlainLines
-from dashboard.state import RECENT_LOSSES, RECENT_NOTICES, Screen, budget_of, update
+from dashboard.state import RECENT_LOSSES, Screen, budget_of, update
 from trainer.events import (
     CheckpointSaved,
     Evaluated,
@@ -117,47 +118,38 @@ def test_the_highest_use_is_of_the_running_probe() -> None:
     assert second.highest == {"GPU-0": 2 * GIB}
 
 
-def test_an_interrupted_search_keeps_its_best_answer() -> None:
-    screen = played(TUNING, TuningEnded(answer=8, interrupted=True, seconds=3.0))
+@pytest.mark.parametrize(
+    ("events", "known"),
+    [
+        ([TUNING, TuningEnded(answer=8, interrupted=True, seconds=3.0)], {"answer": 8}),
+        ([TUNING, ProbeEnded(trial=trial(8), low=8, high=257)], {"answer_trial": None}),
+        ([TUNING, started(), step(1)], {"budgets": (budget(),)}),
+        (
+            [started(), *(step(n, loss=float(n)) for n in range(1, 301))],
+            {"losses": tuple(map(float, range(301 - RECENT_LOSSES, 301))), "first_loss": 1.0},
+        ),
+        ([started(first_step=41)], {"step": 40, "steps": 100}),
+        ([started(), step(1), step(2)], {"seconds_left": pytest.approx(2.0 * 98)}),
+        ([started(), *(step(n, device_peak_bytes=9.0 - n) for n in (1, 2))], {"peak": 8}),
+        ([Notice(text=text) for text in "012345678"], {"notices": ("6", "7", "8")}),
+        ([Notice(text=text) for text in "aba"], {"notices": ("b", "a")}),
+    ],
+    ids=[
+        "an interrupted search keeps its best answer",
+        "there is no answer's trial before the end",
+        "budgets outlive tuning when training follows",
+        "losses are bounded and the first is kept",
+        "a resumed run starts where it was",
+        "the time left is the mean step times the steps left",
+        "the peak is the highest of all steps",
+        "only the last notices are kept",
+        "a notice that comes again stands once, in its newest place",
+    ],
+)
+def test_what_the_screen_knows_after_events(events: list[object], known: dict[str, object]) -> None:
+    screen = played(*events)
 
-    assert screen.answer == 8
-
-
-def test_budgets_outlive_tuning_when_training_follows() -> None:
-    screen = played(TUNING, started(), step(1))
-
-    assert screen.budgets == (budget(),)
-
-
-def test_losses_are_bounded_and_the_first_is_kept() -> None:
-    screen = played(started(steps=500), *(step(n, loss=float(n)) for n in range(1, 301)))
-
-    assert len(screen.losses) == RECENT_LOSSES
-    assert (screen.losses[-1], screen.first_loss) == (300.0, 1.0)
-
-
-def test_a_resumed_run_starts_where_it_was() -> None:
-    screen = played(started(first_step=41))
-
-    assert (screen.step, screen.steps) == (40, 100)
-
-
-def test_time_left_is_the_mean_step_times_the_steps_left() -> None:
-    screen = played(started(), step(1), step(2))
-
-    assert screen.seconds_left == pytest.approx(2.0 * 98)
-
-
-def test_the_peak_is_the_highest_of_all_steps() -> None:
-    screen = played(started(), step(1, device_peak_bytes=9.0), step(2, device_peak_bytes=7.0))
-
-    assert screen.peak == 9
-
-
-def test_only_the_last_notices_are_kept() -> None:
-    screen = played(*(Notice(text=str(n)) for n in range(9)))
-
-    assert screen.notices == ("6", "7", "8")[-RECENT_NOTICES:]
+    assert {name: getattr(screen, name) for name in known} == known
 
 
 def test_a_peak_is_held_against_the_device_with_the_least_headroom() -> None:
@@ -212,10 +204,6 @@ def test_the_answer_is_the_newest_trial_of_its_size_that_fits() -> None:
     assert screen.answer_trial == again
 
 
-def test_there_is_no_answer_trial_before_the_end() -> None:
-    assert played(TUNING, ProbeEnded(trial=trial(8), low=8, high=257)).answer_trial is None
-
-
 def test_the_line_goes_through_straight_trials() -> None:
     line = fit_line([trial(size, 400 * MIB + 12 * MIB * size) for size in (1, 8, 64)])
 
@@ -248,32 +236,26 @@ def test_no_line_where_the_trials_tell_no_slope(peaks: dict[int, int]) -> None:
     assert fit_line([*trials, trial(512, None, Verdict.OOM)]) is None
 
 
-def test_amounts_have_three_digits() -> None:
-    assert format_bytes(1.07 * GIB) == "1.07 GiB"
-    assert format_bytes(44.52 * GIB) == "44.5 GiB"
-    assert format_bytes(257 * MIB) == "257 MiB"
-    assert format_bytes(1023 * MIB) == "1.00 GiB"
-    assert format_bytes(3.5 * GIB, like=44.5 * GIB) == "3.5 GiB"
-    assert format_bytes(0) == "0 B"
-
-
-def test_figures_and_times_read_well() -> None:
-    assert [figure(x) for x in (0.0, 0.0123, 2.999, 52.14, 13300.0)] == [
-        "0.00", "0.0123", "3.00", "52.1", "13,300",
-    ]  # fmt: skip
-    assert figure(math.nan) == "nan"
-    assert figure(2.9e-5) == "2.90e-05"
-    assert [duration(4.21), duration(59.97), duration(72.0)] == ["4.2 s", "1 m 00 s", "1 m 12 s"]
-    assert [clock(4.21), clock(7500.0)] == ["4 s", "2 h 05 m"]
-
-
-def test_a_share_next_to_the_budget_says_on_which_side_it_is() -> None:
-    assert [share(x, 1000) for x in (890, 997, 1000, 1003)] == [
-        "89 %",
-        "99.7 %",
-        "100 %",
-        "100.3 %",
-    ]
+@pytest.mark.parametrize(
+    ("say", "words"),
+    [
+        (figure, {0.0: "0.00", 0.0123: "0.0123", 2.999: "3.00", 52.14: "52.1", 13300.0: "13,300"}),
+        (figure, {math.nan: "nan", 2.9e-5: "2.90e-05"}),
+        (duration, {4.21: "4.2 s", 59.97: "1 m 00 s", 72.0: "1 m 12 s"}),
+        (clock, {4.21: "4 s", 7500.0: "2 h 05 m"}),
+        (lambda n: share(n, 1000), {890: "89 %", 997: "99.7 %", 1000: "100 %", 1003: "100.3 %"}),
+        (
+            lambda sizes: micro_batches(1200, sizes),
+            {(): "1,200", (12, 12): "1,200", (12, 6): "12 + 6"},
+        ),
+        (clean, {"a\x1b[31mred\nline\x07": "a [31mred line"}),
+        (lambda text: encodable(text, "ascii"), {"1 … 4 × 模型": "1 .. 4 x ??"}),
+        (lambda text: encodable(text, "utf-8"), {"1 … 4": "1 … 4"}),
+    ],
+)
+def test_values_read_well(say: Callable[[Any], str], words: dict[Any, str]) -> None:
+    """A share next to the budget says on which side it is; foreign text is one printable line."""
+    assert {value: say(value) for value in words} == words
 
 
 @pytest.mark.parametrize(
@@ -329,12 +311,6 @@ def test_a_spread_is_said_where_the_speed_is_noisy(spread: float | None, words: 
     assert give_or_take(replace(trial(8), speed_spread=spread)) == words
 
 
-def test_unequal_sizes_are_all_said() -> None:
-    assert micro_batches(1024, ()) == "1,024"
-    assert micro_batches(12, (12, 12)) == "12"
-    assert micro_batches(12, (12, 6)) == "12 + 6"
-
-
 def card(peak: float, *, context: float, reserved: float, allocated: float) -> Measured:
     return Measured(
         peak=int(peak * GIB), static_bytes=MIB, activation_peak=MIB, context=int(context * GIB),
@@ -377,30 +353,25 @@ def test_a_cpu_peak_has_no_parts() -> None:
     assert peak_words(trial(8, None, Verdict.OOM)) is None
 
 
-def test_text_from_outside_is_one_printable_line() -> None:
-    assert clean("a\x1b[31mred\nline\x07") == "a [31mred line"
-
-
-def test_glyphs_become_ascii_where_the_stream_has_no_others() -> None:
-    assert encodable("1 … 4 × 模型", "ascii") == "1 .. 4 x ??"
-    assert encodable("1 … 4", "utf-8") == "1 … 4"
+def printed(*events: object, now: Callable[[], float] = lambda: 0.0) -> list[str]:
+    stream = io.StringIO()
+    lines = PlainLines(stream, now)
+    for event in events:
+        lines(event)
+    return stream.getvalue().splitlines()
 
 
 def test_plain_lines_say_each_probe_in_one_line() -> None:
-    stream = io.StringIO()
-    lines = PlainLines(stream)
-
-    for event in (
+    lines = printed(
         TUNING,
         ProbeStarted(size=48, low=0, high=257),
         reading(3 * GIB),
         ProbeEnded(trial=trial(48, int(3.56 * GIB)), low=48, high=257),
         ProbeEnded(trial=trial(64, None, Verdict.OOM), low=48, high=64),
         TuningEnded(answer=48, interrupted=False, seconds=12.0),
-    ):
-        lines(event)
+    )
 
-    assert stream.getvalue().splitlines() == [
+    assert lines == [
         "tune    chatlm-tiny  target 62.5 %  sizes 1 … 256",
         "device  Card  budget 4.00 GiB of 8.00 GiB, others hold 1.00 GiB",
         "probe   48    fits   peak 3.56 GiB of 4.00 GiB (89 %)  52.1 samples/s  4.2 s",
@@ -410,29 +381,24 @@ def test_plain_lines_say_each_probe_in_one_line() -> None:
 
 
 def test_plain_lines_say_what_a_gpu_told() -> None:
-    stream = io.StringIO()
-    lines = PlainLines(stream)
     guarded = replace(budget(), hard_limit=int(4.4 * GIB))
     sizes = replace(
         trial(12), sizes=(12, 6), speed_spread=0.06,
         measured=(card(1.0, context=0.25, reserved=0.75, allocated=0.5),),
     )  # fmt: skip
 
-    for event in (
+    limit = replace(
+        trial(16, None, Verdict.OOM), samples_per_second=None,
+        failure=Failure(cause=Cause.SIZE_LIMIT, detail="so many words " * 20),
+    )  # fmt: skip
+
+    _, device, fits, no_size, answer, peak = printed(
         replace(TUNING, devices=(guarded,)),
         ProbeEnded(trial=sizes, low=12, high=257),
-        ProbeEnded(
-            trial=Trial(
-                size=16, verdict=Verdict.OOM, peak=None, seconds=4.2,
-                failure=Failure(cause=Cause.SIZE_LIMIT, detail="so many words " * 20),
-            ),
-            low=12, high=16,
-        ),
+        ProbeEnded(trial=limit, low=12, high=16),
         TuningEnded(answer=12, interrupted=False, seconds=12.0),
-    ):  # fmt: skip
-        lines(event)
+    )
 
-    _, device, fits, no_size, answer, peak = stream.getvalue().splitlines()
     assert device.endswith("others hold 1.00 GiB, guard 4.40 GiB")
     assert fits == (
         "probe   12 + 6  fits   peak 1.00 GiB of 4.00 GiB (25 %)  52.1 ±3 % samples/s  4.2 s"
@@ -444,27 +410,20 @@ def test_plain_lines_say_what_a_gpu_told() -> None:
 
 
 def test_plain_lines_thin_the_steps() -> None:
-    stream = io.StringIO()
-    lines = PlainLines(stream, now=lambda: 0.0)
+    lines = printed(started(steps=200), *map(step, range(1, 201)))
 
-    for event in (started(steps=200), *(step(n) for n in range(1, 201))):
-        lines(event)
-
-    printed = [line.split()[1] for line in stream.getvalue().splitlines()[1:]]
-    assert printed[:3] == ["1/200", "11/200", "21/200"]
-    assert printed[-1] == "200/200"
-    assert len(printed) == 21
+    shown = [line.split()[1] for line in lines[1:]]
+    assert shown[:3] == ["1/200", "11/200", "21/200"]
+    assert shown[-1] == "200/200"
+    assert len(shown) == 21
 
 
 def test_plain_lines_are_never_silent_for_long() -> None:
-    times = iter(range(0, 1000, 6))
-    stream = io.StringIO()
-    lines = PlainLines(stream, now=lambda: float(next(times)))
+    times = map(float, range(0, 1000, 6))
 
-    for event in (started(steps=100000), *(step(n) for n in range(1, 9))):
-        lines(event)
+    lines = printed(started(steps=100000), *map(step, range(1, 9)), now=times.__next__)
 
-    assert len(stream.getvalue().splitlines()) > 3
+    assert len(lines) > 3
 
 
 def test_plain_lines_say_now_and_then_how_far_the_tokens_are() -> None:
@@ -522,7 +481,7 @@ ALL_EVENTS = (
 def test_a_recorded_run_reads_back_as_the_same_events(tmp_path: Path) -> None:
     times = iter(range(100))
 
-    with EventLog(tmp_path / "events.jsonl", now=lambda: float(next(times))) as log:
+    with record_events(tmp_path / "events.jsonl", lambda: float(next(times))) as log:
         for event in (*ALL_EVENTS, object()):
             log(event)
 
@@ -557,13 +516,3 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     path.write_text(f"{whole}\n{unknown}\n{whole[:-5]}", encoding="utf-8")
 
     assert list(read_events(path)) == [(1.5, Notice(text="a"))]
-
-
-def test_a_notice_that_comes_again_stands_once() -> None:
-    """The newest place counts."""
-    screen = Screen()
-
-    for text in ("a", "b", "a"):
-        screen = update(screen, Notice(text=text))
-
-    assert screen.notices == ("b", "a")

@@ -23,11 +23,14 @@ from autotune.events import (
 from autotune.readings import DeviceBudget, DeviceReading, HostReading, Measured
 from autotune.trial import Trial
 from autotune.verdict import Verdict
+from dashboard.event_log import record_events
+from dashboard.plain_lines import evaluation_line, sample_line
 from dashboard.state import Screen, update
 from dashboard.view import render
 from trainer.events import (
     CheckpointSaved,
     Evaluated,
+    Sample,
     StepEnded,
     Tokenising,
     TrainingEnded,
@@ -37,6 +40,7 @@ from trainer.events import (
 GIB = 2**30
 MIB = 2**20
 WIDTHS = (60, 80, 120)
+ROOT = Path(__file__).parents[2]
 
 
 def played(events: list[object], screen: Screen | None = None) -> Screen:
@@ -111,7 +115,7 @@ def evidence(sizes: tuple[int, ...] = (143,), ended: bool = True) -> list[object
         peak=int(39.9 * GIB), static_bytes=2 * GIB, activation_peak=39 * GIB, context=GIB // 2,
         reserved=int(39.4 * GIB), allocated=int(34.2 * GIB),
     )  # fmt: skip
-    small = replace(trial(1, Verdict.FITS, 4 * GIB), samples_per_second=52.1)
+    small = trial(1, Verdict.FITS, 4 * GIB)
     knee = replace(trial(100, Verdict.FITS, 28 * GIB), samples_per_second=405.0)
     best = replace(
         trial(143, Verdict.FITS, answer.peak), samples_per_second=411.0, speed_spread=0.06,
@@ -121,13 +125,9 @@ def evidence(sizes: tuple[int, ...] = (143,), ended: bool = True) -> list[object
         cause=Cause.HARD_LIMIT, device="NVIDIA A100-SXM4-80GB",
         held=int(44.3 * GIB), limit=44 * GIB,
     )  # fmt: skip
-    trials = [
-        small,
-        trial(700, Verdict.OOM, None, Failure(cause=Cause.SIZE_LIMIT, detail="too many blocks")),
-        trial(512, Verdict.OVER, None, stopped),
-        knee,
-        best,
-    ]
+    blocks = Failure(cause=Cause.SIZE_LIMIT, detail="too many blocks")
+    failed = trial(700, Verdict.OOM, None, blocks), trial(512, Verdict.OVER, None, stopped)
+    trials = [small, *failed, knee, best]
     return [
         TuningStarted(model="chatlm-0.2b", target=0.6, ceiling=4096, devices=budgets),
         *(ProbeEnded(trial=t, low=1, high=4097) for t in trials),
@@ -141,22 +141,18 @@ def training(steps: int = 30, ended: bool = False) -> list[object]:
         model="chatlm-0.2b", rows=120345, first_step=1, steps=100, effective_batch=256,
         micro_batch=64, accumulation=2, world_size=2, precision="bf16", output_dir="runs/a",
     )  # fmt: skip
-    records: list[object] = [
-        StepEnded(
-            record={
-                "step": n, "loss": 2 + 4 / n, "learning_rate": 3e-4, "grad_norm": 1.25,
-                "seconds": 2.0, "samples_per_second": 128.0, "tokens_per_second": 65536.0,
-                "padding": 0.12, "device_peak_bytes": 39 * GIB,
-            }
-        )
-        for n in range(1, steps + 1)
-    ]  # fmt: skip
-    tail: list[object] = [
+    record = {
+        "learning_rate": 3e-4, "grad_norm": 1.25, "seconds": 2.0, "samples_per_second": 128.0,
+        "tokens_per_second": 65536.0, "padding": 0.12, "device_peak_bytes": 39 * GIB,
+    }  # fmt: skip
+    return [
+        head,
+        readings(1, 46 * GIB),
+        *(StepEnded(record={**record, "step": n, "loss": 2 + 4 / n}) for n in range(1, steps + 1)),
         Evaluated(step=steps, loss=2.25),
         CheckpointSaved(step=steps, path=f"runs/a/step-{steps}"),
+        *([TrainingEnded(result={"final_loss": 2.1}, interrupted=False)] if ended else []),
     ]
-    end: list[object] = [TrainingEnded(result={"final_loss": 2.1}, interrupted=False)]
-    return [head, readings(1, 46 * GIB), *records, *tail, *(end if ended else [])]
 
 
 def drawn(screen: Screen, width: int, height: int = 24, ascii: bool = False) -> str:
@@ -185,13 +181,8 @@ SCREENS = {
     "trained": played(training(100, ended=True)),
     "notices": played([*tuning(), *(Notice(text="模型 " * 40) for _ in range(9))]),
     "many trials": played(
-        [
-            *tuning(),
-            *(
-                ProbeEnded(trial=trial(n, Verdict.FITS, n * MIB), low=n, high=150)
-                for n in range(1, 60)
-            ),
-        ]
+        [ProbeEnded(trial=trial(n, Verdict.FITS, n * MIB), low=n, high=150) for n in range(1, 60)],
+        played(tuning()),
     ),
 }
 
@@ -277,14 +268,8 @@ def test_the_target_line_of_a_device_is_at_its_share() -> None:
 def test_memory_is_said_in_words_too() -> None:
     text = drawn(SCREENS["tuning"], 120)
 
-    for words in (
-        "others 8.00 GiB",
-        "ours 20.0 GiB",
-        "peak 32.0 GiB",
-        "free 52.0 GiB",
-        "budget 40.0 GiB",
-    ):
-        assert words in text
+    for words in ("others 8.00", "ours 20.0", "peak 32.0", "free 52.0", "budget 40.0"):
+        assert f"{words} GiB" in text
 
 
 def test_a_host_device_takes_the_workers_memory_for_ours() -> None:
@@ -292,16 +277,10 @@ def test_a_host_device_takes_the_workers_memory_for_ours() -> None:
     budget = DeviceBudget(
         device="cpu", name="host memory", total=64 * GIB, others=10 * GIB, budget=30 * GIB
     )
-    screen = played(
-        [
-            TuningStarted(model="m", target=0.625, ceiling=8, devices=(budget,)),
-            ReadingTaken(
-                devices=(device,), host=HostReading(total=64 * GIB, used=20 * GIB), workers=7 * GIB
-            ),
-        ]
-    )
+    begun = TuningStarted(model="m", target=0.625, ceiling=8, devices=(budget,))
+    host = HostReading(total=64 * GIB, used=20 * GIB)
 
-    text = drawn(screen, 80)
+    text = drawn(played([begun, ReadingTaken(devices=(device,), host=host, workers=7 * GIB)]), 80)
 
     assert "others 13.0 GiB" in text
     assert "ours 7.00 GiB" in text
@@ -363,16 +342,12 @@ def test_the_guard_is_marked_beyond_the_budget_and_named_where_there_is_room() -
     assert "guard 44" not in narrow
 
 
-def test_training_has_no_guard() -> None:
-    screen = played(training(), played(evidence()))
-
-    assert "┊" not in drawn(screen, 120)
-
-
-def test_a_guard_at_the_budget_is_not_marked() -> None:
+def test_training_has_no_guard_and_one_at_the_budget_is_not_marked() -> None:
+    training_too = played(training(), played(evidence()))
     screen = played(evidence(ended=False))
     tight = replace(screen, budgets=(replace(GUARDED, hard_limit=GUARDED.budget),))
 
+    assert "┊" not in drawn(training_too, 120)
     assert "┊" not in drawn(tight, 120)
 
 
@@ -394,26 +369,18 @@ def test_the_knee_is_marked_once_the_search_is_over(width: int) -> None:
     assert "knee" not in drawn(SCREENS["evidence, not ended"], width)
 
 
-def test_an_answer_that_is_the_knee_is_not_marked() -> None:
-    screen = played(evidence(ended=False))
+def test_there_is_no_knee_without_speeds_nor_where_it_is_the_answer() -> None:
     ended = TuningEnded(answer=100, interrupted=False, seconds=72.0)
-
-    assert "knee" not in drawn(update(screen, ended), 120)
-
-
-def test_without_speeds_there_is_no_knee() -> None:
     screen = played(evidence())
     untimed = tuple(replace(t, samples_per_second=None) for t in screen.trials)
 
+    assert "knee" not in drawn(update(SCREENS["evidence, not ended"], ended), 120)
     assert "knee" not in drawn(replace(screen, trials=untimed), 120)
 
 
 def test_a_noisy_speed_has_its_spread_where_there_is_room() -> None:
-    wide, narrow, ascii = (
-        drawn(SCREENS["evidence"], 120),
-        drawn(SCREENS["evidence"], 80),
-        drawn(SCREENS["evidence"], 120, ascii=True),
-    )
+    wide, narrow = (drawn(SCREENS["evidence"], width) for width in (120, 80))
+    ascii = drawn(SCREENS["evidence"], 120, ascii=True)
 
     assert "411    ±3 %" in wide
     assert wide.count("±") == 1
@@ -466,37 +433,29 @@ def test_names_from_outside_cannot_steer_the_terminal() -> None:
 
 
 def test_a_picture_is_drawn_from_recorded_events(tmp_path: Path) -> None:
-    from dashboard.event_log import EventLog
-
-    with EventLog(tmp_path / "events.jsonl", now=iter(map(float, range(99))).__next__) as log:
+    now = iter(map(float, range(99))).__next__
+    with record_events(tmp_path / "events.jsonl", now) as log:
         for event in tuned():
             log(event)
     command = [sys.executable, "-m", "bench.picture", str(tmp_path / "events.jsonl")]
-    root = Path(__file__).parents[2]
 
-    subprocess.run([*command, str(tmp_path / "end.svg")], check=True, cwd=root)
-    subprocess.run([*command, str(tmp_path / "then.svg"), "--at", "6"], check=True, cwd=root)
+    subprocess.run([*command, str(tmp_path / "end.svg")], check=True, cwd=ROOT)
+    subprocess.run([*command, str(tmp_path / "then.svg"), "--at", "6"], check=True, cwd=ROOT)
 
     assert "answer" in (tmp_path / "end.svg").read_text(encoding="utf-8")
     assert "running" in (tmp_path / "then.svg").read_text(encoding="utf-8")
 
 
+SCORED = Evaluated(
+    step=2, loss=0.5, bleu=83.84, chrf=89.3, exact_match=0.875, words="zh", generated_rows=24
+)
+
+
 def test_scores_are_a_row_that_gives_way_when_it_gets_narrow() -> None:
     """BLEU stays longest; nothing wraps."""
-    started = TrainingStarted(
-        model="m", rows=9, first_step=1, steps=2, effective_batch=1, micro_batch=1, accumulation=1,
-        world_size=1, precision="fp32", output_dir="out",
-    )  # fmt: skip
-    scored = Evaluated(
-        step=2, loss=0.5, bleu=83.84, chrf=89.3, exact_match=0.875, words="zh", generated_rows=24
-    )
-    screen = update(update(Screen(), started), scored)
+    screen = played([*training()[:1], SCORED])
 
-    frames = {}
-    for width in (100, 40, 28):
-        console = Console(width=width, record=True, file=io.StringIO())
-        console.print(render(screen, width, 1.0))
-        frames[width] = console.export_text()
+    frames = {width: drawn(screen, width) for width in (100, 40, 28)}
 
     assert "answers   BLEU 83.8 (zh)   exact 87.5 %   chrF 89.3   of 24 rows" in frames[100]
     assert "answers   BLEU 83.8 (zh)" in frames[28]
@@ -506,14 +465,7 @@ def test_scores_are_a_row_that_gives_way_when_it_gets_narrow() -> None:
 
 def test_plain_lines_show_what_was_asked_and_answered() -> None:
     """A wrong answer beside the wanted one; a long one is cut, Chinese too."""
-    from dashboard.plain_lines import evaluation_line, sample_line
-    from trainer.events import Sample
-
-    scored = Evaluated(
-        step=2, loss=0.5, bleu=83.84, chrf=89.3, exact_match=0.875, words="zh", generated_rows=24
-    )
-
-    assert evaluation_line(scored) == (
+    assert evaluation_line(SCORED) == (
         "eval    step 2  loss 0.500  BLEU 83.8 (zh)  exact 87.5 %  chrF 89.3  of 24 rows"
     )
     assert evaluation_line(Evaluated(step=2, loss=0.5)) == "eval    step 2  loss 0.500"

@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def error_of(text: str, tmp_path: Path) -> str:
     path = tmp_path / "p.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(ProfileError) as caught:
         profiles.load(str(path))
     return str(caught.value).removeprefix(f"{path}")
@@ -166,6 +166,8 @@ world_size = 2
         (f"{BATCH}[fingerprint]\nworld_size = 0", ": 'fingerprint.world_size' is 0: input should be greater than or equal to 1"),
         # the shape of the file; a future schema ahead of its keys
         ("schema = ", " is not TOML: Invalid value (at line 1, column 10); fix it, or tune again"),
+        ("\xff\xfe", " is not TOML: 'utf-8' codec can't decode byte 0xff in position 0: invalid start "
+         "byte; fix it, or tune again"),
         ("schema = 1\nbatch = 3", ": 'batch' is 3: it should be a table, [batch]"),
         ("", ": 'schema' is missing; `chatlm profiles show fast` prints a whole profile"),
         ("schema = 2\nnew = 1", " has schema 2, this version reads up to 1; update chatlm, or tune again"),
@@ -209,55 +211,41 @@ def test_each_device_may_have_its_own_size(tmp_path: Path) -> None:
     assert profile.plan(2, micro_batch=4).sizes == (4, 4)
 
 
-def trials(*rows: tuple[int, str, float | None]) -> Profile:
-    return small().model_copy(
-        update={
-            "trial": [
-                TrialRow(size=size, verdict=Verdict(verdict), seconds=1.0, samples_per_second=speed)
-                for size, verdict, speed in rows
-            ]
-        }
-    )
+def tried(*rows: tuple[int | list[int], str, float | None]) -> Profile:
+    """A profile with trials of (size, or one a device; verdict; samples per second)."""
+    trial = [
+        TrialRow(
+            size=size if isinstance(size, int) else max(size),
+            sizes=None if isinstance(size, int) else size,
+            verdict=Verdict(verdict), seconds=1.0, samples_per_second=speed,
+        )
+        for size, verdict, speed in rows
+    ]  # fmt: skip
+    return small().model_copy(update={"trial": trial})
 
 
-def test_the_knee_is_the_smallest_size_within_3_percent_of_the_best_speed() -> None:
+@pytest.mark.parametrize(
+    ("rows", "knee"),
+    [
+        ([(16, "fits", 100), (1, "fits", 40), (4, "fits", 97), (32, "over", 200)], (4, None)),
+        # two trials of one largest size are two sizes; the smaller sum is the smaller one
+        ([([8, 2], "fits", 99), ([8, 6], "fits", 100), ([8, 1], "fits", 50)], (8, [8, 2])),
+    ],
+)
+def test_the_knee_is_the_smallest_size_within_3_percent_of_the_best_speed(
+    rows: list[tuple[int | list[int], str, float | None]], knee: tuple[int, list[int] | None]
+) -> None:
     """Of what fits: a size over the budget may be faster, but cannot be had."""
-    measured = trials((16, "fits", 100), (1, "fits", 40), (4, "fits", 97), (32, "over", 200))
+    found = tried(*rows).knee()
 
-    knee = measured.knee()
-
-    assert knee is not None
-    assert knee.size == 4
-
-
-def test_unequal_sizes_are_one_size_by_their_sum() -> None:
-    """Two trials of one largest size are two sizes; the smaller sum is the smaller one."""
-    rows = [
-        TrialRow(size=8, sizes=sizes, verdict=Verdict.FITS, seconds=1.0, samples_per_second=speed)
-        for sizes, speed in (([8, 2], 99.0), ([8, 6], 100.0), ([8, 1], 50.0))
-    ]
-
-    knee = small().model_copy(update={"trial": rows}).knee()
-
-    assert knee is not None
-    assert knee.sizes == [8, 2]
+    assert found is not None
+    assert (found.size, found.sizes) == knee
 
 
 def test_one_speed_has_no_knee() -> None:
     """Nor has a preset, which measured nothing."""
     assert small().knee() is None
-    assert trials((4, "fits", 97), (8, "fits", None), (16, "oom", 120)).knee() is None
-
-
-def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
-    """It is no TOML either."""
-    binary = tmp_path / "binary.toml"
-    binary.write_bytes(b"\xff\xfe\x00")
-
-    with pytest.raises(ProfileError) as caught:
-        profiles.load(str(binary))
-
-    assert str(caught.value).startswith(f"{binary} is not TOML: 'utf-8' codec can't decode")
+    assert tried((4, "fits", 97), (8, "fits", None), (16, "oom", 120)).knee() is None
 
 
 def test_the_same_effective_batch_is_cut_for_any_number_of_devices() -> None:
@@ -313,27 +301,26 @@ def test_a_path_comes_before_a_name(folder: Path) -> None:
     assert profiles.load("far/away.toml").batch.micro_batch_size == 2
 
 
-def test_an_unknown_name_is_answered_with_the_nearest(folder: Path) -> None:
-    """Also where it was written as a path."""
-    profiles.save(small(), FOLDER / "tuned.toml")
+@pytest.mark.parametrize(
+    ("saved", "name", "hint"),
+    [
+        (["tuned"], "tunde", "did you mean tuned?"),
+        (["tuned"], "profiles/tunde.toml", "did you mean tuned?"),
+        # `train` asks for `tuned` unless told otherwise
+        ([], "tuned", "there are fast, small, standard, and `chatlm autotune` makes one"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_or_all(
+    saved: list[str], name: str, hint: str, folder: Path
+) -> None:
+    """And with how to make one."""
+    for own in saved:
+        profiles.save(small(), FOLDER / f"{own}.toml")
 
-    with pytest.raises(ProfileError) as name:
-        profiles.load("tunde")
-    with pytest.raises(ProfileError) as path:
-        profiles.load("profiles/tunde.toml")
-
-    assert str(name.value) == "no profile 'tunde'; did you mean tuned?"
-    assert str(path.value) == "no profile 'profiles/tunde.toml'; did you mean tuned?"
-
-
-def test_a_name_like_no_other_is_answered_with_all(folder: Path) -> None:
-    """And with how to make one: `train` asks for `tuned` unless told otherwise."""
     with pytest.raises(ProfileError) as caught:
-        profiles.load("tuned")
+        profiles.load(name)
 
-    assert str(caught.value) == (
-        "no profile 'tuned'; there are fast, small, standard, and `chatlm autotune` makes one"
-    )
+    assert str(caught.value) == f"no profile {name!r}; {hint}"
 
 
 def test_a_name_that_no_file_can_have_is_refused(folder: Path) -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from autotune.choices import Prefer
 from autotune.readings import DeviceBudget, Measured
 from autotune.search import AIM, Search
-from autotune.trial import Trial
-from autotune.tuning.loop import choose, tell
+from autotune.trial import Trial, choose, with_verdict
+from autotune.tuning.loop import tell
 from autotune.verdict import Verdict
 
 MIB = 2**20
@@ -27,23 +27,9 @@ def trial(size: int, verdict: Verdict = Verdict.FITS, speed: float | None = None
 
 def run(size: int, group: list[tuple[DeviceBudget, int, int]]) -> Trial:
     """The trial of a size on cards that hold `fixed + size × per_size`, as a prober would say it."""
-    peaks = [fixed + size * per_size for _, fixed, per_size in group]
-    over = [peak - budget.budget for (budget, _, _), peak in zip(group, peaks, strict=True)]
-    tightest = over.index(max(over))
-    return Trial(
-        size=size,
-        verdict=Verdict.OVER if max(over) > 0 else Verdict.FITS,
-        peak=peaks[tightest],
-        seconds=1.0,
-        budgets=tuple(budget for budget, _, _ in group),
-        measured=tuple(
-            Measured(peak=p, static_bytes=c[1], activation_peak=p)
-            for p, c in zip(peaks, group, strict=True)
-        ),
-        tightest=tightest,
-        static_bytes=group[tightest][1],
-        activation_peak=peaks[tightest],
-    )
+    peaks = [(fixed + size * per_size, fixed) for _, fixed, per_size in group]
+    measured = tuple(Measured(peak=p, static_bytes=s, activation_peak=p) for p, s in peaks)
+    return with_verdict(replace(trial(size), measured=measured), [budget for budget, _, _ in group])
 
 
 BUDGETS, FIXED, PER_SIZE = (500 * MIB, 4000 * MIB), (0, 600 * MIB), (MIB, 100 * MIB)
@@ -117,29 +103,20 @@ def test_a_trial_without_a_peak_is_told_without_one() -> None:
     assert (search.observations[-1].peak, search.high) == (None, 4)
 
 
-def test_the_largest_size_that_fits_is_chosen() -> None:
-    """In whatever order they were tried, and whatever their speed."""
+@pytest.mark.parametrize(("prefer", "size"), [("memory", 17), ("throughput", 8)])
+def test_the_largest_or_the_smallest_that_is_as_fast_as_any_is_chosen(
+    prefer: Prefer, size: int
+) -> None:
+    """In whatever order they were tried. 3 % slower is as fast; one that is over is no yardstick."""
     trials = [
-        trial(8, speed=9.0), trial(1), trial(12, Verdict.OVER), trial(11, speed=2.0), trial(10),
+        trial(8, speed=98.0), trial(4, speed=90.0), trial(32, Verdict.OVER, speed=200.0),
+        trial(17, speed=2.0), trial(16, speed=100.0), trial(1),
     ]  # fmt: skip
 
-    chosen = choose(trials, "memory")
+    chosen = choose(trials, prefer)
 
     assert chosen is not None
-    assert chosen.size == 11
-
-
-def test_for_throughput_the_smallest_size_that_is_as_fast_as_any_is_chosen() -> None:
-    """3 % slower is as fast; a size that does not fit is no yardstick."""
-    trials = [
-        trial(4, speed=90.0), trial(8, speed=98.0), trial(16, speed=100.0),
-        trial(32, Verdict.OVER, speed=200.0),
-    ]  # fmt: skip
-
-    chosen = choose(trials, "throughput")
-
-    assert chosen is not None
-    assert chosen.size == 8
+    assert chosen.size == size
 
 
 @pytest.mark.parametrize("prefer", ["memory", "throughput"])

@@ -108,10 +108,6 @@ def speed_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "TIMED", 0.0)
 
 
-def ignored(step: int) -> None:
-    pass
-
-
 def measured(workload: Growing, safe: int | None = None) -> tuple[Report, int]:
     """The report of a probe at 8, and how many steps it took."""
     steps: list[int] = []
@@ -119,20 +115,15 @@ def measured(workload: Growing, safe: int | None = None) -> tuple[Report, int]:
     return report, len(steps)
 
 
-def test_after_a_probe_nothing_stays_cached() -> None:
+def test_afterwards_nothing_stays_cached() -> None:
     """It would pass for a neighbour's, and be the first thing that the next probe's meter sees."""
-    report, _ = measured(Growing())
+    trained, _ = measured(Growing())
+    evaluated = measure_evaluation(Growing(), 8, lambda step: None)
 
-    assert report.peak == MODEL + 8 * SAMPLE
-    assert report.resident == report.static_bytes == MODEL
-
-
-def test_after_an_evaluation_nothing_stays_cached() -> None:
-    """The same, forward alone."""
-    report = measure_evaluation(Growing(), 8, ignored)
-
-    assert report.peak == MODEL + 4 * SAMPLE
-    assert report.resident == report.static_bytes == MODEL
+    assert trained.peak == MODEL + 8 * SAMPLE
+    assert evaluated.peak == MODEL + 4 * SAMPLE
+    for report in (trained, evaluated):
+        assert report.resident == report.static_bytes == MODEL
 
 
 def test_what_grows_with_the_size_is_read_before_anything_is_left_in_pieces() -> None:

@@ -64,6 +64,7 @@ def prober_of(
     settings: dict[str, Any],
     *,
     world_size: int = 1,
+    card: int = CARD,
     target: float = TARGET,
     silence: float = 60.0,
     idle: float = 60.0,
@@ -73,7 +74,7 @@ def prober_of(
     """A prober of the toy on an emulated card; a test can have one."""
     with Prober(
         WorkloadSpec(path=PATH, settings=settings, world_size=world_size),
-        group=EmulatedDevices(CARD, world_size),
+        group=EmulatedDevices(card, world_size),
         host=(host or Host(folder)).sampler(),
         limits=Limits(target=target, target_ram=0.8, silence=silence, idle=idle),
         emit=emit,
@@ -176,15 +177,19 @@ def test_a_memory_error_is_out_of_memory(tmp_path: Path) -> None:
     assert (trial.verdict, trial.reason) == (Verdict.OOM, "MemoryError")
 
 
-def test_a_worker_that_is_killed_once_is_tried_once_more(tmp_path: Path) -> None:
-    """Someone else may have sent the signal: it says nothing about memory yet."""
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [("kill", "was killed (SIGKILL)"), ("crash", "crashed (ValueError: the toy broke)")],
+)
+def test_what_ends_a_worker_once_is_tried_once_more(how: str, what: str, tmp_path: Path) -> None:
+    """Someone else may have sent the signal. The notice is one line, however many the error has."""
     events: list[object] = []
-    settings = toy(how="kill", once=tmp_path / "once")
+    settings = toy(how=how, once=tmp_path / "once")
     with prober_of(tmp_path, settings, emit=events.append) as prober:
         trial = prober.probe(5)
 
     assert trial.verdict is Verdict.FITS
-    assert notices(events) == ["probe 5: the worker was killed (SIGKILL); trying once more"]
+    assert notices(events) == [f"probe 5: the worker {what}; trying once more"]
 
 
 def test_where_the_kernel_kills_large_sizes_the_search_ends_in_one_that_fitted(
@@ -243,49 +248,27 @@ def test_above_the_share_of_host_memory_a_size_is_over(tmp_path: Path) -> None:
     assert (trial.verdict, trial.reason) == (Verdict.OVER, "host memory")
 
 
-def test_a_crash_is_tried_once_more(tmp_path: Path) -> None:
-    """The notice is one line, however many the error has."""
-    events: list[object] = []
-    settings = toy(how="crash", once=tmp_path / "once")
-    with prober_of(tmp_path, settings, emit=events.append) as prober:
-        trial = prober.probe(5)
-
-    assert trial.verdict is Verdict.FITS
-    assert notices(events) == [
-        "probe 5: the worker crashed (ValueError: the toy broke); trying once more"
-    ]
-
-
 @pytest.mark.parametrize(
-    ("how", "what"),
+    ("how", "silence", "what"),
     [
-        ("crash", "crashed (ValueError: the toy broke)"),
-        ("quit", "died (exit code 0)"),
+        ("crash", 60.0, "crashed (ValueError: the toy broke)"),
+        ("quit", 60.0, "died (exit code 0)"),
+        ("hang", 2.0, "was silent for 2 s"),
     ],
 )
 def test_an_ending_twice_that_says_nothing_of_memory_is_an_error(
-    how: str, what: str, tmp_path: Path
+    how: str, silence: float, what: str, tmp_path: Path
 ) -> None:
     """A bug in the step must not look like a size that is too large."""
-    with prober_of(tmp_path, toy(how=how)) as prober, pytest.raises(WorkerError) as caught:
+    with (
+        prober_of(tmp_path, toy(how=how), silence=silence) as prober,
+        pytest.raises(WorkerError) as caught,
+    ):
         prober.probe(5)
 
     log = tmp_path / "log"
     assert str(caught.value) == f"the worker {what} at micro-batch 5, twice; its log is {log}"
     assert ("ValueError: the toy broke" in log.read_text()) == (how == "crash")
-
-
-def test_silence_twice_is_an_error(tmp_path: Path) -> None:
-    """A hang never ends by itself."""
-    with (
-        prober_of(tmp_path, toy(how="hang"), silence=2.0) as prober,
-        pytest.raises(WorkerError) as caught,
-    ):
-        prober.probe(5)
-
-    assert str(caught.value) == (
-        f"the worker was silent for 2 s at micro-batch 5, twice; its log is {tmp_path / 'log'}"
-    )
     assert workers_of(os.getpid()) == []
 
 
@@ -300,9 +283,8 @@ def test_workers_that_do_nothing_are_ended_long_before_their_time(tmp_path: Path
 
 def test_a_crash_above_a_size_that_ran_is_a_limit_of_size(tmp_path: Path) -> None:
     """As of kernels that take no batch of 65,536: smaller ones are searched on."""
-    events: list[object] = []
-    with prober_of(tmp_path, toy(how="crash", at=30), emit=events.append) as prober:
-        outcome = tune(prober, ceiling=lambda workload_info: 90, emit=events.append)
+    with prober_of(tmp_path, toy(how="crash", at=30)) as prober:
+        outcome = tune(prober, ceiling=lambda workload_info: 90, emit=lambda event: None)
 
     assert outcome.answer is not None
     assert 25 <= outcome.answer.size < 30
@@ -323,28 +305,20 @@ def test_a_worker_that_holds_more_than_at_first_is_replaced(tmp_path: Path) -> N
 
     assert before.pid == kept.pid  # what else is asked of it needs no fresh one
     assert before.pid != after.pid
-    assert again.static_bytes == pytest.approx(
-        first.static_bytes, abs=6 * MIB
-    )  # three steps leak twice that
+    # three steps leak twice that
+    assert again.static_bytes == pytest.approx(first.static_bytes, abs=6 * MIB)
 
 
-def test_evaluation_is_probed_forward_alone(tmp_path: Path) -> None:
-    """Beside what training keeps resident, and with its own peak."""
+def test_the_evaluation_batch_holds_the_target_too(tmp_path: Path) -> None:
+    """It is probed forward alone, and is no smaller than the micro-batch, which has run forward."""
     with prober_of(tmp_path, toy()) as prober:
         trained, evaluated = prober.probe(40), prober.probe(40, "evaluate")
+        size = tune_evaluation(prober, trained)
+        peak = prober.probe(size, "evaluate").peak
 
     assert trained.peak is not None
     assert evaluated.peak is not None
     assert trained.peak - evaluated.peak == pytest.approx(20 * MIB, abs=2 * MIB)
-
-
-def test_the_evaluation_batch_holds_the_target_too(tmp_path: Path) -> None:
-    """And is no smaller than the micro-batch, which has run forward."""
-    with prober_of(tmp_path, toy()) as prober:
-        trained = prober.probe(40)
-        size = tune_evaluation(prober, trained)
-        peak = prober.probe(size, "evaluate").peak
-
     assert size >= 40
     assert peak is not None
     assert peak <= CARD * TARGET
@@ -395,16 +369,8 @@ def test_a_workload_that_cannot_be_built_is_an_error(
 
 def test_where_others_hold_the_target_no_worker_starts(tmp_path: Path) -> None:
     """There is nothing to measure."""
-    group = EmulatedDevices(0, 1)
     with (
-        Prober(
-            WorkloadSpec(path=PATH, settings=toy()),
-            group=group,
-            host=Host(tmp_path).sampler(),
-            limits=Limits(target=TARGET, target_ram=0.8),
-            emit=lambda event: None,
-            log_path=tmp_path / "log",
-        ) as prober,
+        prober_of(tmp_path, toy(), card=0) as prober,
         pytest.raises(DeviceError, match="the whole target of 50 % already"),
     ):
         prober.open()
