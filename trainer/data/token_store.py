@@ -22,13 +22,8 @@ from filelock import FileLock, Timeout
 from autotune.errors import DataError, OutputError
 from trainer.data.encoder import Encoder
 from trainer.data.readers import check_file, count_rows
-from trainer.data.tokenization import (
-    TELL_EVERY,
-    Interrupted,
-    StoreStats,
-    TokenizationProgress,
-    tokenise,
-)
+from trainer.data.tokenization import TELL_EVERY, Interrupted, StoreStats, tokenise
+from trainer.events import Tokenising
 
 VERSION = 3
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
@@ -111,7 +106,7 @@ def open_store(
     *,
     max_source: int,
     max_target: int,
-    progress: Callable[[TokenizationProgress], None] | None = None,
+    progress: Callable[[Tokenising], None] | None = None,
     should_stop: Callable[[], bool] = bool,
 ) -> TokenStore:
     """The store of those files; tokenizes them if no store exists yet.
@@ -147,7 +142,7 @@ def _acquired(
     lock: FileLock,
     partial: Path,
     paths: Sequence[str],
-    progress: Callable[[TokenizationProgress], None] | None,
+    progress: Callable[[Tokenising], None] | None,
     should_stop: Callable[[], bool],
 ) -> AbstractContextManager[object]:
     """The lock, held until the block ends; the kernel releases it when its holder dies.
@@ -161,8 +156,7 @@ def _acquired(
             if should_stop():
                 raise Interrupted("interrupted while another process tokenises") from held
             if progress is not None and (stats := StoreStats.read(partial)):
-                total = count_rows(paths)
-                progress(TokenizationProgress(stats.rows, total, stats.tokens, stats.seconds))
+                progress(stats.progress(count_rows(paths)))
             time.sleep(TELL_EVERY)
 
 

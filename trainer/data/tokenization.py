@@ -23,6 +23,7 @@ import numpy as np
 from autotune.files import write_text
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row, count_rows, read_rows
+from trainer.events import Tokenising
 
 CHUNK_ROWS = 4096
 CHUNK_CHARACTERS = 1 << 19
@@ -31,17 +32,6 @@ SAVE_EVERY = 1.0
 """Seconds."""
 TELL_EVERY = 0.5
 """Seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizationProgress:
-    """How far the tokenizing is, with what ran before an interruption."""
-
-    rows: int
-    total: int | None
-    """None where the file does not say."""
-    tokens: int
-    seconds: float
 
 
 class Interrupted(Exception):
@@ -84,6 +74,10 @@ class StoreStats:
     def save(self, folder: Path) -> None:
         write_text(folder / "stats.json", json.dumps(asdict(self)))
 
+    def progress(self, total: int | None) -> Tokenising:
+        """How far the tokenizing of `total` rows is."""
+        return Tokenising(rows=self.rows, total=total, tokens=self.tokens, seconds=self.seconds)
+
     def sizes(self) -> dict[str, int]:
         """Bytes of each file."""
         sizes = {"tokens.bin": self.width * self.tokens, "offsets.bin": 8 * (2 * self.rows + 1)}
@@ -99,7 +93,7 @@ def tokenise(
     *,
     max_source: int,
     max_target: int,
-    progress: Callable[[TokenizationProgress], None] | None,
+    progress: Callable[[Tokenising], None] | None,
     should_stop: Callable[[], bool],
 ) -> None:
     """Writes the rows of those files that the folder lacks.
@@ -127,7 +121,7 @@ def tokenise(
                 writer.save()
                 saved = now
             if progress is not None and now - told >= TELL_EVERY:
-                progress(TokenizationProgress(stats.rows, total, stats.tokens, stats.seconds))
+                progress(stats.progress(total))
                 told = now
             if stop:
                 raise Interrupted(f"tokenising was interrupted after {stats.rows:,} rows")

@@ -20,7 +20,8 @@ from trainer.data import tokenization
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, open_store
-from trainer.data.tokenization import Interrupted, StoreStats, TokenizationProgress
+from trainer.data.tokenization import Interrupted, StoreStats
+from trainer.events import Tokenising
 
 ROWS = 1000
 CHUNK = 100
@@ -262,7 +263,7 @@ def test_a_killed_writer_is_followed_by_one_that_waited(
     process = writer(path)
     _until(lambda: bool(list(cache.glob(".partial-*/stats.json"))))
     counted.clear()
-    told: list[TokenizationProgress] = []
+    told: list[Tokenising] = []
     stores: list[TokenStore] = []
 
     def wait() -> None:
@@ -341,7 +342,7 @@ def test_progress_is_told(
     write: Write, total: int | None, tmp_path: Path, encoder: Encoder
 ) -> None:
     """Of how many where the file says so; the last word is all of them."""
-    told: list[TokenizationProgress] = []
+    told: list[Tokenising] = []
 
     store = open_store(
         (write(tmp_path, pairs()),), encoder, max_source=64, max_target=64, progress=told.append
