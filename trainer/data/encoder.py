@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from autotune.errors import DataError, ModelError
-from trainer.data.chat_template import Rendered, TemplateFails, render
+from trainer.data.chat_template import Rendered, render
 from trainer.data.readers import Row
 
 Span = tuple[int, int]
-"""First and last-but-one, of tokens or of characters."""
+"""The first token or character, and the first one after the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +66,9 @@ class Encoder:
         """A hash of everything that encoding depends on."""
         backend = self._backend
         text = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab()))
-        parts = (
-            text,
-            str(self.is_causal),
-            str(getattr(self.tokenizer, "chat_template", None)),
-            str(self.eos),
-            str(self._opening),
-        )
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        template = getattr(self.tokenizer, "chat_template", None)
+        parts = (text, self.is_causal, template, self.eos, self._opening)
+        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """Each row, untruncated.
@@ -93,10 +89,6 @@ class Encoder:
         if len(ids) <= longest:
             return ids
         return ids[-longest:] if self.is_causal else [*ids[: longest - 1], self.eos]
-
-    def fit_target(self, ids: list[int], longest: int) -> list[int]:
-        """At most `longest` tokens; a target that is cut has no end-of-sequence."""
-        return ids[:longest]
 
     def _encode_pairs(self, rows: Sequence[Row]) -> list[Encoded]:
         sources = self._ids([row.prompt for row in rows])
@@ -125,9 +117,7 @@ class Encoder:
 
     def _encode_templated(self, rows: Sequence[Row]) -> list[Encoded]:
         rendered = [self._render(row) for row in rows]
-        sources = self._located(
-            [each.source for each in rendered], [each.loss_spans for each in rendered]
-        )
+        sources = self._located(rendered)
         targets = self._ids([each.target for each in rendered])
         return [
             Encoded(
@@ -142,7 +132,7 @@ class Encoder:
     def _render(self, row: Row) -> Rendered:
         try:
             return render(self.tokenizer, row)
-        except TemplateFails as error:
+        except TemplateError as error:
             beginning = row.prompt.strip().splitlines()[:1] or [""]
             raise DataError(
                 "the model's chat template refuses the conversation that begins "
@@ -171,20 +161,18 @@ class Encoder:
         ]
         return ids
 
-    def _located(
-        self, texts: list[str], spans: list[tuple[Span, ...]]
-    ) -> list[tuple[list[int], tuple[Span, ...]]]:
-        """Ids, and the spans of characters as spans of tokens; no spans without a fast tokenizer."""
-        if self._backend is None or not any(spans):
+    def _located(self, rows: list[Rendered]) -> list[tuple[list[int], tuple[Span, ...]]]:
+        """Each source's ids, and its loss spans in tokens; no spans without a fast tokenizer."""
+        texts = [row.source for row in rows]
+        if self._backend is None or not any(row.loss_spans for row in rows):
             return [(ids, ()) for ids in self._ids(texts)]
         self._bare()
         found = []
-        for encoding, wanted in zip(
-            self._backend.encode_batch(texts, add_special_tokens=False), spans, strict=True
-        ):
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        for encoding, row in zip(encodings, rows, strict=True):
             begins = [first for first, _ in encoding.offsets]
-            inside = tuple((bisect_left(begins, a), bisect_left(begins, b)) for a, b in wanted)
-            found.append((encoding.ids, inside))
+            spans = ((bisect_left(begins, a), bisect_left(begins, b)) for a, b in row.loss_spans)
+            found.append((encoding.ids, tuple(spans)))
         return found
 
     def _bare(self) -> None:

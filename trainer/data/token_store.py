@@ -7,7 +7,6 @@ process writes while the others wait, and which resumes after an interruption.
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -126,10 +125,11 @@ def open_store(
             lock = folder.with_name(f".lock-{folder.name}")
             with _acquired(FileLock(lock), partial, paths, progress, should_stop):
                 if not folder.exists():  # else another process has made it meanwhile
-                    _write(
-                        folder, partial, paths, encoder, max_source=max_source, max_target=max_target,
+                    tokenise(
+                        partial, paths, encoder, max_source=max_source, max_target=max_target,
                         progress=progress, should_stop=should_stop,
                     )  # fmt: skip
+                    partial.rename(folder)
         except OSError as error:
             raise OutputError(
                 f"cannot write the token cache {folder.parent}: {error.strerror}",
@@ -158,15 +158,6 @@ def _acquired(
             if progress is not None and (stats := StoreStats.read(partial)):
                 progress(stats.progress(count_rows(paths)))
             time.sleep(TELL_EVERY)
-
-
-def _write(folder: Path, partial: Path, *arguments: Any, **options: Any) -> None:
-    try:
-        tokenise(partial, *arguments, **options)
-    except DataError:  # the user fixes the file, which is then another file
-        shutil.rmtree(partial)
-        raise
-    partial.rename(folder)
 
 
 def read_store(folder: Path) -> TokenStore:

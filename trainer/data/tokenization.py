@@ -10,16 +10,17 @@ no more. `token_store` has the names and the lock.
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from autotune.errors import DataError
 from autotune.files import write_text
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row, count_rows, read_rows
@@ -100,22 +101,26 @@ def tokenise(
 
     Raises:
         Interrupted: `should_stop` said so, between two chunks.
-        DataError: a file cannot be read as prompts and responses.
+        DataError: a file cannot be read as prompts and responses; the folder is removed.
         OSError: the folder cannot be written.
     """
+    from accelerate.utils import patch_environment
+
     folder.mkdir(parents=True, exist_ok=True)
     total = count_rows(paths)
     told = saved = began = time.monotonic()
-    with ExitStack() as stack:
-        writer = stack.enter_context(_Writer(folder, encoder, max_source, max_target))
+    with (
+        _Writer(folder, encoder, max_source, max_target) as writer,
+        # uses all cores; in workers that is off, because a fork would lose the tokenizer's threads
+        patch_environment(TOKENIZERS_PARALLELISM="true"),
+    ):
         stats = writer.stats
-        before = stats.seconds
-        stack.enter_context(_all_cores())
+        began -= stats.seconds
         chunks = _chunks(paths, stats.file, stats.file_rows)
         for chunk, encoded in _encoded_ahead(chunks, encoder):
             writer.add(chunk, encoded)
             now = time.monotonic()
-            stats.seconds = before + now - began
+            stats.seconds = now - began
             stop = should_stop()
             if stop or now - saved >= SAVE_EVERY:
                 writer.save()
@@ -153,32 +158,15 @@ def _encoded_ahead(
 ) -> Iterator[tuple[_Chunk, list[Encoded]]]:
     """Each chunk and its tokens, while the next is read and the one before is written.
 
-    The tokenizer releases the GIL and uses all cores.
+    The tokenizer releases the GIL.
     """
     with ThreadPoolExecutor(1) as pool:
-        pending: tuple[_Chunk, Future[list[Encoded]]] | None = None
-        for chunk in chunks:
-            following = chunk, pool.submit(encoder.encode, chunk.rows)
-            if pending is not None:
-                yield pending[0], pending[1].result()
-            pending = following
-        if pending is not None:
+        submitted = ((chunk, pool.submit(encoder.encode, chunk.rows)) for chunk in chunks)
+        pending = next(submitted, None)
+        while pending is not None:
+            following = next(submitted, None)
             yield pending[0], pending[1].result()
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    """Switches the tokenizer's threads on; in workers they are off, because a fork would lose them."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+            pending = following
 
 
 class _Writer:
@@ -200,9 +188,11 @@ class _Writer:
             self._file(name).truncate(size)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for file in self._files.values():
             file.close()
+        if kind is DataError:  # the user fixes the file, which is then another file
+            shutil.rmtree(self._folder)
 
     def add(self, chunk: _Chunk, encoded: list[Encoded]) -> None:
         stats, encoder = self.stats, self._encoder
@@ -212,7 +202,7 @@ class _Writer:
         place = 0
         for number, each in enumerate(encoded):
             source = encoder.fit_source(each.source, self._most[0])
-            target = encoder.fit_target(each.target, self._most[1])
+            target = each.target[: self._most[1]]  # a target that is cut has no end-of-sequence
             for first, last in each.loss_spans_in_last(len(source)):
                 loss_spans.append((place + first, place + last))
                 source_counts[number] += last - first
@@ -267,13 +257,11 @@ class _Writer:
 
     def _kept(self) -> StoreStats:
         """What an interrupted tokenizing left; nothing if a file is shorter than it should be."""
-        anew = StoreStats(width=np.dtype(self._encoder.dtype).itemsize)
-        stats = StoreStats.read(self._folder) or anew
-        for name, size in stats.sizes().items():
-            file = self._folder / name
-            if not file.exists() or file.stat().st_size < size:
-                return anew
-        return stats
+        stats = StoreStats.read(self._folder)
+        held = {file.name: file.stat().st_size for file in self._folder.iterdir()}
+        if stats and all(held.get(name, 0) >= size for name, size in stats.sizes().items()):
+            return stats
+        return StoreStats(width=np.dtype(self._encoder.dtype).itemsize)
 
     def _file(self, name: str) -> Any:
         if name not in self._files:
