@@ -8,7 +8,6 @@ from typing import Any
 
 from autotune import files
 from autotune.errors import OutputError
-from autotune.files import finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class JsonlLog:
         Raises:
             OutputError: the disk is full, or cannot be written any more.
         """
-        line = json.dumps(finite(record), allow_nan=False, ensure_ascii=False) + "\n"
+        line = json.dumps(files.finite(record), allow_nan=False, ensure_ascii=False) + "\n"
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line)

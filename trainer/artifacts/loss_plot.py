@@ -36,7 +36,6 @@ def draw_loss(folder: Path) -> list[Path]:
         raise OutputError(f"{folder} holds no steps to draw (metrics.jsonl)", "give a run's folder")
     try:
         import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(
@@ -50,7 +49,6 @@ def draw_loss(folder: Path) -> list[Path]:
     }  # fmt: skip
     with mpl.rc_context(style):
         figure = Figure(figsize=(9, 5), dpi=150, facecolor=PAPER, layout="constrained")
-        FigureCanvasAgg(figure)
         draw_axes(figure, folder.resolve().name, steps, evaluations)
         files = [folder / "loss.png", folder / "loss.svg"]
         try:
@@ -79,8 +77,8 @@ def draw_axes(
     evaluated = [r["loss"] for r in evaluations]
     if evaluations:
         axes.plot(
-            [r["step"] for r in evaluations], evaluated, color=EVALUATION, linewidth=1.4, marker="o", markersize=5.5,
-            markeredgecolor=PAPER, markeredgewidth=1.2, label="evaluation",
+            [r["step"] for r in evaluations], evaluated, color=EVALUATION, linewidth=1.4,
+            marker="o", markersize=5.5, markeredgecolor=PAPER, markeredgewidth=1.2, label="evaluation",
         )  # fmt: skip
         best = min(evaluations, key=lambda r: r["loss"])
         axes.annotate(

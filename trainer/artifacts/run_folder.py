@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 
 from autotune import files
 from autotune.errors import OutputError
-from autotune.files import check_writable, nearest
 from autotune.units import format_bytes
 from trainer.artifacts.jsonl_log import JsonlLog
 
@@ -58,34 +57,34 @@ class RunFolder:
         found = [p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()]
         return sorted(found, key=lambda p: int(p.name[11:]))
 
-    def check(self, run_key: dict[str, Any], *, fresh: bool) -> None:
+    def check(self, run_key: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
         """Refuses what `claim` would refuse, before anything starts; writes nothing.
+
+        Returns the key as the record has it, where the two mean the same.
 
         Raises:
             OutputError: it holds another run, or this one, finished; or it cannot be written.
         """
-        check_writable(self.path, "choose another --output-dir")
+        files.check_writable(self.path, "choose another --output-dir")
         if not self.path.exists():
-            return
+            return run_key
         self._check_ours()
-        if fresh:
-            return
-        known = self._read()
-        if known is None:
-            return
+        if fresh or (known := self._read()) is None:
+            return run_key
         run_key = _as_known(run_key, known)
-        if known["identity"] != run_key and (self.checkpoints() or self.metrics.path.exists()):
+        is_same = known["identity"] == run_key
+        if not is_same and (self.checkpoints() or self.metrics.path.exists()):
             what, advice = _difference(known["identity"], run_key)
             raise OutputError(
                 f"{self.path} holds another run ({what})",
-                f"{advice.format(folder=self.path)}use "
-                "--fresh to replace it, or another --output-dir",
+                f"{advice.format(folder=self.path)}use --fresh to replace it, or another --output-dir",
             )
-        if known["identity"] == run_key and known["finished"]:
+        if is_same and known["finished"]:
             raise OutputError(
                 f"{self.path} holds this run, finished",
                 "use --fresh to train it again, or another --output-dir",
             )
+        return run_key
 
     def claim(
         self, run_key: dict[str, Any], *, fresh: bool, learning_rate: float | None = None
@@ -97,9 +96,7 @@ class RunFolder:
         Raises:
             OutputError: as `check` does.
         """
-        self.check(run_key, fresh=fresh)
-        if not fresh and (known := self._read()) is not None:
-            run_key = _as_known(run_key, known)
+        run_key = self.check(run_key, fresh=fresh)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
@@ -113,7 +110,7 @@ class RunFolder:
 
     def check_space(self, need: int) -> None:
         """Raises OutputError when the disk has less than `need` bytes; the folder need not exist."""
-        free = shutil.disk_usage(nearest(self.path)).free
+        free = shutil.disk_usage(files.nearest(self.path)).free
         if free < need:
             raise OutputError(
                 f"{self.path} has {format_bytes(free)} free, the run's checkpoints and model need "

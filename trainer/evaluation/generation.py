@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from autotune.devices.allocator import is_out_of_memory
-from trainer.batching.collator import Collator
+from trainer.batching.collator import Collator, padded_inputs
 from trainer.model.engine import Engine
 
 Ids = npt.NDArray[np.int64]
@@ -101,10 +101,11 @@ def _greedy(engine: Engine, collator: Collator, longest: int) -> Iterator[PreTra
 
 def _generate(model: PreTrainedModel, collator: Collator, rows: Sequence[int]) -> Iterator[Ids]:
     encoder = collator.encoder
-    prompts, mask = _prompts([collator.store.source(row) for row in rows], collator)
+    inputs = _prompts(model, [collator.store.source(row) for row in rows], collator)
     generate: Any = model.generate
-    output = generate(input_ids=prompts.to(model.device), attention_mask=mask.to(model.device))
-    begin = prompts.shape[1] if encoder.is_causal else 1  # after the prompt or the start token
+    output = generate(**inputs)
+    # after the prompt or the start token
+    begin = inputs["input_ids"].shape[1] if encoder.is_causal else 1
     for ids in output[:, begin:].cpu().numpy():  # (answer,)
         ends = np.flatnonzero(ids == encoder.eos)
         yield ids[: ends[0]] if len(ends) else ids
@@ -112,40 +113,32 @@ def _generate(model: PreTrainedModel, collator: Collator, rows: Sequence[int]) -
 
 def _fill_cache(engine: Engine, collator: Collator, size: int, longest: int) -> int:
     """Bytes of the cache after the longest prompt and a full answer, for `size` sequences."""
-    store = collator.store
+    store, is_causal = collator.store, collator.encoder.is_causal
     model: Any = engine.unwrapped
     source = store.source(store.stats.longest_source[0])
     answered = np.full(longest, source[0], dtype=np.int64)
-    if collator.encoder.is_causal:
-        source = np.concatenate([source, answered])
-    prompts, mask = (part.to(model.device) for part in _prompts([source] * size, collator))
+    prompt = np.concatenate([source, answered]) if is_causal else source
+    inputs = _prompts(model, [prompt] * size, collator)
     with engine.accelerator.autocast():
-        if collator.encoder.is_causal:
-            inputs = {"input_ids": prompts, "attention_mask": mask}
-        else:
-            encoded = model.get_encoder()(input_ids=prompts, attention_mask=mask)
+        if not is_causal:
             inputs = {
                 "input_ids": torch.from_numpy(answered).to(model.device).expand(size, -1),
-                "encoder_hidden_states": encoded.last_hidden_state,
-                "encoder_attention_mask": mask,
+                "encoder_hidden_states": model.get_encoder()(**inputs).last_hidden_state,
+                "encoder_attention_mask": inputs["attention_mask"],
             }
         cache = model.get_decoder()(**inputs, use_cache=True).past_key_values
-    is_causal = collator.encoder.is_causal
     caches = [cache] if is_causal else [cache.self_attention_cache, cache.cross_attention_cache]
     return sum(layer.keys.nbytes + layer.values.nbytes for part in caches for layer in part.layers)
 
 
-def _prompts(sequences: Sequence[npt.NDArray[Any]], collator: Collator) -> tuple[Tensor, Tensor]:
-    """(ids, mask), each (batch, prompt).
+def _prompts(
+    model: PreTrainedModel, sequences: Sequence[npt.NDArray[Any]], collator: Collator
+) -> dict[str, Tensor]:
+    """Ids and mask on the model's device, each (batch, prompt).
 
     Causal models are padded on the left: answers begin where prompts end. Encoders are padded on the
     right: BART counts positions from the left and ignores the mask.
     """
-    longest = max(map(len, sequences))
-    ids = np.full((len(sequences), longest), collator.encoder.pad, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        start = longest - len(sequence) if collator.encoder.is_causal else 0
-        ids[row, start : start + len(sequence)] = sequence
-        mask[row, start : start + len(sequence)] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    encoder = collator.encoder
+    inputs = padded_inputs(sequences, encoder.pad, left=encoder.is_causal)
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
