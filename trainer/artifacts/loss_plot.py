@@ -81,8 +81,9 @@ def draw_axes(
             marker="o", markersize=5.5, markeredgecolor=PAPER, markeredgewidth=1.2, label="evaluation",
         )  # fmt: skip
         best = min(evaluations, key=lambda r: r["loss"])
+        bleu = "" if best["bleu"] is None else f", BLEU {best['bleu']:.1f}"
         axes.annotate(
-            best_words(best), (best["step"], best["loss"]), color=EVALUATION,
+            f"lowest {best['loss']:.3g}{bleu}", (best["step"], best["loss"]), color=EVALUATION,
             textcoords="offset points", xytext=(-4, 12), ha="right", va="bottom", fontsize=9,
             path_effects=[withStroke(linewidth=3, foreground=PAPER)],
         )  # fmt: skip
@@ -103,8 +104,7 @@ def draw_axes(
     rates.set_ylabel("learning rate", color=QUIET, labelpad=-12)
     for side in (axes, rates):
         side.tick_params(length=0)
-        for spine in side.spines.values():
-            spine.set_visible(False)
+        side.spines[:].set_visible(False)
     axes.spines["bottom"].set(visible=True, color=GRID)
 
     axes.set_title(name, loc="left", fontsize=13, fontweight="bold", pad=14)
@@ -114,11 +114,6 @@ def draw_axes(
         [*handles, line], [*labels, "learning rate"], loc="lower right",
         bbox_to_anchor=(1, 1.0), ncols=3, frameon=False, labelcolor=INK, handlelength=1.6,
     )  # fmt: skip
-
-
-def best_words(best: Mapping[str, Any]) -> str:
-    bleu = "" if best["bleu"] is None else f", BLEU {best['bleu']:.1f}"
-    return f"lowest {best['loss']:.3g}{bleu}"
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

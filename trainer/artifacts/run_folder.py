@@ -28,10 +28,9 @@ from trainer.artifacts.jsonl_log import JsonlLog
 
 OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.json",
         "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
-        "loss.svg")  # fmt: skip
+        "loss.svg", "adapter", "tracking")  # fmt: skip
 """What a run leaves beside its checkpoints and run.json. config.json comes first: it marks a model.
 run.toml and profile.toml are replaced, never removed: the new run may be asked to repeat them."""
-FOLDERS = ("adapter", "tracking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +164,10 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Removes what a run of ours left, and nothing else."""
-        folders = [*self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]
-        for folder in [*folders, *(self.path / name for name in FOLDERS)]:
-            shutil.rmtree(folder, ignore_errors=True)
-        for path in (self.path / name for name in {*OURS, *self._model_files()}):
-            if path.is_dir():  # a tokenizer's templates
-                shutil.rmtree(path)
+        checkpoints = [*self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]
+        for path in [*checkpoints, *map(self.path.joinpath, {*OURS, *self._model_files()})]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 

@@ -34,7 +34,6 @@ from trainer.checkpointing.state_dict import (
     frozen_checksum,
     plain_states,
     states,
-    weights,
 )
 from trainer.model.engine import Engine
 
@@ -61,7 +60,8 @@ class Position:
 
 def _tensors(engine: Engine) -> dict[str, dict[str, Tensor]]:
     """Tensors by file and name."""
-    return {"model.safetensors": weights(engine), "optimizer.safetensors": states(engine)}
+    weights = {name: parameter.detach() for name, parameter in engine.trainable.items()}
+    return {"model.safetensors": weights, "optimizer.safetensors": states(engine)}
 
 
 def save_checkpoint(

@@ -98,11 +98,10 @@ def fix_generation_config(model: PreTrainedModel) -> None:
     Some hub models set a temperature without sampling; sampling is turned on.
     """
     generation = model.generation_config
-    if generation is None or _is_valid(generation):
-        return
-    generation.do_sample = True
-    if not _is_valid(generation):
-        model.generation_config = GenerationConfig.from_model_config(model.config)
+    if generation is not None and not _is_valid(generation):
+        generation.do_sample = True
+        if not _is_valid(generation):
+            model.generation_config = GenerationConfig.from_model_config(model.config)
 
 
 def _is_valid(generation: GenerationConfig) -> bool:

@@ -9,8 +9,9 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def write_tensors(
             file.write(_bytes(content.detach().cpu().contiguous()))
 
 
-class TensorFile:
+class TensorFile(AbstractContextManager["TensorFile"]):
     """A file's tensors by name, read on request; use it in a `with`."""
 
     def __init__(self, path: Path) -> None:
@@ -57,9 +58,6 @@ class TensorFile:
         self._entries: dict[str, dict[str, Any]] = json.loads(self._file.read(length))
         self._entries.pop("__metadata__", None)
         self._start = 8 + length
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

@@ -76,6 +76,9 @@ class Encoder:
         Raises:
             DataError: the chat template refuses a conversation.
         """
+        if self._backend is not None:  # the tokenizer's file may ask for truncation and padding
+            self._backend.no_truncation()
+            self._backend.no_padding()
         if not self.is_causal:
             return self._encode_pairs(rows)
         return self._encode_templated(rows) if self.templated else self._encode_turns(rows)
@@ -154,7 +157,6 @@ class Encoder:
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if self._backend is not None:  # transformers' own call takes twice the time, for its masks
-            self._bare()
             return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, truncation=False)[
             "input_ids"
@@ -166,7 +168,6 @@ class Encoder:
         texts = [row.source for row in rows]
         if self._backend is None or not any(row.loss_spans for row in rows):
             return [(ids, ()) for ids in self._ids(texts)]
-        self._bare()
         found = []
         encodings = self._backend.encode_batch(texts, add_special_tokens=False)
         for encoding, row in zip(encodings, rows, strict=True):
@@ -174,11 +175,6 @@ class Encoder:
             spans = ((bisect_left(begins, a), bisect_left(begins, b)) for a, b in row.loss_spans)
             found.append((encoding.ids, tuple(spans)))
         return found
-
-    def _bare(self) -> None:
-        """Switches off the truncation and padding that a tokenizer's file may ask for."""
-        self._backend.no_truncation()
-        self._backend.no_padding()
 
 
 def _joined(turns: Sequence[tuple[str, str]]) -> list[tuple[bool, str]]:

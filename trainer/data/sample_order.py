@@ -9,6 +9,7 @@ grows with the rows.
 
 import math
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -28,12 +29,12 @@ class StepOrder(Protocol):
     def step(self, number: int) -> Rows: ...
 
 
+@dataclass(frozen=True, slots=True)
 class SampleOrder:
     """The stream of row numbers."""
 
-    def __init__(self, rows: int, seed: int) -> None:
-        self.rows = rows
-        self.seed = seed
+    rows: int
+    seed: int
 
     def take(self, start: int, count: int) -> Rows:
         """The `count` row numbers from position `start` of the stream on."""
@@ -47,17 +48,18 @@ class SampleOrder:
         return np.concatenate(parts)
 
 
+@dataclass(frozen=True, slots=True)
 class PlainSteps:
     """Each step the stream's next samples."""
 
-    def __init__(self, stream: SampleOrder, effective_batch: int) -> None:
-        self._stream = stream
-        self._effective = effective_batch
+    stream: SampleOrder
+    effective_batch: int
 
     def step(self, number: int) -> Rows:
-        return self._stream.take(number * self._effective, self._effective)
+        return self.stream.take(number * self.effective_batch, self.effective_batch)
 
 
+@dataclass(slots=True)
 class GroupedSteps:
     """Steps of like length: the stream's samples in windows, each parted into steps by length.
 
@@ -72,35 +74,28 @@ class GroupedSteps:
     after any whole run every sample was seen exactly as often as in the plain stream.
     """
 
-    def __init__(
-        self,
-        stream: SampleOrder,
-        effective_batch: int,
-        *,
-        steps: int,
-        lengths: Callable[[Rows], Rows],
-    ) -> None:
-        self._stream = stream
-        self._effective = effective_batch
-        self._steps = steps
-        self._lengths = lengths
-        self._window = max(1, min(WINDOW, stream.rows // effective_batch))
-        self._cached: tuple[int, Rows] | None = None
+    stream: SampleOrder
+    effective_batch: int
+    _: KW_ONLY
+    steps: int
+    lengths: Callable[[Rows], Rows]
+    _cached: tuple[int, Rows] | None = None
 
     def step(self, number: int) -> Rows:
-        window, place = divmod(number, self._window)
+        length = max(1, min(WINDOW, self.stream.rows // self.effective_batch))
+        window, place = divmod(number, length)
         if self._cached is None or self._cached[0] != window:
-            self._cached = window, self._composed(window)
+            self._cached = window, self._composed(window, length)
         rows: Rows = self._cached[1][place]
         return rows
 
-    def _composed(self, window: int) -> Rows:
+    def _composed(self, window: int, length: int) -> Rows:
         """(steps of the window, effective batch)"""
-        first = window * self._window
-        count = max(1, min(self._window, self._steps - first))
-        rows = self._stream.take(first * self._effective, count * self._effective)
-        parts = parted(self._lengths(rows), np.arange(len(rows)), count)
-        shuffled = np.random.default_rng([self._stream.seed, window, count]).permutation(count)
+        first = window * length
+        count = max(1, min(length, self.steps - first))
+        rows = self.stream.take(first * self.effective_batch, count * self.effective_batch)
+        parts = parted(self.lengths(rows), np.arange(len(rows)), count)
+        shuffled = np.random.default_rng([self.stream.seed, window, count]).permutation(count)
         return rows[np.stack(parts)[shuffled]]
 
 

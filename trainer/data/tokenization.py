@@ -133,13 +133,11 @@ def tokenise(
         writer.save()
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    file: int
-    rows: list[Row]
+Chunk = tuple[int, list[Row]]
+"""The number of a file, and rows of it."""
 
 
-def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[_Chunk]:
+def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[Chunk]:
     for number, path in itertools.islice(enumerate(paths), first, None):
         rows: list[Row] = []
         characters = 0
@@ -147,21 +145,21 @@ def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[_Chunk]:
             rows.append(row)
             characters += len(row.prompt) + len(row.response)
             if len(rows) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
-                yield _Chunk(number, rows)
+                yield number, rows
                 rows, characters = [], 0
         if rows:
-            yield _Chunk(number, rows)
+            yield number, rows
 
 
 def _encoded_ahead(
-    chunks: Iterator[_Chunk], encoder: Encoder
-) -> Iterator[tuple[_Chunk, list[Encoded]]]:
+    chunks: Iterator[Chunk], encoder: Encoder
+) -> Iterator[tuple[Chunk, list[Encoded]]]:
     """Each chunk and its tokens, while the next is read and the one before is written.
 
     The tokenizer releases the GIL.
     """
     with ThreadPoolExecutor(1) as pool:
-        submitted = ((chunk, pool.submit(encoder.encode, chunk.rows)) for chunk in chunks)
+        submitted = ((chunk, pool.submit(encoder.encode, chunk[1])) for chunk in chunks)
         pending = next(submitted, None)
         while pending is not None:
             following = next(submitted, None)
@@ -194,13 +192,14 @@ class _Writer:
         if kind is DataError:  # the user fixes the file, which is then another file
             shutil.rmtree(self._folder)
 
-    def add(self, chunk: _Chunk, encoded: list[Encoded]) -> None:
+    def add(self, chunk: Chunk, encoded: list[Encoded]) -> None:
         stats, encoder = self.stats, self._encoder
+        file, rows = chunk
         sequences: list[list[int]] = []
         loss_spans: list[tuple[int, int]] = []  # in this chunk's tokens
         source_counts = np.zeros(len(encoded), dtype=np.int32)
         place = 0
-        for number, each in enumerate(encoded):
+        for number, (row, each) in enumerate(zip(rows, encoded, strict=True)):
             source = encoder.fit_source(each.source, self._most[0])
             target = each.target[: self._most[1]]  # a target that is cut has no end-of-sequence
             for first, last in each.loss_spans_in_last(len(source)):
@@ -210,7 +209,7 @@ class _Writer:
             place += len(source) + len(target)
             stats.cut_sources += len(each.source) > self._most[0]
             stats.cut_targets += len(each.target) > self._most[1]
-            stats.empty_responses += not chunk.rows[number].response
+            stats.empty_responses += not row.response
             stats.last_only += each.is_last_only
         lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
         flat = itertools.chain.from_iterable(sequences)
@@ -219,8 +218,8 @@ class _Writer:
         if loss_spans or stats.has_loss_mask:
             self._add_loss_mask(loss_spans, source_counts, place)
         self._note_longest(lengths)
-        stats.file_rows = len(encoded) + (stats.file_rows if chunk.file == stats.file else 0)
-        stats.file = chunk.file
+        stats.file_rows = len(encoded) + (stats.file_rows if file == stats.file else 0)
+        stats.file = file
         stats.rows += len(encoded)
         stats.tokens += place
 

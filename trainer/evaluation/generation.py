@@ -70,11 +70,10 @@ def dry_run_generation(engine: Engine, collator: Collator, *, most: int, longest
         while True:
             try:
                 _fill_cache(engine, collator, size, longest)
+                return size
             except Exception as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
-            else:
-                return size
             size //= 2
             gc.collect()
 
