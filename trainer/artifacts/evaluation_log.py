@@ -1,7 +1,4 @@
-"""Evaluations as records of `evaluations.jsonl`, and when to stop early.
-
-Knows no tensors. A resumed run reads its earlier evaluations from here.
-"""
+"""Evaluations as records of `evaluations.jsonl`, and when to stop early; a resume reads them."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -17,11 +17,7 @@ class JsonlLog:
     path: Path
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Appends the record.
-
-        Raises:
-            OutputError: the disk is full, or cannot be written any more.
-        """
+        """Appends the record; raises OutputError when the disk cannot be written any more."""
         line = json.dumps(files.finite(record), allow_nan=False, ensure_ascii=False) + "\n"
         try:
             with self.path.open("a", encoding="utf-8") as file:

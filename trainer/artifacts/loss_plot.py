@@ -1,7 +1,6 @@
 """Draws a run's loss, `loss.png` and `loss.svg`, from the logs in its folder.
 
-`python -m trainer.artifacts.loss_plot RUN_FOLDER` draws them again. It needs matplotlib
-(`pip install chatlm[reports]`), which is imported on use, and no torch.
+`python -m trainer.artifacts.loss_plot RUN_FOLDER` draws them again. It needs `chatlm[reports]`.
 """
 
 import sys
@@ -77,8 +76,8 @@ def draw_axes(
     evaluated = [r["loss"] for r in evaluations]
     if evaluations:
         axes.plot(
-            [r["step"] for r in evaluations], evaluated, color=EVALUATION, linewidth=1.4,
-            marker="o", markersize=5.5, markeredgecolor=PAPER, markeredgewidth=1.2, label="evaluation",
+            [r["step"] for r in evaluations], evaluated, label="evaluation", color=EVALUATION,
+            linewidth=1.4, marker="o", markersize=5.5, markeredgecolor=PAPER, markeredgewidth=1.2,
         )  # fmt: skip
         best = min(evaluations, key=lambda r: r["loss"])
         bleu = "" if best["bleu"] is None else f", BLEU {best['bleu']:.1f}"

@@ -44,7 +44,7 @@ class CardFacts:
 
 
 def write_card(folder: Path, facts: CardFacts, *, plot: bool) -> None:
-    """Writes both files into a folder that `save_pretrained` wrote; `plot` says whether loss.png exists."""
+    """Writes both files into a saved model's folder; `plot` says whether loss.png exists."""
     (folder / "README.md").write_text(card(facts, plot=plot), "utf-8")
     file = folder / "generation_config.json"
     known = json.loads(file.read_text("utf-8")) if file.exists() else {}

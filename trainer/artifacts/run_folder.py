@@ -57,9 +57,7 @@ class RunFolder:
         return sorted(found, key=lambda p: int(p.name[11:]))
 
     def check(self, run_key: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
-        """Refuses what `claim` would refuse, before anything starts; writes nothing.
-
-        Returns the key as the record has it, where the two mean the same.
+        """The key as run.json has it; refuses what `claim` would refuse, and writes nothing.
 
         Raises:
             OutputError: it holds another run, or this one, finished; or it cannot be written.
@@ -76,7 +74,8 @@ class RunFolder:
             what, advice = _difference(known["identity"], run_key)
             raise OutputError(
                 f"{self.path} holds another run ({what})",
-                f"{advice.format(folder=self.path)}use --fresh to replace it, or another --output-dir",
+                advice.format(folder=self.path)
+                + "use --fresh to replace it, or another --output-dir",
             )
         if is_same and known["finished"]:
             raise OutputError(
@@ -88,12 +87,9 @@ class RunFolder:
     def claim(
         self, run_key: dict[str, Any], *, fresh: bool, learning_rate: float | None = None
     ) -> None:
-        """Makes the folder this run's; an unfinished part of the same run stays, to be resumed.
+        """Makes the folder this run's, after `check`; an unfinished part of the run stays.
 
         `learning_rate` is the run's highest, set by the user or found.
-
-        Raises:
-            OutputError: as `check` does.
         """
         run_key = self.check(run_key, fresh=fresh)
         try:
@@ -164,8 +160,8 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Removes what a run of ours left, and nothing else."""
-        checkpoints = [*self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]
-        for path in [*checkpoints, *map(self.path.joinpath, {*OURS, *self._model_files()})]:
+        files = [self.path / name for name in [*OURS, *self._model_files()]]
+        for path in [*files, *self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -1,7 +1,6 @@
 """The trained model in the run's folder, for `from_pretrained`.
 
-It is written to a hidden folder and then moved file by file, `config.json` last: without that file the
-folder is no model, so a kill at any moment leaves a complete model or none.
+Its files move from a hidden folder one by one, `config.json` last: a kill leaves all or no model.
 """
 
 import copy

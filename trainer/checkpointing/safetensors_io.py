@@ -1,8 +1,7 @@
 """Reads and writes safetensors files one tensor at a time: the host holds at most the largest tensor.
 
-The format (https://github.com/huggingface/safetensors#format) is the length of a JSON header, the
-header, the bytes. The library itself writes from a dictionary of all tensors, and reads through a
-mapping whose pages count as the process's memory. It can read these files.
+The format (https://github.com/huggingface/safetensors#format): the length of a JSON header, the
+header, the bytes. The library writes all tensors at once, and its mapped pages count as memory.
 """
 
 import json

@@ -1,8 +1,7 @@
 """A conversation as the model's chat template writes it, and which of its text the assistant says.
 
-An answer's text is found by prefix: the text through that turn begins with the text before it. Where
-a template rewrites earlier turns (Qwen3's drops their thinking), the loss counts only the last
-answer. `encoder` makes the tokens.
+An answer's text is found by prefix: the text through that turn begins with the text before it. If a
+template rewrites earlier turns (Qwen3's drops their thinking), only the last answer is learnt.
 """
 
 from collections.abc import Sequence
@@ -29,11 +28,7 @@ class Rendered:
 
 
 def render(tokenizer: Any, row: Row) -> Rendered:
-    """The row by the tokenizer's template.
-
-    Raises:
-        jinja2.TemplateError: it cannot write these turns.
-    """
+    """The row by the tokenizer's template; raises TemplateError where that refuses the turns."""
     source = _text(tokenizer, row.turns, opened=True)
     whole = _text(tokenizer, (*row.turns, ("assistant", row.response)), opened=False)
     target = row.response

@@ -1,9 +1,8 @@
 """From rows to token ids: one encoder for each kind of model.
 
-Seq2seq: source = prompt, end-of-sequence; target = the last answer, end-of-sequence. Causal: source =
-everything before the last answer (by the tokenizer's chat template if it has one); target = that
-answer and its end; the model reads both. The loss counts the target, and in a causal source the
-assistant's earlier turns, each with its end: `Encoded.loss_spans`.
+Source: all before the last answer; target: that answer and its end. A seq2seq source has an end,
+too. A causal model reads both as one, by the tokenizer's chat template if there is one. The loss
+counts the target, and in a causal source the earlier answers and their ends (`loss_spans`).
 """
 
 import hashlib
@@ -36,7 +35,7 @@ class Encoded:
     """Whether the loss counts the last answer alone, though there are earlier ones."""
 
     def loss_spans_in_last(self, length: int) -> list[Span]:
-        """The same in the last `length` tokens of the source. The first token has no prediction."""
+        """`loss_spans` within the last `length` tokens; nothing predicts the first of those."""
         gone = len(self.source) - length
         spans = [(max(1, first - gone), last - gone) for first, last in self.loss_spans]
         return [(first, last) for first, last in spans if first < last]
@@ -71,11 +70,7 @@ class Encoder:
         return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Each row, untruncated.
-
-        Raises:
-            DataError: the chat template refuses a conversation.
-        """
+        """Each row, untruncated; raises DataError where the chat template refuses one."""
         if self._backend is not None:  # the tokenizer's file may ask for truncation and padding
             self._backend.no_truncation()
             self._backend.no_padding()
@@ -84,10 +79,9 @@ class Encoder:
         return self._encode_templated(rows) if self.templated else self._encode_turns(rows)
 
     def fit_source(self, ids: list[int], longest: int) -> list[int]:
-        """At most `longest` tokens.
+        """At most `longest` tokens: the first and end-of-sequence; of a causal source the last.
 
-        A seq2seq source keeps its beginning and its end-of-sequence. A causal source keeps its last
-        tokens: the earliest turns are cut, even where the loss would have counted them.
+        The earliest turns of a causal source are cut even where the loss would have counted them.
         """
         if len(ids) <= longest:
             return ids

@@ -2,7 +2,6 @@
 
 Reads Parquet, JSON (a list of objects) and JSON lines, with columns `prompt` and `response`, or
 `messages`. It holds a batch of rows or a piece of text at a time, whatever the file's size.
-`tokenization` makes the tokens.
 """
 
 import codecs
@@ -48,11 +47,7 @@ def bundled(name: str) -> str:
 
 
 def check_file(path: str) -> Path:
-    """The file, if it is there and not empty.
-
-    Raises:
-        DataError: it is missing, empty, or cannot be looked at.
-    """
+    """The file; raises DataError where it is missing, empty, or cannot be looked at."""
     file = Path(path)
     try:
         if not file.is_file():
@@ -73,9 +68,7 @@ def check_files(*groups: Sequence[str] | None) -> None:
 
 
 def read_rows(path: str, *, skip: int = 0) -> Iterator[Row]:
-    """Every row of the file after the first `skip`, in order; messages count rows from 1.
-
-    Skipped rows are not checked.
+    """Every row of the file after the first `skip`, which are not checked; messages count from 1.
 
     Raises:
         DataError: it is missing, empty, damaged, of another kind, or a row is not text.
@@ -142,7 +135,7 @@ def _parquet(file: Path, skip: int) -> Iterator[dict[str, Any]]:
 def _objects(
     numbered: Iterator[tuple[int, Any]], file: Path, place: Literal["row", "line"]
 ) -> Iterator[dict[str, Any]]:
-    """The items without their numbers; raises DataError where one is no object, or lacks a column."""
+    """The items; raises DataError where one is no object, or the first lacks a column."""
     is_first = True
     for number, record in numbered:
         if not isinstance(record, dict):
@@ -170,9 +163,7 @@ def _json_items(file: Path) -> Iterator[Any]:
 
     Not by ijson, which is a third faster (200,000 rows of 200 bytes: 1.1 s, here 1.4 s): its parser in
     C turns half a surrogate pair into `?` without a word, and refuses the NaN that Python writes.
-
-    Raises:
-        ValueError: it is no list, or not whole.
+    Raises ValueError where the file is no list, or not whole.
     """
     decoder = json.JSONDecoder()
     to_text = codecs.getincrementaldecoder("utf-8-sig")()

@@ -1,8 +1,7 @@
 """Tokens on disk: tokenized once, then memory-mapped, so that host memory does not grow.
 
-A store is a folder of files that `tokenization` describes. Its name is a hash of the data files, the
-tokenizer and the settings. It appears whole or not at all: until then it is `.partial-<name>`, which one
-process writes while the others wait, and which resumes after an interruption.
+A store is a folder of files (see `tokenization`), named by a hash of data, tokenizer and settings.
+Until it is whole it is `.partial-<name>`, which one process writes while the others wait.
 """
 
 import hashlib

@@ -1,10 +1,9 @@
 """Rows become tokens on disk, in bounded memory, on all cores; an interruption resumes where it was.
 
-A folder of files grows a chunk at a time: `tokens.bin`, every sequence end to end; `offsets.bin`, where
-each begins, sources at even places and targets at odd ones. Where sources hold answers that the loss
-counts, also `loss_mask.bin`, a byte for each token, and `source_counts.bin`, how many those are in each
-row. `stats.json` is replaced about once a second and says what is safe on disk: a killed process loses
-no more. `token_store` has the names and the lock.
+The files grow a chunk at a time: `tokens.bin`, all sequences end to end; `offsets.bin`, where each
+begins, sources at even places, targets at odd ones. If the loss counts answers in sources, also
+`loss_mask.bin`, a byte for each token, and `source_counts.bin`, how many those are in each row.
+`stats.json` is replaced about once a second and says what is safe on disk.
 """
 
 import itertools
@@ -29,9 +28,7 @@ from trainer.events import Tokenising
 CHUNK_ROWS = 4096
 CHUNK_CHARACTERS = 1 << 19
 """A chunk ends at either limit: a token takes about 150 bytes until it is written."""
-SAVE_EVERY = 1.0
-"""Seconds."""
-TELL_EVERY = 0.5
+SAVE_EVERY, TELL_EVERY = 1.0, 0.5
 """Seconds."""
 
 
@@ -154,10 +151,7 @@ def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[Chunk]:
 def _encoded_ahead(
     chunks: Iterator[Chunk], encoder: Encoder
 ) -> Iterator[tuple[Chunk, list[Encoded]]]:
-    """Each chunk and its tokens, while the next is read and the one before is written.
-
-    The tokenizer releases the GIL.
-    """
+    """Each chunk and its tokens, made while others are read and written: it releases the GIL."""
     with ThreadPoolExecutor(1) as pool:
         submitted = ((chunk, pool.submit(encoder.encode, chunk[1])) for chunk in chunks)
         pending = next(submitted, None)

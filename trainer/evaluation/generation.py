@@ -1,7 +1,6 @@
 """Greedy answers to rows of a store, as token ids: batched, with a cache, divided among the ranks.
 
-Rows are sorted by prompt length, the longest first, so that there is little padding. `text_metrics`
-scores the answers.
+Rows are sorted by prompt length, the longest first, so that there is little padding.
 """
 
 import gc
@@ -53,11 +52,10 @@ def own_rows(engine: Engine, lengths: Ids) -> Ids:
 def dry_run_generation(engine: Engine, collator: Collator, *, most: int, longest: int) -> int:
     """The sequences per batch of generation: at most `most`, within the peak memory of training.
 
-    The memory of a loss does not predict it: a large vocabulary's logits take more than the cache of keys
-    and values, a deep model's less (0.2 B with 256 + 256 tokens in fp32: 60 MB of logits and softmax, 31 MB
-    of cache; a Llama of 7 B in bf16: 131 MB and 268 MB). So the cache of one sequence with the longest
-    prompt and answer is measured, and as much again is kept for activations. The size is then run once,
-    and halved while it does not fit.
+    A loss does not predict it: logits take more than the cache of keys and values, or less (256 +
+    256 tokens, 0.2 B in fp32: 60 MB of logits and softmax, 31 MB of cache; a Llama of 7 B in bf16:
+    131 MB and 268 MB). So the cache of one longest sequence is measured; as much again is for
+    activations. The size is then run once, and halved while it does not fit.
     """
     memory = engine.memory
     highest = memory.peak()
