@@ -101,7 +101,7 @@ def tokenise(
         DataError: a file cannot be read as prompts and responses; the folder is removed.
         OSError: the folder cannot be written.
     """
-    from accelerate.utils import patch_environment
+    from accelerate.utils import patch_environment  # loads torch: only workers tokenise
 
     folder.mkdir(parents=True, exist_ok=True)
     total = count_rows(paths)
