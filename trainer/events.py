@@ -1,7 +1,4 @@
-"""What happens while training (see `autotune.events`), and the messages between `chatlm train` and its workers.
-
-A worker sends the event itself; only what is no event has a message of its own.
-"""
+"""What happens while training (see `autotune.events`), and the workers' other messages."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,7 +41,7 @@ class TrainingStarted:
     micro_batch_sizes: tuple[int, ...] | None = None
     """One a rank; None when all are equal."""
     devices: tuple[DeviceBudget, ...] = ()
-    """What the profile allows on each device, which the supervisor adds; empty where it names no target."""
+    """What the profile allows on each device; the supervisor adds them, if there is a target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +101,7 @@ class TrainingEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """Model and data are read. A worker waits for `Go`, so that a profile of another machine is noticed."""
+    """Model and data are read; the supervisor compares the facts with its profile's: then `Go`."""
 
     type: ClassVar[str] = "built"
     facts: dict[str, Any]

@@ -1,7 +1,4 @@
-"""Evaluations as records of `evaluations.jsonl`, and when to stop early.
-
-Knows no tensors. A resumed run reads its earlier evaluations from here.
-"""
+"""Evaluations as records of `evaluations.jsonl`, and when to stop early; a resume reads them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -38,11 +35,8 @@ class EvaluationHistory:
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> Self:
         """From the records of `evaluations.jsonl`, where a loss that was no number is null."""
-        progress = cls()
-        for record in records:
-            loss = record["loss"]
-            progress = progress.then(record["step"], math.inf if loss is None else loss)
-        return progress
+        losses = ((r["step"], math.inf if r["loss"] is None else r["loss"]) for r in records)
+        return cls(losses=tuple(losses))
 
     def then(self, step: int, loss: float) -> Self:
         known = loss if math.isfinite(loss) else math.inf
@@ -51,11 +45,8 @@ class EvaluationHistory:
     @property
     def best(self) -> Best | None:
         """The first evaluation with the lowest loss; None without a finite loss."""
-        known = [pair for pair in self.losses if math.isfinite(pair[1])]
-        if not known:
-            return None
-        step, loss = min(known, key=lambda pair: pair[1])
-        return Best(step=step, loss=loss)
+        step, loss = min(self.losses, key=lambda pair: pair[1], default=(0, math.inf))
+        return Best(step=step, loss=loss) if math.isfinite(loss) else None
 
     @property
     def since_best(self) -> int:
@@ -66,13 +57,10 @@ class EvaluationHistory:
 
     def early_stop_text(self, step: int, steps: int) -> str:
         """Why the run ends early, and which model it leaves."""
-        best = self.best
-        lowest = (
-            ""
-            if best is None
-            else (f", the lowest evaluation loss was {best.loss:.3f} at step {best.step}")
-        )
-        return (
+        text = (
             f"no better evaluation for {self.since_best} in a row: stopped at step {step} of {steps}; "
-            f"the model is this step's{lowest}"
+            f"the model is this step's"
         )
+        if (best := self.best) is None:
+            return text
+        return f"{text}, the lowest evaluation loss was {best.loss:.3f} at step {best.step}"

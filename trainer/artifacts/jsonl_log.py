@@ -8,7 +8,6 @@ from typing import Any
 
 from autotune import files
 from autotune.errors import OutputError
-from autotune.files import finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +17,8 @@ class JsonlLog:
     path: Path
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Appends the record.
-
-        Raises:
-            OutputError: the disk is full, or cannot be written any more.
-        """
-        line = json.dumps(finite(record), allow_nan=False, ensure_ascii=False) + "\n"
+        """Appends the record; raises OutputError when the disk cannot be written any more."""
+        line = json.dumps(files.finite(record), allow_nan=False, ensure_ascii=False) + "\n"
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line)

@@ -1,7 +1,6 @@
 """Draws a run's loss, `loss.png` and `loss.svg`, from the logs in its folder.
 
-`python -m trainer.artifacts.loss_plot RUN_FOLDER` draws them again. It needs matplotlib
-(`pip install chatlm[reports]`), which is imported on use, and no torch.
+`python -m trainer.artifacts.loss_plot RUN_FOLDER` draws them again. It needs `chatlm[reports]`.
 """
 
 import sys
@@ -36,7 +35,6 @@ def draw_loss(folder: Path) -> list[Path]:
         raise OutputError(f"{folder} holds no steps to draw (metrics.jsonl)", "give a run's folder")
     try:
         import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(
@@ -50,7 +48,6 @@ def draw_loss(folder: Path) -> list[Path]:
     }  # fmt: skip
     with mpl.rc_context(style):
         figure = Figure(figsize=(9, 5), dpi=150, facecolor=PAPER, layout="constrained")
-        FigureCanvasAgg(figure)
         draw_axes(figure, folder.resolve().name, steps, evaluations)
         files = [folder / "loss.png", folder / "loss.svg"]
         try:
@@ -79,12 +76,13 @@ def draw_axes(
     evaluated = [r["loss"] for r in evaluations]
     if evaluations:
         axes.plot(
-            [r["step"] for r in evaluations], evaluated, color=EVALUATION, linewidth=1.4, marker="o", markersize=5.5,
-            markeredgecolor=PAPER, markeredgewidth=1.2, label="evaluation",
+            [r["step"] for r in evaluations], evaluated, label="evaluation", color=EVALUATION,
+            linewidth=1.4, marker="o", markersize=5.5, markeredgecolor=PAPER, markeredgewidth=1.2,
         )  # fmt: skip
         best = min(evaluations, key=lambda r: r["loss"])
+        bleu = "" if best["bleu"] is None else f", BLEU {best['bleu']:.1f}"
         axes.annotate(
-            best_words(best), (best["step"], best["loss"]), color=EVALUATION,
+            f"lowest {best['loss']:.3g}{bleu}", (best["step"], best["loss"]), color=EVALUATION,
             textcoords="offset points", xytext=(-4, 12), ha="right", va="bottom", fontsize=9,
             path_effects=[withStroke(linewidth=3, foreground=PAPER)],
         )  # fmt: skip
@@ -105,8 +103,7 @@ def draw_axes(
     rates.set_ylabel("learning rate", color=QUIET, labelpad=-12)
     for side in (axes, rates):
         side.tick_params(length=0)
-        for spine in side.spines.values():
-            spine.set_visible(False)
+        side.spines[:].set_visible(False)
     axes.spines["bottom"].set(visible=True, color=GRID)
 
     axes.set_title(name, loc="left", fontsize=13, fontweight="bold", pad=14)
@@ -116,11 +113,6 @@ def draw_axes(
         [*handles, line], [*labels, "learning rate"], loc="lower right",
         bbox_to_anchor=(1, 1.0), ncols=3, frameon=False, labelcolor=INK, handlelength=1.6,
     )  # fmt: skip
-
-
-def best_words(best: Mapping[str, Any]) -> str:
-    bleu = "" if best["bleu"] is None else f", BLEU {best['bleu']:.1f}"
-    return f"lowest {best['loss']:.3g}{bleu}"
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -10,8 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autotune.plan import Plan
 from autotune.units import format_bytes
 from trainer.config.settings import TrainSettings, WorkloadSettings
+from trainer.data.encoder import Encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +21,9 @@ class CardFacts:
     """The contents of a card."""
 
     settings: TrainSettings
-    micro_batch: str
-    accumulation: int
+    plan: Plan
     precision: str
-    is_causal: bool
-    templated: bool
-    """Whether prompts go through the tokenizer's chat template."""
+    encoder: Encoder
     from_hub: bool
     """Whether the base model is a hub id."""
     parameters: int
@@ -39,15 +38,13 @@ class CardFacts:
     """Peak of the fullest device, bytes."""
     device: str
     max_new_tokens: int
-    eos: int
-    pad: int
     decoder_start: int | None
     evaluation: Mapping[str, Any] | None
     """The last object of `evaluations.jsonl`."""
 
 
 def write_card(folder: Path, facts: CardFacts, *, plot: bool) -> None:
-    """Writes both files into a folder that `save_pretrained` wrote; `plot` says whether loss.png exists."""
+    """Writes both files into a saved model's folder; `plot` says whether loss.png exists."""
     (folder / "README.md").write_text(card(facts, plot=plot), "utf-8")
     file = folder / "generation_config.json"
     known = json.loads(file.read_text("utf-8")) if file.exists() else {}
@@ -60,17 +57,18 @@ def generation_config(known: Mapping[str, Any], facts: CardFacts) -> dict[str, A
     stale = ("max_length", "forced_bos_token_id", "forced_eos_token_id", "_from_model_config")
     kept = {key: value for key, value in known.items() if key not in stale}
     start = {} if facts.decoder_start is None else {"decoder_start_token_id": facts.decoder_start}
-    ids = {"eos_token_id": facts.eos, "pad_token_id": facts.pad}
+    ids = {"eos_token_id": facts.encoder.eos, "pad_token_id": facts.encoder.pad}
     return {**kept, **start, **ids, "max_new_tokens": facts.max_new_tokens}
 
 
 def card(facts: CardFacts, *, plot: bool) -> str:
     model = facts.settings.workload.model
-    link = f"[{model}](https://huggingface.co/{model})"
+    hub = f"[{model}](https://huggingface.co/{model})"
+    link = hub if facts.from_hub else f"`{Path(model).name}`"
     parts = [
         front_matter(facts),
         f"# {Path(facts.settings.output_dir).name}",
-        f"{link if facts.from_hub else f'`{Path(model).name}`'}, fine-tuned with chatlm on {facts.rows:,} prompts and responses. "
+        f"{link}, fine-tuned with chatlm on {facts.rows:,} prompts and responses. "
         f"It has {facts.parameters:,} parameters.",
         "## Ask it",
         f"```python\n{snippet(facts)}```",
@@ -85,7 +83,7 @@ def card(facts: CardFacts, *, plot: bool) -> str:
 
 
 def front_matter(facts: CardFacts) -> str:
-    task = "text-generation" if facts.is_causal else "text2text-generation"
+    task = "text-generation" if facts.encoder.is_causal else "text2text-generation"
     base = f"base_model: {facts.settings.workload.model}\n" if facts.from_hub else ""
     head = f"library_name: transformers\npipeline_tag: {task}\n{base}"
     return f"---\n{head}tags:\n- chatlm\n- sft\n---"
@@ -93,16 +91,17 @@ def front_matter(facts: CardFacts) -> str:
 
 def snippet(facts: CardFacts) -> str:
     """Python that asks the model with transformers alone; the prompt is formatted as in training."""
-    kind = "AutoModelForCausalLM" if facts.is_causal else "AutoModelForSeq2SeqLM"
-    if facts.templated:
+    is_causal = facts.encoder.is_causal
+    kind = "AutoModelForCausalLM" if is_causal else "AutoModelForSeq2SeqLM"
+    if facts.encoder.templated:
         ask = (
             'asked = tokenizer.apply_chat_template(\n    [{"role": "user", "content": question}], '
             'add_generation_prompt=True,\n    return_tensors="pt", return_dict=True,\n)\n'
         )
     else:
-        prompt = "question" if facts.is_causal else "question + tokenizer.eos_token"
+        prompt = "question" if is_causal else "question + tokenizer.eos_token"
         ask = f'asked = tokenizer({prompt}, add_special_tokens=False, return_tensors="pt")\n'
-    answer = 'answer[0, asked["input_ids"].shape[1] :]' if facts.is_causal else "answer[0]"
+    answer = 'answer[0, asked["input_ids"].shape[1] :]' if is_causal else "answer[0]"
     return (
         f"from transformers import {kind}, AutoTokenizer\n\n"
         f'folder = "."  # the folder of this file\n'
@@ -119,7 +118,7 @@ def snippet(facts: CardFacts) -> str:
 def question(facts: CardFacts) -> str:
     """A prompt that the run answered, but not a templated one: the template would apply twice."""
     samples = facts.evaluation["samples"] if facts.evaluation else []
-    return samples[0]["prompt"] if samples and not facts.templated else "你好"
+    return samples[0]["prompt"] if samples and not facts.encoder.templated else "你好"
 
 
 def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
@@ -133,8 +132,8 @@ def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
         ("learning rate", f"{facts.learning_rate:.3g}, {settings.schedule}"),
         ("optimizer steps", f"{facts.steps:,}"),
         ("effective batch", f"{settings.effective_batch:,}"),
-        ("micro-batch", facts.micro_batch),
-        ("accumulation", f"{facts.accumulation:,}"),
+        ("micro-batch", str(facts.plan)),
+        ("accumulation", f"{facts.plan.accumulation:,}"),
         ("processes", f"{settings.world_size:,}"),
         ("precision", facts.precision),
         ("seed", str(workload.seed)),

@@ -23,16 +23,14 @@ from safetensors import SafetensorError
 
 from autotune import files
 from autotune.errors import OutputError
-from autotune.files import check_writable, nearest
 from autotune.units import format_bytes
 from trainer.artifacts.jsonl_log import JsonlLog
 
 OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.json",
         "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
-        "loss.svg")  # fmt: skip
+        "loss.svg", "adapter", "tracking")  # fmt: skip
 """What a run leaves beside its checkpoints and run.json. config.json comes first: it marks a model.
 run.toml and profile.toml are replaced, never removed: the new run may be asked to repeat them."""
-FOLDERS = ("adapter", "tracking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,48 +56,42 @@ class RunFolder:
         found = [p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()]
         return sorted(found, key=lambda p: int(p.name[11:]))
 
-    def check(self, run_key: dict[str, Any], *, fresh: bool) -> None:
-        """Refuses what `claim` would refuse, before anything starts; writes nothing.
+    def check(self, run_key: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
+        """The key as run.json has it; refuses what `claim` would refuse, and writes nothing.
 
         Raises:
             OutputError: it holds another run, or this one, finished; or it cannot be written.
         """
-        check_writable(self.path, "choose another --output-dir")
+        files.check_writable(self.path, "choose another --output-dir")
         if not self.path.exists():
-            return
+            return run_key
         self._check_ours()
-        if fresh:
-            return
-        known = self._read()
-        if known is None:
-            return
+        if fresh or (known := self._read()) is None:
+            return run_key
         run_key = _as_known(run_key, known)
-        if known["identity"] != run_key and (self.checkpoints() or self.metrics.path.exists()):
+        is_same = known["identity"] == run_key
+        if not is_same and (self.checkpoints() or self.metrics.path.exists()):
             what, advice = _difference(known["identity"], run_key)
             raise OutputError(
                 f"{self.path} holds another run ({what})",
-                f"{advice.format(folder=self.path)}use "
-                "--fresh to replace it, or another --output-dir",
+                advice.format(folder=self.path)
+                + "use --fresh to replace it, or another --output-dir",
             )
-        if known["identity"] == run_key and known["finished"]:
+        if is_same and known["finished"]:
             raise OutputError(
                 f"{self.path} holds this run, finished",
                 "use --fresh to train it again, or another --output-dir",
             )
+        return run_key
 
     def claim(
         self, run_key: dict[str, Any], *, fresh: bool, learning_rate: float | None = None
     ) -> None:
-        """Makes the folder this run's; an unfinished part of the same run stays, to be resumed.
+        """Makes the folder this run's, after `check`; an unfinished part of the run stays.
 
         `learning_rate` is the run's highest, set by the user or found.
-
-        Raises:
-            OutputError: as `check` does.
         """
-        self.check(run_key, fresh=fresh)
-        if not fresh and (known := self._read()) is not None:
-            run_key = _as_known(run_key, known)
+        run_key = self.check(run_key, fresh=fresh)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
@@ -113,7 +105,7 @@ class RunFolder:
 
     def check_space(self, need: int) -> None:
         """Raises OutputError when the disk has less than `need` bytes; the folder need not exist."""
-        free = shutil.disk_usage(nearest(self.path)).free
+        free = shutil.disk_usage(files.nearest(self.path)).free
         if free < need:
             raise OutputError(
                 f"{self.path} has {format_bytes(free)} free, the run's checkpoints and model need "
@@ -168,12 +160,10 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Removes what a run of ours left, and nothing else."""
-        folders = [*self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]
-        for folder in [*folders, *(self.path / name for name in FOLDERS)]:
-            shutil.rmtree(folder, ignore_errors=True)
-        for path in (self.path / name for name in {*OURS, *self._model_files()}):
-            if path.is_dir():  # a tokenizer's templates
-                shutil.rmtree(path)
+        files = [self.path / name for name in [*OURS, *self._model_files()]]
+        for path in [*files, *self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 

@@ -19,7 +19,6 @@ from trainer.data.token_store import TokenStore
 IGNORED = -100
 """The label of a position that the loss does not count."""
 
-
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
 
@@ -80,8 +79,8 @@ class Collator:
         sequence: the longest of those. The last position is masked: without any padding transformers
         drops the mask, and attention then takes less memory (one position bias of T5 for all rows).
         """
-        source, target = self._worst_rows()
-        batch = self._build([source] * size, [target] * size)
+        longest = self._longest_rows()
+        batch = self._build([longest[0][0]] * size, [longest[-1][0]] * size)
         mask = batch.inputs["attention_mask"]  # (batch, source or both)
         if mask.shape[1] > 1:
             mask[-1, -1] = 0
@@ -89,8 +88,7 @@ class Collator:
 
     def longest(self) -> tuple[int, ...]:
         """Tokens of the longest on each side that is padded apart: source and target, or both as one."""
-        stats = self.store.stats
-        return (stats.longest_both[1],) if self._is_causal else self.store.longest()
+        return tuple(tokens for _, tokens in self._longest_rows())
 
     def one_sided(self, size: int, side: int) -> Batch | None:
         """`size` sequences, longest on one side and one token on the other; None for a causal model.
@@ -102,16 +100,17 @@ class Collator:
         batch = self.worst_case_batch(size)
         short = ("decoder_input_ids",) if side == 0 else ("input_ids", "attention_mask")
         inputs = {k: v[:, :1] if k in short else v for k, v in batch.inputs.items()}
-        return replace(
-            batch, inputs=inputs, labels=batch.labels[:, :1] if side == 0 else batch.labels
-        )
+        labels = batch.labels[:, :1] if side == 0 else batch.labels
+        return replace(batch, inputs=inputs, labels=labels)
 
-    def _worst_rows(self) -> tuple[int, int]:
-        """The rows of the longest source and of the longest target."""
+    def _longest_rows(self) -> list[list[int]]:
+        """(row, tokens) of the longest on each side that is padded apart."""
         stats = self.store.stats
-        if self._is_causal:
-            return stats.longest_both[0], stats.longest_both[0]
-        return stats.longest_source[0], stats.longest_target[0]
+        return (
+            [stats.longest_both]
+            if self._is_causal
+            else [stats.longest_source, stats.longest_target]
+        )
 
     def _build(self, source_rows: Rows, target_rows: Rows) -> Batch:
         sources = [self.store.source(row) for row in source_rows]
@@ -120,19 +119,14 @@ class Collator:
             both = [np.concatenate(pair) for pair in zip(sources, targets, strict=True)]
             loss_masks = [self.store.loss_mask(row) for row in source_rows]
             nexts = [_nexts(*parts) for parts in zip(sources, loss_masks, targets, strict=True)]
-            input_ids = _padded(both, self._pad)  # (batch, source + target)
-            inputs = {"input_ids": input_ids, "attention_mask": _mask(both)}
+            inputs = padded_inputs(both, self._pad)  # (batch, source + target)
             labels = _padded(nexts, IGNORED)
-            area = input_ids.numel()
+            area = labels.numel()
         else:
-            input_ids = _padded(sources, self._pad)  # (batch, source)
+            inputs = padded_inputs(sources, self._pad)  # (batch, source)
             labels = _padded(targets, IGNORED)  # (batch, target)
-            inputs = {
-                "input_ids": input_ids,
-                "attention_mask": _mask(sources),
-                "decoder_input_ids": self._shift_right(labels),
-            }
-            area = input_ids.numel() + labels.numel()
+            area = inputs["input_ids"].numel() + labels.numel()
+            inputs["decoder_input_ids"] = self._shift_right(labels)
         return Batch(
             inputs,
             labels,
@@ -158,13 +152,19 @@ def _nexts(
     return np.concatenate([following, target.astype(np.int64), [IGNORED]])
 
 
-def _padded(sequences: Sequence[npt.NDArray[Any]], value: int) -> Tensor:
+def padded_inputs(
+    sequences: Sequence[npt.NDArray[Any]], pad: int, *, left: bool = False
+) -> dict[str, Tensor]:
+    """The ids and their mask, each (batch, longest); padded on the right, or on the left."""
+    ones = [np.ones(len(sequence), dtype=np.int64) for sequence in sequences]
+    ids, mask = _padded(sequences, pad, left=left), _padded(ones, 0, left=left)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _padded(sequences: Sequence[npt.NDArray[Any]], value: int, *, left: bool = False) -> Tensor:
     longest = max(map(len, sequences))
     padded = np.full((len(sequences), longest), value, dtype=np.int64)
     for row, sequence in zip(padded, sequences, strict=True):
-        row[: len(sequence)] = sequence
+        start = longest - len(sequence) if left else 0
+        row[start : start + len(sequence)] = sequence
     return torch.from_numpy(padded)
-
-
-def _mask(sequences: Sequence[npt.NDArray[Any]]) -> Tensor:
-    return _padded([np.ones(len(s), dtype=np.int64) for s in sequences], 0)

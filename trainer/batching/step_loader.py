@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import psutil
 import torch
@@ -24,40 +24,32 @@ class Step:
     """Of the whole step, over all ranks."""
 
 
+@dataclass(frozen=True)
 class Steps(Dataset[Step]):
     """Step by number: its samples, this rank's share of them, cut and padded."""
 
-    def __init__(
-        self,
-        collator: Collator,
-        order: StepOrder,
-        plan: Plan,
-        *,
-        costs: Costs,
-        rank: int,
-        in_step: bool = False,
-    ) -> None:
-        """`in_step`: every rank runs as many micro-batches as the one that has the most."""
-        self._collator = collator
-        self._order = order
-        self._plan = plan
-        self._costs = costs
-        self._rank = rank
-        self._in_step = in_step
+    collator: Collator
+    order: StepOrder
+    plan: Plan
+    _: KW_ONLY
+    costs: Costs
+    rank: int
+    in_step: bool = False
+    """Every rank runs as many micro-batches as the one that has the most."""
 
     def __getitem__(self, step: int) -> Step:
-        rows = self._order.step(step)
+        rows = self.order.step(step)
         ranks = cut(
-            self._collator.lengths(rows),
-            world_size=self._plan.world_size,
-            micro_batch=self._plan.sizes,
-            costs=self._costs,
+            self.collator.lengths(rows),
+            world_size=self.plan.world_size,
+            micro_batch=self.plan.sizes,
+            costs=self.costs,
         )
-        batches = [self._collator.batch(rows[piece]) for piece in ranks[self._rank]]
-        if self._in_step:
+        batches = [self.collator.batch(rows[piece]) for piece in ranks[self.rank]]
+        if self.in_step:
             most = max(map(len, ranks))
             batches += [zero_weight_batch(batches[0])] * (most - len(batches))
-        return Step(batches, self._collator.target_tokens(rows))
+        return Step(batches, self.collator.target_tokens(rows))
 
 
 def zero_weight_batch(batch: Batch) -> Batch:

@@ -6,9 +6,8 @@ state.json             position and settings of the run, the loss scale, the bes
 manifest.json          size and CRC-32 of every other file
 config.json, tokenizer…  where every weight is trained: the folder is then a model for transformers
 
-A checkpoint does not depend on the number of processes, on sharding, or on the micro-batch. It holds
-no generator state: the sample order follows from the seed and the samples consumed, and the random
-numbers of a step (dropout) from the seed and the step.
+It depends neither on the number of processes, nor on sharding, nor on the micro-batch. It holds no
+generator state: the order of samples and a step's dropout follow from the seed and the step.
 """
 
 import json
@@ -34,7 +33,6 @@ from trainer.checkpointing.state_dict import (
     frozen_checksum,
     plain_states,
     states,
-    weights,
 )
 from trainer.model.engine import Engine
 
@@ -61,7 +59,8 @@ class Position:
 
 def _tensors(engine: Engine) -> dict[str, dict[str, Tensor]]:
     """Tensors by file and name."""
-    return {"model.safetensors": weights(engine), "optimizer.safetensors": states(engine)}
+    weights = {name: parameter.detach() for name, parameter in engine.trainable.items()}
+    return {"model.safetensors": weights, "optimizer.safetensors": states(engine)}
 
 
 def save_checkpoint(
@@ -139,11 +138,7 @@ def resume(folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> int
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The checkpoint's `state.json`, once its files match the manifest.
-
-    Raises:
-        Damaged: a file is missing or altered, or another version wrote it.
-    """
+    """Returns `state.json`; raises Damaged where a file is missing, altered, of another version."""
     check_manifest(path, PARTS)
     state = read_object(path / "state.json")
     if state.get("format") != FORMAT:
@@ -156,8 +151,7 @@ def _last_undamaged(
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest undamaged checkpoint and its state; newer ones are set aside.
 
-    Raises:
-        OutputError: there are checkpoints and all are damaged; only --fresh starts anew.
+    Raises OutputError where all are damaged: only --fresh starts anew.
     """
     faults: dict[Path, str] = {}
     for path in reversed(folder.checkpoints()):

@@ -1,7 +1,6 @@
 """The trained model in the run's folder, for `from_pretrained`.
 
-It is written to a hidden folder and then moved file by file, `config.json` last: without that file the
-folder is no model, so a kill at any moment leaves a complete model or none.
+Its files move from a hidden folder one by one, `config.json` last: a kill leaves all or no model.
 """
 
 import copy
@@ -98,11 +97,10 @@ def fix_generation_config(model: PreTrainedModel) -> None:
     Some hub models set a temperature without sampling; sampling is turned on.
     """
     generation = model.generation_config
-    if generation is None or _is_valid(generation):
-        return
-    generation.do_sample = True
-    if not _is_valid(generation):
-        model.generation_config = GenerationConfig.from_model_config(model.config)
+    if generation is not None and not _is_valid(generation):
+        generation.do_sample = True
+        if not _is_valid(generation):
+            model.generation_config = GenerationConfig.from_model_config(model.config)
 
 
 def _is_valid(generation: GenerationConfig) -> bool:

@@ -1,7 +1,4 @@
-"""The manifest of a checkpoint: size and CRC-32 of each file, written last and checked first.
-
-It finds accidents (a truncated file, a flipped byte), not forgeries. No tensors.
-"""
+"""The size and CRC-32 of a checkpoint's files: finds truncated files and flipped bytes."""
 
 import json
 import zlib

@@ -1,16 +1,16 @@
 """Reads and writes safetensors files one tensor at a time: the host holds at most the largest tensor.
 
-The format (https://github.com/huggingface/safetensors#format) is the length of a JSON header, the
-header, the bytes. The library itself writes from a dictionary of all tensors, and reads through a
-mapping whose pages count as the process's memory. It can read these files.
+The format (https://github.com/huggingface/safetensors#format): the length of a JSON header, the
+header, the bytes. The library writes all tensors at once, and its mapped pages count as memory.
 """
 
 import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def write_tensors(
             file.write(_bytes(content.detach().cpu().contiguous()))
 
 
-class TensorFile:
+class TensorFile(AbstractContextManager["TensorFile"]):
     """A file's tensors by name, read on request; use it in a `with`."""
 
     def __init__(self, path: Path) -> None:
@@ -57,9 +57,6 @@ class TensorFile:
         self._entries: dict[str, dict[str, Any]] = json.loads(self._file.read(length))
         self._entries.pop("__metadata__", None)
         self._start = 8 + length
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

@@ -21,10 +21,6 @@ from trainer.model.engine import Engine
 from trainer.model.fsdp import fill, full_tensor
 
 
-def weights(engine: Engine) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in engine.trainable.items()}
-
-
 def states(engine: Engine) -> dict[str, Tensor]:
     """The optimizer's tensors, as `name of the weight/name of the state`."""
     state = engine.raw_optimizer.state

@@ -1,19 +1,16 @@
 """A conversation as the model's chat template writes it, and which of its text the assistant says.
 
-An answer's text is found by prefix: the text through that turn begins with the text before it. Where
-a template rewrites earlier turns (Qwen3's drops their thinking), the loss counts only the last
-answer. `encoder` makes the tokens.
+An answer's text is found by prefix: the text through that turn begins with the text before it. If a
+template rewrites earlier turns (Qwen3's drops their thinking), only the last answer is learnt.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from trainer.data.readers import Row
-
-
-class TemplateFails(Exception):
-    """The template raised this reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +28,7 @@ class Rendered:
 
 
 def render(tokenizer: Any, row: Row) -> Rendered:
-    """The row by the tokenizer's template.
-
-    Raises:
-        TemplateFails: it cannot write these turns.
-    """
+    """The row by the tokenizer's template; raises TemplateError where that refuses the turns."""
     source = _text(tokenizer, row.turns, opened=True)
     whole = _text(tokenizer, (*row.turns, ("assistant", row.response)), opened=False)
     target = row.response
@@ -56,10 +49,12 @@ def _span(
     tokenizer: Any, turns: Sequence[tuple[str, str]], content: str, source: str
 ) -> tuple[int, int] | None:
     """Where the last of the turns stands in the source; None where the template rewrote it."""
+    if len(turns) == 1:  # the assistant speaks first: no text can be before it
+        return None
     try:
         before = _text(tokenizer, turns[:-1], opened=True)
         through = _text(tokenizer, turns, opened=False)
-    except TemplateFails:  # as of no turns at all, where the assistant speaks first
+    except TemplateError:
         return None
     if not (through.startswith(before) and source.startswith(through)):
         return None
@@ -78,15 +73,8 @@ def _said(written: str, content: str) -> str:
 
 
 def _text(tokenizer: Any, turns: Sequence[tuple[str, str]], *, opened: bool) -> str:
-    from jinja2 import TemplateError
-
     messages = [{"role": role, "content": content} for role, content in turns]
-    if not messages:
-        raise TemplateFails("it has no turns")
-    try:
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=opened
-        )
-    except TemplateError as error:
-        raise TemplateFails(str(error)) from error
+    text: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=opened
+    )
     return text

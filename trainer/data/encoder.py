@@ -1,9 +1,8 @@
 """From rows to token ids: one encoder for each kind of model.
 
-Seq2seq: source = prompt, end-of-sequence; target = the last answer, end-of-sequence. Causal: source =
-everything before the last answer (by the tokenizer's chat template if it has one); target = that
-answer and its end; the model reads both. The loss counts the target, and in a causal source the
-assistant's earlier turns, each with its end: `Encoded.loss_spans`.
+Source: all before the last answer; target: that answer and its end. A seq2seq source has an end,
+too. A causal model reads both as one, by the tokenizer's chat template if there is one. The loss
+counts the target, and in a causal source the earlier answers and their ends (`loss_spans`).
 """
 
 import hashlib
@@ -14,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from autotune.errors import DataError, ModelError
-from trainer.data.chat_template import Rendered, TemplateFails, render
+from trainer.data.chat_template import Rendered, render
 from trainer.data.readers import Row
 
 Span = tuple[int, int]
-"""First and last-but-one, of tokens or of characters."""
+"""The first token or character, and the first one after the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Encoded:
     """Whether the loss counts the last answer alone, though there are earlier ones."""
 
     def loss_spans_in_last(self, length: int) -> list[Span]:
-        """The same in the last `length` tokens of the source. The first token has no prediction."""
+        """`loss_spans` within the last `length` tokens; nothing predicts the first of those."""
         gone = len(self.source) - length
         spans = [(max(1, first - gone), last - gone) for first, last in self.loss_spans]
         return [(first, last) for first, last in spans if first < last]
@@ -65,38 +65,27 @@ class Encoder:
         """A hash of everything that encoding depends on."""
         backend = self._backend
         text = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab()))
-        parts = (
-            text,
-            str(self.is_causal),
-            str(getattr(self.tokenizer, "chat_template", None)),
-            str(self.eos),
-            str(self._opening),
-        )
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        template = getattr(self.tokenizer, "chat_template", None)
+        parts = (text, self.is_causal, template, self.eos, self._opening)
+        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Each row, untruncated.
-
-        Raises:
-            DataError: the chat template refuses a conversation.
-        """
+        """Each row, untruncated; raises DataError where the chat template refuses one."""
+        if self._backend is not None:  # the tokenizer's file may ask for truncation and padding
+            self._backend.no_truncation()
+            self._backend.no_padding()
         if not self.is_causal:
             return self._encode_pairs(rows)
         return self._encode_templated(rows) if self.templated else self._encode_turns(rows)
 
     def fit_source(self, ids: list[int], longest: int) -> list[int]:
-        """At most `longest` tokens.
+        """At most `longest` tokens: the first and end-of-sequence; of a causal source the last.
 
-        A seq2seq source keeps its beginning and its end-of-sequence. A causal source keeps its last
-        tokens: the earliest turns are cut, even where the loss would have counted them.
+        The earliest turns of a causal source are cut even where the loss would have counted them.
         """
         if len(ids) <= longest:
             return ids
         return ids[-longest:] if self.is_causal else [*ids[: longest - 1], self.eos]
-
-    def fit_target(self, ids: list[int], longest: int) -> list[int]:
-        """At most `longest` tokens; a target that is cut has no end-of-sequence."""
-        return ids[:longest]
 
     def _encode_pairs(self, rows: Sequence[Row]) -> list[Encoded]:
         sources = self._ids([row.prompt for row in rows])
@@ -125,9 +114,7 @@ class Encoder:
 
     def _encode_templated(self, rows: Sequence[Row]) -> list[Encoded]:
         rendered = [self._render(row) for row in rows]
-        sources = self._located(
-            [each.source for each in rendered], [each.loss_spans for each in rendered]
-        )
+        sources = self._located(rendered)
         targets = self._ids([each.target for each in rendered])
         return [
             Encoded(
@@ -142,7 +129,7 @@ class Encoder:
     def _render(self, row: Row) -> Rendered:
         try:
             return render(self.tokenizer, row)
-        except TemplateFails as error:
+        except TemplateError as error:
             beginning = row.prompt.strip().splitlines()[:1] or [""]
             raise DataError(
                 "the model's chat template refuses the conversation that begins "
@@ -164,33 +151,24 @@ class Encoder:
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if self._backend is not None:  # transformers' own call takes twice the time, for its masks
-            self._bare()
             return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, truncation=False)[
             "input_ids"
         ]
         return ids
 
-    def _located(
-        self, texts: list[str], spans: list[tuple[Span, ...]]
-    ) -> list[tuple[list[int], tuple[Span, ...]]]:
-        """Ids, and the spans of characters as spans of tokens; no spans without a fast tokenizer."""
-        if self._backend is None or not any(spans):
+    def _located(self, rows: list[Rendered]) -> list[tuple[list[int], tuple[Span, ...]]]:
+        """Each source's ids, and its loss spans in tokens; no spans without a fast tokenizer."""
+        texts = [row.source for row in rows]
+        if self._backend is None or not any(row.loss_spans for row in rows):
             return [(ids, ()) for ids in self._ids(texts)]
-        self._bare()
         found = []
-        for encoding, wanted in zip(
-            self._backend.encode_batch(texts, add_special_tokens=False), spans, strict=True
-        ):
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        for encoding, row in zip(encodings, rows, strict=True):
             begins = [first for first, _ in encoding.offsets]
-            inside = tuple((bisect_left(begins, a), bisect_left(begins, b)) for a, b in wanted)
-            found.append((encoding.ids, inside))
+            spans = ((bisect_left(begins, a), bisect_left(begins, b)) for a, b in row.loss_spans)
+            found.append((encoding.ids, tuple(spans)))
         return found
-
-    def _bare(self) -> None:
-        """Switches off the truncation and padding that a tokenizer's file may ask for."""
-        self._backend.no_truncation()
-        self._backend.no_padding()
 
 
 def _joined(turns: Sequence[tuple[str, str]]) -> list[tuple[bool, str]]:

@@ -1,14 +1,14 @@
 """Which samples a step sees: a function of (seed, position) and of nothing else.
 
 Training reads one endless stream: a permutation of the rows for each epoch, end to end. A plain step
-takes the next `effective batch` positions, also across an epoch's end, so that every step is whole
-and no sample is dropped or repeated. A grouped step takes samples of like length out of the next
-fifty steps' worth. Neither knows a rank, a micro-batch or a restart, and neither holds anything that
-grows with the rows.
+takes the next `effective batch` positions, also across an epoch's end: every step is whole, and no
+sample is dropped or repeated. A grouped step takes like lengths out of the next fifty steps' worth.
+Neither knows a rank, a micro-batch or a restart, or holds anything that grows with the rows.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -28,12 +28,12 @@ class StepOrder(Protocol):
     def step(self, number: int) -> Rows: ...
 
 
+@dataclass(frozen=True, slots=True)
 class SampleOrder:
     """The stream of row numbers."""
 
-    def __init__(self, rows: int, seed: int) -> None:
-        self.rows = rows
-        self.seed = seed
+    rows: int
+    seed: int
 
     def take(self, start: int, count: int) -> Rows:
         """The `count` row numbers from position `start` of the stream on."""
@@ -47,68 +47,58 @@ class SampleOrder:
         return np.concatenate(parts)
 
 
+@dataclass(frozen=True, slots=True)
 class PlainSteps:
     """Each step the stream's next samples."""
 
-    def __init__(self, stream: SampleOrder, effective_batch: int) -> None:
-        self._stream = stream
-        self._effective = effective_batch
+    stream: SampleOrder
+    effective_batch: int
 
     def step(self, number: int) -> Rows:
-        return self._stream.take(number * self._effective, self._effective)
+        return self.stream.take(number * self.effective_batch, self.effective_batch)
 
 
+@dataclass(slots=True)
 class GroupedSteps:
     """Steps of like length: the stream's samples in windows, each parted into steps by length.
 
-    `lengths` has a row for each sample and a column for each side that is padded apart, (samples,
-    sides). Where that is source and target, sorting by their sum would put short questions with long
-    answers beside the reverse: the window is halved again and again, each time along the side that
-    is spread most (of the 3,000 real rows at 240 a step and micro-batches of 16: padding efficiency
-    0.70 plain, 0.71 sorted by the sum, 0.90 so). A single side comes out sorted.
+    `lengths` returns (samples, sides): a column for each side that is padded apart. Sorted by the
+    sum of source and target, short questions with long answers would lie beside the reverse. So a
+    window is halved again and again, each time along the side that is spread most (3,000 real rows,
+    240 a step, micro-batches of 16: padding efficiency 0.70 plain, 0.71 by the sum, 0.90 so).
 
-    The steps of a window come in an order that is shuffled anew, so that lengths do not rise in
-    waves. A window is at most what an epoch has of whole steps, and the last one ends with the run:
-    after any whole run every sample was seen exactly as often as in the plain stream.
+    A window's steps are shuffled, so that lengths do not rise in waves. A window has at most the
+    whole steps of an epoch, and the last one ends with the run: each sample is seen as often as in
+    the plain stream.
     """
 
-    def __init__(
-        self,
-        stream: SampleOrder,
-        effective_batch: int,
-        *,
-        steps: int,
-        lengths: Callable[[Rows], Rows],
-    ) -> None:
-        self._stream = stream
-        self._effective = effective_batch
-        self._steps = steps
-        self._lengths = lengths
-        self._window = max(1, min(WINDOW, stream.rows // effective_batch))
-        self._cached: tuple[int, Rows] | None = None
+    stream: SampleOrder
+    effective_batch: int
+    _: KW_ONLY
+    steps: int
+    lengths: Callable[[Rows], Rows]
+    _cached: tuple[int, Rows] | None = None
 
     def step(self, number: int) -> Rows:
-        window, place = divmod(number, self._window)
+        length = max(1, min(WINDOW, self.stream.rows // self.effective_batch))
+        window, place = divmod(number, length)
         if self._cached is None or self._cached[0] != window:
-            self._cached = window, self._composed(window)
+            self._cached = window, self._composed(window, length)
         rows: Rows = self._cached[1][place]
         return rows
 
-    def _composed(self, window: int) -> Rows:
+    def _composed(self, window: int, length: int) -> Rows:
         """(steps of the window, effective batch)"""
-        first = window * self._window
-        count = max(1, min(self._window, self._steps - first))
-        rows = self._stream.take(first * self._effective, count * self._effective)
-        parts = parted(self._lengths(rows), np.arange(len(rows)), count)
-        shuffled = np.random.default_rng([self._stream.seed, window, count]).permutation(count)
+        first = window * length
+        count = max(1, min(length, self.steps - first))
+        rows = self.stream.take(first * self.effective_batch, count * self.effective_batch)
+        parts = parted(self.lengths(rows), np.arange(len(rows)), count)
+        shuffled = np.random.default_rng([self.stream.seed, window, count]).permutation(count)
         return rows[np.stack(parts)[shuffled]]
 
 
 def parted(lengths: Rows, samples: Rows, count: int) -> list[Rows]:
-    """Those samples in `count` parts of one size, alike in all sides.
-
-    In whole numbers, so that every machine parts them the same.
-    """
+    """Those samples in `count` parts of one size, alike in all sides; the same on every machine."""
     if count == 1:
         return [samples]
     sides = lengths[samples]
@@ -125,9 +115,8 @@ def parted(lengths: Rows, samples: Rows, count: int) -> list[Rows]:
 def permuted(places: Rows, rows: int, keys: Keys) -> Rows:
     """Where a keyed permutation of `range(rows)` sends those places; it is never held as a whole.
 
-    A balanced Feistel network over the pairs (left, right) of the smallest square that holds the
-    rows, walked on while it leads outside of them (Black and Rogaway, CT-RSA 2002): the square has
-    at most 2·√rows + 1 places more than there are rows, so nearly all arrive at once.
+    A balanced Feistel network over the smallest square that holds the rows, walked on while it is
+    outside of them (Black and Rogaway, CT-RSA 2002); that has at most 2·√rows + 1 places more.
     """
     side = np.uint64(math.isqrt(rows - 1) + 1)
     found = places.astype(np.uint64)
@@ -149,8 +138,8 @@ def _mixed(values: Keys) -> Keys:
 
 
 def _keys(seed: int, epoch: int) -> Keys:
-    keys: Keys = np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, np.uint64)  # type: ignore[assignment]
-    return keys
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, np.uint64)
+    return keys.astype(np.uint64)
 
 
 def count_steps(rows: int, effective_batch: int, epochs: float, max_steps: int | None) -> int:

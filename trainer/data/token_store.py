@@ -1,13 +1,11 @@
 """Tokens on disk: tokenized once, then memory-mapped, so that host memory does not grow.
 
-A store is a folder of files that `tokenization` describes. Its name is a hash of the data files, the
-tokenizer and the settings. It appears whole or not at all: until then it is `.partial-<name>`, which one
-process writes while the others wait, and which resumes after an interruption.
+A store is a folder of files (see `tokenization`), named by a hash of data, tokenizer and settings.
+Until it is whole it is `.partial-<name>`, which one process writes while the others wait.
 """
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -22,13 +20,8 @@ from filelock import FileLock, Timeout
 from autotune.errors import DataError, OutputError
 from trainer.data.encoder import Encoder
 from trainer.data.readers import check_file, count_rows
-from trainer.data.tokenization import (
-    TELL_EVERY,
-    Interrupted,
-    StoreStats,
-    TokenizationProgress,
-    tokenise,
-)
+from trainer.data.tokenization import TELL_EVERY, Interrupted, StoreStats, tokenise
+from trainer.events import Tokenising
 
 VERSION = 3
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
@@ -111,7 +104,7 @@ def open_store(
     *,
     max_source: int,
     max_target: int,
-    progress: Callable[[TokenizationProgress], None] | None = None,
+    progress: Callable[[Tokenising], None] | None = None,
     should_stop: Callable[[], bool] = bool,
 ) -> TokenStore:
     """The store of those files; tokenizes them if no store exists yet.
@@ -131,10 +124,11 @@ def open_store(
             lock = folder.with_name(f".lock-{folder.name}")
             with _acquired(FileLock(lock), partial, paths, progress, should_stop):
                 if not folder.exists():  # else another process has made it meanwhile
-                    _write(
-                        folder, partial, paths, encoder, max_source=max_source, max_target=max_target,
+                    tokenise(
+                        partial, paths, encoder, max_source=max_source, max_target=max_target,
                         progress=progress, should_stop=should_stop,
                     )  # fmt: skip
+                    partial.rename(folder)
         except OSError as error:
             raise OutputError(
                 f"cannot write the token cache {folder.parent}: {error.strerror}",
@@ -147,7 +141,7 @@ def _acquired(
     lock: FileLock,
     partial: Path,
     paths: Sequence[str],
-    progress: Callable[[TokenizationProgress], None] | None,
+    progress: Callable[[Tokenising], None] | None,
     should_stop: Callable[[], bool],
 ) -> AbstractContextManager[object]:
     """The lock, held until the block ends; the kernel releases it when its holder dies.
@@ -161,18 +155,8 @@ def _acquired(
             if should_stop():
                 raise Interrupted("interrupted while another process tokenises") from held
             if progress is not None and (stats := StoreStats.read(partial)):
-                total = count_rows(paths)
-                progress(TokenizationProgress(stats.rows, total, stats.tokens, stats.seconds))
+                progress(stats.progress(count_rows(paths)))
             time.sleep(TELL_EVERY)
-
-
-def _write(folder: Path, partial: Path, *arguments: Any, **options: Any) -> None:
-    try:
-        tokenise(partial, *arguments, **options)
-    except DataError:  # the user fixes the file, which is then another file
-        shutil.rmtree(partial)
-        raise
-    partial.rename(folder)
 
 
 def read_store(folder: Path) -> TokenStore:

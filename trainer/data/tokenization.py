@@ -1,47 +1,35 @@
 """Rows become tokens on disk, in bounded memory, on all cores; an interruption resumes where it was.
 
-A folder of files grows a chunk at a time: `tokens.bin`, every sequence end to end; `offsets.bin`, where
-each begins, sources at even places and targets at odd ones. Where sources hold answers that the loss
-counts, also `loss_mask.bin`, a byte for each token, and `source_counts.bin`, how many those are in each
-row. `stats.json` is replaced about once a second and says what is safe on disk: a killed process loses
-no more. `token_store` has the names and the lock.
+The files grow a chunk at a time: `tokens.bin`, all sequences end to end; `offsets.bin`, where each
+begins, sources at even places, targets at odd ones. If the loss counts answers in sources, also
+`loss_mask.bin`, a byte for each token, and `source_counts.bin`, how many those are in each row.
+`stats.json` is replaced about once a second and says what is safe on disk.
 """
 
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from autotune.errors import DataError
 from autotune.files import write_text
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row, count_rows, read_rows
+from trainer.events import Tokenising
 
 CHUNK_ROWS = 4096
 CHUNK_CHARACTERS = 1 << 19
 """A chunk ends at either limit: a token takes about 150 bytes until it is written."""
-SAVE_EVERY = 1.0
+SAVE_EVERY, TELL_EVERY = 1.0, 0.5
 """Seconds."""
-TELL_EVERY = 0.5
-"""Seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizationProgress:
-    """How far the tokenizing is, with what ran before an interruption."""
-
-    rows: int
-    total: int | None
-    """None where the file does not say."""
-    tokens: int
-    seconds: float
 
 
 class Interrupted(Exception):
@@ -84,6 +72,10 @@ class StoreStats:
     def save(self, folder: Path) -> None:
         write_text(folder / "stats.json", json.dumps(asdict(self)))
 
+    def progress(self, total: int | None) -> Tokenising:
+        """How far the tokenizing of `total` rows is."""
+        return Tokenising(rows=self.rows, total=total, tokens=self.tokens, seconds=self.seconds)
+
     def sizes(self) -> dict[str, int]:
         """Bytes of each file."""
         sizes = {"tokens.bin": self.width * self.tokens, "offsets.bin": 8 * (2 * self.rows + 1)}
@@ -99,48 +91,50 @@ def tokenise(
     *,
     max_source: int,
     max_target: int,
-    progress: Callable[[TokenizationProgress], None] | None,
+    progress: Callable[[Tokenising], None] | None,
     should_stop: Callable[[], bool],
 ) -> None:
     """Writes the rows of those files that the folder lacks.
 
     Raises:
         Interrupted: `should_stop` said so, between two chunks.
-        DataError: a file cannot be read as prompts and responses.
+        DataError: a file cannot be read as prompts and responses; the folder is removed.
         OSError: the folder cannot be written.
     """
+    from accelerate.utils import patch_environment  # loads torch: only workers tokenise
+
     folder.mkdir(parents=True, exist_ok=True)
     total = count_rows(paths)
     told = saved = began = time.monotonic()
-    with ExitStack() as stack:
-        writer = stack.enter_context(_Writer(folder, encoder, max_source, max_target))
+    with (
+        _Writer(folder, encoder, max_source, max_target) as writer,
+        # uses all cores; in workers that is off, because a fork would lose the tokenizer's threads
+        patch_environment(TOKENIZERS_PARALLELISM="true"),
+    ):
         stats = writer.stats
-        before = stats.seconds
-        stack.enter_context(_all_cores())
+        began -= stats.seconds
         chunks = _chunks(paths, stats.file, stats.file_rows)
         for chunk, encoded in _encoded_ahead(chunks, encoder):
             writer.add(chunk, encoded)
             now = time.monotonic()
-            stats.seconds = before + now - began
+            stats.seconds = now - began
             stop = should_stop()
             if stop or now - saved >= SAVE_EVERY:
                 writer.save()
                 saved = now
             if progress is not None and now - told >= TELL_EVERY:
-                progress(TokenizationProgress(stats.rows, total, stats.tokens, stats.seconds))
+                progress(stats.progress(total))
                 told = now
             if stop:
                 raise Interrupted(f"tokenising was interrupted after {stats.rows:,} rows")
         writer.save()
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    file: int
-    rows: list[Row]
+Chunk = tuple[int, list[Row]]
+"""The number of a file, and rows of it."""
 
 
-def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[_Chunk]:
+def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[Chunk]:
     for number, path in itertools.islice(enumerate(paths), first, None):
         rows: list[Row] = []
         characters = 0
@@ -148,43 +142,23 @@ def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[_Chunk]:
             rows.append(row)
             characters += len(row.prompt) + len(row.response)
             if len(rows) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
-                yield _Chunk(number, rows)
+                yield number, rows
                 rows, characters = [], 0
         if rows:
-            yield _Chunk(number, rows)
+            yield number, rows
 
 
 def _encoded_ahead(
-    chunks: Iterator[_Chunk], encoder: Encoder
-) -> Iterator[tuple[_Chunk, list[Encoded]]]:
-    """Each chunk and its tokens, while the next is read and the one before is written.
-
-    The tokenizer releases the GIL and uses all cores.
-    """
+    chunks: Iterator[Chunk], encoder: Encoder
+) -> Iterator[tuple[Chunk, list[Encoded]]]:
+    """Each chunk and its tokens, made while others are read and written: it releases the GIL."""
     with ThreadPoolExecutor(1) as pool:
-        pending: tuple[_Chunk, Future[list[Encoded]]] | None = None
-        for chunk in chunks:
-            following = chunk, pool.submit(encoder.encode, chunk.rows)
-            if pending is not None:
-                yield pending[0], pending[1].result()
-            pending = following
-        if pending is not None:
+        submitted = ((chunk, pool.submit(encoder.encode, chunk[1])) for chunk in chunks)
+        pending = next(submitted, None)
+        while pending is not None:
+            following = next(submitted, None)
             yield pending[0], pending[1].result()
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    """Switches the tokenizer's threads on; in workers they are off, because a fork would lose them."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+            pending = following
 
 
 class _Writer:
@@ -206,19 +180,22 @@ class _Writer:
             self._file(name).truncate(size)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for file in self._files.values():
             file.close()
+        if kind is DataError:  # the user fixes the file, which is then another file
+            shutil.rmtree(self._folder)
 
-    def add(self, chunk: _Chunk, encoded: list[Encoded]) -> None:
+    def add(self, chunk: Chunk, encoded: list[Encoded]) -> None:
         stats, encoder = self.stats, self._encoder
+        file, rows = chunk
         sequences: list[list[int]] = []
         loss_spans: list[tuple[int, int]] = []  # in this chunk's tokens
         source_counts = np.zeros(len(encoded), dtype=np.int32)
         place = 0
-        for number, each in enumerate(encoded):
+        for number, (row, each) in enumerate(zip(rows, encoded, strict=True)):
             source = encoder.fit_source(each.source, self._most[0])
-            target = encoder.fit_target(each.target, self._most[1])
+            target = each.target[: self._most[1]]  # a target that is cut has no end-of-sequence
             for first, last in each.loss_spans_in_last(len(source)):
                 loss_spans.append((place + first, place + last))
                 source_counts[number] += last - first
@@ -226,7 +203,7 @@ class _Writer:
             place += len(source) + len(target)
             stats.cut_sources += len(each.source) > self._most[0]
             stats.cut_targets += len(each.target) > self._most[1]
-            stats.empty_responses += not chunk.rows[number].response
+            stats.empty_responses += not row.response
             stats.last_only += each.is_last_only
         lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
         flat = itertools.chain.from_iterable(sequences)
@@ -235,8 +212,8 @@ class _Writer:
         if loss_spans or stats.has_loss_mask:
             self._add_loss_mask(loss_spans, source_counts, place)
         self._note_longest(lengths)
-        stats.file_rows = len(encoded) + (stats.file_rows if chunk.file == stats.file else 0)
-        stats.file = chunk.file
+        stats.file_rows = len(encoded) + (stats.file_rows if file == stats.file else 0)
+        stats.file = file
         stats.rows += len(encoded)
         stats.tokens += place
 
@@ -273,13 +250,11 @@ class _Writer:
 
     def _kept(self) -> StoreStats:
         """What an interrupted tokenizing left; nothing if a file is shorter than it should be."""
-        anew = StoreStats(width=np.dtype(self._encoder.dtype).itemsize)
-        stats = StoreStats.read(self._folder) or anew
-        for name, size in stats.sizes().items():
-            file = self._folder / name
-            if not file.exists() or file.stat().st_size < size:
-                return anew
-        return stats
+        stats = StoreStats.read(self._folder)
+        held = {file.name: file.stat().st_size for file in self._folder.iterdir()}
+        if stats and all(held.get(name, 0) >= size for name, size in stats.sizes().items()):
+            return stats
+        return StoreStats(width=np.dtype(self._encoder.dtype).itemsize)
 
     def _file(self, name: str) -> Any:
         if name not in self._files:

@@ -1,7 +1,6 @@
 """An evaluation: the loss of a whole set per target token, and scores of answers to its first rows.
 
-The rows are divided among the ranks. `generation` makes the answers; `artifacts.evaluation_log` keeps
-the results.
+The rows are divided among the ranks. `generation` makes the answers.
 """
 
 import time

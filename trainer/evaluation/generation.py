@@ -1,7 +1,6 @@
 """Greedy answers to rows of a store, as token ids: batched, with a cache, divided among the ranks.
 
-Rows are sorted by prompt length, the longest first, so that there is little padding. `text_metrics`
-scores the answers.
+Rows are sorted by prompt length, the longest first, so that there is little padding.
 """
 
 import gc
@@ -16,7 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from autotune.devices.allocator import is_out_of_memory
-from trainer.batching.collator import Collator
+from trainer.batching.collator import Collator, padded_inputs
 from trainer.model.engine import Engine
 
 Ids = npt.NDArray[np.int64]
@@ -53,11 +52,10 @@ def own_rows(engine: Engine, lengths: Ids) -> Ids:
 def dry_run_generation(engine: Engine, collator: Collator, *, most: int, longest: int) -> int:
     """The sequences per batch of generation: at most `most`, within the peak memory of training.
 
-    The memory of a loss does not predict it: a large vocabulary's logits take more than the cache of keys
-    and values, a deep model's less (0.2 B with 256 + 256 tokens in fp32: 60 MB of logits and softmax, 31 MB
-    of cache; a Llama of 7 B in bf16: 131 MB and 268 MB). So the cache of one sequence with the longest
-    prompt and answer is measured, and as much again is kept for activations. The size is then run once,
-    and halved while it does not fit.
+    A loss does not predict it: logits take more than the cache of keys and values, or less (256 +
+    256 tokens, 0.2 B in fp32: 60 MB of logits and softmax, 31 MB of cache; a Llama of 7 B in bf16:
+    131 MB and 268 MB). So the cache of one longest sequence is measured; as much again is for
+    activations. The size is then run once, and halved while it does not fit.
     """
     memory = engine.memory
     highest = memory.peak()
@@ -70,11 +68,10 @@ def dry_run_generation(engine: Engine, collator: Collator, *, most: int, longest
         while True:
             try:
                 _fill_cache(engine, collator, size, longest)
+                return size
             except Exception as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
-            else:
-                return size
             size //= 2
             gc.collect()
 
@@ -101,10 +98,11 @@ def _greedy(engine: Engine, collator: Collator, longest: int) -> Iterator[PreTra
 
 def _generate(model: PreTrainedModel, collator: Collator, rows: Sequence[int]) -> Iterator[Ids]:
     encoder = collator.encoder
-    prompts, mask = _prompts([collator.store.source(row) for row in rows], collator)
+    inputs = _prompts(model, [collator.store.source(row) for row in rows], collator)
     generate: Any = model.generate
-    output = generate(input_ids=prompts.to(model.device), attention_mask=mask.to(model.device))
-    begin = prompts.shape[1] if encoder.is_causal else 1  # after the prompt or the start token
+    output = generate(**inputs)
+    # after the prompt or the start token
+    begin = inputs["input_ids"].shape[1] if encoder.is_causal else 1
     for ids in output[:, begin:].cpu().numpy():  # (answer,)
         ends = np.flatnonzero(ids == encoder.eos)
         yield ids[: ends[0]] if len(ends) else ids
@@ -112,40 +110,32 @@ def _generate(model: PreTrainedModel, collator: Collator, rows: Sequence[int]) -
 
 def _fill_cache(engine: Engine, collator: Collator, size: int, longest: int) -> int:
     """Bytes of the cache after the longest prompt and a full answer, for `size` sequences."""
-    store = collator.store
+    store, is_causal = collator.store, collator.encoder.is_causal
     model: Any = engine.unwrapped
     source = store.source(store.stats.longest_source[0])
     answered = np.full(longest, source[0], dtype=np.int64)
-    if collator.encoder.is_causal:
-        source = np.concatenate([source, answered])
-    prompts, mask = (part.to(model.device) for part in _prompts([source] * size, collator))
+    prompt = np.concatenate([source, answered]) if is_causal else source
+    inputs = _prompts(model, [prompt] * size, collator)
     with engine.accelerator.autocast():
-        if collator.encoder.is_causal:
-            inputs = {"input_ids": prompts, "attention_mask": mask}
-        else:
-            encoded = model.get_encoder()(input_ids=prompts, attention_mask=mask)
+        if not is_causal:
             inputs = {
                 "input_ids": torch.from_numpy(answered).to(model.device).expand(size, -1),
-                "encoder_hidden_states": encoded.last_hidden_state,
-                "encoder_attention_mask": mask,
+                "encoder_hidden_states": model.get_encoder()(**inputs).last_hidden_state,
+                "encoder_attention_mask": inputs["attention_mask"],
             }
         cache = model.get_decoder()(**inputs, use_cache=True).past_key_values
-    is_causal = collator.encoder.is_causal
     caches = [cache] if is_causal else [cache.self_attention_cache, cache.cross_attention_cache]
     return sum(layer.keys.nbytes + layer.values.nbytes for part in caches for layer in part.layers)
 
 
-def _prompts(sequences: Sequence[npt.NDArray[Any]], collator: Collator) -> tuple[Tensor, Tensor]:
-    """(ids, mask), each (batch, prompt).
+def _prompts(
+    model: PreTrainedModel, sequences: Sequence[npt.NDArray[Any]], collator: Collator
+) -> dict[str, Tensor]:
+    """Ids and mask on the model's device, each (batch, prompt).
 
     Causal models are padded on the left: answers begin where prompts end. Encoders are padded on the
     right: BART counts positions from the left and ignores the mask.
     """
-    longest = max(map(len, sequences))
-    ids = np.full((len(sequences), longest), collator.encoder.pad, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        start = longest - len(sequence) if collator.encoder.is_causal else 0
-        ids[row, start : start + len(sequence)] = sequence
-        mask[row, start : start + len(sequence)] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    encoder = collator.encoder
+    inputs = padded_inputs(sequences, encoder.pad, left=encoder.is_causal)
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}

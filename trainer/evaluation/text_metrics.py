@@ -1,7 +1,6 @@
 """Scores of answers against references: corpus BLEU-4, chrF, exact match. No tensors.
 
-sacrebleu computes BLEU over the whole corpus. Its tokenizer is `zh` (characters) for Chinese references:
-13a, made for English, would take a Chinese sentence as one word.
+BLEU's tokenizer is `zh` (characters) for Chinese references: 13a would take a sentence as one word.
 """
 
 from collections.abc import Sequence

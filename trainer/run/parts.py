@@ -9,7 +9,7 @@ from trainer.batching.collator import Collator
 from trainer.config.settings import WorkloadSettings
 from trainer.data.readers import bundled
 from trainer.data.token_store import open_store
-from trainer.data.tokenization import TokenizationProgress
+from trainer.events import Tokenising
 from trainer.model.engine import Engine
 from trainer.model.loading import Loaded, load_model
 from trainer.model.position_limits import check_positions
@@ -31,7 +31,7 @@ def make_parts(
     settings: WorkloadSettings,
     *,
     eval_data: tuple[str, ...],
-    progress: Callable[[TokenizationProgress], None] | None = None,
+    progress: Callable[[Tokenising], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Parts:
     """The model and the data. All ranks call it at once; one process a host tokenises.

@@ -36,17 +36,15 @@ def draw(run: Run) -> bool:
 
 
 def card_facts(run: Run) -> CardFacts:
-    settings, encoder = run.settings, run.loaded.encoder
+    settings = run.settings
     model = settings.workload.model
     metrics, evaluations = run.folder.metrics.read(), run.folder.evaluations.read()
     own = torch.cuda.get_device_name() if settings.workload.device == "cuda" else "CPU"
     return CardFacts(
         settings=settings,
-        micro_batch=str(run.plan),
-        accumulation=run.plan.accumulation,
+        plan=run.plan,
         precision=precision(settings.workload),
-        is_causal=encoder.is_causal,
-        templated=encoder.templated,
+        encoder=run.loaded.encoder,
         from_hub=model not in PRESETS and not Path(model).is_dir(),
         parameters=run.parameters,
         learning_rate=run.learning_rate,
@@ -57,8 +55,6 @@ def card_facts(run: Run) -> CardFacts:
         peak=max((record["device_peak_bytes"] for record in metrics), default=run.peak),
         device=", ".join(sorted(set(settings.device_names))) or own,
         max_new_tokens=run.longest_answer,
-        eos=encoder.eos,
-        pad=encoder.pad,
         decoder_start=getattr(run.loaded.model.config, "decoder_start_token_id", None),
         evaluation=evaluations[-1] if evaluations else None,
     )

@@ -1,7 +1,6 @@
 """From settings to a run that can take its next step: parts, folder, checkpoint, dry run."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -14,10 +13,9 @@ from trainer.config.settings import TrainSettings
 from trainer.data.readers import bundled
 from trainer.data.sample_order import count_steps
 from trainer.data.token_store import TokenStore
-from trainer.data.tokenization import TokenizationProgress
 from trainer.evaluation.evaluator import Answering, dry_run_evaluation
 from trainer.evaluation.generation import DEFAULT_GENERATION_BATCH, dry_run_generation
-from trainer.events import Built, Say, Tokenising, TrainingStarted
+from trainer.events import Built, Say, TrainingStarted
 from trainer.model.accelerator import make_accelerator, precision
 from trainer.model.adapters import default_learning_rate, trainable_summary
 from trainer.model.loading import fingerprint_info
@@ -38,15 +36,11 @@ def prepare(
     workload = settings.workload
     accelerator = make_accelerator(workload, track=settings.track, tracking=folder.tracking)
 
-    def told(progress: TokenizationProgress) -> None:
-        if accelerator.is_main_process:
-            say(Tokenising(**asdict(progress)))
-
     bundled_eval = () if workload.data else (bundled("valid"),)
     parts = make_parts(
         workload,
         eval_data=settings.eval_data or bundled_eval,
-        progress=told,
+        progress=say if accelerator.is_main_process else None,
         should_stop=should_stop,
     )
     loaded, collator, eval_collator = parts.loaded, parts.collator, parts.eval_collator

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from autotune.errors import OutputError
 from tests.support.commands import steps
-from tests.support.runs import Messages, notices, rows_file, run, settings
+from tests.support.runs import Messages, ended, notices, rows_file, run, settings
+from tests.support.tokenisers import tokenizer
 from trainer.artifacts.evaluation_log import Best
 from trainer.artifacts.jsonl_log import JsonlLog
 from trainer.artifacts.run_folder import RunFolder
@@ -25,6 +26,7 @@ from trainer.batching.collator import Collator
 from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint, verify
 from trainer.checkpointing.export import export_model
 from trainer.config.settings import WorkloadSettings
+from trainer.data.encoder import Encoder
 from trainer.data.token_store import open_store
 from trainer.events import CheckpointSaved, Evaluated, TrainingEnded
 from trainer.model.accelerator import make_accelerator
@@ -60,9 +62,7 @@ def whole(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stopped(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, stopped after step 5: checkpoints 4 and 5 are kept."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    said = run(settings(rows, folder), stop_after=5)
-    assert isinstance(said[-1], TrainingEnded)
-    assert said[-1].interrupted
+    assert ended(run(settings(rows, folder), stop_after=5)).interrupted
     return folder
 
 
@@ -76,18 +76,18 @@ def are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def an_engine(rows: Path, *, freeze: str | None = None) -> Engine:
     """A model and its optimizer before the first step."""
-    loaded = load_model("chatlm-tiny", dropout=0.0, seed=3)
-    for name, parameter in loaded.model.named_parameters():
+    model = load_model("chatlm-tiny", dropout=0.0, seed=3).model
+    for name, parameter in model.named_parameters():
         parameter.requires_grad_(freeze is None or not name.startswith(freeze))
-    engine = Engine(make_accelerator(WORKLOAD), loaded.model, WORKLOAD)
+    engine = Engine(make_accelerator(WORKLOAD), model, WORKLOAD)
     engine.preallocate(collator(rows).worst_case_batch(1))
     return engine
 
 
 def collator(rows: Path) -> Collator:
-    loaded = load_model("chatlm-tiny", dropout=0.0, seed=3)
-    store = open_store((str(rows),), loaded.encoder, max_source=16, max_target=16)
-    return Collator(store, loaded.encoder, loaded.model.config.decoder_start_token_id)
+    encoder = Encoder(tokenizer(), is_causal=False)
+    store = open_store((str(rows),), encoder, max_source=16, max_target=16)
+    return Collator(store, encoder, decoder_start=0)
 
 
 def take_step(engine: Engine, rows: Path) -> None:
@@ -103,8 +103,7 @@ def progress(step: int, best: Best | None = None) -> Position:
 
 
 def save(folder: RunFolder, engine: Engine, at: Position, *, keep: int = 2) -> Path:
-    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=3).encoder.tokenizer
-    return save_checkpoint(folder, engine, at, tokenizer, keep=keep)
+    return save_checkpoint(folder, engine, at, tokenizer(), keep=keep)
 
 
 @contextmanager
@@ -172,18 +171,14 @@ def test_a_checkpoint_is_safetensors_by_name(stopped: Path) -> None:
 
 def test_a_checkpoint_is_a_model_for_transformers(stopped: Path) -> None:
     """The best one can be used as it is."""
-
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(stopped / "checkpoint-5")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(stopped / "checkpoint-5")
 
     saved = weights(stopped / "checkpoint-5")
     assert are_equal({key: model.state_dict()[key] for key in saved}, saved)
-    assert len(tokenizer) > 1000
+    assert len(transformers.AutoTokenizer.from_pretrained(stopped / "checkpoint-5")) > 1000
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("temperature", 0.5), ("early_stopping", "perhaps")]
-)
+@pytest.mark.parametrize(("setting", "value"), [("temperature", 0.5), ("early_stopping", "x")])
 def test_generation_defaults_that_transformers_refuses_to_save_stop_no_run(
     setting: str, value: float | str, rows: Path, tmp_path: Path
 ) -> None:
@@ -195,8 +190,7 @@ def test_generation_defaults_that_transformers_refuses_to_save_stop_no_run(
         engine.unwrapped.generation_config.save_pretrained(tmp_path)
 
     path = save(folder, engine, progress(1))
-    tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=3).encoder.tokenizer
-    export_model(folder, engine, tokenizer, describe=lambda hidden: None)
+    export_model(folder, engine, tokenizer(), describe=lambda hidden: None)
 
     assert (path / "generation_config.json").is_file()
     assert (tmp_path / "generation_config.json").is_file()
@@ -306,8 +300,7 @@ def test_the_best_evaluation_has_a_checkpoint_and_is_in_the_result(
     said = run(run_settings)
 
     losses = {e.step: e.loss for e in said if isinstance(e, Evaluated)}
-    assert isinstance(said[-1], TrainingEnded)
-    result = said[-1].result
+    result = ended(said).result
     assert list(losses) == [4, 8]
     assert [e.step for e in said if isinstance(e, CheckpointSaved)] == [4, 8]
     assert result["best_step"] == min(losses, key=lambda step: losses[step])

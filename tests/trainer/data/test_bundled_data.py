@@ -3,14 +3,12 @@
 import json
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 
 from bench import make_data, make_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from tests.support import tokenisers
 
 FOREIGN = (
     "龘靐齉爩𠮷 都是少见的字",
@@ -23,12 +21,8 @@ FOREIGN = (
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> "PreTrainedTokenizerFast":
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    loaded = AutoTokenizer.from_pretrained(make_tokenizer.FOLDER)
-    assert isinstance(loaded, PreTrainedTokenizerFast)
-    return loaded
+def tokenizer() -> Any:
+    return tokenisers.tokenizer()
 
 
 def bundled(name: str) -> list[dict[str, str]]:
@@ -94,44 +88,31 @@ def test_lengths_vary_widely() -> None:
         assert max(lengths) >= longest
 
 
-def test_the_special_tokens_come_first_in_their_order(
-    tokenizer: "PreTrainedTokenizerFast",
-) -> None:
+def test_the_special_tokens_come_first_in_their_order(tokenizer: Any) -> None:
     names = ["[PAD]", "[EOS]", "[SEP]", "[BOS]", "[CLS]", "[MASK]", "[UNK]"]
 
     assert tokenizer.convert_ids_to_tokens(list(range(7))) == names
-    assert [
-        tokenizer.pad_token,
-        tokenizer.eos_token,
-        tokenizer.sep_token,
-        tokenizer.bos_token,
-        tokenizer.cls_token,
-        tokenizer.mask_token,
-        tokenizer.unk_token,
-    ] == names
+    kinds = ("pad", "eos", "sep", "bos", "cls", "mask", "unk")
+    assert [getattr(tokenizer, f"{kind}_token") for kind in kinds] == names
 
 
-def test_the_bytes_follow_the_special_tokens_and_are_not_special(
-    tokenizer: "PreTrainedTokenizerFast",
-) -> None:
+def test_the_bytes_follow_the_special_tokens_and_are_not_special(tokenizer: Any) -> None:
     ids = list(range(7, 7 + 256))
 
     assert tokenizer.convert_ids_to_tokens(ids) == list(make_tokenizer.BYTES)
     assert not set(ids) & set(tokenizer.all_special_ids)
 
 
-def test_the_vocabulary_has_2048_entries(tokenizer: "PreTrainedTokenizerFast") -> None:
+def test_the_vocabulary_has_2048_entries(tokenizer: Any) -> None:
     assert len(tokenizer) == make_tokenizer.SIZE == 2048
 
 
-def test_encoding_adds_no_token_of_its_own(tokenizer: "PreTrainedTokenizerFast") -> None:
+def test_encoding_adds_no_token_of_its_own(tokenizer: Any) -> None:
     assert tokenizer("")["input_ids"] == []
     assert tokenizer("好")["input_ids"] == tokenizer("好", add_special_tokens=False)["input_ids"]
 
 
-def test_every_bundled_row_survives_a_round_trip_without_bytes(
-    tokenizer: "PreTrainedTokenizerFast",
-) -> None:
+def test_every_bundled_row_survives_a_round_trip_without_bytes(tokenizer: Any) -> None:
     texts = [text for row in TRAIN + VALID for text in row.values()]
 
     encoded = tokenizer(texts)["input_ids"]
@@ -141,9 +122,7 @@ def test_every_bundled_row_survives_a_round_trip_without_bytes(
 
 
 @pytest.mark.parametrize("text", FOREIGN)
-def test_text_that_the_data_lack_survives_a_round_trip(
-    tokenizer: "PreTrainedTokenizerFast", text: str
-) -> None:
+def test_text_that_the_data_lack_survives_a_round_trip(tokenizer: Any, text: str) -> None:
     encoded = tokenizer(text)["input_ids"]
 
     assert tokenizer.unk_token_id not in encoded

@@ -1,6 +1,5 @@
 """Which tokens of a conversation the loss counts: every answer and its end, by the chat template."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from autotune.errors import DataError
+from tests.support.data_files import json_lines
 from tests.support.tokenisers import FORGETFUL, PICKY, TURNS, tokenizer
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row
@@ -134,12 +134,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stored(folder: Path, rows: list[Row], encoder: Encoder, max_source: int = 64) -> TokenStore:
-    lines = []
-    for row in rows:
-        turns = [*row.turns, ("assistant", row.response)]
-        lines.append(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}))
-    (folder / "rows.jsonl").write_text("\n".join(lines))
-    return open_store((str(folder / "rows.jsonl"),), encoder, max_source=max_source, max_target=64)
+    every = [(*row.turns, ("assistant", row.response)) for row in rows]
+    records = [{"messages": [{"role": r, "content": c} for r, c in turns]} for turns in every]
+    path = str(json_lines(folder, records))
+    return open_store((path,), encoder, max_source=max_source, max_target=64)
 
 
 PLAIN = Row((("user", "你好"),), "你好！")

@@ -1,7 +1,6 @@
 """Rows from Parquet, JSON and JSON lines, and what is said of files that hold none."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import DataError
+from tests.support.data_files import Write, as_json, every_format, json_lines, pairs, parquet
 from trainer.data.readers import ADVICE, Row, bundled, count_rows, read_rows
-
-Write = Callable[[Path, list[dict[str, Any]]], Path]
-
-
-def parquet(folder: Path, records: list[dict[str, Any]]) -> Path:
-    path = folder / "rows.parquet"
-    pq.write_table(pa.Table.from_pylist(records), path)
-    return path
-
-
-def as_json(folder: Path, records: list[Any]) -> Path:
-    path = folder / "rows.json"
-    path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
-    return path
-
-
-def json_lines(folder: Path, records: list[Any]) -> Path:
-    path = folder / "rows.jsonl"
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
-
-
-every_format = pytest.mark.parametrize("write", [parquet, as_json, json_lines])
-
-
-def pairs(count: int) -> list[dict[str, Any]]:
-    return [{"prompt": f"问题 {i}", "response": f"回答 {i}"} for i in range(count)]
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -60,36 +32,29 @@ def test_rows_are_the_same_in_every_format(tmp_path: Path, write: Write) -> None
 
     rows = rows_of(path)
 
-    assert [row.response for row in rows] == [f"回答 {i}" for i in range(2500)]
-    assert rows[7] == Row((("user", "问题 7"),), "回答 7")
-    assert rows[7].prompt == "问题 7"
+    assert [row.response for row in rows] == [f"答 {i}" for i in range(2500)]
+    assert rows[2] == Row((("user", "第 2 问？？"),), "答 2")
+    assert rows[2].prompt == "第 2 问？？"
 
 
 @every_format
 def test_a_conversation_ends_with_the_answer_to_learn(tmp_path: Path, write: Write) -> None:
     """The turns before it are the source."""
-    turns = [
-        ("system", "短"),
-        ("user", "早"),
-        ("assistant", "早。"),
-        ("user", "?"),
-        ("assistant", "好"),
-    ]
-    path = write(tmp_path, [{"messages": [{"role": r, "content": c} for r, c in turns]}])
+    turns = (("system", "短"), ("user", "早"), ("assistant", "早。"), ("user", "?"))
+    messages = [{"role": role, "content": text} for role, text in (*turns, ("assistant", "好"))]
+    path = write(tmp_path, [{"messages": messages}])
 
     (row,) = rows_of(path)
 
-    assert row == Row(tuple(turns[:-1]), "好")
+    assert row == Row(turns, "好")
     assert row.prompt == "短\n早\n早。\n?"
 
 
 @every_format
-@pytest.mark.parametrize("skip", [1, 130, 1024, 1025, 2499, 2500])
+@pytest.mark.parametrize("skip", [1, 1024, 1025, 1300, 1301, 2499, 2500])
 def test_rows_that_were_read_before_are_skipped(tmp_path: Path, write: Write, skip: int) -> None:
     """Whole row groups, parts of one, all of them; the others are the same, and named the same."""
     path = write(tmp_path, pairs(2500))
-    if write is parquet:
-        pq.write_table(pa.Table.from_pylist(pairs(2500)), path, row_group_size=130)
 
     rows = list(read_rows(str(path), skip=skip))
 
@@ -101,7 +66,7 @@ def test_a_fault_after_skipped_rows_is_named_by_its_place_in_the_file(
     tmp_path: Path, write: Write
 ) -> None:
     """Not in what was left of it."""
-    path = write(tmp_path, [*pairs(3), {"prompt": "a", "response": None}])
+    path = write(tmp_path, [*pairs(3), {"prompt": "a", "response": None}, *pairs(2)])
 
     with pytest.raises(DataError, match="row 4, column response: it is missing or null"):
         list(read_rows(str(path), skip=2))
@@ -184,23 +149,19 @@ def test_the_bundled_files_have_rows() -> None:
     assert next(read_rows(bundled("valid"))).response
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """With what to give instead."""
-    assert error_of(tmp_path / "none.jsonl") == (
-        f"data file {tmp_path / 'none.jsonl'} is not there; {ADVICE}"
-    )
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.jsonl", "data file {path} is not there"),
+        ("", "data file {path} is a folder, not a file"),
+        ("x" * 300, "cannot read {path}: File name too long"),
+    ],
+)
+def test_what_is_no_file_is_named(tmp_path: Path, name: str, message: str) -> None:
+    """With the system's reason where it has one, and with what to give instead."""
+    path = tmp_path / name
 
-
-def test_a_folder_is_no_data_file(tmp_path: Path) -> None:
-    """It is said to be one."""
-    assert error_of(tmp_path) == f"data file {tmp_path} is a folder, not a file; {ADVICE}"
-
-
-def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
-    """With the system's reason."""
-    path = tmp_path / ("x" * 300)
-
-    assert error_of(path) == f"cannot read {path}: File name too long; {ADVICE}"
+    assert error_of(path) == f"{message.format(path=path)}; {ADVICE}"
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
@@ -214,12 +175,8 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path: Path, name: str) -> None:
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     """A JSON list of nothing, a table of no rows."""
-    listed = as_json(tmp_path, [])
-    table = tmp_path / "rows.parquet"
-    pq.write_table(
-        pa.table({"prompt": pa.array([], pa.string()), "response": pa.array([], pa.string())}),
-        table,
-    )
+    listed, table = as_json(tmp_path, []), tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(pairs(1)).slice(1), table)
 
     assert error_of(listed) == f"data file {listed} has no rows; {ADVICE}"
     assert error_of(table) == f"data file {table} has no rows; {ADVICE}"
@@ -249,34 +206,31 @@ def test_a_missing_column_is_named_beside_those_found(tmp_path: Path, write: Wri
 
 
 @every_format
-def test_text_that_is_null_is_named_by_row_and_column(tmp_path: Path, write: Write) -> None:
-    """Rows count from 1, as lines do."""
-    path = write(tmp_path, [*pairs(3), {"prompt": "a", "response": None}, *pairs(2)])
+@pytest.mark.parametrize(
+    ("record", "fault"),
+    [
+        ({"prompt": "a", "response": None}, "column response: it is missing or null"),
+        ({"prompt": 17, "response": "b"}, "column prompt: it is int '17', not text"),
+    ],
+)
+def test_what_is_not_text_is_named_by_row_and_column(
+    tmp_path: Path, write: Write, record: dict[str, Any], fault: str
+) -> None:
+    """With what stands there; rows count from 1, as lines do."""
+    path = write(tmp_path, [record])
 
-    assert error_of(path) == (
-        f"{path}, row 4, column response: it is missing or null; make it a string or drop the row"
-    )
-
-
-@every_format
-def test_rows_that_are_not_text_are_named_by_row_and_column(tmp_path: Path, write: Write) -> None:
-    """With what stands there."""
-    path = write(tmp_path, [{"prompt": 17, "response": "b"}])
-
-    assert error_of(path) == (
-        f"{path}, row 1, column prompt: it is int '17', not text; make it a string or drop the row"
-    )
+    assert error_of(path) == f"{path}, row 1, {fault}; make it a string or drop the row"
 
 
 @pytest.mark.parametrize("write", [as_json, json_lines])
 def test_a_row_that_is_no_object_is_named(tmp_path: Path, write: Write) -> None:
     """A list of texts is not prompts and responses."""
-    path = write(tmp_path, [*pairs(2), "text"])  # type: ignore[list-item]
+    path = write(tmp_path, [*pairs(2), "text"])
 
-    message = error_of(path)
-
-    assert message.startswith(
-        f"{path}, {'row' if write is as_json else 'line'} 3 is str 'text', not an object; "
+    place = "row" if write is as_json else "line"
+    assert error_of(path) == (
+        f"{path}, {place} 3 is str 'text', not an object; write each {place} as "
+        '{"prompt": "...", "response": "..."}'
     )
 
 
@@ -293,17 +247,21 @@ def test_half_a_character_is_named_by_its_place(tmp_path: Path, write: Write) ->
     )
 
 
+QUESTION = {"role": "user", "content": "a"}
+ANSWER = {"role": "assistant", "content": "b"}
+
+
 @pytest.mark.parametrize(
     ("messages", "fault"),
     [
         ([], "not a list of at least two turns; fix the row or drop it"),
         ("hello", "not a list of at least two turns; fix the row or drop it"),
         (
-            [{"role": "user", "content": "a"}, {"role": "assistant"}],
+            [QUESTION, {"role": "assistant"}],
             "a turn without a text `role` and `content`; fix the row or drop it",
         ),
         (
-            [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}],
+            [ANSWER, QUESTION],
             "the last turn is 'user', not 'assistant'; end each row with the answer to learn",
         ),
     ],
@@ -312,8 +270,7 @@ def test_a_conversation_without_an_answer_is_refused(
     tmp_path: Path, messages: object, fault: str
 ) -> None:
     """By row, with what it lacks."""
-    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    path = json_lines(tmp_path, [{"messages": good}, {"messages": messages}])
+    path = json_lines(tmp_path, [{"messages": [QUESTION, ANSWER]}, {"messages": messages}])
 
     assert error_of(path) == f"{path}, row 2, column messages: {fault}"
 

@@ -1,8 +1,6 @@
 """Tokens on disk, and the encoder that makes them, with the bundled tokenizer."""
 
-import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import DataError, ModelError, OutputError
+from tests.support.data_files import json_lines
+from tests.support.tokenisers import tokenizer
 from trainer.data.encoder import Encoder
 from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, cache_folder, open_store
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(resources.files("trainer") / "assets/tokenizer"))
-
-
-@pytest.fixture(scope="session")
-def encoder(tokenizer: Any) -> Encoder:
-    return Encoder(tokenizer, is_causal=False)
+def encoder() -> Encoder:
+    return Encoder(tokenizer(), is_causal=False)
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def written(folder: Path, texts: Sequence[tuple[str, str]], name: str = "rows.jsonl") -> str:
-    path = folder / name
-    lines = [json.dumps({"prompt": p, "response": r}, ensure_ascii=False) for p, r in texts]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return str(path)
+    return str(json_lines(folder, [{"prompt": p, "response": r} for p, r in texts], name))
 
 
 def opened(*paths: str, encoder: Encoder, max_source: int = 64, max_target: int = 64) -> TokenStore:
@@ -59,8 +49,8 @@ TEXTS = [
 # --- the encoder
 
 
-def text_of(tokenizer: Any, ids: Any) -> str:
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+def text_of(encoder: Encoder, ids: Any) -> str:
+    text: str = encoder.tokenizer.decode(ids, skip_special_tokens=True)
     return text.replace(" ", "")
 
 
@@ -68,20 +58,20 @@ def row(prompt: str, response: str) -> Row:
     return Row((("user", prompt),), response)
 
 
-def test_source_and_target_end_with_the_end_of_sequence(tokenizer: Any, encoder: Encoder) -> None:
+def test_source_and_target_end_with_the_end_of_sequence(encoder: Encoder) -> None:
     """And hold the text, whole, before it."""
     (encoded,) = encoder.encode([row("一加一等于几。", "等于二。")])
     source, target = encoded.source, encoded.target
 
-    assert source[-1] == target[-1] == tokenizer.eos_token_id
+    assert source[-1] == target[-1] == encoder.tokenizer.eos_token_id
     assert encoder.eos not in (*source[:-1], *target[:-1])
-    assert text_of(tokenizer, source) == "一加一等于几。"
-    assert text_of(tokenizer, target) == "等于二。"
+    assert text_of(encoder, source) == "一加一等于几。"
+    assert text_of(encoder, target) == "等于二。"
 
 
-def test_a_causal_target_alone_has_an_end(tokenizer: Any) -> None:
+def test_a_causal_target_alone_has_an_end() -> None:
     """The prompt goes on into the answer; an empty one still has a token to predict from."""
-    causal = Encoder(tokenizer, is_causal=True)
+    causal = Encoder(tokenizer(), is_causal=True)
 
     whole, empty = causal.encode([row("你好", "好"), row("", "好")])
 
@@ -92,20 +82,19 @@ def test_a_causal_target_alone_has_an_end(tokenizer: Any) -> None:
 
 @given(st.lists(st.integers(5, 100), max_size=40), st.integers(1, 50))
 def test_what_is_cut_keeps_what_counts(encoder: Encoder, ids: list[int], longest: int) -> None:
-    """A source its beginning and its end of sequence; a target no end that it did not reach."""
+    """A source its beginning and its end of sequence."""
     whole = [*ids, encoder.eos]
 
-    source, target = encoder.fit_source(whole, longest), encoder.fit_target(whole, longest)
+    source = encoder.fit_source(whole, longest)
 
-    assert len(source) == len(target) == min(len(whole), longest)
+    assert len(source) == min(len(whole), longest)
     assert source[-1] == encoder.eos
     assert source[:-1] == whole[: len(source) - 1]
-    assert target == whole[:longest]
 
 
-def test_a_causal_prompt_keeps_its_last_part(tokenizer: Any) -> None:
+def test_a_causal_prompt_keeps_its_last_part() -> None:
     """The question stands at its end."""
-    assert Encoder(tokenizer, is_causal=True).fit_source([1, 2, 3, 4], 2) == [3, 4]
+    assert Encoder(tokenizer(), is_causal=True).fit_source([1, 2, 3, 4], 2) == [3, 4]
 
 
 def test_a_small_vocabulary_takes_two_bytes_a_token(encoder: Encoder) -> None:
@@ -114,10 +103,10 @@ def test_a_small_vocabulary_takes_two_bytes_a_token(encoder: Encoder) -> None:
     assert max(encoder.tokenizer.get_vocab().values()) < 2**16
 
 
-def test_the_identity_is_that_of_what_encoding_depends_on(tokenizer: Any, encoder: Encoder) -> None:
+def test_the_identity_is_that_of_what_encoding_depends_on(encoder: Encoder) -> None:
     """The same for the same tokenizer, another for another kind of model."""
-    assert Encoder(tokenizer, is_causal=False).tokenizer_hash == encoder.tokenizer_hash
-    assert Encoder(tokenizer, is_causal=True).tokenizer_hash != encoder.tokenizer_hash
+    assert Encoder(tokenizer(), is_causal=False).tokenizer_hash == encoder.tokenizer_hash
+    assert Encoder(tokenizer(), is_causal=True).tokenizer_hash != encoder.tokenizer_hash
 
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:
@@ -163,11 +152,11 @@ def test_more_rows_than_are_read_at_once_stay_in_order(tmp_path: Path, encoder: 
     store = opened(first, second, encoder=encoder)
 
     assert len(store) == 1600
-    assert [text_of(encoder.tokenizer, store.source(i)) for i in (0, 1023, 1024, 1499, 1500, 1599)] == [
+    assert [text_of(encoder, store.source(i)) for i in (0, 1023, 1024, 1499, 1500, 1599)] == [
         "0", "1023", "1024", "1499", "1500", "1599",
     ]  # fmt: skip
-    assert text_of(encoder.tokenizer, store.target(1499)) == "甲"
-    assert text_of(encoder.tokenizer, store.target(1500)) == "乙"
+    assert text_of(encoder, store.target(1499)) == "甲"
+    assert text_of(encoder, store.target(1500)) == "乙"
 
 
 def test_what_was_cut_is_counted(tmp_path: Path, encoder: Encoder) -> None:
@@ -183,6 +172,8 @@ def test_what_was_cut_is_counted(tmp_path: Path, encoder: Encoder) -> None:
     counts = (cut.stats.cut_sources, cut.stats.cut_targets)
     assert counts == tuple((lengths > [most_source, most_target]).sum(0))
     assert cut.longest() == (most_source, most_target)
+    targets = [each.target[:most_target] for each in encoded]  # one that is cut has no end
+    assert [cut.target(i).tolist() for i in range(4)] == targets
     assert cut.truncation_notice(5, 7) == (
         f"truncated {counts[0]} of 4 sources to 5 tokens and {counts[1]} targets to 7"
     )
@@ -209,7 +200,7 @@ def _never(*_: object) -> Any:
 
 
 def test_what_changes_the_tokens_makes_another_store(
-    tmp_path: Path, encoder: Encoder, tokenizer: Any, cache: Path
+    tmp_path: Path, encoder: Encoder, cache: Path
 ) -> None:
     """The content, the order of the files, a length, the kind of model."""
     one, two = written(tmp_path, TEXTS), written(tmp_path, TEXTS[:2], "two.jsonl")
@@ -219,7 +210,7 @@ def test_what_changes_the_tokens_makes_another_store(
     opened(two, one, encoder=encoder)
     opened(one, encoder=encoder, max_source=32)
     opened(one, encoder=encoder, max_target=32)
-    opened(one, encoder=Encoder(tokenizer, is_causal=True))
+    opened(one, encoder=Encoder(tokenizer(), is_causal=True))
     written(tmp_path, TEXTS[1:])
     opened(one, encoder=encoder)
 

@@ -1,5 +1,7 @@
 """Tokenising goes on where it was interrupted, once for all processes, in bounded memory."""
 
+import functools
+import itertools
 import json
 import signal
 import subprocess
@@ -7,26 +9,27 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from autotune.errors import DataError
+from tests.support.data_files import Write, every_format, json_lines, pairs, parquet
 from tests.support.tokenisers import tokenizer
 from trainer.data import tokenization
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, open_store
-from trainer.data.tokenization import Interrupted, StoreStats, TokenizationProgress
+from trainer.data.tokenization import Interrupted, StoreStats
+from trainer.events import Tokenising
 
 ROWS = 1000
 CHUNK = 100
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def encoder() -> Encoder:
     return Encoder(tokenizer(), is_causal=False)
 
@@ -42,35 +45,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def pairs(count: int = ROWS) -> list[dict[str, str]]:
-    return [{"prompt": f"第 {i} 问" + "？" * (i % 9), "response": f"答 {i}"} for i in range(count)]
-
-
-def parquet(folder: Path, records: list[dict[str, str]]) -> str:
-    pq.write_table(pa.Table.from_pylist(records), folder / "rows.parquet", row_group_size=130)
-    return str(folder / "rows.parquet")
-
-
-def as_json(folder: Path, records: list[dict[str, str]]) -> str:
-    (folder / "rows.json").write_text(json.dumps(records), encoding="utf-8")
-    return str(folder / "rows.json")
-
-
-def json_lines(folder: Path, records: list[dict[str, str]]) -> str:
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
-    return str(folder / "rows.jsonl")
-
-
-Write = Callable[[Path, list[dict[str, str]]], str]
-every_format = pytest.mark.parametrize("write", [parquet, as_json, json_lines])
-
-
-def opened(*paths: str, encoder: Encoder, stop_after: int | None = None) -> TokenStore:
-    chunks = iter(range(1, ROWS))
-    return open_store(
-        paths, encoder, max_source=64, max_target=64, should_stop=lambda: next(chunks) == stop_after
-    )
+def opened(*paths: Path, stop_after: int | None = None, **options: Any) -> TokenStore:
+    chunks = itertools.count(1)
+    options = {"should_stop": lambda: next(chunks) == stop_after, **options}
+    return open_store([str(p) for p in paths], encoder(), max_source=64, max_target=64, **options)
 
 
 def contents(store: TokenStore) -> dict[str, bytes]:
@@ -94,13 +72,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def undisturbed(
-    *paths: str, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, bytes]:
+def undisturbed(*paths: Path) -> dict[str, bytes]:
     """What a store holds that nothing interrupted."""
-    with monkeypatch.context() as patched:
-        patched.setenv("CHATLM_CACHE", str(folder / "undisturbed"))
-        return contents(opened(*paths, encoder=encoder))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CHATLM_CACHE", str(paths[0].parent / "undisturbed"))
+        return contents(opened(*paths))
 
 
 def folders(cache: Path) -> list[Path]:
@@ -116,18 +92,17 @@ def the_partial(cache: Path) -> Path:
 @every_format
 @pytest.mark.parametrize("stop_after", [1, 4, 10])
 def test_an_interrupted_tokenising_resumes_where_it_was(
-    write: Write, stop_after: int, tmp_path: Path, cache: Path, encoder: Encoder, counted: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    write: Write, stop_after: int, tmp_path: Path, cache: Path, counted: list[int]
+) -> None:
     """In each format; what was done is not done again, and the store is the same to the byte."""
-    path = write(tmp_path, pairs())
-    whole = undisturbed(path, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
+    path = write(tmp_path, pairs(ROWS))
+    whole = undisturbed(path)
 
     with pytest.raises(Interrupted) as caught:
-        opened(path, encoder=encoder, stop_after=stop_after)
+        opened(path, stop_after=stop_after)
     left = folders(cache)
     counted.clear()
-    store = opened(path, encoder=encoder)
+    store = opened(path)
 
     assert str(caught.value) == f"tokenising was interrupted after {CHUNK * stop_after:,} rows"
     assert [folder.name for folder in left] == [f".partial-{store.folder.name}"]
@@ -138,17 +113,16 @@ def test_an_interrupted_tokenising_resumes_where_it_was(
 
 @pytest.mark.parametrize("stop_after", [3, 5, 12])
 def test_of_several_files_the_finished_ones_are_left_alone(
-    stop_after: int, tmp_path: Path, encoder: Encoder, counted: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    stop_after: int, tmp_path: Path, counted: list[int]
+) -> None:
     """Interrupted in the first, at its end, in the second."""
-    files = json_lines(tmp_path, pairs(500)), parquet(tmp_path, pairs())
-    whole = undisturbed(*files, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
+    files = json_lines(tmp_path, pairs(500)), parquet(tmp_path, pairs(ROWS))
+    whole = undisturbed(*files)
 
     with pytest.raises(Interrupted):
-        opened(*files, encoder=encoder, stop_after=stop_after)
+        opened(*files, stop_after=stop_after)
     counted.clear()
-    store = opened(*files, encoder=encoder)
+    store = opened(*files)
 
     assert sum(counted) == 1500 - CHUNK * stop_after
     assert contents(store) == whole
@@ -156,12 +130,12 @@ def test_of_several_files_the_finished_ones_are_left_alone(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
 def test_whatever_ends_it_what_was_saved_is_kept(
-    error: type[BaseException], tmp_path: Path, cache: Path, encoder: Encoder, counted: list[int],
+    error: type[BaseException], tmp_path: Path, cache: Path, counted: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Ctrl-C, no memory, a full disk: after the last save the files hold more than the facts say."""
-    path = json_lines(tmp_path, pairs())
-    whole = undisturbed(path, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
+    path = json_lines(tmp_path, pairs(ROWS))
+    whole = undisturbed(path)
     calls = iter(range(1, ROWS))
 
     def fails(folder: StoreStats, path: Path) -> None:
@@ -173,11 +147,11 @@ def test_whatever_ends_it_what_was_saved_is_kept(
     with monkeypatch.context() as patched:
         patched.setattr(StoreStats, "save", fails)
         with pytest.raises(Exception if error is OSError else error):
-            opened(path, encoder=encoder)
+            opened(path)
     kept = StoreStats.read(the_partial(cache))
     longer = (the_partial(cache) / "tokens.bin").stat().st_size
     counted.clear()
-    store = opened(path, encoder=encoder)
+    store = opened(path)
 
     assert kept is not None
     assert kept.rows == 300
@@ -187,33 +161,29 @@ def test_whatever_ends_it_what_was_saved_is_kept(
 
 
 def test_files_that_lost_something_are_not_gone_on_with(
-    tmp_path: Path,
-    cache: Path,
-    encoder: Encoder,
-    counted: list[int],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, cache: Path, counted: list[int]
 ) -> None:
     """As after a power cut: all is done again."""
-    path = json_lines(tmp_path, pairs())
-    whole = undisturbed(path, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
+    path = json_lines(tmp_path, pairs(ROWS))
+    whole = undisturbed(path)
     with pytest.raises(Interrupted):
-        opened(path, encoder=encoder, stop_after=4)
+        opened(path, stop_after=4)
     tokens = the_partial(cache) / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:-2])
     counted.clear()
 
-    store = opened(path, encoder=encoder)
+    store = opened(path)
 
     assert sum(counted) == ROWS
     assert contents(store) == whole
 
 
-def test_a_fault_in_a_row_keeps_nothing(tmp_path: Path, cache: Path, encoder: Encoder) -> None:
+def test_a_fault_in_a_row_keeps_nothing(tmp_path: Path, cache: Path) -> None:
     """The fixed file is another one."""
-    path = json_lines(tmp_path, [*pairs(), {"prompt": "x"}])
+    path = json_lines(tmp_path, [*pairs(ROWS), {"prompt": "x"}])
 
     with pytest.raises(DataError, match=f"row {ROWS + 1}, column response: it is missing or null"):
-        opened(path, encoder=encoder)
+        opened(path)
 
     assert folders(cache) == []
 
@@ -225,7 +195,7 @@ from trainer.data import tokenization
 from trainer.data.encoder import Encoder
 from trainer.data.token_store import open_store
 
-tokenization.CHUNK_ROWS, tokenization.SAVE_EVERY = {chunk}, 0.0
+tokenization.CHUNK_ROWS, tokenization.SAVE_EVERY = 10, 0.0
 
 def slowly():
     time.sleep(0.05)
@@ -236,48 +206,26 @@ open_store(sys.argv[1:], encoder, max_source=64, max_target=64, should_stop=slow
 """
 
 
-@pytest.fixture
-def writer(tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
-    """Starts a process that tokenises slowly."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(path: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-c", WRITER.format(chunk=10), path]
-        started.append(subprocess.Popen(command))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
 def test_a_killed_writer_is_followed_by_one_that_waited(
-    tmp_path: Path, cache: Path, encoder: Encoder, counted: list[int],
-    writer: Callable[[str], "subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    tmp_path: Path, cache: Path, counted: list[int]
+) -> None:
     """Meanwhile it says how far the other is; after a kill -9 it resumes there."""
-    path = parquet(tmp_path, pairs())
-    whole = undisturbed(path, encoder=encoder, folder=tmp_path, monkeypatch=monkeypatch)
-    process = writer(path)
-    _until(lambda: bool(list(cache.glob(".partial-*/stats.json"))))
-    counted.clear()
-    told: list[TokenizationProgress] = []
+    path = parquet(tmp_path, pairs(ROWS))
+    whole = undisturbed(path)
+    told: list[Tokenising] = []
     stores: list[TokenStore] = []
+    waiter = threading.Thread(target=lambda: stores.append(opened(path, progress=told.append)))
 
-    def wait() -> None:
-        stores.append(
-            open_store((path,), encoder, max_source=64, max_target=64, progress=told.append)
-        )
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) as process:
+        _until(lambda: bool(list(cache.glob(".partial-*/stats.json"))))
+        counted.clear()
+        waiter.start()
+        _until(lambda: len(told) >= 2)
+        encoded_while_waiting = sum(counted)
+        process.send_signal(signal.SIGKILL)
+        waiter.join(timeout=60)
 
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    _until(lambda: len(told) >= 2)
-    encoded_while_waiting = sum(counted)
-    process.send_signal(signal.SIGKILL)
-    waiter.join(timeout=60)
-
-    assert process.wait() == -signal.SIGKILL
+    assert process.returncode == -signal.SIGKILL
     assert encoded_while_waiting == 0
     assert told[0].total == ROWS
     assert told[0].rows < told[1].rows + 1
@@ -293,14 +241,14 @@ def _until(claim: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_who_waits_can_be_stopped(tmp_path: Path, cache: Path, encoder: Encoder) -> None:
+def test_who_waits_can_be_stopped(tmp_path: Path, cache: Path) -> None:
     """And leaves the other's work alone."""
-    path = json_lines(tmp_path, pairs())
+    path = json_lines(tmp_path, pairs(ROWS))
     stopped: list[str] = []
 
     def other() -> None:
         try:
-            opened(path, encoder=encoder, stop_after=1)
+            opened(path, stop_after=1)
         except Interrupted as error:
             stopped.append(str(error))
 
@@ -312,20 +260,17 @@ def test_who_waits_can_be_stopped(tmp_path: Path, cache: Path, encoder: Encoder)
         return True
 
     with pytest.raises(Interrupted):
-        open_store((path,), encoder, max_source=64, max_target=64, should_stop=both)
+        opened(path, should_stop=both)
 
     assert stopped == ["interrupted while another process tokenises"]
     assert the_partial(cache).is_dir()
 
 
-def test_of_two_at_once_one_writes(tmp_path: Path, encoder: Encoder, counted: list[int]) -> None:
+def test_of_two_at_once_one_writes(tmp_path: Path, counted: list[int]) -> None:
     """As two ranks: every row becomes tokens once, and both have the store."""
-    path = json_lines(tmp_path, pairs())
+    path = json_lines(tmp_path, pairs(ROWS))
     stores: list[TokenStore] = []
-    threads = [
-        threading.Thread(target=lambda: stores.append(opened(path, encoder=encoder)))
-        for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: stores.append(opened(path))) for _ in range(3)]
 
     for thread in threads:
         thread.start()
@@ -337,15 +282,11 @@ def test_of_two_at_once_one_writes(tmp_path: Path, encoder: Encoder, counted: li
 
 
 @pytest.mark.parametrize(("write", "total"), [(parquet, ROWS), (json_lines, None)])
-def test_progress_is_told(
-    write: Write, total: int | None, tmp_path: Path, encoder: Encoder
-) -> None:
+def test_progress_is_told(write: Write, total: int | None, tmp_path: Path) -> None:
     """Of how many where the file says so; the last word is all of them."""
-    told: list[TokenizationProgress] = []
+    told: list[Tokenising] = []
 
-    store = open_store(
-        (write(tmp_path, pairs()),), encoder, max_source=64, max_target=64, progress=told.append
-    )
+    store = opened(write(tmp_path, pairs(ROWS)), progress=told.append)
 
     assert [progress.rows for progress in told] == list(range(CHUNK, ROWS + 1, CHUNK))
     assert {progress.total for progress in told} == {total}
@@ -355,7 +296,7 @@ def test_progress_is_told(
 
 @every_format
 def test_memory_does_not_grow_with_the_rows(
-    write: Write, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight times the rows, about the same peak; a JSON list is read a piece at a time too."""
     monkeypatch.setattr("trainer.data.readers.PIECE", 1 << 14)
@@ -363,7 +304,7 @@ def test_memory_does_not_grow_with_the_rows(
     for count in (ROWS, ROWS + 1, 8 * ROWS):  # the first fills caches
         path = write(tmp_path, pairs(count))
         tracemalloc.start()
-        opened(path, encoder=encoder)
+        opened(path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
 
@@ -371,13 +312,13 @@ def test_memory_does_not_grow_with_the_rows(
 
 
 def test_long_rows_make_small_chunks(
-    tmp_path: Path, encoder: Encoder, counted: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk is bounded by its characters, too."""
     monkeypatch.setattr(tokenization, "CHUNK_CHARACTERS", 100)
     rows = [{"prompt": "问" * 40, "response": "答"}] * 7
 
-    store = opened(json_lines(tmp_path, rows), encoder=encoder)
+    store = opened(json_lines(tmp_path, rows))
 
     assert counted == [3, 3, 1]
     assert len(store) == 7

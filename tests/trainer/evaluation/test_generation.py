@@ -1,6 +1,5 @@
 """Many answers at once are the ones that a model gives one by one; what its maker set stays out."""
 
-import copy
 import json
 import subprocess
 import sys
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
+from tests.support import tiny
 from trainer.batching.collator import Collator
 from trainer.config.settings import WorkloadSettings
 from trainer.data.encoder import Encoder
@@ -21,59 +20,19 @@ from trainer.evaluation.evaluator import Answering, evaluate_with_answers
 from trainer.evaluation.generation import answer, dry_run_generation
 from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
-from trainer.model.loading import load_model
 
 SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
 ROWS, LONGEST = range(13), 9
 
 
-def tiny(kind: str, vocabulary: int) -> Any:
-    """A model of random weights, large enough ones for answers that differ."""
-    torch.manual_seed(1)
-    common: Any = {
-        "vocab_size": vocabulary,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": 3,
-    }
-    model: Any
-    match kind:
-        case "llama":
-            model = transformers.LlamaForCausalLM(
-                transformers.LlamaConfig(
-                    hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                    num_attention_heads=4, initializer_range=0.3, **common,
-                )
-            )  # fmt: skip
-        case "gpt2":
-            model = transformers.GPT2LMHeadModel(
-                transformers.GPT2Config(
-                    n_embd=64, n_layer=2, n_head=4, initializer_range=0.3, resid_pdrop=0.0, **common
-                )
-            )
-        case _:
-            model = transformers.BartForConditionalGeneration(
-                transformers.BartConfig(
-                    d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-                    decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128,
-                    init_std=0.3, decoder_start_token_id=2, **common,
-                )
-            )  # fmt: skip
-    return model
-
-
-def parts(kind: str) -> tuple[Engine, Collator]:
-    preset = load_model("chatlm-tiny", dropout=0.0, seed=3)
-    tokenizer = preset.encoder.tokenizer
-    if kind == "t5":
-        model: Any = copy.deepcopy(preset.model)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():  # else it repeats its first token
-                if "Attention" in name:
-                    weight.mul_(6)
-    else:
-        model = tiny(kind, len(tokenizer))
-    encoder = Encoder(tokenizer, is_causal=kind in ("llama", "gpt2"))
+def parts(family: str) -> tuple[Engine, Collator]:
+    """A model whose weights are large enough for answers that differ."""
+    model = tiny.tiny(family, seed=3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(10)
+    encoder = Encoder(tiny.tokenizer(), is_causal=family in tiny.CAUSAL)
     store = open_store((bundled("valid"),), encoder, max_source=64, max_target=64)
     start = getattr(model.config, "decoder_start_token_id", None)
     return Engine(make_accelerator(SETTINGS), model, SETTINGS), Collator(store, encoder, start)
