@@ -53,11 +53,11 @@ class OwnDevice:
     def guarded(self) -> Iterator[None]:
         """Allocations beyond the budget and its small margin fail; afterwards as they were."""
         assert self.budget.hard_limit is not None
-        self.memory.limit(max(0, self.budget.hard_limit - self.context()))
+        undo = self.memory.limit(max(0, self.budget.hard_limit - self.context()))
         try:
             yield
         finally:
-            self.memory.unlimit()
+            undo()
 
 
 @contextmanager

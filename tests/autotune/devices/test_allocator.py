@@ -152,26 +152,25 @@ def test_nothing_tells_tensors_from_other_pages_on_the_host() -> None:
 
 @pytest.mark.parametrize("soft", [2**40, resource.RLIM_INFINITY])
 def test_a_limit_that_is_taken_off_leaves_what_was_before(soft: int) -> None:
-    """After two limits too; without one there is nothing to take off."""
+    """No limit is a limit like any other; a second one in between counts for nothing."""
     script = (
         "import resource\n"
         "from autotune.devices.allocator import HostMemory\n"
         "soft = lambda: resource.getrlimit(resource.RLIMIT_DATA)[0]\n"
         f"resource.setrlimit(resource.RLIMIT_DATA, ({soft}, resource.RLIM_INFINITY))\n"
         "memory = HostMemory()\n"
-        "memory.unlimit(); untouched = soft()\n"
-        f"memory.limit(memory.resident() + {128 * MIB})\n"
+        f"undo = memory.limit(memory.resident() + {128 * MIB})\n"
         f"memory.limit(memory.resident() + {256 * MIB}); limited = soft()\n"
-        "memory.unlimit()\n"
+        "undo()\n"
         f"block = bytearray({512 * MIB})\n"
-        "print(untouched, soft(), 0 < limited < 2**40)\n"
+        "print(soft(), 0 < limited < 2**40)\n"
     )
 
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
 
-    assert (done.stdout, done.stderr) == (f"{soft} {soft} True\n", "")
+    assert (done.stdout, done.stderr) == (f"{soft} True\n", "")
 
 
 UUID = "8d8f5c2e-0f2b-11ef-9c1a-3f5a1c2d4e6f"
@@ -297,15 +296,13 @@ def test_a_limit_on_a_card_is_a_share_of_it_until_it_is_taken_off(
     cuda.fraction = 0.4
     memory = cuda_memory(monkeypatch, cuda)
 
-    fractions = []
-    memory.unlimit()  # nothing to take off
+    undo = memory.limit(250)
+    fractions = [cuda.fraction]
+    memory.limit(3000)
     fractions.append(cuda.fraction)
-    for amount in (250, 3000):
-        memory.limit(amount)
-        fractions.append(cuda.fraction)
-    memory.unlimit()
+    undo()
 
-    assert [*fractions, cuda.fraction] == [0.4, 0.25, 1.0, 0.4]
+    assert [*fractions, cuda.fraction] == [0.25, 1.0, 0.4]
 
 
 @pytest.mark.parametrize("listed", [f"GPU-{UUID}", f"MIG-{UUID}"])

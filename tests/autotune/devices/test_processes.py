@@ -157,18 +157,6 @@ def test_a_limit_can_be_moved_and_never_passes_the_hard_one() -> None:
     assert printed == f"{300 * MIB} {350 * MIB} {400 * MIB}"
 
 
-def test_a_limit_that_is_restored_lets_the_process_grow_again() -> None:
-    """No limit is a limit like any other."""
-    printed = run(
-        "from autotune.devices.processes import limit_data, restore_data_limit\n"
-        f"before = limit_data({256 * MIB})\n"
-        "restore_data_limit(before)\n"
-        f"print(len(b'x' * {512 * MIB}))\n"
-    )
-
-    assert printed == str(512 * MIB)
-
-
 def test_pages_that_two_processes_share_count_once_between_them() -> None:
     """Resident bytes count them in each, so that a loader's workers would seem to fill the host."""
     counted_twice = run(

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,8 @@ class Full:
         return 0
 
     def synchronize(self) -> None: ...
-    def limit(self, amount: int) -> None: ...
-    def unlimit(self) -> None: ...
+    def limit(self, amount: int) -> Callable[[], None]:
+        return self.synchronize
 
 
 TWO = """\
