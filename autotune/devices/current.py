@@ -26,16 +26,14 @@ class OwnDevice:
         memory.release_cached()
         (reading,) = cards.read_baseline()
         others = max(0, reading.used - memory.resident())
-        self.budget = budget(reading.device, reading.name, reading.total, others, target)
+        self.budget = budget(reading, others, target)
 
     def context(self) -> int:
         """Bytes that this process holds outside its allocator, since the start."""
         if self._group.kind == "cpu":
             return 0
         (reading,) = self._group.read({})
-        return context_bytes(
-            used=reading.used, others=self.budget.others, reserved=self.memory.resident()
-        )
+        return context_bytes(reading.used - self.memory.resident(), self.budget.others)
 
     def static_bytes(self) -> int:
         return self.context() + self.memory.resident()

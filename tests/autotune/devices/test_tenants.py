@@ -243,25 +243,29 @@ def test_each_rank_has_its_device(devices: int, sharing: int) -> None:
 @given(BYTES, st.integers(-CONTEXT_DRIFT, CONTEXT_DRIFT))
 def test_a_context_may_move_a_little(before: int, change: int) -> None:
     """Between two probes of the same workers."""
-    assert moved([before], [before + change], loading=False) == (0,)
+    assert moved([before], [before + change], growth=CONTEXT_DRIFT) == (0,)
 
 
 @given(BYTES, st.integers(-CONTEXT_DRIFT, CONTEXT_LOADING))
 def test_a_first_probe_loads_kernels(before: int, change: int) -> None:
     """Up to half a gibibyte beside the allocator."""
-    assert moved([before], [before + change], loading=True) == (0,)
+    assert moved([before], [before + change], growth=CONTEXT_LOADING) == (0,)
 
 
-@given(BYTES, st.integers(CONTEXT_LOADING + 1, 8 * GIB), st.booleans())
-def test_what_moves_further_is_a_neighbour(before: int, change: int, loading: bool) -> None:
+@given(
+    BYTES,
+    st.integers(CONTEXT_LOADING + 1, 8 * GIB),
+    st.sampled_from([CONTEXT_DRIFT, CONTEXT_LOADING]),
+)
+def test_what_moves_further_is_a_neighbour(before: int, change: int, growth: int) -> None:
     """In both directions, and told to the byte."""
     now = [before + change, before - change]
 
-    assert moved([before, before], now, loading=loading) == (change, -change)
+    assert moved([before, before], now, growth=growth) == (change, -change)
 
 
 def test_a_sample_far_above_our_own_peak_was_not_ours() -> None:
     """The allocator's counter misses nothing of ours but what NCCL holds for a moment."""
-    assert passed_through([5 * GIB], [GIB], [GIB], loading=False)
-    assert not passed_through([2 * GIB + CONTEXT_DRIFT], [GIB], [GIB], loading=False)
-    assert not passed_through([2 * GIB + CONTEXT_LOADING], [GIB], [GIB], loading=True)
+    assert passed_through([5 * GIB], [GIB], [GIB], growth=CONTEXT_DRIFT)
+    assert not passed_through([2 * GIB + CONTEXT_DRIFT], [GIB], [GIB], growth=CONTEXT_DRIFT)
+    assert not passed_through([2 * GIB + CONTEXT_LOADING], [GIB], [GIB], growth=CONTEXT_LOADING)
