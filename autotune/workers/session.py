@@ -4,6 +4,7 @@ It decides nothing about a size; `prober` does.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
 from autotune.devices.processes import cpu_seconds_of_families, proportional, resident
 from autotune.devices.sampler import MemorySampler
-from autotune.events import Emit, ReadingTaken
+from autotune.events import Emit
 from autotune.readings import DeviceBudget, Held, Report
 from autotune.workers import messages
 from autotune.workers.group import WorkerGroup
@@ -85,11 +86,13 @@ class Session:
             host=host,
         )
         self.sampler = MemorySampler(group, host, self._workers.resident)
+        self._stack = ExitStack()
+        self._stack.callback(self._workers.close)
 
     def build(self, capacity: int | None) -> dict[str, Any]:
         """Builds the workload in every rank and returns its `workload_info`; raises WorkersEnded."""
         settings = {**self.spec.settings, "memory_limit": capacity}
-        self.sampler.__enter__()
+        self._stack.enter_context(self.sampler)
         build = Build(workload=self.spec.path, settings=settings)
         ready = self._collect(messages.Ready, Watchdog(longest=self._limits.building), build)
         self.held = [answer.held for answer in ready]
@@ -114,8 +117,7 @@ class Session:
 
     def close(self) -> None:
         """Ends the workers and the meter."""
-        self.sampler.__exit__(None, None, None)
-        self._workers.close()
+        self._stack.close()
 
     def _collect(self, kind: type[A], watchdog: Watchdog, greeting: Build | None = None) -> list[A]:
         answers: dict[int, A] = {}
@@ -135,8 +137,7 @@ class Session:
         """Reads the meters; raises WorkersEnded when a probe must be stopped."""
         window = self.sampler.window()
         if self._ticks % SHOW_EVERY == 0:
-            now = ReadingTaken(devices=window.devices, host=window.host, workers=window.workers)
-            self._emit(now)
+            self._emit(window.latest)
         self._ticks += 1
         if (breach := host_breach(window.host_tightest, self._limits.target_ram)) is not None:
             raise WorkersEnded(breach)
