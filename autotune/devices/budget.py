@@ -19,12 +19,6 @@ HOST_FLOOR = 0.03
 """Share of host memory that must stay free, whatever the target."""
 
 
-def hard_limit(*, total: int, used: int, target: float) -> int:
-    """Our own bytes at which a probe is stopped; tenants hold `used` bytes."""
-    share = max(target, min(target + MARGIN, 1 - RESERVE))
-    return int(share * total) - used
-
-
 def device_breach(
     budgets: Sequence[DeviceBudget], used: Sequence[int]
 ) -> tuple[int, Failure] | None:
@@ -66,9 +60,14 @@ def budget(device: DeviceReading | DeviceBudget, others: int, target: float) -> 
             f"whole target of {100 * target:.3g} % already",
             "tune for a higher --target-vram, or wait until they are done",
         )
-    limit = hard_limit(total=total, used=others, target=target)
+    share = max(target, min(target + MARGIN, 1 - RESERVE))
     return DeviceBudget(
-        device=device.device, name=name, total=total, others=others, budget=ours, hard_limit=limit
+        device=device.device,
+        name=name,
+        total=total,
+        others=others,
+        budget=ours,
+        hard_limit=int(share * total) - others,
     )
 
 

@@ -70,10 +70,9 @@ def own_device(target: float, vram_limit: int | None) -> Iterator[OwnDevice]:
         with Nvml.open() as nvml:
             card = card_of(nvml, memory.device)
             yield OwnDevice(memory, GpuDevices([card], vram_limit), target)
-    elif vram_limit is not None:
-        yield OwnDevice(memory, EmulatedDevices(vram_limit, 1), target)
-    else:
-        yield OwnDevice(memory, HostDevice(HostMeter()), target)
+            return
+    group = HostDevice(HostMeter()) if vram_limit is None else EmulatedDevices(vram_limit, 1)
+    yield OwnDevice(memory, group, target)
 
 
 def _own_memory() -> DeviceMemory:

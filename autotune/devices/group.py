@@ -1,9 +1,5 @@
 """The devices that a tuning fills: whose memory counts, and what a probe peaked at on each.
 
-Three kinds, one interface. `GpuDevices`: NVIDIA cards, one a rank, through the driver. `HostDevice`: the
-machine's or the cgroup's memory, one device that all ranks share. `EmulatedDevices`: cards of a
-made-up size on the CPU, one a rank, without other tenants.
-
 The memory identity, per device: `budget = target × total − others`, and
 `peak = max(sampled, used_now − reserved_now + max_reserved) − others`.
 """
@@ -59,7 +55,7 @@ class DeviceGroup(Protocol):
 
 
 class GpuDevices(DeviceGroup):
-    """NVIDIA cards, rank by rank; `limit` pretends that each is that large."""
+    """NVIDIA cards, one a rank, through the driver; `limit` pretends that each is that large."""
 
     kind: DeviceKind = "cuda"
     noise = NOISE  # not measured yet
@@ -129,7 +125,7 @@ def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -
 
 
 class HostDevice(DeviceGroup):
-    """Host memory as the device: all ranks share it, and their own pages are what counts."""
+    """The machine's or the cgroup's memory, one device that all ranks share; their own pages count."""
 
     def __init__(self, host: HostMeter) -> None:
         self._host = host
@@ -151,7 +147,7 @@ class HostDevice(DeviceGroup):
 
 
 class EmulatedDevices(DeviceGroup):
-    """Cards of `limit` bytes on the CPU, one a rank."""
+    """Cards of `limit` bytes on the CPU, one a rank, without other tenants."""
 
     def __init__(self, limit: int, world_size: int) -> None:
         self._limit = limit

@@ -39,7 +39,7 @@ class WorkerGroup(Generic[M]):
         self._oom_kills = host.oom_kills()
         self.lost_a_rank = False
         """Whether a rank closed its connection before the messages that `watch` yielded last."""
-        self.pids = self._hub.pids
+        self.pids, self.send = self._hub.pids, self._hub.send
         self._launcher = subprocess.Popen(
             list(command),
             env={**environment, SOCKET_VARIABLE: self._hub.path},
@@ -82,9 +82,6 @@ class WorkerGroup(Generic[M]):
             return Failure(cause=Cause.KILLED, detail="was killed (SIGKILL)", exit_code=code)
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return Failure(cause=Cause.DIED, detail=f"died ({how})", exit_code=code)
-
-    def send(self, message: Message) -> None:
-        self._hub.send(message)
 
     def resident(self) -> dict[int, int]:
         """Resident host memory by rank, bytes."""
