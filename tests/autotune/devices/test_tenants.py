@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.choices import DeviceKind
-from autotune.devices.group import GpuDevices
+from autotune.devices.group import DeviceGroup, GpuDevices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
 from autotune.devices.processes import resident
@@ -26,7 +26,7 @@ from autotune.devices.tenants import (
 )
 from autotune.errors import DeviceError
 from autotune.events import Notice
-from autotune.readings import DeviceReading, Held, Measured
+from autotune.readings import DeviceReading, Measured
 from autotune.tuning.loop import tune
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.verdict import Verdict
@@ -161,31 +161,24 @@ def test_what_fitted_before_a_neighbour_came_is_held_to_the_new_budget(tmp_path:
     assert answer.size < 900 <= max(trial.size for trial in outcome.trials)
 
 
-class Card:
+class Card(DeviceGroup):
     """A card whose use and foreign memory are told one after another; the last value stays."""
 
     kind: DeviceKind = "cuda"
-    noise = 0.0
 
     def __init__(self, *used: int, unaccounted: int = 0) -> None:
         self._used = list(used)
         self._unaccounted = unaccounted
 
-    def read_baseline(self) -> tuple[DeviceReading, ...]:
+    def read(self, resident: object) -> tuple[DeviceReading, ...]:
         used = self._used.pop(0) if len(self._used) > 1 else self._used[0]
         return (DeviceReading(device=UUID, name="card", total=CARD, used=used),)
-
-    def read(self, resident: object) -> tuple[DeviceReading, ...]:
-        return self.read_baseline()
 
     def measure(self, reports: object, budgets: object, sampled: object) -> list[Measured]:
         return []
 
-    def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
+    def unaccounted(self, held: object) -> tuple[int, ...]:
         return (self._unaccounted,)
-
-    def memory_cap(self, baseline: object) -> int | None:
-        return None
 
 
 def neighbours_of(card: Card) -> Tenants:
