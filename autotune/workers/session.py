@@ -1,4 +1,4 @@
-"""One group of workers: sends a request to all ranks and returns their answers, or raises how the workers ended.
+"""One group of workers: sends a request to all ranks, and returns their answers or raises how they ended.
 
 It decides nothing about a size; `prober` does.
 """
