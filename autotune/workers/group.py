@@ -106,11 +106,11 @@ class WorkerGroup(Generic[M]):
             return code
         return -signal.SIGKILL if -signal.SIGKILL in found else found[0]
 
-    def log_tail(self, lines: int = 200) -> str:
-        """The end of what these workers printed."""
+    def log_tail(self) -> str:
+        """The last 200 lines that these workers printed."""
         with self.log_path.open("rb") as log:
             log.seek(self._log_start)
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-200:])
 
     def close(self) -> None:
         """Ends every process of the group, with SIGKILL only when it must; returns when they are gone."""

@@ -19,7 +19,7 @@ from autotune.events import Emit
 from autotune.readings import DeviceBudget, Held, Report
 from autotune.workers import messages
 from autotune.workers.group import WorkerGroup
-from autotune.workers.launch import memory_environment, worker_command, worker_environment
+from autotune.workers.launch import worker_command, worker_environment
 from autotune.workers.messages import Build, Failed, FromProbe, Request
 from autotune.workers.watchdog import Watchdog
 
@@ -81,7 +81,7 @@ class Session:
         self._workers = WorkerGroup[FromProbe](
             worker_command("autotune.tuning.probe_worker", spec.world_size),
             messages=FromProbe,
-            environment=worker_environment(memory_environment(group.kind), spec.world_size),
+            environment=worker_environment(group.kind, spec.world_size),
             log_path=log_path,
             host=host,
         )
