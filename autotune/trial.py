@@ -26,7 +26,7 @@ class Trial:
     measured: tuple[Measured, ...] = ()
     """Each device, in the order of the budgets."""
     tightest: int = 0
-    """The index of the budget with the least headroom, which `peak` and the two below belong to."""
+    """The index of the budget with the least headroom; the peaks and `static_bytes` are that device's."""
     static_bytes: int | None = None
     activation_peak: int | None = None
     host_peak: int | None = None

@@ -23,7 +23,7 @@ CPU_NOISE = 0.003
 
 
 class DeviceGroup(Protocol):
-    """The devices of one run, in the order of the ranks; as the kinds below inherit it, on the CPU."""
+    """The devices of one run, in the order of the ranks; the defaults are those of the CPU."""
 
     kind: DeviceKind = "cpu"
     """Where the workers compute."""

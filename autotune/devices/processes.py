@@ -131,7 +131,8 @@ def limit_data(amount: int) -> Callable[[], None]:
 
     Returns what puts the previous limit back.
     """
-    before = _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    hard_limit = before[1]
     soft = amount if hard_limit == resource.RLIM_INFINITY else min(amount, hard_limit)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard_limit))
     return partial(resource.setrlimit, resource.RLIMIT_DATA, before)

@@ -58,8 +58,8 @@ class WorkerGroup(Generic[M]):
     def watch(self, tick: float, greeting: Message | None = None) -> Iterator[list[tuple[int, M]]]:
         """Yields (rank, message) pairs once a tick, also an empty list, until the workers have ended.
 
-        Each rank is sent the greeting after its hello. They have ended when their launcher has, or when
-        one rank is gone: the others wait for it in a collective. The last messages are yielded too.
+        Each rank is sent the greeting after its hello. The workers have ended when their launcher has, or
+        when one rank is gone: the others wait for it in a collective. The last messages are yielded too.
         """
         self._oom_kills = self._host.oom_kills()
         self._hub.greeting = greeting
