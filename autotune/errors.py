@@ -1,16 +1,4 @@
-"""Every error that a user can fix.
-
-    ChatlmError
-    ├── UsageError      an invalid setting (exit 2 at the command line is typer's own)
-    ├── PlanError       an effective batch that cannot be cut as asked
-    ├── ProfileError    a profile that is unknown, malformed or does not suit the run
-    ├── DataError       a training file that cannot be read as prompts and responses
-    ├── ModelError      a model that cannot be loaded
-    ├── DeviceError     a device or driver that is missing or does not answer
-    ├── WorkerError     a worker process that crashed, hung or never started
-    ├── OutOfMemory     training did not fit
-    ├── NothingFits     not even one sequence holds the target
-    └── OutputError     a folder that cannot be written, or holds something else
+"""Every error that a user can fix: a kind of `ChatlmError` for each place where one begins.
 
 An error has two fields: what happened, with the numbers, and a hint: what to try. The command line joins
 them, prints them without a traceback and exits 1. Any other exception is a bug and keeps its traceback.
@@ -30,7 +18,7 @@ class ChatlmError(Exception):
 
 
 class UsageError(ChatlmError):
-    """An invalid setting, or settings that contradict each other."""
+    """An invalid setting, or settings that contradict each other (exit 2 is typer's own)."""
 
 
 class PlanError(ChatlmError):

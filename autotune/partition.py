@@ -14,10 +14,10 @@ import numpy.typing as npt
 Counts = npt.NDArray[np.int64]
 
 MARGIN = 0.95
-"""Of the memory that the probed micro-batch took, what a longer row of shorter samples may be
-predicted to take: a block of the heap and a kernel's scratch follow no length."""
+"""The share of the probed micro-batch's memory that a longer row of shorter samples may be predicted to
+take: a block of the heap and a kernel's scratch follow no length."""
 WIDEST = 8
-"""Times the micro-batch: so many sequences were never probed, however short they are."""
+"""Most sequences together, in multiples of the micro-batch: more were never probed, however short."""
 FINE = 16
 """Places in a micro-batch of the longest samples at which a cut is considered."""
 
@@ -39,9 +39,9 @@ class Costs:
         """As many sequences of the longest lengths take at least as much memory.
 
         `counts` (…) sequences are padded to `widest` (…, sides). Memory is a sum of terms
-        `c · n · sourceⁱ · targetʲ` with c ≥ 0 (activations, attention, logits), of which each is at most
-        proportional to the longer of the two relative lengths; and, since a product of two numbers up
-        to 1 is at most their mean however weighted, to the mean of them by the measured shares.
+        `c · n · sourceⁱ · targetʲ` with c ≥ 0 (activations, attention, logits). Each term is at most
+        proportional to the longer of the two relative lengths. It is also at most proportional to their
+        mean by the measured shares, since a product of two numbers up to 1 is at most any mean of them.
         """
         relative = widest / np.asarray(self.longest)
         if self.memory_fractions is None or not any(self.memory_fractions):
@@ -53,16 +53,15 @@ class Costs:
 def partition_points(lengths: Counts, most: int, costs: Costs) -> tuple[list[int], float]:
     """Where to cut samples in a row, and the price of it in tokens: the least there is.
 
-    `lengths` is (samples, sides). A micro-batch has at most `most` sequences, or more of them where they
-    are predicted to take no more memory than `most` of the longest.
+    `lengths` is (samples, sides). A micro-batch has at most `most` sequences, or more where these are
+    predicted to take no more memory than `most` of the longest.
     """
     grain = max(1, most // FINE)
     starts = np.arange(0, len(lengths), grain)
     groups = np.maximum.reduceat(lengths, starts)  # (groups, sides)
     ends = np.append(starts[1:], len(lengths))
-    price = (
-        1e9 if costs.overhead is None else costs.overhead
-    )  # so dear that the fewest are cheapest
+    # without a measured overhead so dear that the fewest are cheapest
+    price = 1e9 if costs.overhead is None else costs.overhead
     reach = min(len(groups), WIDEST * most // grain + 1)
     taken = np.full((len(groups), reach), np.inf)  # by last group and how many before it
     widest = groups
@@ -88,14 +87,8 @@ def partition_points(lengths: Counts, most: int, costs: Costs) -> tuple[list[int
         found.append(int(starts[place]))
         place = int(first[place])
     runs = list(range(most, len(lengths), most))  # what the grain may have missed
-    return min(
-        (found[::-1], float(least[-1])), (runs, _total(lengths, runs, price)), key=itemgetter(1)
-    )
-
-
-def _total(lengths: Counts, places: list[int], price: float) -> float:
-    pieces = np.split(lengths, places)
-    return float(sum(len(piece) * piece.max(0).sum() + price for piece in pieces))
+    of_runs = sum(len(run) * run.max(0).sum() + price for run in np.split(lengths, runs))
+    return min((found[::-1], float(least[-1])), (runs, float(of_runs)), key=itemgetter(1))
 
 
 def sort_orders(lengths: Counts) -> list[Counts]:

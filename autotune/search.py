@@ -1,21 +1,21 @@
 """Which size to probe next: an immutable ask/tell over integers, and nothing else.
 
-It knows no device, clock or process. It keeps a *bracket*, the largest size that fits and the smallest that
-does not, and a *line* through two peaks, which predicts where the budget ends. The answer always comes from the
-bracket, so a wrong line costs probes and never gives a wrong answer.
+It keeps a *bracket*, the largest size that fits and the smallest that does not, and a *line* through two
+peaks, which predicts where the budget ends. The answer always comes from the bracket, so a wrong line costs
+probes and never gives a wrong answer.
 
-1. Probe the guess, or size 1. The static memory is the point at size 0; the two points give a line. Two larger
-   sizes replace size 0 as soon as they tell a slope, since the first sample may cost more than the next ones.
-2. Before the first failure, probe where the line reaches the aim, with the slope raised by its noise. The line
-   from size 0 is steeper than a curve that starts with a jump or on a floor, so sizes up to its end are safe.
-   Beyond it, a step multiplies the largest proven size by `MAX_GROWTH` at most.
-3. After a failure, probe where the line ends. If that is not below the failure, halve the bracket: the curve has
-   a cliff or a bend.
+1. Probe the guess, or size 1. The static memory is the point at size 0; the two points give a line. Two
+   larger sizes replace size 0 once they tell a slope, since the first sample may cost more than the next.
+2. Before the first failure, probe where the line reaches the aim, with the slope raised by its noise. The
+   line from size 0 is steeper than a curve that starts with a jump or on a floor, so sizes up to its end
+   are safe. Beyond it, a step multiplies the largest proven size by `MAX_GROWTH` at most.
+3. After a failure, probe where the line ends. If that is not below the failure, halve the bracket: the
+   curve has a cliff or a bend.
 4. Stop when the line predicts no gain that is worth a probe. That gain grows with the number of probes.
 
-The peak of forward and backward is close to `fixed + k · size`. The optimizer step sets a floor that does not
-grow, so the line uses `activation_peak` where it is known. `python -m bench.simulate` shows what the constants
-cost and save over thousands of curves.
+The peak of forward and backward is close to `fixed + k · size`. The optimizer step sets a floor that does
+not grow, so the line uses `activation_peak` where it is known. `python -m bench.simulate` shows what the
+constants cost and save over thousands of curves.
 """
 
 import math
@@ -35,9 +35,9 @@ MAX_GROWTH = 4
 MIN_RISE = 5
 """Two peaks give a slope if they differ by this many times the noise."""
 MIN_GAIN = (0.03, 0.005, 0.03, 0.015, 0.015, 0.02, 0.02, 0.03, 0.05)
-"""The gain that is worth another probe, as a share of the answer, by the number of probes so far. It is large
-after a guess (the first) and after the first step to the end (the third), where one more probe costs as much as
-all before it. Elsewhere it is small, so that a second tuning gives the same answer."""
+"""The gain that is worth another probe, as a share of the answer, by the number of probes so far. It is
+large after a guess (the first) and after the first step to the end (the third), where one more probe costs
+as much as all before it. Elsewhere it is small, so that a second tuning gives the same answer."""
 MOST = 10
 """Probes after which the answer is final, if there is one."""
 

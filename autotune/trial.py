@@ -28,7 +28,7 @@ class Trial:
     measured: tuple[Measured, ...] = ()
     """Each device, in the order of the budgets."""
     tightest: int = 0
-    """Which of the budgets left the least headroom: `peak`, `static_bytes` and `activation_peak` are that device's."""
+    """The index of the budget with the least headroom; the peaks and `static_bytes` are that device's."""
     static_bytes: int | None = None
     activation_peak: int | None = None
     host_peak: int | None = None
@@ -122,8 +122,9 @@ def measured_trial(
 
     A probe that fits only because the allocator freed its cache and tried again is over.
     """
-    slowest = max(reports, key=lambda report: sum(report.seconds) / len(report.seconds))
-    step = sum(slowest.seconds) / len(slowest.seconds)
+    step, timed = max(
+        (sum(report.seconds) / len(report.seconds), report.seconds) for report in reports
+    )
     tokens = sum(report.tokens for report in reports)
     trial = with_verdict(
         Trial(
@@ -136,16 +137,10 @@ def measured_trial(
             host_peak=host_peak,
             samples_per_second=sum(report.samples for report in reports) / step,
             tokens_per_second=tokens / step if tokens else None,
-            speed_spread=_spread(slowest.seconds),
+            speed_spread=(max(timed) - min(timed)) / step if len(timed) > 1 else None,
         ),
         budgets,
     )
     if trial.verdict is Verdict.FITS and any(report.retries for report in reports):
         return replace(trial, verdict=Verdict.OVER, failure=Failure(cause=Cause.THRASHING))
     return trial
-
-
-def _spread(seconds: Sequence[float]) -> float | None:
-    if len(seconds) < 2:
-        return None
-    return (max(seconds) - min(seconds)) * len(seconds) / sum(seconds)

@@ -19,7 +19,7 @@ from typing import Any
 
 import profiles
 from autotune.units import parse_bytes
-from autotune.workers.launch import memory_environment, worker_environment
+from autotune.workers.launch import worker_environment
 from bench.commands import CHATLM, write_result
 from trainer.config.resolve import apply_profile
 from trainer.config.settings import WorkloadSettings
@@ -76,7 +76,7 @@ class Task:
     def environment(self) -> dict[str, str]:
         """As our workers have it; the token store is kept apart from the user's."""
         own = {"PYTHONPATH": str(ROOT), "CHATLM_CACHE": str(self.folder / "cache")}
-        return {**worker_environment(memory_environment(self.settings.device), 1), **own}
+        return {**worker_environment(self.settings.device, 1), **own}
 
     def fits(self, tried: Try) -> bool:
         """Whether the try ran within the card."""

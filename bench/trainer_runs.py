@@ -20,7 +20,7 @@ import psutil
 from autotune.devices.host import HostMeter
 from autotune.devices.processes import proportional
 from autotune.devices.selection import open_devices
-from autotune.workers.launch import memory_environment, worker_environment
+from autotune.workers.launch import worker_environment
 from bench.commands import CHATLM
 
 ROOT = Path(__file__).parent.parent
@@ -111,7 +111,7 @@ def environment(task: Task) -> dict[str, str]:
         "CHATLM_CACHE": str(Path(task.folder) / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    return {**worker_environment(memory_environment(task.device), 1), **own}
+    return {**worker_environment(task.device, 1), **own}
 
 
 def watched(command: Sequence[str], task: Task, steps: Path) -> Ran:

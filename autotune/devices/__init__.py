@@ -1,1 +1,1 @@
-"""What a device holds and allows: the driver, host memory, processes, budgets, samples. No torch at import."""
+"""What a device holds and allows: driver, host memory, processes, budgets, samples. No torch at import."""

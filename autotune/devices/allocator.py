@@ -5,6 +5,9 @@ reserves; the supervisor adds the context, which torch cannot see, from NVML.
 """
 
 import gc
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from autotune.devices import processes
@@ -43,13 +46,10 @@ def same_device(one: str, other: str) -> bool:
     Torch writes no prefix `GPU-` or `MIG-`. A slice of a driver before 470 is `MIG-GPU-<card>/3/0`, and
     torch knows only its card: an identifier without a slice matches every slice.
     """
-    (card, _, part), (other_card, _, other_part) = (_bare(one), _bare(other))
+    (card, _, part), (other_card, _, other_part) = (
+        re.sub(r"^(mig-)?(gpu-)?", "", text.lower()).partition("/") for text in (one, other)
+    )
     return card == other_card and (part == other_part or not part or not other_part)
-
-
-def _bare(identifier: str) -> tuple[str, str, str]:
-    bare = identifier.lower().removeprefix("mig-").removeprefix("gpu-")
-    return bare.partition("/")
 
 
 class DeviceMemory(Protocol):
@@ -83,37 +83,19 @@ class DeviceMemory(Protocol):
     def synchronize(self) -> None:
         """Returns when the device has done all that was asked of it."""
 
-    def limit(self, amount: int) -> None:
-        """Makes an allocation fail that would take this process beyond `amount`."""
-
-    def unlimit(self) -> None:
-        """Puts back what was in force before the first `limit`."""
+    def limit(self, amount: int) -> Callable[[], None]:
+        """Makes an allocation fail that would take this process beyond `amount`; returns what undoes it."""
 
 
 class HostMemory:
-    """Resident memory of this process."""
+    """Resident memory of this process; nothing tells tensors from its other pages."""
 
     device = "cpu"
     caches = False
-    _before_limit: int | None = None
-
-    def release_cached(self) -> None:
-        processes.trim()
-
-    def reset_peak(self) -> None:
-        processes.reset_peak()
-
-    def resident(self) -> int:
-        return processes.resident("self")
-
-    def peak(self) -> int:
-        return processes.peak_resident()
-
-    def allocated(self) -> int:
-        return self.resident()
-
-    def peak_allocated(self) -> int:
-        return self.peak()
+    release_cached = staticmethod(processes.trim)
+    reset_peak = staticmethod(processes.reset_peak)
+    resident = allocated = staticmethod(processes.resident)
+    peak = peak_allocated = staticmethod(processes.peak_resident)
 
     def retries(self) -> int:
         return 0
@@ -121,66 +103,38 @@ class HostMemory:
     def synchronize(self) -> None:
         return
 
-    def limit(self, amount: int) -> None:
+    def limit(self, amount: int) -> Callable[[], None]:
         """As `DeviceMemory.limit`. Memory that is reserved and untouched, as by Arrow, does not count."""
-        left = amount - processes.resident("self")
-        before = processes.limit_data(processes.private() + max(0, left))
-        if self._before_limit is None:
-            self._before_limit = before
-
-    def unlimit(self) -> None:
-        if self._before_limit is not None:
-            processes.restore_data_limit(self._before_limit)
-            self._before_limit = None
+        return processes.limit_data(processes.private() + max(0, amount - self.resident()))
 
 
 class CudaMemory:
     """What torch reserves on the current CUDA device."""
 
     caches = True
-    _before_limit: float | None = None
 
     def __init__(self) -> None:
         import torch
 
-        self._cuda = torch.cuda
-        self._index = torch.cuda.current_device()
-        uuid = str(torch.cuda.get_device_properties(self._index).uuid)
+        self._cuda = cuda = torch.cuda
+        self._properties = cuda.get_device_properties(cuda.current_device())
+        uuid = str(self._properties.uuid)
         self.device = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+        self.synchronize = cuda.synchronize
+        self.reset_peak = cuda.reset_peak_memory_stats
+        self.resident, self.peak = cuda.memory_reserved, cuda.max_memory_reserved
+        self.allocated, self.peak_allocated = cuda.memory_allocated, cuda.max_memory_allocated
 
     def release_cached(self) -> None:
         gc.collect()
         self._cuda.synchronize()
         self._cuda.empty_cache()
 
-    def reset_peak(self) -> None:
-        self._cuda.reset_peak_memory_stats()
-
-    def resident(self) -> int:
-        return self._cuda.memory_reserved()
-
-    def peak(self) -> int:
-        return self._cuda.max_memory_reserved()
-
-    def allocated(self) -> int:
-        return self._cuda.memory_allocated()
-
-    def peak_allocated(self) -> int:
-        return self._cuda.max_memory_allocated()
-
     def retries(self) -> int:
         return int(self._cuda.memory_stats().get("num_alloc_retries", 0))
 
-    def synchronize(self) -> None:
-        self._cuda.synchronize()
-
-    def limit(self, amount: int) -> None:
-        if self._before_limit is None:
-            self._before_limit = self._cuda.get_per_process_memory_fraction()
-        total = self._cuda.get_device_properties(self._index).total_memory
-        self._cuda.set_per_process_memory_fraction(min(1.0, amount / total))
-
-    def unlimit(self) -> None:
-        if self._before_limit is not None:
-            self._cuda.set_per_process_memory_fraction(self._before_limit)
-            self._before_limit = None
+    def limit(self, amount: int) -> Callable[[], None]:
+        before = self._cuda.get_per_process_memory_fraction()
+        share = min(1.0, amount / self._properties.total_memory)
+        self._cuda.set_per_process_memory_fraction(share)
+        return partial(self._cuda.set_per_process_memory_fraction, before)

@@ -19,12 +19,6 @@ HOST_FLOOR = 0.03
 """Share of host memory that must stay free, whatever the target."""
 
 
-def hard_limit(*, total: int, used: int, target: float) -> int:
-    """Our own bytes at which a probe is stopped; tenants hold `used` bytes."""
-    share = max(target, min(target + MARGIN, 1 - RESERVE))
-    return int(share * total) - used
-
-
 def device_breach(
     budgets: Sequence[DeviceBudget], used: Sequence[int]
 ) -> tuple[int, Failure] | None:
@@ -53,14 +47,12 @@ def budgets(baseline: Sequence[DeviceReading], target: float) -> tuple[DeviceBud
     Raises:
         DeviceError: others hold the target already.
     """
-    return tuple(
-        budget(reading.device, reading.name, reading.total, reading.used, target)
-        for reading in baseline
-    )
+    return tuple(budget(reading, reading.used, target) for reading in baseline)
 
 
-def budget(device: str, name: str, total: int, others: int, target: float) -> DeviceBudget:
-    """The budget of one device; raises as `budgets` does."""
+def budget(device: DeviceReading | DeviceBudget, others: int, target: float) -> DeviceBudget:
+    """The budget of one device beside `others`, bytes; raises as `budgets` does."""
+    total, name = device.total, device.name
     ours = int(target * total) - others
     if ours <= 0:
         raise DeviceError(
@@ -68,19 +60,20 @@ def budget(device: str, name: str, total: int, others: int, target: float) -> De
             f"whole target of {100 * target:.3g} % already",
             "tune for a higher --target-vram, or wait until they are done",
         )
+    share = max(target, min(target + MARGIN, 1 - RESERVE))
     return DeviceBudget(
-        device=device,
+        device=device.device,
         name=name,
         total=total,
         others=others,
         budget=ours,
-        hard_limit=hard_limit(total=total, used=others, target=target),
+        hard_limit=int(share * total) - others,
     )
 
 
-def context_bytes(*, used: int, others: int, reserved: int) -> int:
+def context_bytes(unaccounted: int, others: int) -> int:
     """What we hold of a card outside our allocator (CUDA context, kernels, NCCL), bytes.
 
-    `used` is everyone's, `others` the tenants', `reserved` what our allocator holds now.
+    `unaccounted` is everyone's use less what our allocator holds now, `others` the tenants' use.
     """
-    return max(0, used - others - reserved)
+    return max(0, unaccounted - others)

@@ -26,16 +26,14 @@ class OwnDevice:
         memory.release_cached()
         (reading,) = cards.read_baseline()
         others = max(0, reading.used - memory.resident())
-        self.budget = budget(reading.device, reading.name, reading.total, others, target)
+        self.budget = budget(reading, others, target)
 
     def context(self) -> int:
         """Bytes that this process holds outside its allocator, since the start."""
         if self._group.kind == "cpu":
             return 0
         (reading,) = self._group.read({})
-        return context_bytes(
-            used=reading.used, others=self.budget.others, reserved=self.memory.resident()
-        )
+        return context_bytes(reading.used - self.memory.resident(), self.budget.others)
 
     def static_bytes(self) -> int:
         return self.context() + self.memory.resident()
@@ -53,11 +51,11 @@ class OwnDevice:
     def guarded(self) -> Iterator[None]:
         """Allocations beyond the budget and its small margin fail; afterwards as they were."""
         assert self.budget.hard_limit is not None
-        self.memory.limit(max(0, self.budget.hard_limit - self.context()))
+        undo = self.memory.limit(max(0, self.budget.hard_limit - self.context()))
         try:
             yield
         finally:
-            self.memory.unlimit()
+            undo()
 
 
 @contextmanager
@@ -72,10 +70,9 @@ def own_device(target: float, vram_limit: int | None) -> Iterator[OwnDevice]:
         with Nvml.open() as nvml:
             card = card_of(nvml, memory.device)
             yield OwnDevice(memory, GpuDevices([card], vram_limit), target)
-    elif vram_limit is not None:
-        yield OwnDevice(memory, EmulatedDevices(vram_limit, 1), target)
-    else:
-        yield OwnDevice(memory, HostDevice(HostMeter()), target)
+            return
+    group = HostDevice(HostMeter()) if vram_limit is None else EmulatedDevices(vram_limit, 1)
+    yield OwnDevice(memory, group, target)
 
 
 def _own_memory() -> DeviceMemory:

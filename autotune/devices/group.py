@@ -1,9 +1,5 @@
 """The devices that a tuning fills: whose memory counts, and what a probe peaked at on each.
 
-Three kinds, one interface. `GpuDevices`: NVIDIA cards, one a rank, through the driver. `HostDevice`: the
-machine's or the cgroup's memory, one device that all ranks share. `EmulatedDevices`: cards of a
-made-up size on the CPU, one a rank, without other tenants.
-
 The memory identity, per device: `budget = target × total − others`, and
 `peak = max(sampled, used_now − reserved_now + max_reserved) − others`.
 """
@@ -27,15 +23,16 @@ CPU_NOISE = 0.003
 
 
 class DeviceGroup(Protocol):
-    """The devices of one run, in the order of the ranks."""
+    """The devices of one run, in the order of the ranks; the defaults are those of the CPU."""
 
-    kind: DeviceKind
-    """`cuda` or `cpu`: where the workers compute."""
-    noise: float
+    kind: DeviceKind = "cpu"
+    """Where the workers compute."""
+    noise: float = CPU_NOISE
     """How far apart two peaks of one size lie, as a share."""
 
     def read_baseline(self) -> tuple[DeviceReading, ...]:
         """The devices before our workers start: all used bytes are others'."""
+        return self.read({})
 
     def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
         """The devices now; `resident` is the workers' host memory by rank."""
@@ -50,13 +47,15 @@ class DeviceGroup(Protocol):
 
         Empty where only our own memory counts, so that no tenant can disturb a probe.
         """
+        return ()
 
     def memory_cap(self, baseline: Sequence[DeviceReading]) -> int | None:
         """Bytes at which a worker's allocation must fail; None where the device itself refuses it."""
+        return None
 
 
-class GpuDevices:
-    """NVIDIA cards, rank by rank; `limit` pretends that each is that large."""
+class GpuDevices(DeviceGroup):
+    """NVIDIA cards, one a rank, through the driver; `limit` pretends that each is that large."""
 
     kind: DeviceKind = "cuda"
     noise = NOISE  # not measured yet
@@ -64,9 +63,6 @@ class GpuDevices:
     def __init__(self, devices: Sequence[NvmlDevice], limit: int | None = None) -> None:
         self._devices = tuple(devices)
         self._limit = limit
-
-    def read_baseline(self) -> tuple[DeviceReading, ...]:
-        return self.read({})
 
     def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
         return tuple(self._limited(device.read()) for device in self._devices)
@@ -80,13 +76,12 @@ class GpuDevices:
     def measure(
         self, reports: Sequence[Report], budgets: Sequence[DeviceBudget], sampled: Sequence[int]
     ) -> list[Measured]:
-        readings = self.read({})
         devices = [report.device for report in reports]
         return [
             peak_from_report(
                 reports[on(budget.device, devices)], reading.used, budget.others, highest
             )
-            for budget, reading, highest in zip(budgets, readings, sampled, strict=True)
+            for budget, reading, highest in zip(budgets, self.read({}), sampled, strict=True)
         ]
 
     def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
@@ -118,7 +113,7 @@ def on(device: str, ranks: Sequence[str]) -> int:
 
 def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -> Measured:
     """The memory identity for one card; everything that torch does not count is `context`."""
-    context = context_bytes(used=used_now, others=others, reserved=report.resident)
+    context = context_bytes(used_now - report.resident, others)
     return Measured(
         peak=max(sampled - others, context + report.peak),
         static_bytes=context + report.static_bytes,
@@ -129,56 +124,34 @@ def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -
     )
 
 
-class HostDevice:
-    """Host memory as the device: all ranks share it, and their own pages are what counts."""
-
-    kind: DeviceKind = "cpu"
-    noise = CPU_NOISE
+class HostDevice(DeviceGroup):
+    """The machine's or the cgroup's memory, one device that all ranks share; their own pages count."""
 
     def __init__(self, host: HostMeter) -> None:
         self._host = host
         self._others = 0
 
     def read_baseline(self) -> tuple[DeviceReading, ...]:
-        reading = self._host.read()
-        self._others = reading.used
-        return (DeviceReading(device="cpu", name="CPU", total=reading.total, used=reading.used),)
+        self._others = self._host.read().used
+        return self.read({})
 
     def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
-        reading = self._host.read()
         used = self._others + sum(resident.values())
-        return (DeviceReading(device="cpu", name="CPU", total=reading.total, used=used),)
+        total = self._host.read().total
+        return (DeviceReading(device="cpu", name="CPU", total=total, used=used),)
 
     def measure(
         self, reports: Sequence[Report], budgets: Sequence[DeviceBudget], sampled: Sequence[int]
     ) -> list[Measured]:
-        return [
-            Measured(
-                peak=sum(report.peak for report in reports),
-                static_bytes=sum(report.static_bytes for report in reports),
-                activation_peak=sum(report.activation_peak for report in reports),
-            )
-        ]
-
-    def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
-        return ()
-
-    def memory_cap(self, baseline: Sequence[DeviceReading]) -> int | None:
-        return None
+        return [_sum_of(reports)]
 
 
-class EmulatedDevices:
-    """Cards of `limit` bytes on the CPU, one a rank."""
-
-    kind: DeviceKind = "cpu"
-    noise = CPU_NOISE
+class EmulatedDevices(DeviceGroup):
+    """Cards of `limit` bytes on the CPU, one a rank, without other tenants."""
 
     def __init__(self, limit: int, world_size: int) -> None:
         self._limit = limit
         self._world_size = world_size
-
-    def read_baseline(self) -> tuple[DeviceReading, ...]:
-        return self.read({})
 
     def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
         return tuple(
@@ -194,17 +167,15 @@ class EmulatedDevices:
     def measure(
         self, reports: Sequence[Report], budgets: Sequence[DeviceBudget], sampled: Sequence[int]
     ) -> list[Measured]:
-        return [
-            Measured(
-                peak=report.peak,
-                static_bytes=report.static_bytes,
-                activation_peak=report.activation_peak,
-            )
-            for report in reports
-        ]
-
-    def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
-        return ()
+        return [_sum_of([report]) for report in reports]
 
     def memory_cap(self, baseline: Sequence[DeviceReading]) -> int | None:
         return self._limit
+
+
+def _sum_of(reports: Sequence[Report]) -> Measured:
+    return Measured(
+        peak=sum(report.peak for report in reports),
+        static_bytes=sum(report.static_bytes for report in reports),
+        activation_peak=sum(report.activation_peak for report in reports),
+    )

@@ -6,7 +6,6 @@ psutil knows nothing of cgroups: a container on a large machine would be tuned i
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.devices.processes import contents
@@ -23,32 +22,6 @@ FILES = {
 drops first: they count as used, yet are free to take."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
-    """One cgroup that bounds this process."""
-
-    version: int
-    folder: str
-
-    def read(self, machine: int) -> HostReading | None:
-        """`None` without a limit below the machine's memory, or when the cgroup is gone.
-
-        "No limit" is `max` in version 2 and 9223372036854771712 in version 1. Then `memory.stat`
-        is not read, because the kernel sums it over every group below.
-        """
-        files, use, inactive = FILES[self.version]
-        limits = [
-            limit for file in files if (limit := _number(f"{self.folder}/{file}")) is not None
-        ]
-        if not limits or min(limits) >= machine:
-            return None
-        current = _number(f"{self.folder}/{use}")
-        if current is None:
-            return None
-        dropped = field(_text(f"{self.folder}/memory.stat"), inactive) or 0
-        return HostReading(total=min(limits), used=max(current - dropped, 0))
-
-
 class HostMeter:
     """Finds the files once, reads them anew each time."""
 
@@ -56,10 +29,11 @@ class HostMeter:
         self, proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")
     ) -> None:
         self._meminfo = proc / "meminfo"
-        self._levels: list[Level] = []
+        self._levels: list[tuple[int, str]] = []
+        """Version and folder of each cgroup that bounds this process."""
         self._oom_counters = [proc / "vmstat"]
         for version, folders in _cgroups(proc, cgroup_root):
-            self._levels += [Level(version=version, folder=str(folder)) for folder in folders]
+            self._levels += [(version, str(folder)) for folder in folders]
             self._oom_counters += _oom_counters(version, folders)
 
     def read(self) -> HostReading:
@@ -69,7 +43,7 @@ class HostMeter:
             DeviceError: /proc is not mounted.
         """
         machine = self.machine()
-        levels = (level.read(machine.total) for level in self._levels)
+        levels = (_read_level(*level, machine.total) for level in self._levels)
         readings = [machine, *(reading for reading in levels if reading is not None)]
         return min(readings, key=lambda reading: reading.free)
 
@@ -94,6 +68,20 @@ class HostMeter:
                 f"{self._meminfo} does not tell the host's memory", "run where /proc is mounted"
             )
         return HostReading(total=total * 1024, used=(total - available) * 1024)
+
+
+def _read_level(version: int, folder: str, machine: int) -> HostReading | None:
+    """`None` without a limit below the machine's memory, or when the cgroup is gone.
+
+    "No limit" is `max` in version 2 and 9223372036854771712 in version 1. Then `memory.stat` is not
+    read, because the kernel sums it over every group below.
+    """
+    files, use, inactive = FILES[version]
+    limits = [limit for file in files if (limit := _number(f"{folder}/{file}")) is not None]
+    if not limits or min(limits) >= machine or (current := _number(f"{folder}/{use}")) is None:
+        return None
+    dropped = field(_text(f"{folder}/memory.stat"), inactive) or 0
+    return HostReading(total=min(limits), used=max(current - dropped, 0))
 
 
 def _cgroups(proc: Path, root: Path) -> Iterator[tuple[int, list[Path]]]:

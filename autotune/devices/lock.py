@@ -94,9 +94,8 @@ def _holder(descriptor: int) -> str:
     text = os.pread(descriptor, 200, 0).decode(errors="replace")
     match = re.fullmatch(r"(\d{1,10}) (\d\d:\d\d:\d\d) (.+)", text)
     if match is None or not match[3].isprintable() or not psutil.pid_exists(int(match[1])):
-        return (
-            "another process"  # it did not sign: the name is of an earlier holder, which was killed
-        )
+        # it did not sign: the name is of an earlier holder, which was killed
+        return "another process"
     return f"process {match[1]} ({match[3]}, since {match[2]})"
 
 

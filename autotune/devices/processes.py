@@ -7,8 +7,9 @@ import gc
 import os
 import re
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -37,7 +38,7 @@ def contents(file: str | Path) -> bytes:
         os.close(descriptor)
 
 
-def resident(pid: int | str) -> int:
+def resident(pid: int | str = "self") -> int:
     """Resident bytes of a process, shared pages included; 0 once it is gone.
 
     Read here: `psutil.Process(pid).memory_info()` takes 39 µs and this 5, and the sampler asks for
@@ -136,7 +137,7 @@ def trim() -> None:
         psutil.heap_trim()
 
 
-def limit_data(amount: int) -> int:
+def limit_data(amount: int) -> Callable[[], None]:
     """Limits the private memory of this process and of those that it starts to `amount` bytes.
 
     Beyond it malloc fails (`MemoryError`; in torch a `RuntimeError` that says "can't allocate
@@ -144,15 +145,10 @@ def limit_data(amount: int) -> int:
     resident memory closely. RLIMIT_AS counts reserved addresses, of which CUDA reserves far more
     than there is memory. A hard limit below `amount` stays.
 
-    Returns the previous limit, for `restore_data_limit`.
+    Returns what puts the previous limit back.
     """
-    before, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    hard_limit = before[1]
     soft = amount if hard_limit == resource.RLIM_INFINITY else min(amount, hard_limit)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard_limit))
-    return before
-
-
-def restore_data_limit(before: int) -> None:
-    """Puts back the limit that `limit_data` returned."""
-    _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (before, hard_limit))
+    return partial(resource.setrlimit, resource.RLIMIT_DATA, before)

@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
 from autotune.errors import ChatlmError, DeviceError
-from autotune.readings import DeviceReading, HostReading
+from autotune.events import ReadingTaken
+from autotune.readings import HostReading
 
 PERIOD = 0.05
 """Seconds between two readings of the devices."""
@@ -33,12 +33,9 @@ Resident = Callable[[], Mapping[int, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleWindow:
-    """The last readings, and the highest since the last `reset`; bytes."""
+    """The last reading, and the highest since the last `reset`; bytes."""
 
-    devices: tuple[DeviceReading, ...]
-    host: HostReading
-    workers: int
-    """Resident host memory of our workers."""
+    latest: ReadingTaken
     highest: tuple[int, ...]
     """Of each device, all processes together."""
     host_tightest: HostReading
@@ -69,12 +66,7 @@ class MemorySampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(JOIN)
@@ -89,10 +81,13 @@ class MemorySampler:
             last = self._window
         if full or last is None or self._group.kind == "cpu":
             self._held = self._resident()
-        devices = self._group.read(self._held)
-        host = self._host.read() if full or last is None else last.host
+        now = ReadingTaken(
+            devices=self._group.read(self._held),
+            host=self._host.read() if full or last is None else last.latest.host,
+            workers=sum(self._held.values()),
+        )
         with self._lock:
-            self._window = merged(self._window, devices, host, sum(self._held.values()))
+            self._window = merged(self._window, now)
             self._read_at = time.monotonic()
             self._failure = None
 
@@ -135,21 +130,16 @@ class MemorySampler:
                     self._failure = error
 
 
-def merged(
-    before: SampleWindow | None, devices: tuple[DeviceReading, ...], host: HostReading, workers: int
-) -> SampleWindow:
+def merged(before: SampleWindow | None, now: ReadingTaken) -> SampleWindow:
     """The window after one more reading."""
-    used = tuple(device.used for device in devices)
+    used = tuple(device.used for device in now.devices)
     if before is None:
         return SampleWindow(
-            devices=devices, host=host, workers=workers, highest=used, host_tightest=host,
-            workers_highest=workers,
-        )  # fmt: skip
+            latest=now, highest=used, host_tightest=now.host, workers_highest=now.workers
+        )
     return SampleWindow(
-        devices=devices,
-        host=host,
-        workers=workers,
+        latest=now,
         highest=tuple(map(max, before.highest, used)),
-        host_tightest=max(before.host_tightest, host, key=lambda h: h.used / h.total),
-        workers_highest=max(before.workers_highest, workers),
+        host_tightest=max(before.host_tightest, now.host, key=lambda h: h.used / h.total),
+        workers_highest=max(before.workers_highest, now.workers),
     )

@@ -85,10 +85,8 @@ def _on_gpus(
 def _on_cpu(
     world_size: int, vram_limit: int | None, host: HostMeter, why: str | None
 ) -> DeviceSelection:
-    shared: tuple[str, ...]
     if vram_limit is None:
         group: DeviceGroup = HostDevice(host)
-        shared = ("host-memory",)
         notice = "on the CPU, against host RAM"
     else:
         if vram_limit * world_size > host.read().total:
@@ -98,13 +96,12 @@ def _on_cpu(
                 "use a smaller --vram-limit",
             )
         group = EmulatedDevices(vram_limit, world_size)
-        shared = ()
         notice = f"on the CPU, which plays a card of {format_bytes(vram_limit)}"
     return DeviceSelection(
         group=group,
         world_size=world_size,
         notice=f"{why}: {notice}" if why else notice,
-        shared=shared,
+        shared=("host-memory",) if vram_limit is None else (),
     )
 
 

@@ -8,7 +8,7 @@ loaded. A larger change is a tenant's.
 import time
 from collections.abc import Sequence
 
-from autotune.devices.budget import budget, budgets
+from autotune.devices.budget import budget, budgets, context_bytes
 from autotune.devices.group import DeviceGroup
 from autotune.events import Emit, Notice
 from autotune.readings import DeviceBudget, DeviceReading, Held, Measured
@@ -31,8 +31,7 @@ class Tenants:
         self._target = target
         self._emit = emit
         self._unaccounted: tuple[int, ...] = ()
-        self._loading = True
-        """Whether the workers have yet to run their first probe."""
+        self._growth = CONTEXT_LOADING
 
     def read_baseline(self) -> Sequence[DeviceReading]:
         """The devices before workers of ours start, and the budgets anew.
@@ -46,7 +45,7 @@ class Tenants:
 
     def set_baseline(self, held: Sequence[Held]) -> None:
         """Notes what is unaccounted for now that workers have started: others' memory and contexts."""
-        self._unaccounted, self._loading = self._group.unaccounted(held), True
+        self._unaccounted, self._growth = self._group.unaccounted(held), CONTEXT_LOADING
 
     def update_budgets(self, held: Sequence[Held]) -> bool:
         """Updates the budgets to what tenants took or freed since the last call; whether they did.
@@ -55,7 +54,7 @@ class Tenants:
             DeviceError: they hold the target now.
         """
         now = self._group.unaccounted(held)
-        moves = moved(self._unaccounted, now, loading=self._loading)
+        moves = moved(self._unaccounted, now, growth=self._growth)
         self._unaccounted = now
         if not any(moves):
             return False
@@ -66,7 +65,7 @@ class Tenants:
                 text = f"{device.name}: a tenant {verb} {format_bytes(abs(change))}"
                 self._emit(Notice(text=text))
             others = max(0, device.others + change)
-            changed.append(budget(device.device, device.name, device.total, others, self._target))
+            changed.append(budget(device, others, self._target))
         self.budgets = tuple(changed)
         return True
 
@@ -78,10 +77,10 @@ class Tenants:
             return False
         if self.update_budgets(held):
             return True
-        loading, self._loading = self._loading, False
+        growth, self._growth = self._growth, CONTEXT_DRIFT
         ours = [device.context + (device.reserved or 0) for device in measured]
         others = [device.others for device in self.budgets]
-        return passed_through(highest, ours, others, loading=loading)
+        return passed_through(highest, ours, others, growth=growth)
 
     def changed_since_start(self) -> bool:
         """Whether tenants took or freed memory before our workers, now gone, ran out of it."""
@@ -112,7 +111,7 @@ class Tenants:
         """Each rank's device, and what our context takes of it."""
         unaccounted = self._unaccounted or [device.others for device in self.budgets]
         devices = [
-            (device, max(0, now - device.others))
+            (device, context_bytes(now, device.others))
             for device, now in zip(self.budgets, unaccounted, strict=True)
         ]
         return [devices[device_of(rank, world_size, devices)] for rank in range(world_size)]
@@ -133,21 +132,19 @@ def device_of(rank: int, world_size: int, devices: Sequence[object]) -> int:
     return rank * len(devices) // world_size
 
 
-def moved(before: Sequence[int], now: Sequence[int], *, loading: bool) -> tuple[int, ...]:
-    """Bytes that tenants took (below 0: freed), by device; 0 for what a context's growth explains."""
-    most = CONTEXT_LOADING if loading else CONTEXT_DRIFT
+def moved(before: Sequence[int], now: Sequence[int], *, growth: int) -> tuple[int, ...]:
+    """Bytes that tenants took (below 0: freed), by device; 0 for what a context's `growth` explains."""
     changes = [new - old for old, new in zip(before, now, strict=True)]
-    return tuple(change if change > most or change < -CONTEXT_DRIFT else 0 for change in changes)
+    return tuple(change if change > growth or change < -CONTEXT_DRIFT else 0 for change in changes)
 
 
 def passed_through(
-    sampled: Sequence[int], exact: Sequence[int], others: Sequence[int], *, loading: bool
+    sampled: Sequence[int], exact: Sequence[int], others: Sequence[int], *, growth: int
 ) -> bool:
     """Whether a tenant held memory for a while during the probe.
 
     `sampled` is the driver's highest reading, `exact` our own peak by the allocator, with the
     context: a sample far above it is not ours.
     """
-    most = CONTEXT_LOADING if loading else CONTEXT_DRIFT
     pairs = zip(sampled, exact, others, strict=True)
-    return any(seen - ours - rest > most for seen, ours, rest in pairs)
+    return any(seen - ours - rest > growth for seen, ours, rest in pairs)

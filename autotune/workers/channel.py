@@ -1,7 +1,7 @@
 """Messages between the supervisor and its workers, as JSON lines over a Unix socket.
 
-A worker's standard output belongs to the libraries that print there. Each side notices the end of the other:
-the supervisor reads the end of file, and a worker whose supervisor died ends itself, so that it holds no device.
+A worker's standard output belongs to the libraries that print there. Each side notices the end of the
+other: the supervisor reads the end of file, and a worker ends itself, so that it holds no device.
 """
 
 import os

@@ -39,7 +39,7 @@ class WorkerGroup(Generic[M]):
         self._oom_kills = host.oom_kills()
         self.lost_a_rank = False
         """Whether a rank closed its connection before the messages that `watch` yielded last."""
-        self.pids = self._hub.pids
+        self.pids, self.send = self._hub.pids, self._hub.send
         self._launcher = subprocess.Popen(
             list(command),
             env={**environment, SOCKET_VARIABLE: self._hub.path},
@@ -58,9 +58,8 @@ class WorkerGroup(Generic[M]):
     def watch(self, tick: float, greeting: Message | None = None) -> Iterator[list[tuple[int, M]]]:
         """Yields (rank, message) pairs once a tick, also an empty list, until the workers have ended.
 
-        Each rank is sent the greeting after its hello. The workers have ended when their launcher has, or when one
-        rank is gone: the others wait for it in a collective. The end is looked for before the messages are read,
-        so that the last ones are yielded.
+        Each rank is sent the greeting after its hello. The workers have ended when their launcher has, or
+        when one rank is gone: the others wait for it in a collective. The last messages are yielded too.
         """
         self._oom_kills = self._host.oom_kills()
         self._hub.greeting = greeting
@@ -82,9 +81,6 @@ class WorkerGroup(Generic[M]):
             return Failure(cause=Cause.KILLED, detail="was killed (SIGKILL)", exit_code=code)
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return Failure(cause=Cause.DIED, detail=f"died ({how})", exit_code=code)
-
-    def send(self, message: Message) -> None:
-        self._hub.send(message)
 
     def resident(self) -> dict[int, int]:
         """Resident host memory by rank, bytes."""
@@ -110,11 +106,11 @@ class WorkerGroup(Generic[M]):
             return code
         return -signal.SIGKILL if -signal.SIGKILL in found else found[0]
 
-    def log_tail(self, lines: int = 200) -> str:
-        """The end of what these workers printed."""
+    def log_tail(self) -> str:
+        """The last 200 lines that these workers printed."""
         with self.log_path.open("rb") as log:
             log.seek(self._log_start)
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-200:])
 
     def close(self) -> None:
         """Ends every process of the group, with SIGKILL only when it must; returns when they are gone."""

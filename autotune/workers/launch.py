@@ -6,7 +6,7 @@ never imports a `trainer/` or `profiles/` of the user's folder.
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.workers.channel import SOCKET_VARIABLE
@@ -36,16 +36,17 @@ def memory_environment(device: str) -> dict[str, str]:
     return dict(CUDA_ENVIRONMENT if device == "cuda" else CPU_ENVIRONMENT)
 
 
-def worker_environment(variables: Mapping[str, str], world_size: int) -> dict[str, str]:
-    """The environment of a worker: this process's, with an equal share of the cores."""
+def worker_environment(device: str, world_size: int) -> dict[str, str]:
+    """The environment of a worker on `cuda` or `cpu`: this process's, with an equal share of the cores."""
     threads = max(1, len(os.sched_getaffinity(0)) // world_size)
-    common = {
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        **memory_environment(device),
     }
-    return {**os.environ, **common, **variables}
 
 
 def reexec_with_environment(module: str, arguments: Sequence[str]) -> None:
@@ -68,10 +69,7 @@ def reexec_with_environment(module: str, arguments: Sequence[str]) -> None:
     os.execve(sys.executable, command, {**os.environ, **wanted, "PYTHONSAFEPATH": "1"})
 
 
-def worker_command(module: str, world_size: int, arguments: Sequence[str] = ()) -> list[str]:
+def worker_command(module: str, world_size: int) -> list[str]:
     """The command that runs `module` in `world_size` processes."""
-    python = [sys.executable, "-P"]
-    if world_size == 1:
-        return [*python, "-m", module, *arguments]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-    return [*python, *torchrun, "-m", module, *arguments]
+    return [sys.executable, "-P", *(torchrun if world_size > 1 else []), "-m", module]

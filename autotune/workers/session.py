@@ -1,9 +1,10 @@
-"""One group of workers: sends a request to all ranks and returns their answers, or raises how the workers ended.
+"""One group of workers: sends a request to all ranks, and returns their answers or raises how they ended.
 
 It decides nothing about a size; `prober` does.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +15,11 @@ from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
 from autotune.devices.processes import cpu_seconds_of_families, proportional, resident
 from autotune.devices.sampler import MemorySampler
-from autotune.events import Emit, ReadingTaken
+from autotune.events import Emit
 from autotune.readings import DeviceBudget, Held, Report
 from autotune.workers import messages
 from autotune.workers.group import WorkerGroup
-from autotune.workers.launch import memory_environment, worker_command, worker_environment
+from autotune.workers.launch import worker_command, worker_environment
 from autotune.workers.messages import Build, Failed, FromProbe, Request
 from autotune.workers.watchdog import Watchdog
 
@@ -80,16 +81,18 @@ class Session:
         self._workers = WorkerGroup[FromProbe](
             worker_command("autotune.tuning.probe_worker", spec.world_size),
             messages=FromProbe,
-            environment=worker_environment(memory_environment(group.kind), spec.world_size),
+            environment=worker_environment(group.kind, spec.world_size),
             log_path=log_path,
             host=host,
         )
         self.sampler = MemorySampler(group, host, self._workers.resident)
+        self._stack = ExitStack()
+        self._stack.callback(self._workers.close)
 
     def build(self, capacity: int | None) -> dict[str, Any]:
         """Builds the workload in every rank and returns its `workload_info`; raises WorkersEnded."""
         settings = {**self.spec.settings, "memory_limit": capacity}
-        self.sampler.__enter__()
+        self._stack.enter_context(self.sampler)
         build = Build(workload=self.spec.path, settings=settings)
         ready = self._collect(messages.Ready, Watchdog(longest=self._limits.building), build)
         self.held = [answer.held for answer in ready]
@@ -114,8 +117,7 @@ class Session:
 
     def close(self) -> None:
         """Ends the workers and the meter."""
-        self.sampler.__exit__(None, None, None)
-        self._workers.close()
+        self._stack.close()
 
     def _collect(self, kind: type[A], watchdog: Watchdog, greeting: Build | None = None) -> list[A]:
         answers: dict[int, A] = {}
@@ -135,8 +137,7 @@ class Session:
         """Reads the meters; raises WorkersEnded when a probe must be stopped."""
         window = self.sampler.window()
         if self._ticks % SHOW_EVERY == 0:
-            now = ReadingTaken(devices=window.devices, host=window.host, workers=window.workers)
-            self._emit(now)
+            self._emit(window.latest)
         self._ticks += 1
         if (breach := host_breach(window.host_tightest, self._limits.target_ram)) is not None:
             raise WorkersEnded(breach)

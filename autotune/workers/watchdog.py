@@ -1,4 +1,4 @@
-"""Tells workers that compute without a message from workers that hang. What follows is the caller's decision."""
+"""Tells workers that compute without a message from workers that hang; the caller decides what follows."""
 
 import math
 import time

@@ -9,21 +9,20 @@ from hypothesis import strategies as st
 
 from autotune.errors import PlanError
 from autotune.partition import MARGIN, WIDEST, Costs, Counts, sort_orders
-from autotune.plan import Plan, choose_effective, cut
+from autotune.plan import MicroBatch, Plan, choose_effective, cut
+
+Step = tuple[Counts, tuple[int, ...]]
+"""(lengths of both sides, a micro-batch for each rank) that can be cut."""
 
 
 @st.composite
-def steps(draw: st.DrawFn) -> tuple[Counts, int, int]:
-    """(lengths of both sides, world size, micro-batch) that can be cut."""
-    world_size = draw(st.integers(1, 4))
+def even_steps(draw: st.DrawFn, most_ranks: int = 4) -> Step:
+    world_size = draw(st.integers(1, most_ranks))
     count = draw(st.integers(world_size, 80))
-    lengths = draw(
-        st.lists(
-            st.tuples(st.integers(1, 256), st.integers(1, 256)), min_size=count, max_size=count
-        )
-    )
+    sides = st.tuples(st.integers(1, 256), st.integers(1, 256))
+    lengths = draw(st.lists(sides, min_size=count, max_size=count))
     micro_batch = draw(st.integers(1, -(-count // world_size)))
-    return np.array(lengths, dtype=np.int64), world_size, micro_batch
+    return np.array(lengths, dtype=np.int64), (micro_batch,) * world_size
 
 
 def can_be_filled(sizes: tuple[int, ...], count: int) -> bool:
@@ -35,8 +34,7 @@ def can_be_filled(sizes: tuple[int, ...], count: int) -> bool:
 
 
 @st.composite
-def uneven_steps(draw: st.DrawFn) -> tuple[Counts, tuple[int, ...]]:
-    """(lengths of both sides, a size for each rank) that can be cut."""
+def uneven_steps(draw: st.DrawFn) -> Step:
     sizes = tuple(draw(st.lists(st.integers(1, 24), min_size=1, max_size=4)))
     count = draw(st.integers(max(len(sizes), sum(sizes) - 3), 3 * sum(sizes)))
     assume(count >= sum(sizes) or can_be_filled(sizes, count))  # from the sum on all can
@@ -44,6 +42,7 @@ def uneven_steps(draw: st.DrawFn) -> tuple[Counts, tuple[int, ...]]:
     return np.random.default_rng(seed).integers(1, 257, (count, 2)), sizes
 
 
+STEPS = even_steps() | uneven_steps()
 OVERHEADS = st.none() | st.floats(0, 2000)
 LONGEST = (256, 256)
 
@@ -61,53 +60,38 @@ def is_as_small(piece: Counts, lengths: Counts, micro_batch: int) -> bool:
     )
 
 
-@given(steps(), OVERHEADS)
-def test_every_sample_is_in_exactly_one_micro_batch(
-    step: tuple[Counts, int, int], overhead: float | None
-) -> None:
-    """Nothing is dropped, repeated or too large."""
-    lengths, world_size, micro_batch = step
+@given(STEPS, OVERHEADS)
+def test_every_sample_is_in_exactly_one_micro_batch(step: Step, overhead: float | None) -> None:
+    """Each rank has its planned share, at least one sample; nothing is dropped or too large."""
+    lengths, sizes = step
+    plan = Plan(micro_batch=sizes, effective_batch=len(lengths), world_size=len(sizes))
 
-    ranks = cut(lengths, world_size=world_size, micro_batch=micro_batch, costs=costs(overhead))
+    ranks = cut(lengths, world_size=len(sizes), micro_batch=sizes, costs=costs(overhead))
 
     positions = np.concatenate([piece for pieces in ranks for piece in pieces])
     assert sorted(positions.tolist()) == list(range(len(lengths)))
-    assert all(is_as_small(piece, lengths, micro_batch) for pieces in ranks for piece in pieces)
+    for pieces, size, share in zip(ranks, sizes, plan.shares, strict=True):
+        assert all(is_as_small(piece, lengths, size) for piece in pieces)
+        assert sum(map(len, pieces)) == share >= 1
 
 
-@given(steps(), OVERHEADS)
-def test_ranks_differ_by_one_sample_at_most(
-    step: tuple[Counts, int, int], overhead: float | None
-) -> None:
-    """No rank waits long for another."""
-    lengths, world_size, micro_batch = step
+@given(STEPS)
+def test_without_a_known_overhead_there_are_no_more_micro_batches_than_planned(step: Step) -> None:
+    """The profile's accumulation, on the rank that has the most; short samples travel together."""
+    lengths, sizes = step
+    plan = Plan(micro_batch=sizes, effective_batch=len(lengths), world_size=len(sizes))
 
-    ranks = cut(lengths, world_size=world_size, micro_batch=micro_batch, costs=costs(overhead))
-
-    shares = [sum(map(len, pieces)) for pieces in ranks]
-    assert max(shares) - min(shares) <= 1
-
-
-@given(steps())
-def test_without_a_known_overhead_there_are_no_more_micro_batches_than_planned(
-    step: tuple[Counts, int, int],
-) -> None:
-    """The profile's accumulation is what a step of the longest takes; short ones travel together."""
-    lengths, world_size, micro_batch = step
-    plan = Plan(micro_batch=micro_batch, effective_batch=len(lengths), world_size=world_size)
-
-    ranks = cut(lengths, world_size=world_size, micro_batch=micro_batch)
+    ranks = cut(lengths, world_size=len(sizes), micro_batch=sizes)
 
     assert max(map(len, ranks)) <= plan.accumulation
 
 
-@given(steps(), st.floats(1, 2000))
+@given(even_steps(most_ranks=1), st.floats(1, 2000))
 def test_a_cut_by_the_price_never_costs_more_than_the_fewest_or_plain_runs(
-    step: tuple[Counts, int, int], overhead: float
+    step: Step, overhead: float
 ) -> None:
     """Padded tokens plus the overhead of every micro-batch: cutting oftener must pay for itself."""
-    lengths, _, _ = step
-    micro_batch = step[2] if step[1] == 1 else 1
+    lengths, (micro_batch,) = step
 
     (fine,) = cut(lengths, world_size=1, micro_batch=micro_batch, costs=costs(overhead))
     (coarse,) = cut(lengths, world_size=1, micro_batch=micro_batch, costs=costs())
@@ -122,26 +106,9 @@ def test_a_cut_by_the_price_never_costs_more_than_the_fewest_or_plain_runs(
     assert cost(fine) <= min(cost(coarse), *map(cost, runs)) + 1e-6
 
 
-@given(uneven_steps(), OVERHEADS)
-def test_uneven_ranks_take_every_sample_once_and_no_more_than_their_size(
-    step: tuple[Counts, tuple[int, ...]], overhead: float | None
-) -> None:
-    """Each its planned share, which is at least one sample."""
-    lengths, sizes = step
-    plan = Plan(micro_batch=sizes, effective_batch=len(lengths), world_size=len(sizes))
-
-    ranks = cut(lengths, world_size=len(sizes), micro_batch=sizes, costs=costs(overhead))
-
-    positions = np.concatenate([piece for pieces in ranks for piece in pieces])
-    assert sorted(positions.tolist()) == list(range(len(lengths)))
-    for pieces, size, share in zip(ranks, sizes, plan.shares, strict=True):
-        assert all(is_as_small(piece, lengths, size) for piece in pieces)
-        assert sum(map(len, pieces)) == share >= 1
-
-
-@given(uneven_steps())
-def test_shares_are_in_proportion_to_the_sizes(step: tuple[Counts, tuple[int, ...]]) -> None:
-    """Within one sample; they make up the whole step, and no rank is left without."""
+@given(STEPS)
+def test_shares_are_in_proportion_to_the_sizes(step: Step) -> None:
+    """Within one sample, so that no rank waits long for another; they make up the whole step."""
     lengths, sizes = step
     plan = Plan(micro_batch=sizes, effective_batch=len(lengths), world_size=len(sizes))
     due = [len(lengths) * size / sum(sizes) for size in sizes]
@@ -152,7 +119,7 @@ def test_shares_are_in_proportion_to_the_sizes(step: tuple[Counts, tuple[int, ..
 
 
 @given(uneven_steps())
-def test_uneven_ranks_have_samples_of_every_length(step: tuple[Counts, tuple[int, ...]]) -> None:
+def test_uneven_ranks_have_samples_of_every_length(step: Step) -> None:
     """Of the first n in order each rank has its part: no rank waits for one with the long ones."""
     lengths, sizes = step
     plan = Plan(micro_batch=sizes, effective_batch=len(lengths), world_size=len(sizes))
@@ -172,28 +139,15 @@ def test_uneven_ranks_have_samples_of_every_length(step: tuple[Counts, tuple[int
     assert any(is_dealt_from(order) for order in sort_orders(lengths))
 
 
-@given(uneven_steps())
-def test_uneven_ranks_cut_no_oftener_than_planned(step: tuple[Counts, tuple[int, ...]]) -> None:
-    """The profile's accumulation is the most, on the rank that has the most."""
-    lengths, sizes = step
-    plan = Plan(micro_batch=sizes, effective_batch=len(lengths), world_size=len(sizes))
-
-    ranks = cut(lengths, world_size=len(sizes), micro_batch=sizes)
-
-    assert max(map(len, ranks)) <= plan.accumulation
-
-
-@given(steps(), OVERHEADS)
-def test_equal_sizes_are_one_size(step: tuple[Counts, int, int], overhead: float | None) -> None:
+@given(even_steps(), OVERHEADS)
+def test_equal_sizes_are_one_size(step: Step, overhead: float | None) -> None:
     """As a list or as a number; the samples are dealt round and round."""
-    lengths, world_size, micro_batch = step
+    lengths, sizes = step
+    world_size = len(sizes)
 
-    one = cut(lengths, world_size=world_size, micro_batch=micro_batch, costs=costs(overhead))
-    listed = cut(
-        lengths,
-        world_size=world_size,
-        micro_batch=[micro_batch] * world_size,
-        costs=costs(overhead),
+    one, listed = (
+        cut(lengths, world_size=world_size, micro_batch=micro_batch, costs=costs(overhead))
+        for micro_batch in (sizes[0], list(sizes))
     )
 
     hands = [np.concatenate(pieces).tolist() for pieces in one]
@@ -214,41 +168,42 @@ def test_a_rank_with_twice_the_size_takes_twice_the_samples() -> None:
     assert (plan.micro_batch, plan.world_size, str(plan)) == (12, 2, "12 + 6")
 
 
-def test_a_micro_batch_above_the_share_is_refused_with_the_numbers() -> None:
-    """32 samples over 4 processes leave 8 for each."""
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (
+            (9, 32, 4),
+            "micro-batch 9 is larger than one device's share of the effective batch: 32 over 4 "
+            "processes is 8; use --micro-batch 8 or less, or tune with a larger --effective-batch",
+        ),
+        (
+            ((5, 2), 6, 2),
+            "micro-batches 5 + 2 are larger than the devices' shares of the effective batch: of 6, "
+            "the device with 5 takes 4; use --micro-batch 3 or less for all of them, or tune with "
+            "--effective-batch 7 or more",
+        ),
+        (
+            ((5, 2), 60, 3),
+            "micro-batches 5 + 2 are for 2 processes, not 3; give each its own, or all of them one",
+        ),
+        (
+            (1, 3, 4),
+            "effective batch 3 is smaller than 4 processes; tune with --effective-batch 4 or more, "
+            "or use fewer processes",
+        ),
+        ((0, 3, 2), "micro-batch 0 is not a number of sequences; use 1 or more"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_with_the_numbers(
+    numbers: tuple[MicroBatch, int, int], message: str
+) -> None:
+    """A rank without a sample would hang the others; which rank has which size is not for us to guess."""
+    micro_batch, effective_batch, world_size = numbers
+
     with pytest.raises(PlanError) as raised:
-        Plan(micro_batch=9, effective_batch=32, world_size=4)
+        Plan(micro_batch=micro_batch, effective_batch=effective_batch, world_size=world_size)
 
-    assert "micro-batch 9" in str(raised.value)
-    assert "--micro-batch 8 or less" in str(raised.value)
-
-
-def test_micro_batches_above_their_shares_are_refused_with_the_numbers() -> None:
-    """Of 6 samples the rank with 5 of 7 takes 4."""
-    with pytest.raises(PlanError) as raised:
-        Plan(micro_batch=(5, 2), effective_batch=6, world_size=2)
-
-    assert str(raised.value) == (
-        "micro-batches 5 + 2 are larger than the devices' shares of the effective batch: of 6, "
-        "the device with 5 takes 4; use --micro-batch 3 or less for all of them, or tune with "
-        "--effective-batch 7 or more"
-    )
-
-
-def test_sizes_for_another_number_of_processes_are_refused() -> None:
-    """Which rank should have which is not for us to guess."""
-    with pytest.raises(PlanError) as raised:
-        Plan(micro_batch=(5, 2), effective_batch=60, world_size=3)
-
-    assert str(raised.value) == (
-        "micro-batches 5 + 2 are for 2 processes, not 3; give each its own, or all of them one"
-    )
-
-
-def test_fewer_samples_than_processes_are_refused() -> None:
-    """A rank without a sample would hang the others."""
-    with pytest.raises(PlanError, match="--effective-batch 4 or more"):
-        Plan(micro_batch=1, effective_batch=3, world_size=4)
+    assert str(raised.value) == message
 
 
 @given(st.integers(1, 64), st.integers(1, 4), st.integers(4, 512))

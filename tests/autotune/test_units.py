@@ -3,17 +3,11 @@
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from autotune.errors import UsageError
 from autotune.units import UNITS, check_fraction, format_bytes, parse_bytes
-
-
-def refusal_of(text: str) -> str:
-    with pytest.raises(UsageError) as caught:
-        parse_bytes(text)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -39,28 +33,24 @@ def test_every_unit_multiplies(number: int, unit: str, gap: str) -> None:
     assert parse_bytes(f"{number}{gap}{unit.lower()}") == number * UNITS[unit]
 
 
+NONE_OF_THEM = ["20XB", "", "GiB", "-1GiB", "1e9", "nan", "20 GiB more", "0x10", "1,5GiB", "1.GiB"]
+
+
 @pytest.mark.parametrize(
-    "text", ["20XB", "", "GiB", "-1GiB", "1e9", "nan", "20 GiB more", "0x10", "1,5GiB", "1.GiB"]
+    ("text", "fault"),
+    [
+        *[(text, "not an amount of memory") for text in NONE_OF_THEM],
+        *[(text, "no memory at all") for text in ("0", "0GiB", "0.2B")],
+        # also where a floating-point number would overflow
+        *[(text, "more memory than there is") for text in ("8388608TiB", "9" * 400)],
+    ],
 )
-def test_what_is_no_amount_is_refused_with_an_example(text: str) -> None:
-    """The message quotes what was written."""
-    assert refusal_of(text) == (
-        f"{text!r} is not an amount of memory; write it like 20GiB or 512MB"
-    )
+def test_what_is_no_amount_is_refused_with_an_example(text: str, fault: str) -> None:
+    """The message quotes what was written; less than one byte is none."""
+    with pytest.raises(UsageError) as caught:
+        parse_bytes(text)
 
-
-@pytest.mark.parametrize("text", ["0", "0GiB", "0.2B"])
-def test_no_memory_is_refused(text: str) -> None:
-    """Less than one byte is none."""
-    assert refusal_of(text) == f"{text!r} is no memory at all; write it like 20GiB or 512MB"
-
-
-@pytest.mark.parametrize("text", ["8388608TiB", "9" * 400])
-def test_more_than_any_machine_has_is_refused(text: str) -> None:
-    """Also where a floating-point number would overflow."""
-    assert refusal_of(text) == (
-        f"{text!r} is more memory than there is; write it like 20GiB or 512MB"
-    )
+    assert str(caught.value) == f"{text!r} is {fault}; write it like 20GiB or 512MB"
 
 
 @given(st.floats(min_value=0, max_value=1, exclude_min=True))
@@ -70,6 +60,7 @@ def test_a_share_of_a_whole_is_kept_as_it_is(value: float) -> None:
 
 
 @given(st.floats())
+@example(math.nan)  # compares as false with everything
 def test_what_is_no_share_is_refused(value: float) -> None:
     """Negative, above one, infinite, or not a number."""
     assume(not 0 < value <= 1)
@@ -81,12 +72,6 @@ def test_what_is_no_share_is_refused(value: float) -> None:
         f"--target-ram {value:g} is not a share of the device's memory; "
         f"give a fraction above 0 and at most 1, like 0.6 for 60 %"
     )
-
-
-def test_not_a_number_is_no_share() -> None:
-    """It compares as false with everything."""
-    with pytest.raises(UsageError, match=r"--target-vram nan is not a share"):
-        check_fraction(math.nan, "--target-vram")
 
 
 @pytest.mark.parametrize(

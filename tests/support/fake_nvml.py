@@ -44,7 +44,6 @@ class FakeGpu:
     """Lost: still listed, but neither opened nor answering."""
     no_memory: bool = False
     no_v2: bool = False
-    no_utilization: bool = False
     fails: Mapping[str, Return] = field(default_factory=dict)
     """What a function returns for this GPU instead of an answer, by the function's C name."""
     asked: list[str] = field(default_factory=list)
@@ -54,10 +53,7 @@ class FakeGpu:
         self.asked.append(function)
         if self.broken:
             return int(pynvml.NVML_ERROR_GPU_IS_LOST)
-        memory = function.startswith("nvmlDeviceGetMemoryInfo")
-        if (memory and self.no_memory) or (
-            function == "nvmlDeviceGetUtilizationRates" and self.no_utilization
-        ):
+        if function.startswith("nvmlDeviceGetMemoryInfo") and self.no_memory:
             return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
         if function == "nvmlDeviceGetMemoryInfo_v2" and self.no_v2:
             return int(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)

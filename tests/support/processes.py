@@ -1,6 +1,9 @@
 """Other processes as tests see them: which there are, and waiting for them, never for ever."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +29,14 @@ def deadline(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def printed_by(code: str, **environment: str) -> str:
+    """What a fresh process that runs this code prints; it must succeed and say nothing of errors."""
+    command, environ = [sys.executable, "-c", code], {**os.environ, **environment}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
 
 
 def workers_of(pid: int) -> list[psutil.Process]:

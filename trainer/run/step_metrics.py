@@ -71,5 +71,5 @@ def device_peak(engine: Engine, settings: TrainSettings) -> int:
     if settings.workload.device == "cuda" and settings.others:
         free, total = torch.cuda.mem_get_info()
         others = settings.others[engine.accelerator.process_index]
-        context = context_bytes(used=total - free, others=others, reserved=memory.resident())
+        context = context_bytes(total - free - memory.resident(), others)
     return context + memory.peak()

@@ -14,7 +14,7 @@ from autotune.events import Notice, ProbeEnded, ProbeStarted
 from autotune.plan import Plan
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.workers.group import WorkerGroup
-from autotune.workers.launch import memory_environment, worker_command, worker_environment
+from autotune.workers.launch import worker_command, worker_environment
 from profiles.schema import Fingerprint
 from trainer.config.settings import TrainSettings
 from trainer.events import FromTrainer, Train, TrainingEnded
@@ -156,7 +156,7 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
             with WorkerGroup[FromTrainer](
                 worker_command("trainer", settings.world_size),
                 messages=FromTrainer,
-                environment=worker_environment(memory_environment(group.kind), settings.world_size),
+                environment=worker_environment(group.kind, settings.world_size),
                 log_path=job.log_path,
                 host=job.host,
             ) as workers:

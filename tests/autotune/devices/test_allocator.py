@@ -1,7 +1,6 @@
 """Out of memory in all its words, and a worker's counters of its own memory."""
 
 import resource
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -14,7 +13,8 @@ from autotune.devices.allocator import (
     is_out_of_memory,
     same_device,
 )
-from tests.support.toy_workload import MIB, ROOT, allocate
+from tests.support.processes import printed_by
+from tests.support.toy_workload import MIB, allocate
 
 SAID = [
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 23.6 GiB",
@@ -31,22 +31,17 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize("text", SAID)
-def test_what_allocators_say_is_out_of_memory(text: str) -> None:
-    """Where an error has no type of its own, its words must do."""
-    assert is_out_of_memory(RuntimeError(text))
-
-
 @pytest.mark.parametrize(
     "error",
     [
+        *map(RuntimeError, SAID),
         MemoryError(),
         OSError(12, "Cannot allocate memory"),
         type("OutOfMemoryError", (RuntimeError,), {})(),  # torch's, without torch
     ],
 )
-def test_out_of_memory_by_type_needs_no_words(error: BaseException) -> None:
-    """Python's, the kernel's and torch's."""
+def test_what_allocators_say_is_out_of_memory(error: BaseException) -> None:
+    """Where an error has no type of its own, its words must do; a type needs none."""
     assert is_out_of_memory(error)
 
 
@@ -90,11 +85,7 @@ def test_torch_beyond_a_limit_is_out_of_memory_and_the_process_goes_on() -> None
         "    print(torch.ones(2**20).sum().item())\n"
     )
 
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-
-    assert (done.stdout, done.stderr) == (f"{2.0**20}\n", "")
+    assert printed_by(script) == f"{2.0**20}\n"
 
 
 def test_a_peak_of_the_host_is_since_its_reset() -> None:
@@ -128,12 +119,7 @@ def test_what_was_reserved_and_never_touched_fills_no_card() -> None:
         "    print('refused')\n"
     )
 
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "refused\n"
+    assert printed_by(script) == "refused\n"
 
 
 def test_nothing_tells_tensors_from_other_pages_on_the_host() -> None:
@@ -152,26 +138,21 @@ def test_nothing_tells_tensors_from_other_pages_on_the_host() -> None:
 
 @pytest.mark.parametrize("soft", [2**40, resource.RLIM_INFINITY])
 def test_a_limit_that_is_taken_off_leaves_what_was_before(soft: int) -> None:
-    """After two limits too; without one there is nothing to take off."""
+    """No limit is a limit like any other; a second one in between counts for nothing."""
     script = (
         "import resource\n"
         "from autotune.devices.allocator import HostMemory\n"
         "soft = lambda: resource.getrlimit(resource.RLIMIT_DATA)[0]\n"
         f"resource.setrlimit(resource.RLIMIT_DATA, ({soft}, resource.RLIM_INFINITY))\n"
         "memory = HostMemory()\n"
-        "memory.unlimit(); untouched = soft()\n"
-        f"memory.limit(memory.resident() + {128 * MIB})\n"
+        f"undo = memory.limit(memory.resident() + {128 * MIB})\n"
         f"memory.limit(memory.resident() + {256 * MIB}); limited = soft()\n"
-        "memory.unlimit()\n"
+        "undo()\n"
         f"block = bytearray({512 * MIB})\n"
-        "print(untouched, soft(), 0 < limited < 2**40)\n"
+        "print(soft(), 0 < limited < 2**40)\n"
     )
 
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-
-    assert (done.stdout, done.stderr) == (f"{soft} {soft} True\n", "")
+    assert printed_by(script) == f"{soft} True\n"
 
 
 UUID = "8d8f5c2e-0f2b-11ef-9c1a-3f5a1c2d4e6f"
@@ -218,39 +199,15 @@ class FakeCuda:
         self.asked: list[str] = []
         self.fraction = 1.0
         self.stats = {"num_alloc_retries": 2}
-
-    def current_device(self) -> int:
-        return 0
-
-    def get_device_properties(self, index: int) -> SimpleNamespace:
-        return self.properties
-
-    def memory_allocated(self) -> int:
-        return 100
-
-    def max_memory_allocated(self) -> int:
-        return 200
-
-    def memory_reserved(self) -> int:
-        return 300
-
-    def max_memory_reserved(self) -> int:
-        return 400
-
-    def memory_stats(self) -> dict[str, int]:
-        return self.stats
-
-    def synchronize(self) -> None:
-        self.asked.append("synchronize")
-
-    def empty_cache(self) -> None:
-        self.asked.append("empty_cache")
-
-    def reset_peak_memory_stats(self) -> None:
-        self.asked.append("reset_peak_memory_stats")
-
-    def get_per_process_memory_fraction(self) -> float:
-        return self.fraction
+        self.current_device = lambda: 0
+        self.get_device_properties = lambda index: self.properties
+        self.memory_allocated, self.max_memory_allocated = lambda: 100, lambda: 200
+        self.memory_reserved, self.max_memory_reserved = lambda: 300, lambda: 400
+        self.memory_stats = lambda: self.stats
+        self.synchronize = lambda: self.asked.append("synchronize")
+        self.empty_cache = lambda: self.asked.append("empty_cache")
+        self.reset_peak_memory_stats = lambda: self.asked.append("reset_peak_memory_stats")
+        self.get_per_process_memory_fraction = lambda: self.fraction
 
     def set_per_process_memory_fraction(self, fraction: float) -> None:
         self.fraction = fraction
@@ -297,15 +254,13 @@ def test_a_limit_on_a_card_is_a_share_of_it_until_it_is_taken_off(
     cuda.fraction = 0.4
     memory = cuda_memory(monkeypatch, cuda)
 
-    fractions = []
-    memory.unlimit()  # nothing to take off
+    undo = memory.limit(250)
+    fractions = [cuda.fraction]
+    memory.limit(3000)
     fractions.append(cuda.fraction)
-    for amount in (250, 3000):
-        memory.limit(amount)
-        fractions.append(cuda.fraction)
-    memory.unlimit()
+    undo()
 
-    assert [*fractions, cuda.fraction] == [0.4, 0.25, 1.0, 0.4]
+    assert [*fractions, cuda.fraction] == [0.25, 1.0, 0.4]
 
 
 @pytest.mark.parametrize("listed", [f"GPU-{UUID}", f"MIG-{UUID}"])

@@ -5,23 +5,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.cause import Cause, Failure
-from autotune.devices.budget import HOST_FLOOR, MARGIN, device_breach, hard_limit, host_breach
-from autotune.readings import DeviceBudget, HostReading
+from autotune.devices.budget import HOST_FLOOR, MARGIN, budgets, device_breach, host_breach
+from autotune.readings import DeviceBudget, DeviceReading, HostReading
 
 GIB = 2**30
 TOTALS = st.integers(GIB, 200 * GIB)
 SHARES = st.floats(0.01, 1.0)
 
 
-@given(TOTALS, SHARES, SHARES)
+@given(TOTALS, SHARES, st.floats(0, 0.99))
 def test_the_hard_limit_lies_between_the_budget_and_what_is_left(
     total: int, target: float, held: float
 ) -> None:
     """A small margin above the target; others' memory is never part of it."""
-    used = int(held * total)
+    used = int(held * target * total)
+    card = DeviceReading(device="a", name="A", total=total, used=used)
 
-    limit = hard_limit(total=total, used=used, target=target)
+    (limit,) = (device.hard_limit for device in budgets([card], target))
 
+    assert limit is not None
     assert int(target * total) - used <= limit <= total - used
     assert limit <= int((target + MARGIN) * total) - used
 

@@ -21,18 +21,9 @@ from autotune.devices.processes import (
     trim,
 )
 from autotune.errors import DeviceError
-from tests.support.processes import deadline
+from tests.support.processes import deadline, printed_by
 
 MIB = 2**20
-ROOT = Path(__file__).parents[3]
-
-
-def run(code: str) -> str:
-    """What a fresh process prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
 
 
 def test_resident_memory_follows_what_is_held() -> None:
@@ -130,7 +121,7 @@ def test_a_libc_that_cannot_trim_is_no_error(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_beyond_the_limit_an_allocation_fails_and_the_process_goes_on() -> None:
     """An out-of-memory that can be caught, instead of the kernel's kill."""
-    printed = run(
+    printed = printed_by(
         "from autotune.devices.processes import limit_data\n"
         f"limit_data({256 * MIB})\n"
         "try:\n"
@@ -139,12 +130,12 @@ def test_beyond_the_limit_an_allocation_fails_and_the_process_goes_on() -> None:
         f"    print('refused', len(b'x' * {32 * MIB}))\n"
     )
 
-    assert printed == f"refused {32 * MIB}"
+    assert printed == f"refused {32 * MIB}\n"
 
 
 def test_a_limit_can_be_moved_and_never_passes_the_hard_one() -> None:
     """`ulimit -Hd` of the shell that started us stays in force."""
-    printed = run(
+    printed = printed_by(
         "import resource\n"
         "from autotune.devices.processes import limit_data\n"
         "soft = lambda: resource.getrlimit(resource.RLIMIT_DATA)[0]\n"
@@ -154,24 +145,12 @@ def test_a_limit_can_be_moved_and_never_passes_the_hard_one() -> None:
         f"limit_data({500 * MIB}); print(low, moved, soft())\n"
     )
 
-    assert printed == f"{300 * MIB} {350 * MIB} {400 * MIB}"
-
-
-def test_a_limit_that_is_restored_lets_the_process_grow_again() -> None:
-    """No limit is a limit like any other."""
-    printed = run(
-        "from autotune.devices.processes import limit_data, restore_data_limit\n"
-        f"before = limit_data({256 * MIB})\n"
-        "restore_data_limit(before)\n"
-        f"print(len(b'x' * {512 * MIB}))\n"
-    )
-
-    assert printed == str(512 * MIB)
+    assert printed == f"{300 * MIB} {350 * MIB} {400 * MIB}\n"
 
 
 def test_pages_that_two_processes_share_count_once_between_them() -> None:
     """Resident bytes count them in each, so that a loader's workers would seem to fill the host."""
-    counted_twice = run(
+    counted_twice = printed_by(
         "import mmap, os, time\n"
         "from autotune.devices.processes import proportional, resident\n"
         f"block = mmap.mmap(-1, {64 * MIB}); block.write(b'x' * {64 * MIB})\n"

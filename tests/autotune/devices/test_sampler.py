@@ -9,6 +9,7 @@ from autotune.devices.group import EmulatedDevices
 from autotune.devices.host import HostMeter
 from autotune.devices.sampler import MemorySampler, merged
 from autotune.errors import DeviceError
+from autotune.events import ReadingTaken
 from autotune.readings import DeviceReading, HostReading
 from tests.support.processes import wait_until
 
@@ -41,12 +42,16 @@ def sampler_over(group: DeviceGroup) -> MemorySampler:
 def test_the_highest_of_a_window_is_kept_and_a_reset_begins_anew() -> None:
     """The latest is beside it."""
     with sampler_over(DeviceGroup([3 * GIB, 5 * GIB, 4 * GIB, *[GIB] * 10**6])) as sampler:
-        assert wait_until(lambda: sampler.window().devices[0].used == GIB)
+        assert wait_until(lambda: sampler.window().latest.devices[0].used == GIB)
         window = sampler.window()
         sampler.reset()
         after = sampler.window()
 
-    assert (window.highest, window.devices[0].used, window.workers) == ((5 * GIB,), GIB, 5)
+    assert (window.highest, window.latest.devices[0].used, window.latest.workers) == (
+        (5 * GIB,),
+        GIB,
+        5,
+    )
     assert after.highest == (GIB,)
 
 
@@ -54,10 +59,14 @@ def test_the_host_is_remembered_when_it_had_least_to_spare() -> None:
     """By share: a cgroup above ours may be the tighter one for a moment."""
     tight, loose = HostReading(total=10, used=9), HostReading(total=100, used=50)
 
-    window = merged(merged(None, (), tight, 7), (), loose, 3)
+    first, then = (
+        ReadingTaken(devices=(), host=host, workers=workers)
+        for host, workers in ((tight, 7), (loose, 3))
+    )
 
-    assert (window.host, window.host_tightest) == (loose, tight)
-    assert (window.workers, window.workers_highest) == (3, 7)
+    window = merged(merged(None, first), then)
+
+    assert (window.latest, window.host_tightest, window.workers_highest) == (then, tight, 7)
 
 
 def test_a_device_that_stops_answering_makes_the_readings_stale() -> None:
@@ -115,7 +124,7 @@ def test_one_failure_between_two_answers_is_no_failure() -> None:
             sampler.sample()
         group.broken = False
 
-        assert sampler.window().devices[0].used == 0
+        assert sampler.window().latest.devices[0].used == 0
 
 
 def test_a_meter_that_never_answered_does_not_start() -> None:

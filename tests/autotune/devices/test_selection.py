@@ -1,6 +1,5 @@
 """Which devices a run gets, on made-up drivers and none."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import pytest
@@ -13,6 +12,8 @@ from autotune.errors import DeviceError, UsageError
 from tests.support.fake_nvml import FakeDriver, FakeGpu
 
 GIB = 2**30
+Device = Literal["auto", DeviceKind]
+BOTH: tuple[Device, ...] = ("auto", "cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +26,14 @@ def gpus(count: int) -> list[FakeGpu]:
 
 
 def opened(
-    device: Literal["auto", DeviceKind],
-    there: Sequence[FakeGpu] | None,
+    device: Device,
+    cards: int | None,
     *,
     num_processes: int | None = None,
     vram_limit: int | None = None,
 ) -> DeviceSelection:
-    """The devices on a machine with those GPUs; with None the driver does not start."""
-    driver = FakeDriver(there or (), fails={} if there is not None else {"nvmlInitWithFlags": 9})
+    """The devices on a machine with so many GPUs; with None the driver does not start."""
+    driver = FakeDriver(gpus(cards or 0), fails={"nvmlInitWithFlags": 9} if cards is None else {})
     with (
         driver,
         open_devices(
@@ -42,86 +43,66 @@ def opened(
         return devices
 
 
-def error_of(
-    device: Literal["auto", DeviceKind],
-    there: Sequence[FakeGpu] | None,
-    num_processes: int | None = None,
-) -> str:
+def error_of(device: Device, cards: int | None, num_processes: int | None = None) -> str:
     with pytest.raises(DeviceError) as caught:
-        opened(device, there, num_processes=num_processes)
+        opened(device, cards, num_processes=num_processes)
     return str(caught.value)
 
 
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_every_card_that_is_shown_gets_a_process(device: Literal["auto", DeviceKind]) -> None:
-    """And nothing needs to be said about it."""
-    devices = opened(device, gpus(2))
+@pytest.mark.parametrize("device", BOTH)
+@pytest.mark.parametrize(("num_processes", "world_size"), [(None, 3), (2, 2)])
+def test_every_card_that_is_shown_gets_a_process_unless_fewer_are_wanted(
+    device: Device, num_processes: int | None, world_size: int
+) -> None:
+    """Fewer take the first, in CUDA's order; nothing needs to be said about it."""
+    devices = opened(device, 3, num_processes=num_processes)
 
     assert isinstance(devices.group, GpuDevices)
-    assert (devices.world_size, devices.driver, devices.notice) == (2, "600.10", None)
+    assert (devices.world_size, devices.driver, devices.notice) == (world_size, "600.10", None)
+    assert devices.shared == ("GPU-0", "GPU-1", "GPU-2")[:world_size]
 
 
-def test_fewer_processes_take_the_first_cards() -> None:
-    """In CUDA's order."""
-    devices = opened("cuda", gpus(3), num_processes=2)
-
-    assert isinstance(devices.group, GpuDevices)
-    assert devices.world_size == 2
-
-
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_more_processes_than_cards_are_refused(device: Literal["auto", DeviceKind]) -> None:
+@pytest.mark.parametrize("device", BOTH)
+def test_more_processes_than_cards_are_refused(device: Device) -> None:
     """With both numbers, and what would do."""
-    assert error_of(device, gpus(1), 2) == "2 processes, but 1 GPU; use --num-processes 1 or fewer"
-    assert error_of(device, gpus(2), 4) == "4 processes, but 2 GPUs; use --num-processes 2 or fewer"
+    assert error_of(device, 1, 2) == "2 processes, but 1 GPU; use --num-processes 1 or fewer"
+    assert error_of(device, 2, 4) == "4 processes, but 2 GPUs; use --num-processes 2 or fewer"
 
 
 def test_a_card_that_is_hidden_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process could not use it."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
 
-    assert opened("auto", gpus(3)).world_size == 1
-    assert error_of("auto", gpus(3), 2) == (
-        "2 processes, but 1 GPU; use --num-processes 1 or fewer"
-    )
+    assert opened("auto", 3).world_size == 1
+    assert error_of("auto", 3, 2).startswith("2 processes, but 1 GPU;")
 
 
-@pytest.mark.parametrize("hidden", ["", "-1"])
-def test_with_every_card_hidden_auto_takes_the_cpu_and_says_why(
-    monkeypatch: pytest.MonkeyPatch, hidden: str
+HIDDEN = "CUDA_VISIBLE_DEVICES hides every card"
+NONE_SHOWN = "the driver shows no card; check CUDA_VISIBLE_DEVICES, or use --device cpu"
+NO_DRIVER = "no NVIDIA driver answers (Driver Not Loaded)"
+
+
+@pytest.mark.parametrize(
+    ("cards", "shown", "why", "refusal"),
+    [
+        (2, "", HIDDEN, NONE_SHOWN),
+        (2, "-1", HIDDEN, NONE_SHOWN),
+        (0, "0", "there is no card", NONE_SHOWN),  # the environment is not to blame
+        (None, "0", NO_DRIVER, f"{NO_DRIVER}; use --device cpu, or check nvidia-smi"),
+    ],
+)
+def test_without_a_card_auto_takes_the_cpu_and_says_why_and_cuda_is_refused(
+    monkeypatch: pytest.MonkeyPatch, cards: int | None, shown: str, why: str, refusal: str
 ) -> None:
-    """`cuda` is refused instead."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    """In one line each."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
 
-    devices = opened("auto", gpus(2))
-    message = error_of("cuda", gpus(2))
-
-    assert isinstance(devices.group, HostDevice)
-    assert devices.notice == ("CUDA_VISIBLE_DEVICES hides every card: on the CPU, against host RAM")
-    assert message == "the driver shows no card; check CUDA_VISIBLE_DEVICES, or use --device cpu"
-
-
-def test_a_driver_without_cards_is_not_blamed_on_the_environment() -> None:
-    """A driver may be installed where no card is."""
-    assert opened("auto", []).notice == "there is no card: on the CPU, against host RAM"
-
-
-def test_without_a_driver_auto_takes_the_cpu_and_says_why() -> None:
-    """In one line."""
-    devices = opened("auto", None)
+    devices = opened("auto", cards)
 
     assert isinstance(devices.group, HostDevice)
     assert devices.world_size == 1
-    assert devices.notice == (
-        "no NVIDIA driver answers (Driver Not Loaded): on the CPU, against host RAM"
-    )
-
-
-def test_without_a_driver_cuda_is_refused() -> None:
-    """With the driver's own word for it."""
-    assert error_of("cuda", None) == (
-        "no NVIDIA driver answers (Driver Not Loaded); use --device cpu, or check nvidia-smi"
-    )
+    assert devices.notice == f"{why}: on the CPU, against host RAM"
+    assert error_of("cuda", cards) == refusal
 
 
 def test_the_cpu_never_asks_for_a_driver() -> None:
@@ -172,9 +153,9 @@ def test_cards_that_host_memory_cannot_play_are_refused() -> None:
 
 @pytest.mark.parametrize("count", [0, -1])
 @pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])
-def test_no_processes_are_refused(device: Literal["auto", DeviceKind], count: int) -> None:
+def test_no_processes_are_refused(device: Device, count: int) -> None:
     """On whatever device."""
     with pytest.raises(UsageError) as caught:
-        opened(device, gpus(1), num_processes=count)
+        opened(device, 1, num_processes=count)
 
     assert str(caught.value) == f"--num-processes {count} is out of range; give 1 or more"

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.choices import DeviceKind
-from autotune.devices.group import GpuDevices
+from autotune.devices.group import DeviceGroup, GpuDevices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
 from autotune.devices.processes import resident
@@ -26,7 +26,7 @@ from autotune.devices.tenants import (
 )
 from autotune.errors import DeviceError
 from autotune.events import Notice
-from autotune.readings import DeviceReading, Held, Measured
+from autotune.readings import DeviceReading, Measured
 from autotune.tuning.loop import tune
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.verdict import Verdict
@@ -161,31 +161,24 @@ def test_what_fitted_before_a_neighbour_came_is_held_to_the_new_budget(tmp_path:
     assert answer.size < 900 <= max(trial.size for trial in outcome.trials)
 
 
-class Card:
+class Card(DeviceGroup):
     """A card whose use and foreign memory are told one after another; the last value stays."""
 
     kind: DeviceKind = "cuda"
-    noise = 0.0
 
     def __init__(self, *used: int, unaccounted: int = 0) -> None:
         self._used = list(used)
         self._unaccounted = unaccounted
 
-    def read_baseline(self) -> tuple[DeviceReading, ...]:
+    def read(self, resident: object) -> tuple[DeviceReading, ...]:
         used = self._used.pop(0) if len(self._used) > 1 else self._used[0]
         return (DeviceReading(device=UUID, name="card", total=CARD, used=used),)
-
-    def read(self, resident: object) -> tuple[DeviceReading, ...]:
-        return self.read_baseline()
 
     def measure(self, reports: object, budgets: object, sampled: object) -> list[Measured]:
         return []
 
-    def unaccounted(self, held: Sequence[Held]) -> tuple[int, ...]:
+    def unaccounted(self, held: object) -> tuple[int, ...]:
         return (self._unaccounted,)
-
-    def memory_cap(self, baseline: object) -> int | None:
-        return None
 
 
 def neighbours_of(card: Card) -> Tenants:
@@ -243,25 +236,29 @@ def test_each_rank_has_its_device(devices: int, sharing: int) -> None:
 @given(BYTES, st.integers(-CONTEXT_DRIFT, CONTEXT_DRIFT))
 def test_a_context_may_move_a_little(before: int, change: int) -> None:
     """Between two probes of the same workers."""
-    assert moved([before], [before + change], loading=False) == (0,)
+    assert moved([before], [before + change], growth=CONTEXT_DRIFT) == (0,)
 
 
 @given(BYTES, st.integers(-CONTEXT_DRIFT, CONTEXT_LOADING))
 def test_a_first_probe_loads_kernels(before: int, change: int) -> None:
     """Up to half a gibibyte beside the allocator."""
-    assert moved([before], [before + change], loading=True) == (0,)
+    assert moved([before], [before + change], growth=CONTEXT_LOADING) == (0,)
 
 
-@given(BYTES, st.integers(CONTEXT_LOADING + 1, 8 * GIB), st.booleans())
-def test_what_moves_further_is_a_neighbour(before: int, change: int, loading: bool) -> None:
+@given(
+    BYTES,
+    st.integers(CONTEXT_LOADING + 1, 8 * GIB),
+    st.sampled_from([CONTEXT_DRIFT, CONTEXT_LOADING]),
+)
+def test_what_moves_further_is_a_neighbour(before: int, change: int, growth: int) -> None:
     """In both directions, and told to the byte."""
     now = [before + change, before - change]
 
-    assert moved([before, before], now, loading=loading) == (change, -change)
+    assert moved([before, before], now, growth=growth) == (change, -change)
 
 
 def test_a_sample_far_above_our_own_peak_was_not_ours() -> None:
     """The allocator's counter misses nothing of ours but what NCCL holds for a moment."""
-    assert passed_through([5 * GIB], [GIB], [GIB], loading=False)
-    assert not passed_through([2 * GIB + CONTEXT_DRIFT], [GIB], [GIB], loading=False)
-    assert not passed_through([2 * GIB + CONTEXT_LOADING], [GIB], [GIB], loading=True)
+    assert passed_through([5 * GIB], [GIB], [GIB], growth=CONTEXT_DRIFT)
+    assert not passed_through([2 * GIB + CONTEXT_DRIFT], [GIB], [GIB], growth=CONTEXT_DRIFT)
+    assert not passed_through([2 * GIB + CONTEXT_LOADING], [GIB], [GIB], growth=CONTEXT_LOADING)

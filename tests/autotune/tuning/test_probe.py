@@ -1,6 +1,6 @@
 """What a worker counts over the steps of one probe, on a made-up allocator that caches."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -58,11 +58,8 @@ class CachingMemory:
     def synchronize(self) -> None:
         return
 
-    def limit(self, amount: int) -> None:
-        return
-
-    def unlimit(self) -> None:
-        return
+    def limit(self, amount: int) -> Callable[[], None]:
+        return self.synchronize
 
 
 class Growing:

@@ -1,13 +1,7 @@
 """What a worker on a CPU is started with: its memory is what its tensors take, whatever ran before."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 from autotune.workers.launch import memory_environment
-
-ROOT = str(Path(__file__).parents[3])
+from tests.support.processes import printed_by
 
 HOLES = """
 import torch
@@ -33,21 +27,11 @@ print(steps(range(340, 500)) - before)
 """
 
 
-def printed(script: str) -> int:
-    """The number that the script prints as a worker on a CPU."""
-    environment = {**os.environ, **memory_environment("cpu"), "PYTHONPATH": ROOT}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
-
-
 def test_a_freed_tensor_leaves_no_hole() -> None:
     """Every second of 400 tensors of 128 KiB is 25 MiB, given back at once."""
-    assert printed(HOLES) >= 24 * 2**20
+    assert int(printed_by(HOLES, **memory_environment("cpu"))) >= 24 * 2**20
 
 
 def test_new_shapes_in_bf16_take_no_more_memory() -> None:
     """160 of them: oneDNN would keep what it compiled for each; a CPU without its bf16 never fails here."""
-    assert printed(SHAPES) <= 8 * 2**20
+    assert int(printed_by(SHAPES, **memory_environment("cpu"))) <= 8 * 2**20

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,8 @@ class Full:
         return 0
 
     def synchronize(self) -> None: ...
-    def limit(self, amount: int) -> None: ...
-    def unlimit(self) -> None: ...
+    def limit(self, amount: int) -> Callable[[], None]:
+        return self.synchronize
 
 
 TWO = """\
