@@ -39,7 +39,7 @@ class WorkerGroup(Generic[M]):
         self._oom_kills = host.oom_kills()
         self.lost_a_rank = False
         """Whether a rank closed its connection before the messages that `watch` yielded last."""
-        self.pids, self.send = self._hub.pids, self._hub.send
+        self.pids = self._hub.pids
         self._launcher = subprocess.Popen(
             list(command),
             env={**environment, SOCKET_VARIABLE: self._hub.path},
@@ -55,13 +55,17 @@ class WorkerGroup(Generic[M]):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def send(self, message: Message) -> None:
+        """Sends it to every rank; the kernel's kills count from before it, because it may cause one."""
+        self._oom_kills = self._host.oom_kills()
+        self._hub.send(message)
+
     def watch(self, tick: float, greeting: Message | None = None) -> Iterator[list[tuple[int, M]]]:
         """Yields (rank, message) pairs once a tick, also an empty list, until the workers have ended.
 
         Each rank is sent the greeting after its hello. The workers have ended when their launcher has, or
         when one rank is gone: the others wait for it in a collective. The last messages are yielded too.
         """
-        self._oom_kills = self._host.oom_kills()
         self._hub.greeting = greeting
         while True:
             self.lost_a_rank = self._hub.lost_a_rank
