@@ -11,10 +11,11 @@ import transformers
 
 from profiles.schema import parse
 from tests.support.commands import chatlm, start, steps
-from tests.support.runs import rows_file
+from tests.support.runs import chosen, ended, rows_file, run
 from trainer.config.options import TrainOptions
 from trainer.config.resolve import resolve
 from trainer.config.settings import TrainSettings
+from trainer.events import Tokenising
 
 FEW = ("--device", "cpu", "--plain", "--dropout", "0", "--seed", "5", "--profile", "small",
        "--generate-rows", "4")  # fmt: skip
@@ -210,7 +211,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
 def test_an_interrupted_tokenising_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C ends it at once with 130; the same command has the first rows already, and trains."""
+    """Ctrl-C ends it at once with 130; a run of the same data has the first rows already, and trains."""
     monkeypatch.setenv("CHATLM_CACHE", str(tmp_path / "cache"))
     rows = ({"prompt": f"第 {i} 问，" + "问" * 40, "response": "答" * 40} for i in range(20_000))
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
@@ -223,14 +224,15 @@ def test_an_interrupted_tokenising_is_gone_on_with(
     _, err = process.communicate(timeout=60)
     (partial,) = (tmp_path / "cache").glob(".partial-*")
     kept = json.loads((partial / "stats.json").read_text())
-    resumed = chatlm(tmp_path, *arguments)
+    resumed = run(
+        chosen("small", tmp_path / "run", data=(str(tmp_path / "rows.jsonl"),), max_steps=1)
+    )
 
     assert process.returncode == 130, err
     assert 0 < kept["rows"] < 20_000
-    assert resumed.returncode == 0, resumed.stderr
-    first = next(line for line in resumed.stdout.splitlines() if line.startswith("tokenise "))
-    assert int(first.split()[1].replace(",", "")) > kept["rows"]
-    assert "20,000 rows  1 steps" in resumed.stdout
+    first = next(event for event in resumed if isinstance(event, Tokenising))
+    assert first.rows > kept["rows"]
+    assert ended(resumed).result["steps"] == 1
 
 
 def test_the_users_own_folders_are_not_imported(few: tuple[str, ...], tmp_path: Path) -> None:
