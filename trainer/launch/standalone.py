@@ -26,7 +26,6 @@ from trainer.config.run_config import load_run
 from trainer.config.settings import TrainSettings
 from trainer.data.tokenization import Interrupted
 from trainer.events import Evaluated, Progress, TrainingEnded
-from trainer.launch.process import leave, start
 from trainer.supervisor.failure_advice import advice
 
 
@@ -72,13 +71,19 @@ def train_standalone() -> int:
         lines.flush()
 
     try:
-        start(settings, say, lambda: None, should_stop)
+        from trainer.run.loop import (
+            train,
+        )  # seconds of imports, after the flags are known to be good
+
+        train(settings, say, confirm=lambda: None, should_stop=should_stop)
     except Interrupted as error:
         sys.stderr.write(f"chatlm: {error}; the same command resumes from there\n")
         return 130
     except Exception as error:  # noqa: BLE001  printed for the user, whatever it is
         tell(error)
-        leave()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
     return 130 if interrupted else 0
 
 

@@ -2,13 +2,11 @@
 
 import signal
 import threading
-import traceback
 
-from autotune.tuning.probe_worker import failed
+from autotune.tuning.probe_worker import fail
 from autotune.workers.channel import Wire
 from trainer.config.settings import TrainSettings
 from trainer.events import Stop, ToTrainer, Train
-from trainer.launch.process import leave, start
 
 
 def train_supervised(wire: Wire[ToTrainer]) -> None:
@@ -22,11 +20,11 @@ def train_supervised(wire: Wire[ToTrainer]) -> None:
     go = threading.Event()
     threading.Thread(target=_listen, args=(wire, go, stop), daemon=True).start()
     try:
-        start(settings, wire.send, go.wait, stop.is_set)
+        from trainer.run.loop import train  # seconds of imports
+
+        train(settings, wire.send, confirm=go.wait, should_stop=stop.is_set)
     except Exception as error:  # noqa: BLE001  sent to the supervisor, whatever it is
-        traceback.print_exc()
-        wire.send(failed(error))
-        leave()
+        fail(wire, error)
 
 
 def _listen(wire: Wire[ToTrainer], go: threading.Event, stop: threading.Event) -> None:

@@ -1,14 +1,17 @@
 """From settings to a run that can take its next step: parts, folder, checkpoint, dry run."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
+from autotune.events import Notice
 from trainer.artifacts.evaluation_log import EvaluationHistory
 from trainer.artifacts.run_folder import RunFolder
 from trainer.checkpointing.checkpoint import resume
+from trainer.config.launch_environment import overrule
 from trainer.config.run_config import save_run
 from trainer.config.settings import TrainSettings
 from trainer.data.readers import bundled
@@ -36,6 +39,9 @@ def prepare(
     """A run that is ready: parts made, last checkpoint resumed, largest step and evaluation tried."""
     folder = RunFolder(Path(settings.output_dir))
     workload = settings.workload
+    overruled = overrule(workload, os.environ)
+    if overruled and os.environ.get("RANK", "0") == "0":
+        say(Notice(text=overruled))
     accelerator = make_accelerator(workload, track=settings.track, tracking=folder.tracking)
 
     def told(progress: TokenizationProgress) -> None:
