@@ -1,17 +1,14 @@
 """Whether a profile's figures hold for today's machine, data and settings."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from autotune.devices.selection import DeviceSelection
 from autotune.errors import ProfileError
 from autotune.readings import DeviceBudget
-from autotune.trial import Trial
 from autotune.tuning.per_device import Sizes
 from autotune.tuning.prober import Limits
 from autotune.units import format_bytes
-from autotune.verdict import Verdict
 from autotune.workers.launch import memory_environment
 from profiles import Profile, load
 from profiles.schema import Fingerprint, RunSection
@@ -41,32 +38,28 @@ def previous_sizes(
     vram_limit: int | None,
     devices: DeviceSelection,
     settings: WorkloadSettings,
-) -> Callable[[dict[str, Any]], Sizes | None]:
-    """A function from a worker's report to the sizes in the profile at `path`.
+    workload_info: dict[str, Any],
+) -> Sizes | None:
+    """The sizes in the profile at `path`, as a first guess.
 
-    It returns None unless that profile is from a finished tuning with the same fingerprint, settings
-    and limits.
+    None unless it is from a finished tuning with the same fingerprint, settings and limits.
+    `workload_info` is a worker's report.
     """
-
-    def guess(workload_info: dict[str, Any]) -> Sizes | None:
-        try:
-            profile = load(str(path))
-        except ProfileError:
-            return None
-        memory, batch = profile.memory, profile.batch
-        is_same = (
-            not profile.interrupted
-            and profile.fingerprint == fingerprint(workload_info["fingerprint"], devices)
-            and profile.run.precision == workload_info["precision"]
-            and profile.run.environment == memory_environment(devices.group.kind)
-            and what_is_trained(profile.run) == what_is_trained(settings)
-            and (memory.target_vram, memory.target_ram, memory.vram_limit_bytes)
-            == (limits.target, limits.target_ram, vram_limit)
-        )
-        sizes = batch.micro_batch_sizes or [batch.micro_batch_size] * devices.world_size
-        return tuple(sizes) if is_same else None
-
-    return guess
+    try:
+        profile = load(str(path))
+    except ProfileError:
+        return None
+    memory = profile.memory
+    is_same = (
+        not profile.interrupted
+        and profile.fingerprint == fingerprint(workload_info["fingerprint"], devices)
+        and profile.run.precision == workload_info["precision"]
+        and profile.run.environment == memory_environment(devices.group.kind)
+        and what_is_trained(profile.run) == what_is_trained(settings)
+        and (memory.target_vram, memory.target_ram, memory.vram_limit_bytes)
+        == (limits.target, limits.target_ram, vram_limit)
+    )
+    return profile.plan(devices.world_size).sizes if is_same else None
 
 
 def differences(
@@ -107,17 +100,6 @@ def differences(
         if peak > budget.budget
     ]
     return different
-
-
-def check_still_fits(trial: Trial, budget: int, name: str) -> None:
-    """Raises ProfileError when the size of profile `name`, probed again, exceeds the budget in bytes."""
-    if trial.verdict is not Verdict.FITS:
-        peak = "out of memory" if trial.peak is None else f"peak {format_bytes(trial.peak)}"
-        raise ProfileError(
-            f"profile {name} does not hold its target here: micro-batch {trial.size} is "
-            f"{trial.verdict} ({peak}, budget {format_bytes(budget)})",
-            "use a smaller --micro-batch, or run `chatlm autotune` again",
-        )
 
 
 def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

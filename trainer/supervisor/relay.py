@@ -25,11 +25,7 @@ TICK = 0.25
 
 
 class ProfileMismatch(Exception):
-    """The profile's fingerprint is not this machine's; carries the differences."""
-
-    def __init__(self, differences: list[str]) -> None:
-        super().__init__("; ".join(differences))
-        self.differences = differences
+    """The profile's fingerprint is not this machine's; the text names the differences."""
 
 
 @dataclass
@@ -96,7 +92,7 @@ class Relay:
                 if self.expected is not None:
                     differing = differences(self.job.profile, found, self.settings, self.budgets)
                     if differing:
-                        raise ProfileMismatch(differing)
+                        raise ProfileMismatch("; ".join(differing))
                 self.workers.send(events.Go())
             case events.TrainingStarted():
                 self._steps = message.steps

@@ -9,17 +9,18 @@ from typing import Any
 
 from autotune.cause import Cause
 from autotune.devices.budget import budgets
-from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
+from autotune.errors import ChatlmError, DeviceError, OutOfMemory, ProfileError, WorkerError
 from autotune.events import Notice, ProbeEnded, ProbeStarted
 from autotune.plan import Plan
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning.prober import Limits
+from autotune.units import format_bytes
+from autotune.verdict import Verdict
 from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import memory_environment, worker_command, worker_environment
 from profiles.schema import Fingerprint
 from trainer.config.settings import TrainSettings
 from trainer.events import FromTrainer, Train, TrainingEnded
 from trainer.supervisor.failure_advice import advice
-from trainer.supervisor.fingerprint import check_still_fits
 from trainer.supervisor.job import TrainJob
 from trainer.supervisor.relay import TICK, ProfileMismatch, Relay
 
@@ -35,12 +36,8 @@ def run_training(job: TrainJob) -> TrainingEnded:
         return finish(job, job.profile.fingerprint)
     except ProfileMismatch as mismatch:
         sizes = job.settings.plan(job.settings.world_size)
-        job.emit(
-            Notice(
-                text=f"profile {job.settings.profile} was measured elsewhere ({'; '.join(mismatch.differences)}): "
-                f"probing micro-batch {sizes} once"
-            )
-        )
+        measured = f"profile {job.settings.profile} was measured elsewhere ({mismatch})"
+        job.emit(Notice(text=f"{measured}: probing micro-batch {sizes} once"))
         probe_again(job)
         # the memory fractions of source and target were measured elsewhere too
         return finish(replace(job, settings=replace(job.settings, shares=None)), None)
@@ -58,12 +55,11 @@ def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     while True:
         try:
             return supervise(job, expected)
-        except RanOutOfMemory as ended:
-            error, is_under_way = ended.error, True
-        except OutOfMemory as refused:
+        except OutOfMemory as ended:
+            error = ended
+            is_under_way |= isinstance(error, RanOutOfMemory)
             if not is_under_way:
                 raise
-            error = refused
         except DeviceError as full:  # others hold more than the target leaves
             if not is_under_way:
                 raise
@@ -98,35 +94,28 @@ def halved(settings: TrainSettings) -> TrainSettings:
 
 def probe_again(job: TrainJob) -> None:
     """Probes the run's size; raises ProfileError when it exceeds the profile's target."""
-    size = job.settings.micro_batch
-    memory = job.profile.memory
+    settings, memory = job.settings, job.profile.memory
+    size = settings.micro_batch
     limits = Limits(target=memory.target_vram or 1.0, target_ram=memory.target_ram or 1.0)
-    spec = WorkloadSpec(
-        path="trainer.workload:build",
-        settings={
-            **job.settings.workload.as_json(),
-            "effective": job.settings.effective_batch,
-            "effective_fixed": True,
-        },
-        world_size=job.settings.world_size,
-    )
-    with Prober(
-        spec, group=job.devices.group, host=job.host, limits=limits, emit=job.emit,
-        log_path=job.log_path,
-    ) as prober:  # fmt: skip
+    effective = {"effective": settings.effective_batch, "effective_fixed": True}
+    workload = {**settings.workload.as_json(), **effective}
+    with job.prober("trainer.workload:build", limits, workload) as prober:
         prober.open()
         job.emit(ProbeStarted(size=size, low=0, high=size + 1))
-        trial = prober.probe(job.settings.plan(job.settings.world_size).sizes)
+        trial = prober.probe(settings.plan(settings.world_size).sizes)
         job.emit(ProbeEnded(trial=trial, low=0, high=size + 1))
-        check_still_fits(trial, prober.budgets[trial.tightest].budget, job.settings.profile)
+        budget = prober.budgets[trial.tightest].budget
+    if trial.verdict is not Verdict.FITS:
+        peak = "out of memory" if trial.peak is None else f"peak {format_bytes(trial.peak)}"
+        raise ProfileError(
+            f"profile {settings.profile} does not hold its target here: micro-batch {trial.size} is "
+            f"{trial.verdict} ({peak}, budget {format_bytes(budget)})",
+            "use a smaller --micro-batch, or run `chatlm autotune` again",
+        )
 
 
-class RanOutOfMemory(Exception):
-    """A run ran out of memory after its first step; carries the error."""
-
-    def __init__(self, error: OutOfMemory) -> None:
-        super().__init__(str(error))
-        self.error = error
+class RanOutOfMemory(OutOfMemory):
+    """Memory ran out after a step: a resume has less to do."""
 
 
 def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
@@ -173,7 +162,7 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
                 job.emit(Notice(text=str(error)))
                 raise KeyboardInterrupt from error
             if relay.is_under_way:
-                raise RanOutOfMemory(error) from error
+                raise RanOutOfMemory(error.what, error.hint) from error
             raise
 
 
