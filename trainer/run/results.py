@@ -17,7 +17,7 @@ def save_results(run: Run) -> None:
     facts = card_facts(run)
     has_plot = run.is_main and draw(run)
     export_model(
-        run.folder, run.engine, run.loaded.encoder.tokenizer,
+        run.folder, run.engine, run.parts.loaded.encoder.tokenizer,
         describe=lambda folder: write_card(folder, facts, plot=has_plot),
     )  # fmt: skip
     if run.is_main:
@@ -36,7 +36,8 @@ def draw(run: Run) -> bool:
 
 
 def card_facts(run: Run) -> CardFacts:
-    settings, encoder = run.settings, run.loaded.encoder
+    settings, parts = run.settings, run.parts
+    encoder = parts.loaded.encoder
     model = settings.workload.model
     metrics, evaluations = run.folder.metrics.read(), run.folder.evaluations.read()
     own = torch.cuda.get_device_name() if settings.workload.device == "cuda" else "CPU"
@@ -48,10 +49,10 @@ def card_facts(run: Run) -> CardFacts:
         is_causal=encoder.is_causal,
         templated=encoder.templated,
         from_hub=model not in PRESETS and not Path(model).is_dir(),
-        parameters=run.parameters,
+        parameters=parts.parameters,
         learning_rate=run.learning_rate,
-        rows=len(run.collator.store),
-        eval_rows=None if run.eval_collator is None else len(run.eval_collator.store),
+        rows=len(parts.collator.store),
+        eval_rows=None if parts.eval_collator is None else len(parts.eval_collator.store),
         steps=run.done,
         loss=run.loss if not metrics else metrics[-1]["loss"],
         peak=max((record["device_peak_bytes"] for record in metrics), default=run.peak),
@@ -59,6 +60,6 @@ def card_facts(run: Run) -> CardFacts:
         max_new_tokens=run.longest_answer,
         eos=encoder.eos,
         pad=encoder.pad,
-        decoder_start=getattr(run.loaded.model.config, "decoder_start_token_id", None),
+        decoder_start=getattr(parts.loaded.model.config, "decoder_start_token_id", None),
         evaluation=evaluations[-1] if evaluations else None,
     )
