@@ -6,13 +6,12 @@ import types
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from trainer.config.options import Flag, panel_of
+from trainer.config.options import Flag, TrainOptions, panel_of
 
-Kind = TypeVar("Kind")
 Config = Annotated[
     Path | None,
     typer.Option("--config", help="TOML file with the flags' names as keys; flags win."),
@@ -53,15 +52,8 @@ def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def parse(
-    kind: type[Kind],
-    arguments: list[str],
-    *,
-    program: str,
-    help: str | None,
-    read: Callable[[Path], Given],
-) -> Given:
-    """The flags that the arguments give, for a program without commands.
+def parse(arguments: list[str], *, help: str | None, read: Callable[[Path], Given]) -> Given:
+    """The flags of `chatlm train` that `python -m trainer` was given.
 
     `read` turns a `--config` file into flags; those on the command line win.
 
@@ -73,10 +65,10 @@ def parse(
     def take(given: Given, config: Config = None) -> None:
         taken.append({**({} if config is None else read(config)), **given})
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=help)
-    app.command(help=help)(with_flags(kind)(take))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(help=help)(with_flags(TrainOptions)(take))
     try:
-        app(args=arguments, prog_name=program)
+        app(args=arguments, prog_name="trainer")
     except SystemExit:  # typer raises it after success too
         if not taken:
             raise

@@ -42,7 +42,7 @@ def load_run(path: Path) -> dict[str, Any]:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise UsageError(f"--config {path} has an unknown key {key}", f"{hint}")
+            raise UsageError(f"--config {path} has an unknown key {key}", hint)
     options = checked(chosen, f"--config {path}")
     return {key: getattr(options, key) for key in chosen}
 

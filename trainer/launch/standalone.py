@@ -115,15 +115,12 @@ def _parse(arguments: list[str]) -> TrainSettings:
     def read(path: Path) -> dict[str, Any]:
         return {**load_run(path), "num_processes": None}
 
-    options = TrainOptions(
-        **parse(TrainOptions, arguments, program="trainer", help=__doc__, read=read)
-    )
+    options = TrainOptions(**parse(arguments, help=__doc__, read=read))
     processes = world_size(os.environ)
     if options.num_processes not in (None, processes):
         raise UsageError(
             f"--num-processes {options.num_processes}, but the launcher started {processes}",
-            "leave it "
-            "out, and tell the launcher (torchrun --nproc-per-node), or use `chatlm train`",
+            "leave it out, and tell the launcher (torchrun --nproc-per-node), or use `chatlm train`",
         )
     return resolve(
         profiles.load(options.profile),

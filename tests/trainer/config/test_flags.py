@@ -103,7 +103,7 @@ def test_a_switch_can_be_denied(name: str) -> None:
     flag = name.replace("_", "-")
 
     def given(*flags: str) -> dict[str, object]:
-        return parse(TrainOptions, list(flags), program="trainer", help=None, read=lambda _: {})
+        return parse(list(flags), help=None, read=lambda _: {})
 
     assert given() == {}
     assert given(f"--{flag}") == {name: True}

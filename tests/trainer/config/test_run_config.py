@@ -32,13 +32,8 @@ def test_the_keys_are_the_flags(tmp_path: Path) -> None:
     file = written(tmp_path, 'max-steps = 7\neval_data = ["a.jsonl"]\nepochs = 2\n')
 
     chosen = load_run(file)
-    given = parse(
-        TrainOptions,
-        ["--max-steps", "7", "--eval-data", "a.jsonl", "--epochs", "2"],
-        program="x",
-        help=None,
-        read=load_run,
-    )
+    arguments = ["--max-steps", "7", "--eval-data", "a.jsonl", "--epochs", "2"]
+    given = parse(arguments, help=None, read=load_run)
 
     assert chosen == given == {"max_steps": 7, "eval_data": ("a.jsonl",), "epochs": 2.0}
 
@@ -187,12 +182,6 @@ def test_a_process_of_its_own_reads_the_file_too(tmp_path: Path) -> None:
     """`python -m trainer --config run.toml`: a flag beside it counts more."""
     file = written(tmp_path, "max-steps = 7\nepochs = 2\n")
 
-    given = parse(
-        TrainOptions,
-        ["--config", str(file), "--max-steps", "9"],
-        program="x",
-        help=None,
-        read=load_run,
-    )
+    given = parse(["--config", str(file), "--max-steps", "9"], help=None, read=load_run)
 
     assert given == {"max_steps": 9, "epochs": 2.0}
