@@ -7,20 +7,31 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from autotune.errors import ChatlmError
 from trainer.config.flags import Config, Given, with_flags
 from trainer.config.options import AutotuneOptions, TrainOptions
 
-P = ParamSpec("P")
+
+class Commands(TyperGroup):
+    """The commands, each of which exits with 130 after Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.stderr.write("chatlm: interrupted\n")
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Finds the micro-batch that holds a memory target, and trains with it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -61,9 +72,9 @@ Events = Annotated[Path | None, typer.Option(help="Record every event in this fi
 
 
 def main() -> None:
-    """The `chatlm` command."""
+    """The `chatlm` command; SIGTERM and SIGHUP end it as Ctrl-C does."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     try:
         app()
     except ChatlmError as error:
@@ -91,26 +102,7 @@ def _common(
     """Finds the micro-batch that holds a memory target, and trains with it."""
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _ends_on_interrupt(command: Callable[P, None]) -> Callable[P, None]:
-    """The command, which exits with 130 after Ctrl-C."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            sys.stderr.write("chatlm: interrupted\n")
-            raise typer.Exit(130) from None
-
-    return run
-
-
 @app.command(epilog=AUTOTUNE_EXAMPLES)
-@_ends_on_interrupt
 @with_flags(AutotuneOptions)
 def autotune(
     given: Given,
@@ -141,7 +133,6 @@ def autotune(
 
 
 @app.command(epilog=TRAIN_EXAMPLES)
-@_ends_on_interrupt
 @with_flags(TrainOptions)
 def train(
     given: Given,
@@ -173,7 +164,6 @@ def train(
 
 
 @app.command(epilog=MONITOR_EXAMPLES)
-@_ends_on_interrupt
 def monitor(
     once: Annotated[bool, typer.Option("--once", help="Print one reading and exit.")] = False,
     as_json: AsJson = False,
