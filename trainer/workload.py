@@ -1,6 +1,7 @@
 """The trainer's own step as a workload for probes: `trainer.workload:build`."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from autotune.partition import Costs
@@ -27,13 +28,14 @@ class SftWorkload:
     """Worst-case optimizer steps of supervised fine-tuning."""
 
     def __init__(
-        self, settings: WorkloadSettings, effective: int, *, fixed: bool, eval_data: tuple[str, ...]
+        self, *, effective: int, effective_fixed: bool, eval_data: Sequence[str] = (), **values: Any
     ) -> None:
+        settings = WorkloadSettings.from_json(values)
         accelerator = make_accelerator(settings)
-        parts = make_parts(settings, eval_data=eval_data)
+        parts = make_parts(settings, eval_data=tuple(eval_data))
         store = parts.collator.store
         self._effective = effective
-        self._fixed = fixed
+        self._is_fixed = effective_fixed
         self._world_size: int = accelerator.num_processes
         self._collator = parts.collator
         self._eval_collator = parts.eval_collator or parts.collator
@@ -112,7 +114,7 @@ class SftWorkload:
     def _plan(self, size: int) -> Plan:
         """The plan as if every rank took that size, or its share of the step if that is smaller."""
         effective = choose_effective(
-            size, world_size=self._world_size, wanted=self._effective, fixed=self._fixed
+            size, world_size=self._world_size, wanted=self._effective, fixed=self._is_fixed
         )
         share = -(-effective // self._world_size)
         return Plan(
@@ -124,8 +126,4 @@ def build(settings: dict[str, Any]) -> SftWorkload:
     """The workload of `WorkloadSettings` as JSON, with `effective`, `effective_fixed` and `eval_data`."""
     if settings["device"] == "cpu":  # resident code counts there: load what a training worker loads
         import trainer.run.loop  # noqa: F401
-    values = dict(settings)
-    effective, fixed = values.pop("effective"), values.pop("effective_fixed")
-    eval_data = tuple(values.pop("eval_data", ()))
-    workload = WorkloadSettings.from_json(values)
-    return SftWorkload(workload, effective, fixed=fixed, eval_data=eval_data)
+    return SftWorkload(**settings)
