@@ -77,16 +77,11 @@ class SftWorkload:
         return Load(batch.samples, batch.tokens)
 
     def data_wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
-        accelerator = self.engine.accelerator
-        plan = self._plan(size)
-        stream = SampleOrder(len(self._collator.store), MIX_SEED)
-        steps = Steps(
-            self._collator,
-            PlainSteps(stream, plan.effective_batch),
-            plan,
-            costs=Costs(longest=self._collator.longest()),
-            rank=accelerator.process_index,
-        )
+        plan, collator = self._plan(size), self._collator
+        order = PlainSteps(SampleOrder(len(collator.store), MIX_SEED), plan.effective_batch)
+        costs = Costs(longest=collator.longest())
+        rank: int = self.engine.accelerator.process_index
+        steps = Steps(collator, order, plan, costs=costs, rank=rank)
         waited = 0.0
         batches = iter(load_steps(steps, range(TIMED_STEPS + 1), loaders))
         next(batches)

@@ -31,9 +31,14 @@ def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[...,
             for name, parameter in inspect.signature(command).parameters.items()
             if name != "given"
         ]
-        flags = [_parameter(field, hint) for field, hint in _hints(kind)]
+        hints = {name: _bare(hint) for name, hint in get_type_hints(kind).items()}
+        flags = [_parameter(field, hints[field.name]) for field in fields(kind)]
         names = {flag.name for flag in flags}
-        denials = [denial for field, hint in _hints(kind) if (denial := _denial(field, hint))]
+        denials = [
+            _denial(field.name)
+            for field in fields(kind)
+            if hints[field.name] is bool and not field.metadata["flag"].names
+        ]
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
@@ -75,11 +80,6 @@ def parse(arguments: list[str], *, help: str | None, read: Callable[[Path], Give
     return taken[0]
 
 
-def _hints(kind: type[Any]) -> list[tuple[Field[Any], Any]]:
-    hints = get_type_hints(kind)
-    return [(field, _bare(hints[field.name])) for field in fields(kind)]
-
-
 def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
     """A flag that is None unless given; the options hold the defaults."""
     flag: Flag = field.metadata["flag"]
@@ -96,25 +96,18 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
         show_default=False,
         rich_help_panel=panel_of(field.name),
     )
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[_listed(hint) | None, option],
-    )
+    return _keyword(field.name, None, Annotated[_listed(hint) | None, option])
 
 
-def _denial(field: Field[Any], hint: Any) -> inspect.Parameter | None:
+def _denial(name: str) -> inspect.Parameter:
     """The hidden flag `--no-x` of a switch `--x`; shown, it would leave no room for other columns."""
-    if hint is not bool or field.metadata["flag"].names:
-        return None
-    option = typer.Option(f"--no-{field.name.replace('_', '-')}", hidden=True)
-    return inspect.Parameter(
-        f"{NO}{field.name}",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation=Annotated[bool, option],
-    )
+    option = typer.Option(f"--no-{name.replace('_', '-')}", hidden=True)
+    return _keyword(f"{NO}{name}", False, Annotated[bool, option])
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def _bare(annotation: Any) -> Any:

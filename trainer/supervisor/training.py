@@ -17,7 +17,6 @@ from autotune.units import format_bytes
 from autotune.verdict import Verdict
 from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import memory_environment, worker_command, worker_environment
-from profiles.schema import Fingerprint
 from trainer.config.settings import TrainSettings
 from trainer.events import FromTrainer, Train, TrainingEnded
 from trainer.supervisor.failure_advice import advice
@@ -33,17 +32,18 @@ def run_training(job: TrainJob) -> TrainingEnded:
         OutOfMemory, WorkerError, ChatlmError: as `supervise` does.
     """
     try:
-        return finish(job, job.profile.fingerprint)
+        return finish(job, is_compared=True)
     except ProfileMismatch as mismatch:
         sizes = job.settings.plan(job.settings.world_size)
         measured = f"profile {job.settings.profile} was measured elsewhere ({mismatch})"
         job.emit(Notice(text=f"{measured}: probing micro-batch {sizes} once"))
         probe_again(job)
         # the memory fractions of source and target were measured elsewhere too
-        return finish(replace(job, settings=replace(job.settings, shares=None)), None)
+        elsewhere = replace(job, settings=replace(job.settings, shares=None))
+        return finish(elsewhere, is_compared=False)
 
 
-def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
+def finish(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
     """Trains to the end. A run that ran out of memory after a step resumes with half the micro-batch.
 
     The optimizer steps stay the same. A run that runs out of memory before its first step fails.
@@ -54,7 +54,7 @@ def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     is_under_way = False
     while True:
         try:
-            return supervise(job, expected)
+            return supervise(job, is_compared=is_compared)
         except OutOfMemory as ended:
             error = ended
             is_under_way |= isinstance(error, RanOutOfMemory)
@@ -67,7 +67,7 @@ def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         finer = halved(job.settings)
         if finer == replace(job.settings, fresh=False):
             raise error
-        job, expected = replace(job, settings=finer), None
+        job, is_compared = replace(job, settings=finer), False
         job.emit(
             Notice(
                 text=f"{error.what}; resuming from the last checkpoint, or from the start without one, "
@@ -118,13 +118,13 @@ class RanOutOfMemory(OutOfMemory):
     """Memory ran out after a step: a resume has less to do."""
 
 
-def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
+def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
     """Runs the training in worker processes and returns how it ended.
 
     After Ctrl-C the workers finish their step and save a checkpoint; a second Ctrl-C ends them at once.
 
     Raises:
-        ProfileMismatch: the workers' fingerprint is not the `expected` one.
+        ProfileMismatch: the profile `is_compared` and its figures are not of this machine.
         RanOutOfMemory: memory ran out after a step.
         OutOfMemory: memory ran out before.
         WorkerError: a worker crashed or was killed.
@@ -140,6 +140,7 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         budgets=tuple(device.budget for device in known),
         device_names=tuple(device.name for device in known),
     )
+    job = replace(job, settings=settings)
     with Interrupts() as interrupts:
         try:
             with WorkerGroup[FromTrainer](
@@ -149,7 +150,7 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
                 log_path=job.log_path,
                 host=job.host,
             ) as workers:
-                relay = Relay(job, settings, workers, expected, known)
+                relay = Relay(job, workers, known, is_compared)
                 for messages in workers.watch(TICK, Train(settings=settings.as_json())):
                     relay.take(messages)
                     if relay.ended is not None:
