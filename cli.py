@@ -40,30 +40,20 @@ profiles_app = typer.Typer(help="List and show profiles.", no_args_is_help=True)
 app.add_typer(profiles_app, name="profiles")
 
 
-AUTOTUNE_EXAMPLES = """Examples:
+def _examples(*commands: str) -> str:
+    return "\n\n".join(["Examples:", *(f"  chatlm {command}" for command in commands)]) + "\n"
 
-  chatlm autotune --model ./my-model --data rows.jsonl --target-vram 0.6
 
-  chatlm autotune --effective-batch 240 --vram-limit 20GiB --json
-"""
-TRAIN_EXAMPLES = """Examples:
-
-  chatlm train --profile tuned --data rows.jsonl --epochs 3
-
-  chatlm train --profile small --micro-batch 4 --output-dir model_save/try --fresh
-"""
-PROFILES_EXAMPLES = """Examples:
-
-  chatlm profiles list
-
-  chatlm profiles show fast
-"""
-MONITOR_EXAMPLES = """Examples:
-
-  chatlm monitor
-
-  chatlm monitor --once --json
-"""
+AUTOTUNE_EXAMPLES = _examples(
+    "autotune --model ./my-model --data rows.jsonl --target-vram 0.6",
+    "autotune --effective-batch 240 --vram-limit 20GiB --json",
+)
+TRAIN_EXAMPLES = _examples(
+    "train --profile tuned --data rows.jsonl --epochs 3",
+    "train --profile small --micro-batch 4 --output-dir model_save/try --fresh",
+)
+PROFILES_EXAMPLES = _examples("profiles list", "profiles show fast")
+MONITOR_EXAMPLES = _examples("monitor", "monitor --once --json")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live screen.")]

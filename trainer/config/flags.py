@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from trainer.config.options import Flag, TrainOptions, panel_of
+from trainer.config.options import PANELS, Flag, TrainOptions
 
 Config = Annotated[
     Path | None,
@@ -18,6 +18,7 @@ Config = Annotated[
 ]
 NO = "no_"
 """The parameter of `--no-x` begins with it."""
+PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 Given = dict[str, Any]
 """The flags that were given, by the names of their fields."""
 
@@ -94,7 +95,7 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
         metavar=metavar,
         min=flag.least,
         show_default=False,
-        rich_help_panel=panel_of(field.name),
+        rich_help_panel=PANEL_OF.get(field.name),
     )
     return _keyword(field.name, None, Annotated[_listed(hint) | None, option])
 

@@ -157,8 +157,3 @@ PANELS = {
     "The run's folder": ("output_dir", "fresh", "checkpoint_every", "keep_checkpoints"),
 }  # fmt: skip
 """The headings in `--help`; fields under none come first."""
-
-
-def panel_of(name: str) -> str | None:
-    """The heading of that field."""
-    return next((panel for panel, names in PANELS.items() if name in names), None)

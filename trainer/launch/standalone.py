@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import profiles
@@ -71,9 +70,8 @@ def train_standalone() -> int:
         lines.flush()
 
     try:
-        from trainer.run.loop import (
-            train,
-        )  # seconds of imports, after the flags are known to be good
+        # seconds of imports, after the flags are known to be good
+        from trainer.run.loop import train
 
         train(settings, say, confirm=lambda: None, should_stop=should_stop)
     except Interrupted as error:
@@ -111,11 +109,10 @@ def _parse(arguments: list[str]) -> TrainSettings:
 
     The launcher decides the number of processes; the number in a run file is ignored.
     """
-
-    def read(path: Path) -> dict[str, Any]:
-        return {**load_run(path), "num_processes": None}
-
-    options = TrainOptions(**parse(arguments, help=__doc__, read=read))
+    given = parse(
+        arguments, help=__doc__, read=lambda path: {**load_run(path), "num_processes": None}
+    )
+    options = TrainOptions(**given)
     processes = world_size(os.environ)
     if options.num_processes not in (None, processes):
         raise UsageError(

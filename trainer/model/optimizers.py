@@ -72,8 +72,4 @@ def reset_step_counters(optimizer: torch.optim.Optimizer) -> None:
     1 − step^−0.8, is 0 at step 1.
     """
     for state in optimizer.state.values():
-        steps = state["step"]
-        if isinstance(steps, torch.Tensor):
-            steps.zero_()
-        else:
-            state["step"] = 0
+        state["step"] *= 0  # a tensor, in place, or a number

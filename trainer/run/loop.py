@@ -73,7 +73,6 @@ def take_steps(run: Run) -> bool:
     ended = time.perf_counter()
     for step in load_steps(steps_of(run), range(run.done, run.steps), run.settings.loader_workers):
         stop = take_step(run, step, ended)
-        ended = time.perf_counter()
         at_end = run.done == run.steps
         if stop and not at_end:
             save(run)  # a resume makes up for an evaluation that is due now

@@ -62,13 +62,8 @@ def prepare(
         say(Built(facts=fingerprint_info(parts.loaded, store, accelerator.num_processes)))
         confirm()
     accelerator.wait_for_everyone()
-    engine = make_engine(
-        accelerator,
-        parts,
-        workload,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-    )
+    of_steps = {"weight_decay": settings.weight_decay, "clip_norm": settings.clip_norm}
+    engine = make_engine(accelerator, parts, workload, **of_steps)
     if accelerator.is_main_process:
         trained = sum(p.numel() for p in engine.trainable.values())
         folder.check_space(disk_need(parts.parameters, trained, settings.keep_checkpoints))

@@ -63,10 +63,7 @@ def previous_sizes(
 
 
 def differences(
-    profile: Profile,
-    found: Fingerprint,
-    settings: TrainSettings,
-    budgets: tuple[DeviceBudget, ...],
+    profile: Profile, found: Fingerprint, settings: TrainSettings, budgets: tuple[DeviceBudget, ...]
 ) -> list[str]:
     """Why the profile's figures may not hold for this run, in words; empty when they hold.
 
@@ -75,22 +72,19 @@ def differences(
     measured, workload = profile.fingerprint, settings.workload
     if measured.model is None:
         return []
-    names = ("model", "devices", "device_bytes", "driver", "torch", "world_size")
-    different = _changes(
-        {name: getattr(measured, name) for name in names},
-        {name: getattr(found, name) for name in names},
-    )
-    for name in ("longest_source", "longest_target"):
+    lengths = ("longest_source", "longest_target")
+    then, now = (each.model_dump(exclude={*lengths}) for each in (measured, found))
+    different = _changes(then, now)
+    for name in lengths:
         old, new = getattr(measured, name), getattr(found, name)
         if old is None or new is None or new > old:
             different.append(f"{name.replace('_', ' ')} {old} tokens, now {new}")
     if workload.precision not in ("auto", profile.run.precision):
         different.append(f"precision {profile.run.precision}, now {workload.precision}")
     different += _changes(what_is_trained(profile.run), what_is_trained(workload))
-    measured_sizes = profile.plan(measured.world_size).sizes
-    sizes = settings.plan(settings.world_size)
-    if any(now > then for now, then in zip(sizes.sizes, measured_sizes, strict=False)):
-        different.append(f"micro-batch {profile.plan(measured.world_size)}, now {sizes}")
+    tuned, wanted = profile.plan(measured.world_size), settings.plan(settings.world_size)
+    if any(size > old for size, old in zip(wanted.sizes, tuned.sizes, strict=False)):
+        different.append(f"micro-batch {tuned}, now {wanted}")
     if profile.run.environment != memory_environment(workload.device):
         different.append("other allocator settings")
     peak = profile.memory.peak_bytes or 0

@@ -164,6 +164,5 @@ def shared_memory_notice(
 
 
 def _notify(emit: Emit, *notices: str | None) -> None:
-    for text in notices:
-        if text:
-            emit(Notice(text=text))
+    for text in filter(None, notices):
+        emit(Notice(text=text))

@@ -4,6 +4,8 @@ It imports no torch: the supervisor outlives its workers.
 """
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -141,7 +143,7 @@ def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
         device_names=tuple(device.name for device in known),
     )
     job = replace(job, settings=settings)
-    with Interrupts() as interrupts:
+    with collected_interrupts() as interrupts:
         try:
             with WorkerGroup[FromTrainer](
                 worker_command("trainer", settings.world_size),
@@ -155,11 +157,11 @@ def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
                     relay.take(messages)
                     if relay.ended is not None:
                         return relay.ended
-                    if interrupts.count > relay.stops:
+                    if len(interrupts) > relay.stops:
                         relay.stop()
                 raise explain_exit(workers)
         except OutOfMemory as error:
-            if interrupts.count:
+            if interrupts:
                 job.emit(Notice(text=str(error)))
                 raise KeyboardInterrupt from error
             if relay.is_under_way:
@@ -167,24 +169,19 @@ def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
             raise
 
 
-class Interrupts:
-    """Counts Ctrl-C, SIGTERM and SIGHUP instead of raising in the middle of a message."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __enter__(self) -> "Interrupts":
-        self._before = [signal.signal(number, self._note) for number in self.SIGNALS]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in zip(self.SIGNALS, self._before, strict=True):
+@contextmanager
+def collected_interrupts() -> Iterator[list[int]]:
+    """Each Ctrl-C, SIGTERM and SIGHUP as it comes, instead of raising in the middle of a message."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
-
-    def _note(self, *_: object) -> None:
-        self.count += 1
 
 
 def explain_exit(workers: WorkerGroup[Any]) -> ChatlmError:
