@@ -15,7 +15,6 @@ import transformers
 from safetensors.torch import load_file
 
 from autotune.choices import DeviceKind
-from autotune.errors import UsageError
 from bench.small import save_small
 from tests.support import sharded_script as script
 from tests.support.commands import ROOT, start, steps
@@ -23,8 +22,6 @@ from tests.support.processes import deadline, wait_until
 from tests.support.runs import chosen, notices, rows_file, run
 from trainer.batching.step_loader import zero_weight_batch
 from trainer.checkpointing.checkpoint import verify
-from trainer.config.settings import WorkloadSettings
-from trainer.config.validation import check_workload
 from trainer.evaluation.evaluator import evaluate
 
 KINDS = ("seq2seq", "causal")
@@ -171,22 +168,6 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
         load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")
     )
     assert all(torch.allclose(second[name], first[name], rtol=1e-5, atol=1e-5) for name in first)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (WorkloadSettings(fsdp=True, precision="fp16", device="cuda"), "--precision fp16"),
-        (WorkloadSettings(fsdp=True, lora_rank=4), "--lora-rank"),
-        (WorkloadSettings(fsdp=True, optimizer="adafactor"), "--optimizer adafactor"),
-    ],
-)
-def test_what_cannot_be_sharded_is_refused(settings: WorkloadSettings, words: str) -> None:
-    """A loss scale that each rank would choose by its own shard; adapters that are merged at the end."""
-    with pytest.raises(UsageError) as caught:
-        check_workload(settings)
-
-    assert f"--fsdp does not go with {words}" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
