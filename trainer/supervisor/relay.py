@@ -55,11 +55,9 @@ class Relay:
         if self._watchdog.check(bool(messages)) is not None:
             self.job.emit(Notice(text=hang_notice(self._watchdog, self.workers.pids.values())))
             self._watchdog.longest = math.inf  # once, until the next step
-        if time.monotonic() - self._read_at >= TICK:
-            self._read_at = time.monotonic()
-            self._show_meters()
-
-    def _show_meters(self) -> None:
+        if time.monotonic() - self._read_at < TICK:
+            return
+        self._read_at = time.monotonic()
         resident = self.workers.resident()
         try:
             devices = self.job.devices.group.read(resident)

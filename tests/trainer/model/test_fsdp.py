@@ -35,7 +35,7 @@ def nothing_hangs() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", 64)
+    return rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", 24)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
         "--max-steps", "8", "--dropout", "0", "--seed", "5", "--output-dir", "parts",
         "--num-processes", "2", "--micro-batch", "3", "--fsdp",
     )  # fmt: skip
-    wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
+    assert wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
     said = run(chosen("small", tmp_path / "parts", device=device, micro_batch=5, **options))
