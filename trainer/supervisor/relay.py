@@ -55,7 +55,7 @@ class Relay:
         if self._watchdog.check(bool(messages)) is not None:
             self.job.emit(Notice(text=hang_notice(self._watchdog, self.workers.pids.values())))
             self._watchdog.longest = math.inf  # once, until the next step
-        if time.monotonic() - self._read_at < TICK:
+        if self.ended is not None or time.monotonic() - self._read_at < TICK:
             return
         self._read_at = time.monotonic()
         resident = self.workers.resident()
