@@ -1,4 +1,4 @@
-"""Tiny models of each family, with random weights and the bundled tokenizer's vocabulary, and their parts."""
+"""Tiny models of each family, at random, with the bundled tokenizer; and what trains them."""
 
 import copy
 from importlib import resources

@@ -54,9 +54,8 @@ def _checked(chosen: Mapping[str, Any], path: Path) -> TrainOptions:
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(
-            f"--config {path}: {place} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-        ) from error
+        reason = fault["msg"][0].lower() + fault["msg"][1:]
+        raise UsageError(f"--config {path}: {place} is {fault['input']!r}: {reason}") from error
 
 
 def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> None:

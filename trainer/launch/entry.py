@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def train_supervised(wire: Wire[ToTrainer]) -> None:
-    """Trains under `chatlm train`: receives the settings over the wire, and sends events and errors."""
+    """Trains under `chatlm train`: the wire brings the settings, and takes events and errors."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle

@@ -171,7 +171,7 @@ def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
 
 @contextmanager
 def collected_interrupts() -> Iterator[list[int]]:
-    """Each Ctrl-C, SIGTERM and SIGHUP as it comes, instead of raising in the middle of a message."""
+    """Each Ctrl-C, SIGTERM and SIGHUP as it comes; none raises in the middle of a message."""
     came: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _: came.append(number))
