@@ -7,21 +7,31 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from autotune.errors import ChatlmError
 from trainer.config.flags import Config, Given, with_flags
 from trainer.config.options import AutotuneOptions, TrainOptions
 
-P = ParamSpec("P")
+
+class Commands(TyperGroup):
+    """The commands, each of which exits with 130 after Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.stderr.write("chatlm: interrupted\n")
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
-    help="Finds the micro-batch that holds a memory target, and trains with it.",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -30,30 +40,20 @@ profiles_app = typer.Typer(help="List and show profiles.", no_args_is_help=True)
 app.add_typer(profiles_app, name="profiles")
 
 
-AUTOTUNE_EXAMPLES = """Examples:
+def _examples(*commands: str) -> str:
+    return "\n\n".join(["Examples:", *(f"  chatlm {command}" for command in commands)]) + "\n"
 
-  chatlm autotune --model ./my-model --data rows.jsonl --target-vram 0.6
 
-  chatlm autotune --effective-batch 240 --vram-limit 20GiB --json
-"""
-TRAIN_EXAMPLES = """Examples:
-
-  chatlm train --profile tuned --data rows.jsonl --epochs 3
-
-  chatlm train --profile small --micro-batch 4 --output-dir model_save/try --fresh
-"""
-PROFILES_EXAMPLES = """Examples:
-
-  chatlm profiles list
-
-  chatlm profiles show fast
-"""
-MONITOR_EXAMPLES = """Examples:
-
-  chatlm monitor
-
-  chatlm monitor --once --json
-"""
+AUTOTUNE_EXAMPLES = _examples(
+    "autotune --model ./my-model --data rows.jsonl --target-vram 0.6",
+    "autotune --effective-batch 240 --vram-limit 20GiB --json",
+)
+TRAIN_EXAMPLES = _examples(
+    "train --profile tuned --data rows.jsonl --epochs 3",
+    "train --profile small --micro-batch 4 --output-dir model_save/try --fresh",
+)
+PROFILES_EXAMPLES = _examples("profiles list", "profiles show fast")
+MONITOR_EXAMPLES = _examples("monitor", "monitor --once --json")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live screen.")]
@@ -61,9 +61,9 @@ Events = Annotated[Path | None, typer.Option(help="Record every event in this fi
 
 
 def main() -> None:
-    """The `chatlm` command."""
+    """The `chatlm` command; SIGTERM and SIGHUP end it as Ctrl-C does."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     try:
         app()
     except ChatlmError as error:
@@ -91,26 +91,7 @@ def _common(
     """Finds the micro-batch that holds a memory target, and trains with it."""
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _ends_on_interrupt(command: Callable[P, None]) -> Callable[P, None]:
-    """The command, which exits with 130 after Ctrl-C."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            sys.stderr.write("chatlm: interrupted\n")
-            raise typer.Exit(130) from None
-
-    return run
-
-
 @app.command(epilog=AUTOTUNE_EXAMPLES)
-@_ends_on_interrupt
 @with_flags(AutotuneOptions)
 def autotune(
     given: Given,
@@ -141,7 +122,6 @@ def autotune(
 
 
 @app.command(epilog=TRAIN_EXAMPLES)
-@_ends_on_interrupt
 @with_flags(TrainOptions)
 def train(
     given: Given,
@@ -173,7 +153,6 @@ def train(
 
 
 @app.command(epilog=MONITOR_EXAMPLES)
-@_ends_on_interrupt
 def monitor(
     once: Annotated[bool, typer.Option("--once", help="Print one reading and exit.")] = False,
     as_json: AsJson = False,

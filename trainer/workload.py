@@ -1,6 +1,7 @@
 """The trainer's own step as a workload for probes: `trainer.workload:build`."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from autotune.partition import Costs
@@ -27,13 +28,14 @@ class SftWorkload:
     """Worst-case optimizer steps of supervised fine-tuning."""
 
     def __init__(
-        self, settings: WorkloadSettings, effective: int, *, fixed: bool, eval_data: tuple[str, ...]
+        self, *, effective: int, effective_fixed: bool, eval_data: Sequence[str] = (), **values: Any
     ) -> None:
+        settings = WorkloadSettings.from_json(values)
         accelerator = make_accelerator(settings)
-        parts = make_parts(settings, eval_data=eval_data)
+        parts = make_parts(settings, eval_data=tuple(eval_data))
         store = parts.collator.store
         self._effective = effective
-        self._fixed = fixed
+        self._is_fixed = effective_fixed
         self._world_size: int = accelerator.num_processes
         self._collator = parts.collator
         self._eval_collator = parts.eval_collator or parts.collator
@@ -75,16 +77,11 @@ class SftWorkload:
         return Load(batch.samples, batch.tokens)
 
     def data_wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
-        accelerator = self.engine.accelerator
-        plan = self._plan(size)
-        stream = SampleOrder(len(self._collator.store), MIX_SEED)
-        steps = Steps(
-            self._collator,
-            PlainSteps(stream, plan.effective_batch),
-            plan,
-            costs=Costs(longest=self._collator.longest()),
-            rank=accelerator.process_index,
-        )
+        plan, collator = self._plan(size), self._collator
+        order = PlainSteps(SampleOrder(len(collator.store), MIX_SEED), plan.effective_batch)
+        costs = Costs(longest=collator.longest())
+        rank: int = self.engine.accelerator.process_index
+        steps = Steps(collator, order, plan, costs=costs, rank=rank)
         waited = 0.0
         batches = iter(load_steps(steps, range(TIMED_STEPS + 1), loaders))
         next(batches)
@@ -112,7 +109,7 @@ class SftWorkload:
     def _plan(self, size: int) -> Plan:
         """The plan as if every rank took that size, or its share of the step if that is smaller."""
         effective = choose_effective(
-            size, world_size=self._world_size, wanted=self._effective, fixed=self._fixed
+            size, world_size=self._world_size, wanted=self._effective, fixed=self._is_fixed
         )
         share = -(-effective // self._world_size)
         return Plan(
@@ -124,8 +121,4 @@ def build(settings: dict[str, Any]) -> SftWorkload:
     """The workload of `WorkloadSettings` as JSON, with `effective`, `effective_fixed` and `eval_data`."""
     if settings["device"] == "cpu":  # resident code counts there: load what a training worker loads
         import trainer.run.loop  # noqa: F401
-    values = dict(settings)
-    effective, fixed = values.pop("effective"), values.pop("effective_fixed")
-    eval_data = tuple(values.pop("eval_data", ()))
-    workload = WorkloadSettings.from_json(values)
-    return SftWorkload(workload, effective, fixed=fixed, eval_data=eval_data)
+    return SftWorkload(**settings)

@@ -8,7 +8,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable
-from typing import assert_never
+from typing import Any, NoReturn, assert_never
 
 from autotune.cause import Cause
 from autotune.devices.allocator import is_out_of_memory
@@ -44,10 +44,7 @@ def main() -> None:
             assert not isinstance(request, messages.Build)
             wire.send(answer(workload, request, rank, beat))
     except Exception as error:  # noqa: BLE001  sent to the supervisor, whatever it is
-        traceback.print_exc()
-        wire.send(failed(error))
-        sys.stdout.flush()
-        os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
+        fail(wire, error)
 
 
 def answer(
@@ -69,6 +66,14 @@ def answer(
             return messages.MemoryFractions(fractions=measure_memory_fractions(workload, size))
         case other:
             assert_never(other)
+
+
+def fail(wire: Wire[Any], error: Exception) -> NoReturn:
+    """Prints the error, sends it to the supervisor, and ends this process."""
+    traceback.print_exception(error)
+    wire.send(failed(error))
+    sys.stdout.flush()
+    os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
 
 
 def failed(error: Exception) -> messages.Failed:

@@ -189,6 +189,6 @@ def test_an_earlier_size_is_a_guess_for_data_of_the_same_lengths_alone(
     profiles.save(tuned_on(FOUND), path)
     workload_info = {"fingerprint": {**FOUND, "longest_source": longest}, "precision": "fp32"}
 
-    found = previous_sizes(path, LIMITS, 1024 * MIB, group(), WorkloadSettings())(workload_info)
+    found = previous_sizes(path, LIMITS, 1024 * MIB, group(), WorkloadSettings(), workload_info)
 
     assert found == guess

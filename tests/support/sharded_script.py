@@ -14,6 +14,7 @@ from typing import Any
 
 from autotune.partition import Costs
 from autotune.plan import Plan
+from tests.support.tiny import collator
 from trainer.artifacts.run_folder import RunFolder
 from trainer.batching.collator import Collator
 from trainer.batching.step_loader import Steps
@@ -22,7 +23,6 @@ from trainer.checkpointing.export import export_model
 from trainer.config.settings import WorkloadSettings
 from trainer.data.encoder import Encoder
 from trainer.data.sample_order import PlainSteps, SampleOrder
-from trainer.data.token_store import open_store
 from trainer.evaluation.evaluator import evaluate
 from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
@@ -55,9 +55,7 @@ def load(kind: str) -> Loaded:
 
 
 def collate(loaded: Loaded, rows: str) -> Collator:
-    store = open_store((rows,), loaded.encoder, max_source=16, max_target=16)
-    start = getattr(loaded.model.config, "decoder_start_token_id", None)
-    return Collator(store, loaded.encoder, start)
+    return collator(loaded.model, loaded.encoder, rows, longest=16)
 
 
 def take_steps(engine: Engine, collator: Collator, numbers: range) -> list[tuple[float, float]]:

@@ -1,8 +1,14 @@
-"""Tiny models of each family, with random weights and the bundled tokenizer's vocabulary."""
+"""Tiny models of each family, at random, with the bundled tokenizer; and what trains them."""
 
+import copy
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.batching.collator import Batch, Collator
+    from trainer.data.encoder import Encoder
+    from trainer.model.engine import Engine
 
 SEQ2SEQ = ("t5", "mt5", "bart")
 CAUSAL = ("gpt2", "llama", "qwen2")
@@ -80,3 +86,42 @@ def batch(model: Any, rows: int, source: int, target: int, *, seed: int = 0) -> 
         labels = tokens(source).masked_fill(mask == 0, IGNORED)
     counted = int((labels != IGNORED).sum())
     return Batch(inputs, labels, rows, int(mask.sum()) + counted, counted, labels.numel())
+
+
+def engine(model: Any, **values: Any) -> "Engine":
+    """The engine of a copy of the model, with those settings."""
+    from trainer.config.settings import WorkloadSettings
+    from trainer.model.accelerator import make_accelerator
+    from trainer.model.engine import Engine
+
+    settings = WorkloadSettings(**values)
+    return Engine(make_accelerator(settings), copy.deepcopy(model), settings)
+
+
+def trained(engine: "Engine", *cut: "Batch", steps: int = 2, rate: float = 1e-2) -> list[float]:
+    """Takes steps on those micro-batches; the gradient norms."""
+    tokens = sum(data.target_tokens for data in cut)
+    norms = []
+    for _ in range(steps):
+        engine.forward_backward(cut, target_tokens=tokens)
+        norms.append(engine.optimizer_step(rate))
+    return norms
+
+
+def gradient(engine: "Engine", batches: list["Batch"], tokens: int) -> tuple[Any, float]:
+    """(all gradients as one vector, loss per target token) of `tokens` target tokens."""
+    import torch
+
+    engine.optimizer.zero_grad()
+    loss = engine.forward_backward(batches, target_tokens=tokens)
+    found = (p.grad.flatten() for p in engine.unwrapped.parameters() if p.grad is not None)
+    return torch.cat(list(found)), loss.item() / tokens
+
+
+def collator(model: Any, encoder: "Encoder", file: str | Path, *, longest: int = 64) -> "Collator":
+    """The collator of that file's rows, each side cut to `longest` tokens."""
+    from trainer.batching.collator import Collator
+    from trainer.data.token_store import open_store
+
+    store = open_store((str(file),), encoder, max_source=longest, max_target=longest)
+    return Collator(store, encoder, getattr(model.config, "decoder_start_token_id", None))

@@ -6,19 +6,19 @@ import types
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from trainer.config.options import Flag, panel_of
+from trainer.config.options import PANELS, Flag, TrainOptions
 
-Kind = TypeVar("Kind")
 Config = Annotated[
     Path | None,
     typer.Option("--config", help="TOML file with the flags' names as keys; flags win."),
 ]
 NO = "no_"
 """The parameter of `--no-x` begins with it."""
+PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 Given = dict[str, Any]
 """The flags that were given, by the names of their fields."""
 
@@ -32,9 +32,14 @@ def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[...,
             for name, parameter in inspect.signature(command).parameters.items()
             if name != "given"
         ]
-        flags = [_parameter(field, hint) for field, hint in _hints(kind)]
+        hints = {name: _bare(hint) for name, hint in get_type_hints(kind).items()}
+        flags = [_parameter(field, hints[field.name]) for field in fields(kind)]
         names = {flag.name for flag in flags}
-        denials = [denial for field, hint in _hints(kind) if (denial := _denial(field, hint))]
+        denials = [
+            _denial(field.name)
+            for field in fields(kind)
+            if hints[field.name] is bool and not field.metadata["flag"].names
+        ]
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
@@ -53,15 +58,8 @@ def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def parse(
-    kind: type[Kind],
-    arguments: list[str],
-    *,
-    program: str,
-    help: str | None,
-    read: Callable[[Path], Given],
-) -> Given:
-    """The flags that the arguments give, for a program without commands.
+def parse(arguments: list[str], *, help: str | None, read: Callable[[Path], Given]) -> Given:
+    """The flags of `chatlm train` that `python -m trainer` was given.
 
     `read` turns a `--config` file into flags; those on the command line win.
 
@@ -73,19 +71,14 @@ def parse(
     def take(given: Given, config: Config = None) -> None:
         taken.append({**({} if config is None else read(config)), **given})
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=help)
-    app.command(help=help)(with_flags(kind)(take))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(help=help)(with_flags(TrainOptions)(take))
     try:
-        app(args=arguments, prog_name=program)
+        app(args=arguments, prog_name="trainer")
     except SystemExit:  # typer raises it after success too
         if not taken:
             raise
     return taken[0]
-
-
-def _hints(kind: type[Any]) -> list[tuple[Field[Any], Any]]:
-    hints = get_type_hints(kind)
-    return [(field, _bare(hints[field.name])) for field in fields(kind)]
 
 
 def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
@@ -102,27 +95,20 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
         metavar=metavar,
         min=flag.least,
         show_default=False,
-        rich_help_panel=panel_of(field.name),
+        rich_help_panel=PANEL_OF.get(field.name),
     )
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[_listed(hint) | None, option],
-    )
+    return _keyword(field.name, None, Annotated[_listed(hint) | None, option])
 
 
-def _denial(field: Field[Any], hint: Any) -> inspect.Parameter | None:
+def _denial(name: str) -> inspect.Parameter:
     """The hidden flag `--no-x` of a switch `--x`; shown, it would leave no room for other columns."""
-    if hint is not bool or field.metadata["flag"].names:
-        return None
-    option = typer.Option(f"--no-{field.name.replace('_', '-')}", hidden=True)
-    return inspect.Parameter(
-        f"{NO}{field.name}",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation=Annotated[bool, option],
-    )
+    option = typer.Option(f"--no-{name.replace('_', '-')}", hidden=True)
+    return _keyword(f"{NO}{name}", False, Annotated[bool, option])
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def _bare(annotation: Any) -> Any:

@@ -63,14 +63,14 @@ def wants_gloo(backend: Backend | None) -> bool:
 
 def overrule(settings: WorkloadSettings, environment: MutableMapping[str, str]) -> str | None:
     """Removes accelerate's own settings; returns a line about those that the run does not follow."""
-    said = [*_differences(settings, environment), *_alone(environment)]
+    said = filter(None, (_differences(settings, environment), _alone(environment)))
     for name in [*environment]:
         if name.startswith(("ACCELERATE_", "FSDP_")) and name not in KEPT:
             del environment[name]
-    return "; ".join(said) if said else None
+    return "; ".join(said) or None
 
 
-def _differences(settings: WorkloadSettings, environment: Mapping[str, str]) -> list[str]:
+def _differences(settings: WorkloadSettings, environment: Mapping[str, str]) -> str | None:
     other = []
     wanted = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if wanted not in ("no", *_precisions(settings)):  # "no" is also the default
@@ -85,14 +85,11 @@ def _differences(settings: WorkloadSettings, environment: Mapping[str, str]) -> 
         other.append("FSDP (here: --fsdp)")
     if wants_cpu(environment) and settings.device != "cpu":
         other.append("the CPU (here: --device cpu)")
-    other += [
-        f"{what} (not offered)"
-        for name, what in UNKNOWN_HERE.items()
-        if _is_true(environment.get(name))
-    ]
+    asked = [what for name, what in UNKNOWN_HERE.items() if _is_true(environment.get(name))]
+    other += [f"{what} (not offered)" for what in asked]
     if not other:
-        return []
-    return [f"not taken from accelerate's configuration: {', '.join(other)}; the flags decide"]
+        return None
+    return f"not taken from accelerate's configuration: {', '.join(other)}; the flags decide"
 
 
 def _precisions(settings: WorkloadSettings) -> tuple[str, ...]:
@@ -102,15 +99,15 @@ def _precisions(settings: WorkloadSettings) -> tuple[str, ...]:
     return () if settings.precision in ("auto", "fp32") else (settings.precision,)
 
 
-def _alone(environment: Mapping[str, str]) -> list[str]:
+def _alone(environment: Mapping[str, str]) -> str | None:
     """A line if `accelerate launch --cpu` started one process instead of several."""
     asked = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
     if not asked or "LOCAL_RANK" in environment:
-        return []
-    return [
+        return None
+    return (
         "accelerate launch was asked for several processes and started one, as it does with --cpu; "
         f"for N of them: {TORCHRUN} --device cpu"
-    ]
+    )
 
 
 def _is_true(value: str | None) -> bool:

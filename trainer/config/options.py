@@ -28,9 +28,12 @@ class Range:
     holds: Callable[[float], bool]
 
 
+def at_least(least: int) -> Range:
+    return Range(f"{least} or more", lambda number: number >= least)
+
+
 POSITIVE = Range("a number above 0", lambda number: 0 < number < math.inf)
 FRACTION = Range("0 or more and less than 1", lambda number: 0 <= number < 1)
-COUNT = Range("1 or more", lambda number: number >= 1)
 DECAY = Range("0 or more", lambda number: 0 <= number < math.inf)
 NORM = Range("a number above 0, or inf", lambda number: number > 0)
 SEED = Range("0 to 2^63 - 1", lambda number: 0 <= number < 2**63)
@@ -44,7 +47,7 @@ class Flag:
     least: int | None
     """The smallest number that the command line parses."""
     range: Range | None
-    """Checked once the settings are resolved, as `least` is for a run's file."""
+    """Checked once the settings are resolved; a number in a run's file is checked there alone."""
     names: str | None
     """Its flags, where they are not the field's name with dashes."""
 
@@ -58,6 +61,8 @@ def flag(
     names: str | None = None,
 ) -> Default:
     """A field of that default with its flag as metadata."""
+    if least is not None:
+        range = at_least(least)
     made: Default = field(default=default, metadata={"flag": Flag(help, least, range, names)})
     return made
 
@@ -106,7 +111,7 @@ class RunOptions:
     """Choices that become settings of a training run as they are."""
 
     epochs: float = flag("Passes over the data.", 1.0, range=POSITIVE)
-    max_steps: int | None = flag("Optimizer steps, instead of epochs.", None, range=COUNT)
+    max_steps: int | None = flag("Optimizer steps, instead of epochs.", None, range=at_least(1))
     learning_rate: float | None = flag("Peak; else the model's default.", None, range=POSITIVE)
     schedule: Schedule = flag("Of the learning rate, after the warm-up.", "cosine")
     warmup: float = flag("Share of the steps.", 0.05, range=FRACTION)
@@ -152,8 +157,3 @@ PANELS = {
     "The run's folder": ("output_dir", "fresh", "checkpoint_every", "keep_checkpoints"),
 }  # fmt: skip
 """The headings in `--help`; fields under none come first."""
-
-
-def panel_of(name: str) -> str | None:
-    """The heading of that field."""
-    return next((panel for panel, names in PANELS.items() if name in names), None)

@@ -26,8 +26,8 @@ def resolve(
     plan = profile.plan(world_size, options.micro_batch)
     chosen = {**chosen_for(TrainSettings, options), "micro_batch": plan.micro_batch}
     workload = workload_settings(options, profile, device=device)
-    folder = str(Path("model_save") / f"sft_{Path(options.profile).stem}")
-    chosen.setdefault("output_dir", folder)
+    shares = profile.memory.shares if workload.model == profile.run.model else None
+    chosen.setdefault("output_dir", str(Path("model_save") / f"sft_{Path(options.profile).stem}"))
     return check_training(
         TrainSettings(
             workload=workload,
@@ -36,7 +36,7 @@ def resolve(
             micro_batch_sizes=None if plan.is_even else plan.sizes,
             eval_batch=None if options.micro_batch else profile.batch.eval_batch_size,
             overhead=profile.overhead(),
-            shares=measured_memory_fractions(profile, workload),
+            shares=None if shares is None else tuple(shares),
             loader_workers=profile.run.loader_workers,
             rate_scale=rate_scale(profile, options.scale_lr),
             **chosen,
@@ -71,25 +71,16 @@ def chosen_for(kind: Any, options: Any) -> dict[str, Any]:
     return {name: v for name in names if (v := getattr(options, name)) is not None}
 
 
-def measured_memory_fractions(
-    profile: Profile, workload: WorkloadSettings
-) -> tuple[float, ...] | None:
-    """The profile's shares of memory for source and target; None for another model than was tuned."""
-    shares = profile.memory.shares
-    return None if shares is None or workload.model != profile.run.model else tuple(shares)
-
-
 def rate_scale(profile: Profile, rule: ScaleRule | None) -> float:
     """The factor on the learning rate for an effective batch that a tuning let grow; 1 without a rule.
 
     `linear`: the growth (Goyal et al., arXiv 1706.02677). `sqrt`: its root, as Adam's noise suggests
     (Malladi et al., arXiv 2205.10287).
     """
-    batch = profile.batch
     if rule is None:
         return 1.0
-    now = batch.effective_batch_size
-    growth = now / (batch.base_effective_batch_size or now)
+    now = profile.batch.effective_batch_size
+    growth = now / (profile.batch.base_effective_batch_size or now)
     return growth if rule == "linear" else math.sqrt(growth)
 
 

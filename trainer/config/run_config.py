@@ -30,38 +30,32 @@ def load_run(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read --config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} is not TOML: {error}", "fix it") from error
-    chosen = {key.replace("-", "_"): value for key, value in document.items()}
-    if len(chosen) < len(document):
-        twice = next(key for key in document if "-" in key and key.replace("-", "_") in document)
-        raise UsageError(
-            f"--config {path} has {twice} and {twice.replace('-', '_')}, which are one key",
-            "keep one",
-        )
     known = [field.name for field in fields(TrainOptions)]
-    for key in chosen:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+    chosen: dict[str, Any] = {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        if name in chosen:
+            both = f"{name.replace('_', '-')} and {name}"
+            raise UsageError(f"--config {path} has {both}, which are one key", "keep one")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise UsageError(f"--config {path} has an unknown key {key}", f"{hint}")
-    options = checked(chosen, f"--config {path}")
-    return {key: getattr(options, key) for key in chosen}
+            raise UsageError(f"--config {path} has an unknown key {name}", hint)
+        chosen[name] = value
+    options = _checked(chosen, path)
+    return {name: getattr(options, name) for name in chosen}
 
 
-def checked(chosen: Mapping[str, Any], source: str) -> TrainOptions:
-    """The options, each value checked against its type; errors name `source`.
-
-    Raises:
-        UsageError: a value of another type, or not in a closed choice.
-    """
+def _checked(chosen: Mapping[str, Any], path: Path) -> TrainOptions:
+    """The options, each value checked against its type and its closed choice."""
     try:
         # as JSON, where strict mode takes a list for a tuple but no text for a number
         return TypeAdapter(TrainOptions).validate_json(json.dumps(chosen, default=str), strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(
-            f"{source}: {place} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-        ) from error
+        reason = fault["msg"][0].lower() + fault["msg"][1:]
+        raise UsageError(f"--config {path}: {place} is {fault['input']!r}: {reason}") from error
 
 
 def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> None:

@@ -99,7 +99,6 @@ class TrainSettings(RunOptions, Settings):
     """Bytes that the profile's target allows on each device."""
 
     def plan(self, world_size: int) -> Plan:
-        """How this run's effective batch is cut."""
         return Plan(
             micro_batch=self.micro_batch_sizes or self.micro_batch,
             effective_batch=self.effective_batch,

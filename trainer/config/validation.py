@@ -85,18 +85,9 @@ def check_training(settings: TrainSettings) -> TrainSettings:
 
 
 def check_ranges(settings: TrainSettings | WorkloadSettings) -> None:
-    """Raises UsageError for a number outside the range of its flag.
-
-    The command line checks a flag's `least` too; a run's file is checked here alone.
-    """
+    """Raises UsageError for a number outside the range of its flag."""
     for field in fields(TrainOptions):
         flag: Flag = field.metadata["flag"]
-        name, value, least = field.name, getattr(settings, field.name, None), flag.least
-        says = flag.range.says if flag.range is not None else f"{least} or more"
-        if isinstance(value, int | float) and (
-            (flag.range is not None and not flag.range.holds(value))
-            or (least is not None and value < least)
-        ):
-            raise UsageError(
-                f"--{name.replace('_', '-')} {value:g} is out of range", f"give {says}"
-            )
+        name, value = field.name.replace("_", "-"), getattr(settings, field.name, None)
+        if isinstance(value, int | float) and flag.range and not flag.range.holds(value):
+            raise UsageError(f"--{name} {value:g} is out of range", f"give {flag.range.says}")

@@ -10,12 +10,12 @@ import signal
 import sys
 import traceback
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import profiles
 from autotune.choices import DeviceKind
 from autotune.devices.allocator import is_out_of_memory
+from autotune.devices.processes import without_collection
 from autotune.errors import ChatlmError, UsageError
 from trainer.artifacts.evaluation_log import evaluation_record
 from trainer.config.flags import parse
@@ -26,7 +26,6 @@ from trainer.config.run_config import load_run
 from trainer.config.settings import TrainSettings
 from trainer.data.tokenization import Interrupted
 from trainer.events import Evaluated, Progress, TrainingEnded
-from trainer.launch.process import leave, start
 from trainer.supervisor.failure_advice import advice
 
 
@@ -72,13 +71,19 @@ def train_standalone() -> int:
         lines.flush()
 
     try:
-        start(settings, say, lambda: None, should_stop)
+        # seconds of imports, after the flags are known to be good
+        with without_collection():
+            from trainer.run.loop import train
+
+        train(settings, say, confirm=lambda: None, should_stop=should_stop)
     except Interrupted as error:
         sys.stderr.write(f"chatlm: {error}; the same command resumes from there\n")
         return 130
     except Exception as error:  # noqa: BLE001  printed for the user, whatever it is
         tell(error)
-        leave()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
     return 130 if interrupted else 0
 
 
@@ -106,19 +111,15 @@ def _parse(arguments: list[str]) -> TrainSettings:
 
     The launcher decides the number of processes; the number in a run file is ignored.
     """
-
-    def read(path: Path) -> dict[str, Any]:
-        return {**load_run(path), "num_processes": None}
-
-    options = TrainOptions(
-        **parse(TrainOptions, arguments, program="trainer", help=__doc__, read=read)
+    given = parse(
+        arguments, help=__doc__, read=lambda path: {**load_run(path), "num_processes": None}
     )
+    options = TrainOptions(**given)
     processes = world_size(os.environ)
     if options.num_processes not in (None, processes):
         raise UsageError(
             f"--num-processes {options.num_processes}, but the launcher started {processes}",
-            "leave it "
-            "out, and tell the launcher (torchrun --nproc-per-node), or use `chatlm train`",
+            "leave it out, and tell the launcher (torchrun --nproc-per-node), or use `chatlm train`",
         )
     return resolve(
         profiles.load(options.profile),

@@ -45,9 +45,8 @@ def make_accelerator(
         raise DeviceError(
             "torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch"
         )
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    if world_size > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         handlers.append(
             InitProcessGroupKwargs(backend=backend(settings), timeout=COLLECTIVE_TIMEOUT)
         )
@@ -76,6 +75,4 @@ def precision(settings: WorkloadSettings) -> Precision:
 
 def backend(settings: WorkloadSettings) -> Backend:
     """gloo on a CPU or if the user asks for it, else NCCL."""
-    if settings.device == "cpu":
-        return "gloo"
-    return "gloo" if wants_gloo(settings.backend) else "nccl"
+    return "gloo" if settings.device == "cpu" or wants_gloo(settings.backend) else "nccl"

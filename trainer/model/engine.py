@@ -7,7 +7,7 @@ a step and stay allocated between steps, so memory is the same at any accumulati
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -73,15 +73,15 @@ class Engine:
         """The trained parameters by name; a tied one under its first name."""
         return {n: p for n, p in self.unwrapped.named_parameters() if p.requires_grad}
 
-    def forward_backward(self, batches: Iterable[Batch], *, target_tokens: int) -> Tensor:
+    def forward_backward(self, batches: Sequence[Batch], *, target_tokens: int) -> Tensor:
         """Accumulates the gradient of this rank's micro-batches; returns their summed loss, a scalar.
 
         `target_tokens` counts the step's target tokens over all ranks and micro-batches.
         """
         scale = self.accelerator.num_processes / target_tokens
         total = torch.zeros((), device=self.accelerator.device)
-        for batch, is_last in _with_last(batches):
-            with self._sync_only(is_last):
+        for number, batch in enumerate(batches, 1):
+            with self._sync_only(number == len(batches)):
                 loss = self.summed_loss(batch)
                 self.accelerator.backward(loss * scale)
             total += loss.detach()
@@ -147,7 +147,7 @@ class Engine:
         claims = torch.tensor([float(claim)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(claims, reduction="sum").item() > 0)
 
-    def dry_run(self, batches: Iterable[Batch]) -> None:
+    def dry_run(self, batches: Sequence[Batch]) -> None:
         """Runs forward and backward and drops the gradients, so that out of memory comes here."""
         self.forward_backward(batches, target_tokens=1)
         self.optimizer.zero_grad(set_to_none=False)
@@ -160,12 +160,3 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     """
     enable: Any = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # before 5.20
-
-
-def _with_last(batches: Iterable[Batch]) -> Iterable[tuple[Batch, bool]]:
-    iterator = iter(batches)
-    current = next(iterator)
-    for following in iterator:
-        yield current, False
-        current = following
-    yield current, True

@@ -2,8 +2,8 @@
 
 adamw       torch's, fused: one pass and no temporary copy of the parameters (the foreach form makes
             one). State: two numbers a weight.
-adafactor   transformers', without its own learning rate. State: a row and a column for each matrix
-            (Shazeer & Stern, arXiv 1804.04235).
+adafactor   transformers', without its own learning rate: the root mean square of a step is at most
+            ours. State: a row and a column for each matrix (Shazeer & Stern, arXiv 1804.04235).
 adamw-8bit  bitsandbytes', block-wise (Dettmers et al., arXiv 2110.02861). State: two bytes a weight.
 
 Weight decay applies to matrices and embeddings, not to norms and biases, as in the training code of
@@ -39,13 +39,30 @@ def make_optimizer(
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    optimizer: torch.optim.Optimizer
     match name:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=0.0, eps=EPSILON, fused=True)
+            optimizer = torch.optim.AdamW(groups, lr=0.0, eps=EPSILON, fused=True)
         case "adafactor":
-            return _adafactor(groups)
+            # torch's scales the rate by each weight and caps it at 1 / √step, so it does not follow a
+            # schedule. The epsilon is added to squared gradients: AdamW's, squared.
+            from transformers.optimization import Adafactor
+
+            make: Any = Adafactor
+            epsilons = (EPSILON**2, 1e-3)
+            optimizer = make(
+                groups, lr=0.0, eps=epsilons, scale_parameter=False, relative_step=False
+            )
         case "adamw-8bit":
-            return _adamw_8bit(groups)
+            try:
+                from bitsandbytes.optim import AdamW8bit
+            except ImportError as error:
+                raise UsageError(
+                    "--optimizer adamw-8bit needs bitsandbytes, which is not installed",
+                    "run `pip install bitsandbytes`, or use --optimizer adafactor, whose state is smaller still",
+                ) from error
+            optimizer = AdamW8bit(groups, lr=0.0, eps=EPSILON)
+    return optimizer
 
 
 def reset_step_counters(optimizer: torch.optim.Optimizer) -> None:
@@ -55,35 +72,4 @@ def reset_step_counters(optimizer: torch.optim.Optimizer) -> None:
     1 − step^−0.8, is 0 at step 1.
     """
     for state in optimizer.state.values():
-        steps = state["step"]
-        if isinstance(steps, torch.Tensor):
-            steps.zero_()
-        else:
-            state["step"] = 0
-
-
-def _adafactor(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """transformers' Adafactor: the root mean square of its step is at most the learning rate.
-
-    torch's scales the rate by each weight and caps it at 1 / √step, so it does not follow a schedule.
-    The epsilon is added to squared gradients: AdamW's, squared.
-    """
-    from transformers.optimization import Adafactor
-
-    make: Any = Adafactor
-    optimizer: torch.optim.Optimizer = make(
-        groups, lr=0.0, eps=(EPSILON**2, 1e-3), scale_parameter=False, relative_step=False
-    )
-    return optimizer
-
-
-def _adamw_8bit(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise UsageError(
-            "--optimizer adamw-8bit needs bitsandbytes, which is not installed",
-            "run `pip install bitsandbytes`, or use --optimizer adafactor, whose state is smaller still",
-        ) from error
-    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=0.0, eps=EPSILON)
-    return optimizer
+        state["step"] *= 0  # a tensor, in place, or a number

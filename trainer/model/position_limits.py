@@ -7,7 +7,6 @@ a longer sequence fails inside a step with an index out of range.
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from autotune.errors import UsageError
 from trainer.batching.collator import Collator
@@ -26,29 +25,23 @@ def positions(part: nn.Module) -> int | None:
     return min((len(table.weight) - _unused(table) for table in tables), default=None)
 
 
-def _decoder(model: Any) -> nn.Module:
-    part: nn.Module = model.get_decoder()
-    return part
-
-
 def _unused(table: nn.Embedding) -> int:
     """Unused rows at the start: BART and OPT have an `offset`, RoBERTa starts after its padding."""
     offset: int = getattr(table, "offset", 0)
     return offset if table.padding_idx is None else table.padding_idx + 1
 
 
-def check_positions(model: PreTrainedModel, collator: Collator) -> None:
+def check_positions(model: Any, collator: Collator) -> None:
     """Raises UsageError where a row has more tokens than the model takes."""
-    longest_sides = collator.longest()
     if collator.encoder.is_causal:
-        flag = "--max-source-length and --max-target-length together"
-        bounds = [(flag, longest_sides[0], positions(model))]
+        sides = {"--max-source-length and --max-target-length together": model}
     else:
-        bounds = [
-            ("--max-source-length", longest_sides[0], positions(model.get_encoder())),
-            ("--max-target-length", longest_sides[1], positions(_decoder(model))),
-        ]
-    for flag, longest, most in bounds:
+        sides = {
+            "--max-source-length": model.get_encoder(),
+            "--max-target-length": model.get_decoder(),
+        }
+    for (flag, part), longest in zip(sides.items(), collator.longest(), strict=True):
+        most = positions(part)
         if most is not None and longest > most:
             raise UsageError(
                 f"the longest sequence of the data has {longest} tokens, and the model takes {most}",
@@ -56,9 +49,9 @@ def check_positions(model: PreTrainedModel, collator: Collator) -> None:
             )
 
 
-def max_answer_tokens(model: PreTrainedModel, collator: Collator) -> int | None:
+def max_answer_tokens(model: Any, collator: Collator) -> int | None:
     """Tokens that an answer to any row may have; None without a limit."""
-    most = positions(_decoder(model))
+    most = positions(model.get_decoder())
     if most is None or not collator.encoder.is_causal:
         return most
     return most - collator.store.longest()[0]

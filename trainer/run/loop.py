@@ -73,13 +73,12 @@ def take_steps(run: Run) -> bool:
     ended = time.perf_counter()
     for step in load_steps(steps_of(run), range(run.done, run.steps), run.settings.loader_workers):
         stop = take_step(run, step, ended)
-        ended = time.perf_counter()
         at_end = run.done == run.steps
         if stop and not at_end:
             save(run)  # a resume makes up for an evaluation that is due now
             return False
         if at_end or run.is_due(run.settings.eval_every):
-            if at_end and run.eval_collator is not None:
+            if at_end and run.parts.eval_collator is not None:
                 save(run)  # a failure of the last evaluation then loses no training
             evaluate(run)
             if at_end or stops_early(run):
@@ -91,12 +90,12 @@ def take_steps(run: Run) -> bool:
 
 
 def steps_of(run: Run) -> Steps:
-    settings = run.settings
+    settings, collator = run.settings, run.parts.collator
     costs = Costs(
-        longest=run.collator.longest(), memory_fractions=settings.shares, overhead=settings.overhead
+        longest=collator.longest(), memory_fractions=settings.shares, overhead=settings.overhead
     )
     return Steps(
-        run.collator, run.order(), run.plan, costs=costs,
+        collator, run.order(), run.plan, costs=costs,
         rank=run.engine.accelerator.process_index, in_step=run.engine.is_sharded,
     )  # fmt: skip
 
@@ -156,7 +155,7 @@ def save(run: Run) -> None:
         best=run.progress.best,
     )
     path = save_checkpoint(
-        run.folder, run.engine, position, run.loaded.encoder.tokenizer,
+        run.folder, run.engine, position, run.parts.loaded.encoder.tokenizer,
         keep=run.settings.keep_checkpoints,
     )  # fmt: skip
     if run.is_main:
@@ -165,12 +164,13 @@ def save(run: Run) -> None:
 
 
 def evaluate(run: Run) -> None:
-    if run.eval_collator is None:
+    collator = run.parts.eval_collator
+    if collator is None:
         return
     answered = "" if run.answering is None else f", answering {run.answering.rows:,} of them"
-    run.notice(f"evaluating {len(run.eval_collator.store):,} rows{answered}")
+    run.notice(f"evaluating {len(collator.store):,} rows{answered}")
     event = evaluate_with_answers(
-        run.engine, run.eval_collator, step=run.done, size=run.eval_size, answering=run.answering
+        run.engine, collator, step=run.done, size=run.eval_size, answering=run.answering
     )
     run.progress = run.progress.then(run.done, event.loss)
     record = evaluation_record(event)

@@ -66,16 +66,9 @@ def make_parts(
 
 
 def make_engine(
-    accelerator: Accelerator,
-    parts: Parts,
-    settings: WorkloadSettings,
-    *,
-    weight_decay: float = 0.01,
-    clip_norm: float = 1.0,
+    accelerator: Accelerator, parts: Parts, settings: WorkloadSettings, **options: float
 ) -> Engine:
-    """The engine, with gradients and optimizer state allocated."""
-    engine = Engine(
-        accelerator, parts.loaded.model, settings, weight_decay=weight_decay, clip_norm=clip_norm
-    )
+    """The engine with these options of its own, its gradients and optimizer state allocated."""
+    engine = Engine(accelerator, parts.loaded.model, settings, **options)
     engine.preallocate(parts.collator.worst_case_batch(1))
     return engine

@@ -13,20 +13,19 @@ from accelerate.utils import gather_object
 
 from autotune.errors import UsageError
 from trainer.config.settings import TrainSettings
-from trainer.data.token_store import TokenStore
+from trainer.run.parts import Parts
 
 OWN = ("model", "data", "eval_data", "output_dir", "profile", "others")
 """Paths and other settings of a node, which may differ."""
 
 
-def check_alike(
-    accelerator: Accelerator, settings: TrainSettings, stores: Sequence[TokenStore | None]
-) -> None:
+def check_alike(accelerator: Accelerator, settings: TrainSettings, parts: Parts) -> None:
     """Raises UsageError on every process where one has other settings or rows than the main one."""
     values = settings.as_json()
     own = {**values.pop("workload"), **values}
     own = {name: value for name, value in own.items() if name not in OWN}
-    own["rows"] = [None if store is None else store.folder.name for store in stores]
+    collators = (parts.collator, parts.eval_collator)
+    own["rows"] = [None if each is None else each.store.folder.name for each in collators]
     if accelerator.num_processes > 1:
         compare(gather_object([(socket.gethostname(), own)]))
 

@@ -17,7 +17,7 @@ def save_results(run: Run) -> None:
     facts = card_facts(run)
     has_plot = run.is_main and draw(run)
     export_model(
-        run.folder, run.engine, run.loaded.encoder.tokenizer,
+        run.folder, run.engine, run.parts.loaded.encoder.tokenizer,
         describe=lambda folder: write_card(folder, facts, plot=has_plot),
     )  # fmt: skip
     if run.is_main:
@@ -36,7 +36,7 @@ def draw(run: Run) -> bool:
 
 
 def card_facts(run: Run) -> CardFacts:
-    settings = run.settings
+    settings, parts = run.settings, run.parts
     model = settings.workload.model
     metrics, evaluations = run.folder.metrics.read(), run.folder.evaluations.read()
     own = torch.cuda.get_device_name() if settings.workload.device == "cuda" else "CPU"
@@ -44,17 +44,17 @@ def card_facts(run: Run) -> CardFacts:
         settings=settings,
         plan=run.plan,
         precision=precision(settings.workload),
-        encoder=run.loaded.encoder,
+        encoder=parts.loaded.encoder,
         from_hub=model not in PRESETS and not Path(model).is_dir(),
-        parameters=run.parameters,
+        parameters=parts.parameters,
         learning_rate=run.learning_rate,
-        rows=len(run.collator.store),
-        eval_rows=None if run.eval_collator is None else len(run.eval_collator.store),
+        rows=len(parts.collator.store),
+        eval_rows=None if parts.eval_collator is None else len(parts.eval_collator.store),
         steps=run.done,
         loss=run.loss if not metrics else metrics[-1]["loss"],
         peak=max((record["device_peak_bytes"] for record in metrics), default=run.peak),
         device=", ".join(sorted(set(settings.device_names))) or own,
         max_new_tokens=run.longest_answer,
-        decoder_start=getattr(run.loaded.model.config, "decoder_start_token_id", None),
+        decoder_start=getattr(parts.loaded.model.config, "decoder_start_token_id", None),
         evaluation=evaluations[-1] if evaluations else None,
     )

@@ -1,18 +1,20 @@
 """From settings to a run that can take its next step: parts, folder, checkpoint, dry run."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
+from autotune.events import Notice
 from trainer.artifacts.evaluation_log import EvaluationHistory
 from trainer.artifacts.run_folder import RunFolder
 from trainer.checkpointing.checkpoint import resume
+from trainer.config.launch_environment import overrule
 from trainer.config.run_config import save_run
 from trainer.config.settings import TrainSettings
 from trainer.data.readers import bundled
 from trainer.data.sample_order import count_steps
-from trainer.data.token_store import TokenStore
 from trainer.evaluation.evaluator import Answering, dry_run_evaluation
 from trainer.evaluation.generation import DEFAULT_GENERATION_BATCH, dry_run_generation
 from trainer.events import Built, Say, TrainingStarted
@@ -34,6 +36,9 @@ def prepare(
     """A run that is ready: parts made, last checkpoint resumed, largest step and evaluation tried."""
     folder = RunFolder(Path(settings.output_dir))
     workload = settings.workload
+    overruled = overrule(workload, os.environ)
+    if overruled and os.environ.get("RANK", "0") == "0":
+        say(Notice(text=overruled))
     accelerator = make_accelerator(workload, track=settings.track, tracking=folder.tracking)
 
     bundled_eval = () if workload.data else (bundled("valid"),)
@@ -43,23 +48,16 @@ def prepare(
         progress=say if accelerator.is_main_process else None,
         should_stop=should_stop,
     )
-    loaded, collator, eval_collator = parts.loaded, parts.collator, parts.eval_collator
-    store = collator.store
-    eval_store = None if eval_collator is None else eval_collator.store
-    check_alike(accelerator, settings, (store, eval_store))
-    rate = settings.learning_rate or default_learning_rate(loaded.learning_rate, workload)
+    check_alike(accelerator, settings, parts)
+    store = parts.collator.store
+    rate = settings.learning_rate or default_learning_rate(parts.loaded.learning_rate, workload)
     rate *= settings.rate_scale
     if accelerator.is_main_process:
-        say(Built(facts=fingerprint_info(loaded, store, accelerator.num_processes)))
+        say(Built(facts=fingerprint_info(parts.loaded, store, accelerator.num_processes)))
         confirm()
     accelerator.wait_for_everyone()
-    engine = make_engine(
-        accelerator,
-        parts,
-        workload,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-    )
+    of_steps = {"weight_decay": settings.weight_decay, "clip_norm": settings.clip_norm}
+    engine = make_engine(accelerator, parts, workload, **of_steps)
     if accelerator.is_main_process:
         trained = sum(p.numel() for p in engine.trainable.values())
         folder.check_space(disk_need(parts.parameters, trained, settings.keep_checkpoints))
@@ -71,36 +69,33 @@ def prepare(
         say=say,
         should_stop=should_stop,
         engine=engine,
-        loaded=loaded,
-        collator=collator,
-        eval_collator=eval_collator,
+        parts=parts,
         folder=folder,
         plan=settings.plan(accelerator.num_processes),
         steps=count_steps(
             len(store), settings.effective_batch, settings.epochs, settings.max_steps
         ),
         learning_rate=rate,
-        parameters=parts.parameters,
     )
-    run.done = resume(folder, run.engine, run.notice)
+    run.done = resume(folder, engine, run.notice)
     dry_run(run)
     run.progress = earlier_progress(run)
     start_tracking(accelerator, settings, folder.tracking, done=run.done)
     if run.is_main:
         folder.metrics.forget_after(run.done)
-        say_started(run, store)
+        say_started(run)
     return run
 
 
 def dry_run(run: Run) -> None:
     """Runs the largest step, evaluation and answers once, so that what does not fit fails here."""
-    run.engine.dry_run(
-        [run.collator.worst_case_batch(run.own_micro_batch)] * min(2, run.plan.accumulation)
-    )
-    if run.eval_collator is None:
+    largest = run.parts.collator.worst_case_batch(run.own_micro_batch)
+    run.engine.dry_run([largest] * min(2, run.plan.accumulation))
+    collator = run.parts.eval_collator
+    if collator is None:
         return
-    dry_run_evaluation(run.engine, run.eval_collator, size=run.eval_size)
-    rows = min(run.settings.generate_rows, len(run.eval_collator.store))
+    dry_run_evaluation(run.engine, collator, size=run.eval_size)
+    rows = min(run.settings.generate_rows, len(collator.store))
     if rows == 0:
         return
     if run.longest_answer < (run.settings.max_new_tokens or 0):
@@ -110,7 +105,7 @@ def dry_run(run: Run) -> None:
     share = -(-rows // run.plan.world_size)
     size = dry_run_generation(
         run.engine,
-        run.eval_collator,
+        collator,
         most=min(share, run.settings.eval_batch or DEFAULT_GENERATION_BATCH),
         longest=run.longest_answer,
     )
@@ -136,8 +131,9 @@ def disk_need(parameters: int, trained: int, keep: int) -> int:
     return 4 * (parameters + 3 * trained * (keep + 2))
 
 
-def say_started(run: Run, store: TokenStore) -> None:
+def say_started(run: Run) -> None:
     settings, workload = run.settings, run.settings.workload
+    store = run.parts.collator.store
     run.notice(store.truncation_notice(workload.max_source_length, workload.max_target_length))
     run.notice(trainable_summary(run.engine.unwrapped))
     if run.engine.is_sharded:

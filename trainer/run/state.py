@@ -7,14 +7,13 @@ from autotune.events import Notice
 from autotune.plan import Plan
 from trainer.artifacts.evaluation_log import EvaluationHistory
 from trainer.artifacts.run_folder import RunFolder
-from trainer.batching.collator import Collator
 from trainer.config.settings import TrainSettings
 from trainer.data.sample_order import GroupedSteps, PlainSteps, SampleOrder, StepOrder
 from trainer.evaluation.evaluator import Answering
 from trainer.events import Say
 from trainer.model.engine import Engine
-from trainer.model.loading import Loaded
 from trainer.model.position_limits import max_answer_tokens
+from trainer.run.parts import Parts
 
 
 @dataclass(slots=True)
@@ -25,15 +24,11 @@ class Run:
     say: Say
     should_stop: Callable[[], bool]
     engine: Engine
-    loaded: Loaded
-    collator: Collator
-    eval_collator: Collator | None
+    parts: Parts
     folder: RunFolder
     plan: Plan
     steps: int
     learning_rate: float
-    parameters: int
-    """Parameters of the model, without adapters."""
     done: int = 0
     """Optimizer steps done, including those before a resume."""
     loss: float | None = None
@@ -61,7 +56,8 @@ class Run:
     @property
     def longest_answer(self) -> int:
         """Tokens with the end token: --max-new-tokens or the data's longest, within the model's limit."""
-        collators = [c for c in (self.collator, self.eval_collator) if c is not None]
+        parts = self.parts
+        collators = [c for c in (parts.collator, parts.eval_collator) if c is not None]
         wanted = self.settings.max_new_tokens or max(c.store.longest()[1] for c in collators)
         room = max_answer_tokens(self.engine.unwrapped, collators[-1])
         return wanted if room is None else min(wanted, room)
@@ -70,15 +66,15 @@ class Run:
         """Whether the last step is a multiple of `every`; with None, whether it completed an epoch."""
         if every is not None:
             return self.done % every == 0
-        rows, effective = len(self.collator.store), self.plan.effective_batch
+        rows, effective = len(self.parts.collator.store), self.plan.effective_batch
         return self.done * effective // rows > (self.done - 1) * effective // rows
 
     def order(self) -> StepOrder:
-        effective = self.plan.effective_batch
-        stream = SampleOrder(len(self.collator.store), self.settings.workload.seed)
+        effective, collator = self.plan.effective_batch, self.parts.collator
+        stream = SampleOrder(len(collator.store), self.settings.workload.seed)
         if not self.settings.length_grouping:
             return PlainSteps(stream, effective)
-        return GroupedSteps(stream, effective, steps=self.steps, lengths=self.collator.lengths)
+        return GroupedSteps(stream, effective, steps=self.steps, lengths=collator.lengths)
 
     def notice(self, text: str | None) -> None:
         """Sends a line of text, if there is one, from the main process."""

@@ -8,8 +8,6 @@ import torch
 from autotune.devices import processes
 from autotune.devices.budget import context_bytes
 from trainer.batching.step_loader import Step
-from trainer.config.settings import TrainSettings
-from trainer.model.engine import Engine
 from trainer.run.state import Run
 
 
@@ -25,7 +23,7 @@ def step_record(
         loss.item(),
         sum(batch.tokens for batch in step.batches),
         sum(batch.area for batch in step.batches),
-        device_peak(run.engine, run.settings),
+        device_peak(run),
         processes.resident("self"),
         len(step.batches),
         stop,
@@ -38,9 +36,12 @@ def step_record(
     seconds = time.perf_counter() - started
     effective_batch = run.plan.effective_batch
     samples = run.done * effective_batch
+    workload = run.settings.workload
+    # ranks on the CPU share the host's memory; emulated devices are separate
+    is_shared = workload.device == "cpu" and workload.memory_limit is None
     record = {
         "step": run.done,
-        "epoch": samples / len(run.collator.store),
+        "epoch": samples / len(run.parts.collator.store),
         "samples": samples,
         "tokens": int(tokens),
         "target_tokens": step.target_tokens,
@@ -53,23 +54,18 @@ def step_record(
         "samples_per_second": effective_batch / seconds,
         "tokens_per_second": tokens / seconds,
         "padding": 1 - tokens / area,
-        "device_peak_bytes": int(all_peaks if shares_a_device(run.settings) else highest_peak),
+        "device_peak_bytes": int(all_peaks if is_shared else highest_peak),
         "host_bytes": int(host),
     }
     return record, bool(stops)
 
 
-def shares_a_device(settings: TrainSettings) -> bool:
-    """Whether all ranks share the host's memory as their device; emulated devices are separate."""
-    return settings.workload.device == "cpu" and settings.workload.memory_limit is None
-
-
-def device_peak(engine: Engine, settings: TrainSettings) -> int:
+def device_peak(run: Run) -> int:
     """This rank's peak on its device, bytes; on a GPU with the context, which torch does not count."""
-    memory = engine.memory
+    memory, settings = run.engine.memory, run.settings
     context = 0
     if settings.workload.device == "cuda" and settings.others:
         free, total = torch.cuda.mem_get_info()
-        others = settings.others[engine.accelerator.process_index]
+        others = settings.others[run.engine.accelerator.process_index]
         context = context_bytes(total - free - memory.resident(), others)
     return context + memory.peak()

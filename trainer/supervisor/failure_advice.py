@@ -10,9 +10,8 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from autotune.devices.shared_memory import NEEDED, SHARED_MEMORY, free_shared_memory, shared_memory
+from autotune.devices.shared_memory import NEEDED, free_shared_memory, shared_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,41 +25,40 @@ class Fault:
 
 
 def advice(said: str, *, exit_code: int | None = None) -> str | None:
-    """What to try after a process printed that and exited so; None for an unknown fault.
-
-    The first fault that matches counts: full shared memory makes NCCL fail, and that disconnects the peers.
-    """
+    """What to try after a process printed that and exited so; None for an unknown fault."""
     if exit_code == -signal.SIGBUS:
         return _loaders()
     if exit_code == -signal.SIGKILL:  # the other ranks' text is about its end
         return None
-    for fault in FAULTS:
-        if re.search(fault.pattern, said, re.IGNORECASE):
-            return fault.advice if isinstance(fault.advice, str) else fault.advice()
-    return None
+    if (fault := _fault(said)) is None:
+        return None
+    return fault.advice if isinstance(fault.advice, str) else fault.advice()
 
 
 def lost_a_peer(said: str) -> bool:
     """Whether a process crashed only because another rank ended first."""
-    known = [fault for fault in FAULTS if re.search(fault.pattern, said, re.IGNORECASE)]
-    return known[:1] == [PEER]
+    return _fault(said) is PEER
 
 
-def _nccl_memory(folder: Path = SHARED_MEMORY) -> str:
-    cures = ["set NCCL_SHM_DISABLE=1", "use --backend gloo"]
-    free = free_shared_memory(folder)
-    if free is None or free < 2 * NEEDED:
-        cures.insert(0, "in Docker, run with --shm-size 1g")
-    else:  # the size is not the cause: https://github.com/NVIDIA/nccl/pull/2059
-        cures.insert(0, "set NCCL_CUMEM_HOST_ENABLE=0")
+def _fault(said: str) -> Fault | None:
+    """The first that matches: full shared memory makes NCCL fail, and that disconnects the peers."""
+    return next((f for f in FAULTS if re.search(f.pattern, said, re.IGNORECASE)), None)
+
+
+def _nccl_memory() -> str:
+    cure = "in Docker, run with --shm-size 1g"
+    if (free_shared_memory() or 0) >= 2 * NEEDED:
+        # the size is not the cause: https://github.com/NVIDIA/nccl/pull/2059
+        cure = "set NCCL_CUMEM_HOST_ENABLE=0"
     return (
-        f"NCCL could not share memory between processes ({shared_memory(folder)}): {_any_of(cures)}"
+        f"NCCL could not share memory between processes ({shared_memory()}): {cure}, or set "
+        f"NCCL_SHM_DISABLE=1, or use --backend gloo"
     )
 
 
-def _loaders(folder: Path = SHARED_MEMORY) -> str:
+def _loaders() -> str:
     return (
-        f"shared memory ran out, and a bus error ended a loader worker ({shared_memory(folder)}): in "
+        f"shared memory ran out, and a bus error ended a loader worker ({shared_memory()}): in "
         f"Docker, run with --shm-size 1g, or set loader_workers = 0 in the profile"
     )
 
@@ -145,10 +143,6 @@ FAULTS = (
     PEER,
     Fault(r"nccl(System|UnhandledCuda|Internal|InvalidUsage)\w*|NCCL error", _nccl),
 )
-
-
-def _any_of(cures: list[str]) -> str:
-    return ", or ".join(cures)
 
 
 def _interfaces() -> str:

@@ -1,17 +1,14 @@
 """Whether a profile's figures hold for today's machine, data and settings."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from autotune.devices.selection import DeviceSelection
 from autotune.errors import ProfileError
 from autotune.readings import DeviceBudget
-from autotune.trial import Trial
 from autotune.tuning.per_device import Sizes
 from autotune.tuning.prober import Limits
 from autotune.units import format_bytes
-from autotune.verdict import Verdict
 from autotune.workers.launch import memory_environment
 from profiles import Profile, load
 from profiles.schema import Fingerprint, RunSection
@@ -41,39 +38,32 @@ def previous_sizes(
     vram_limit: int | None,
     devices: DeviceSelection,
     settings: WorkloadSettings,
-) -> Callable[[dict[str, Any]], Sizes | None]:
-    """A function from a worker's report to the sizes in the profile at `path`.
+    workload_info: dict[str, Any],
+) -> Sizes | None:
+    """The sizes in the profile at `path`, as a first guess.
 
-    It returns None unless that profile is from a finished tuning with the same fingerprint, settings
-    and limits.
+    None unless it is from a finished tuning with the same fingerprint, settings and limits.
+    `workload_info` is a worker's report.
     """
-
-    def guess(workload_info: dict[str, Any]) -> Sizes | None:
-        try:
-            profile = load(str(path))
-        except ProfileError:
-            return None
-        memory, batch = profile.memory, profile.batch
-        is_same = (
-            not profile.interrupted
-            and profile.fingerprint == fingerprint(workload_info["fingerprint"], devices)
-            and profile.run.precision == workload_info["precision"]
-            and profile.run.environment == memory_environment(devices.group.kind)
-            and what_is_trained(profile.run) == what_is_trained(settings)
-            and (memory.target_vram, memory.target_ram, memory.vram_limit_bytes)
-            == (limits.target, limits.target_ram, vram_limit)
-        )
-        sizes = batch.micro_batch_sizes or [batch.micro_batch_size] * devices.world_size
-        return tuple(sizes) if is_same else None
-
-    return guess
+    try:
+        profile = load(str(path))
+    except ProfileError:
+        return None
+    memory = profile.memory
+    is_same = (
+        not profile.interrupted
+        and profile.fingerprint == fingerprint(workload_info["fingerprint"], devices)
+        and profile.run.precision == workload_info["precision"]
+        and profile.run.environment == memory_environment(devices.group.kind)
+        and what_is_trained(profile.run) == what_is_trained(settings)
+        and (memory.target_vram, memory.target_ram, memory.vram_limit_bytes)
+        == (limits.target, limits.target_ram, vram_limit)
+    )
+    return profile.plan(devices.world_size).sizes if is_same else None
 
 
 def differences(
-    profile: Profile,
-    found: Fingerprint,
-    settings: TrainSettings,
-    budgets: tuple[DeviceBudget, ...],
+    profile: Profile, found: Fingerprint, settings: TrainSettings, budgets: tuple[DeviceBudget, ...]
 ) -> list[str]:
     """Why the profile's figures may not hold for this run, in words; empty when they hold.
 
@@ -82,22 +72,19 @@ def differences(
     measured, workload = profile.fingerprint, settings.workload
     if measured.model is None:
         return []
-    names = ("model", "devices", "device_bytes", "driver", "torch", "world_size")
-    different = _changes(
-        {name: getattr(measured, name) for name in names},
-        {name: getattr(found, name) for name in names},
-    )
-    for name in ("longest_source", "longest_target"):
+    lengths = ("longest_source", "longest_target")
+    then, now = (each.model_dump(exclude={*lengths}) for each in (measured, found))
+    different = _changes(then, now)
+    for name in lengths:
         old, new = getattr(measured, name), getattr(found, name)
         if old is None or new is None or new > old:
             different.append(f"{name.replace('_', ' ')} {old} tokens, now {new}")
     if workload.precision not in ("auto", profile.run.precision):
         different.append(f"precision {profile.run.precision}, now {workload.precision}")
     different += _changes(what_is_trained(profile.run), what_is_trained(workload))
-    measured_sizes = profile.plan(measured.world_size).sizes
-    sizes = settings.plan(settings.world_size)
-    if any(now > then for now, then in zip(sizes.sizes, measured_sizes, strict=False)):
-        different.append(f"micro-batch {profile.plan(measured.world_size)}, now {sizes}")
+    tuned, wanted = profile.plan(measured.world_size), settings.plan(settings.world_size)
+    if any(size > old for size, old in zip(wanted.sizes, tuned.sizes, strict=False)):
+        different.append(f"micro-batch {tuned}, now {wanted}")
     if profile.run.environment != memory_environment(workload.device):
         different.append("other allocator settings")
     peak = profile.memory.peak_bytes or 0
@@ -107,17 +94,6 @@ def differences(
         if peak > budget.budget
     ]
     return different
-
-
-def check_still_fits(trial: Trial, budget: int, name: str) -> None:
-    """Raises ProfileError when the size of profile `name`, probed again, exceeds the budget in bytes."""
-    if trial.verdict is not Verdict.FITS:
-        peak = "out of memory" if trial.peak is None else f"peak {format_bytes(trial.peak)}"
-        raise ProfileError(
-            f"profile {name} does not hold its target here: micro-batch {trial.size} is "
-            f"{trial.verdict} ({peak}, budget {format_bytes(budget)})",
-            "use a smaller --micro-batch, or run `chatlm autotune` again",
-        )
 
 
 def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import profiles
 from autotune.devices.host import HostMeter
@@ -11,7 +12,7 @@ from autotune.devices.selection import DeviceSelection, check_per_device, open_d
 from autotune.devices.shared_memory import free_shared_memory, shortage
 from autotune.events import Emit, Notice
 from autotune.plan import Plan
-from autotune.tuning.prober import Limits
+from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.units import check_fraction, parse_bytes
 from profiles import Profile
 from profiles.store import FOLDER, check_name, check_place
@@ -27,7 +28,25 @@ Listen = Callable[[], AbstractContextManager[tuple[Emit, Path]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuneJob:
+class Job:
+    """What both commands have: the devices, the host, and who hears of the run."""
+
+    devices: DeviceSelection
+    host: HostMeter
+    emit: Emit
+    log_path: Path
+
+    def prober(self, workload: str, limits: Limits, settings: dict[str, Any]) -> Prober:
+        """A prober of the workload `module:function` on the job's devices."""
+        spec = WorkloadSpec(path=workload, settings=settings, world_size=self.devices.world_size)
+        return Prober(
+            spec, group=self.devices.group, host=self.host, limits=limits, emit=self.emit,
+            log_path=self.log_path,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneJob(Job):
     """What to tune and within which limits."""
 
     options: AutotuneOptions
@@ -40,10 +59,6 @@ class TuneJob:
     limits: Limits
     vram_limit: int | None
     """Bytes that each card is taken to have."""
-    devices: DeviceSelection
-    host: HostMeter
-    emit: Emit
-    log_path: Path
 
     @property
     def effective_batch(self) -> int:
@@ -57,15 +72,11 @@ class TuneJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainJob:
+class TrainJob(Job):
     """What to train."""
 
     settings: TrainSettings
     profile: Profile
-    devices: DeviceSelection
-    host: HostMeter
-    emit: Emit
-    log_path: Path
 
 
 @contextmanager
@@ -89,11 +100,8 @@ def open_tune_job(options: AutotuneOptions, *, workload: str, listen: Listen) ->
     ) as devices:
         check_per_device(options.per_device, devices)
         if options.effective_batch is not None:  # a base profile's may grow to one per device
-            Plan(
-                micro_batch=1,
-                effective_batch=options.effective_batch,
-                world_size=devices.world_size,
-            )
+            effective = options.effective_batch
+            Plan(micro_batch=1, effective_batch=effective, world_size=devices.world_size)
         check_files(options.data, options.eval_data)
         settings = workload_settings(options, base, device=devices.group.kind)
         with listen() as (emit, log_path):
@@ -156,6 +164,5 @@ def shared_memory_notice(
 
 
 def _notify(emit: Emit, *notices: str | None) -> None:
-    for text in notices:
-        if text:
-            emit(Notice(text=text))
+    for text in filter(None, notices):
+        emit(Notice(text=text))

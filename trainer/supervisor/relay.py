@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import assert_never
+from typing import Any, assert_never
 
 from autotune.cause import Cause
 from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
@@ -13,9 +13,7 @@ from autotune.readings import DeviceBudget
 from autotune.workers.group import WorkerGroup
 from autotune.workers.messages import Failed
 from autotune.workers.watchdog import Watchdog
-from profiles.schema import Fingerprint
 from trainer import events
-from trainer.config.settings import TrainSettings
 from trainer.supervisor.failure_advice import advice, lost_a_peer
 from trainer.supervisor.fingerprint import differences, fingerprint
 from trainer.supervisor.job import TrainJob
@@ -25,11 +23,7 @@ TICK = 0.25
 
 
 class ProfileMismatch(Exception):
-    """The profile's fingerprint is not this machine's; carries the differences."""
-
-    def __init__(self, differences: list[str]) -> None:
-        super().__init__("; ".join(differences))
-        self.differences = differences
+    """The profile's fingerprint is not this machine's; the text names the differences."""
 
 
 @dataclass
@@ -37,10 +31,10 @@ class Relay:
     """Emits the workers' events and the meters' readings."""
 
     job: TrainJob
-    settings: TrainSettings
     workers: WorkerGroup[events.FromTrainer]
-    expected: Fingerprint | None
     budgets: tuple[DeviceBudget, ...]
+    is_compared: bool
+    """Whether the profile must be of this machine."""
     ended: events.TrainingEnded | None = None
     stops: int = 0
     _steps: int | None = None
@@ -61,11 +55,9 @@ class Relay:
         if self._watchdog.check(bool(messages)) is not None:
             self.job.emit(Notice(text=hang_notice(self._watchdog, self.workers.pids.values())))
             self._watchdog.longest = math.inf  # once, until the next step
-        if time.monotonic() - self._read_at >= TICK:
-            self._read_at = time.monotonic()
-            self._show_meters()
-
-    def _show_meters(self) -> None:
+        if self.ended is not None or time.monotonic() - self._read_at < TICK:
+            return
+        self._read_at = time.monotonic()
         resident = self.workers.resident()
         try:
             devices = self.job.devices.group.read(resident)
@@ -92,43 +84,46 @@ class Relay:
     def _handle(self, message: events.FromTrainer) -> None:
         match message:
             case events.Built():
-                found = fingerprint(message.facts, self.job.devices)
-                if self.expected is not None:
-                    differing = differences(self.job.profile, found, self.settings, self.budgets)
-                    if differing:
-                        raise ProfileMismatch(differing)
+                if self.is_compared:
+                    self._compare(message.facts)
                 self.workers.send(events.Go())
+                return
+            case Failed():
+                self._fail(message)
+                return
             case events.TrainingStarted():
                 self._steps = message.steps
-                self.job.emit(replace(message, devices=self.budgets))
+                message = replace(message, devices=self.budgets)
             case events.StepEnded():
                 self._done = message.record["step"]
                 self._watchdog.step(message.record["seconds"])
-                self.job.emit(message)
             case events.CheckpointSaved():
                 self._saved = message.step
-                self.job.emit(message)
             case events.TrainingEnded():
                 self.ended = message
-                self.job.emit(message)
             case Notice() | events.Tokenising() | events.Evaluated():
-                self.job.emit(message)
-            case Failed():
-                self._fail(message)
+                pass
             case other:
                 assert_never(other)
+        self.job.emit(message)
+
+    def _compare(self, facts: dict[str, Any]) -> None:
+        job = self.job
+        found = fingerprint(facts, job.devices)
+        if differing := differences(job.profile, found, job.settings, self.budgets):
+            raise ProfileMismatch("; ".join(differing))
 
     def _fail(self, failed: Failed) -> None:
         """Raises the error of a worker that failed; returns when a peer that is gone explains it."""
-        world_size = self.settings.world_size
+        settings = self.job.settings
         if failed.cause is Cause.REFUSED:
             raise ChatlmError(failed.text)
         if failed.cause is Cause.DEVICE_OOM:
             raise OutOfMemory(
-                f"out of memory at micro-batch {self.settings.plan(world_size)}: {failed.text.splitlines()[0]}",
+                f"out of memory at micro-batch {settings.plan(settings.world_size)}: {failed.text.splitlines()[0]}",
                 "use a smaller --micro-batch, or `chatlm autotune` to find the largest",
             )
-        if world_size > 1 and lost_a_peer(failed.text):
+        if settings.world_size > 1 and lost_a_peer(failed.text):
             return  # the peer's own message follows, or its exit code tells: see `explain_exit`
         known = advice(f"{failed.text}\n{self.workers.log_tail()}")
         raise WorkerError(

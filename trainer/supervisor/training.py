@@ -4,22 +4,24 @@ It imports no torch: the supervisor outlives its workers.
 """
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from autotune.cause import Cause
 from autotune.devices.budget import budgets
-from autotune.errors import ChatlmError, DeviceError, OutOfMemory, WorkerError
+from autotune.errors import ChatlmError, DeviceError, OutOfMemory, ProfileError, WorkerError
 from autotune.events import Notice, ProbeEnded, ProbeStarted
 from autotune.plan import Plan
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning.prober import Limits
+from autotune.units import format_bytes
+from autotune.verdict import Verdict
 from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import worker_command, worker_environment
-from profiles.schema import Fingerprint
 from trainer.config.settings import TrainSettings
 from trainer.events import FromTrainer, Train, TrainingEnded
 from trainer.supervisor.failure_advice import advice
-from trainer.supervisor.fingerprint import check_still_fits
 from trainer.supervisor.job import TrainJob
 from trainer.supervisor.relay import TICK, ProfileMismatch, Relay
 
@@ -32,21 +34,18 @@ def run_training(job: TrainJob) -> TrainingEnded:
         OutOfMemory, WorkerError, ChatlmError: as `supervise` does.
     """
     try:
-        return finish(job, job.profile.fingerprint)
+        return finish(job, is_compared=True)
     except ProfileMismatch as mismatch:
         sizes = job.settings.plan(job.settings.world_size)
-        job.emit(
-            Notice(
-                text=f"profile {job.settings.profile} was measured elsewhere ({'; '.join(mismatch.differences)}): "
-                f"probing micro-batch {sizes} once"
-            )
-        )
+        measured = f"profile {job.settings.profile} was measured elsewhere ({mismatch})"
+        job.emit(Notice(text=f"{measured}: probing micro-batch {sizes} once"))
         probe_again(job)
         # the memory fractions of source and target were measured elsewhere too
-        return finish(replace(job, settings=replace(job.settings, shares=None)), None)
+        elsewhere = replace(job, settings=replace(job.settings, shares=None))
+        return finish(elsewhere, is_compared=False)
 
 
-def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
+def finish(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
     """Trains to the end. A run that ran out of memory after a step resumes with half the micro-batch.
 
     The optimizer steps stay the same. A run that runs out of memory before its first step fails.
@@ -57,13 +56,12 @@ def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
     is_under_way = False
     while True:
         try:
-            return supervise(job, expected)
-        except RanOutOfMemory as ended:
-            error, is_under_way = ended.error, True
-        except OutOfMemory as refused:
+            return supervise(job, is_compared=is_compared)
+        except OutOfMemory as ended:
+            error = ended
+            is_under_way |= isinstance(error, RanOutOfMemory)
             if not is_under_way:
                 raise
-            error = refused
         except DeviceError as full:  # others hold more than the target leaves
             if not is_under_way:
                 raise
@@ -71,7 +69,7 @@ def finish(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         finer = halved(job.settings)
         if finer == replace(job.settings, fresh=False):
             raise error
-        job, expected = replace(job, settings=finer), None
+        job, is_compared = replace(job, settings=finer), False
         job.emit(
             Notice(
                 text=f"{error.what}; resuming from the last checkpoint, or from the start without one, "
@@ -98,44 +96,37 @@ def halved(settings: TrainSettings) -> TrainSettings:
 
 def probe_again(job: TrainJob) -> None:
     """Probes the run's size; raises ProfileError when it exceeds the profile's target."""
-    size = job.settings.micro_batch
-    memory = job.profile.memory
+    settings, memory = job.settings, job.profile.memory
+    size = settings.micro_batch
     limits = Limits(target=memory.target_vram or 1.0, target_ram=memory.target_ram or 1.0)
-    spec = WorkloadSpec(
-        path="trainer.workload:build",
-        settings={
-            **job.settings.workload.as_json(),
-            "effective": job.settings.effective_batch,
-            "effective_fixed": True,
-        },
-        world_size=job.settings.world_size,
-    )
-    with Prober(
-        spec, group=job.devices.group, host=job.host, limits=limits, emit=job.emit,
-        log_path=job.log_path,
-    ) as prober:  # fmt: skip
+    effective = {"effective": settings.effective_batch, "effective_fixed": True}
+    workload = {**settings.workload.as_json(), **effective}
+    with job.prober("trainer.workload:build", limits, workload) as prober:
         prober.open()
         job.emit(ProbeStarted(size=size, low=0, high=size + 1))
-        trial = prober.probe(job.settings.plan(job.settings.world_size).sizes)
+        trial = prober.probe(settings.plan(settings.world_size).sizes)
         job.emit(ProbeEnded(trial=trial, low=0, high=size + 1))
-        check_still_fits(trial, prober.budgets[trial.tightest].budget, job.settings.profile)
+        budget = prober.budgets[trial.tightest].budget
+    if trial.verdict is not Verdict.FITS:
+        peak = "out of memory" if trial.peak is None else f"peak {format_bytes(trial.peak)}"
+        raise ProfileError(
+            f"profile {settings.profile} does not hold its target here: micro-batch {trial.size} is "
+            f"{trial.verdict} ({peak}, budget {format_bytes(budget)})",
+            "use a smaller --micro-batch, or run `chatlm autotune` again",
+        )
 
 
-class RanOutOfMemory(Exception):
-    """A run ran out of memory after its first step; carries the error."""
-
-    def __init__(self, error: OutOfMemory) -> None:
-        super().__init__(str(error))
-        self.error = error
+class RanOutOfMemory(OutOfMemory):
+    """Memory ran out after a step: a resume has less to do."""
 
 
-def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
+def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
     """Runs the training in worker processes and returns how it ended.
 
     After Ctrl-C the workers finish their step and save a checkpoint; a second Ctrl-C ends them at once.
 
     Raises:
-        ProfileMismatch: the workers' fingerprint is not the `expected` one.
+        ProfileMismatch: the profile `is_compared` and its figures are not of this machine.
         RanOutOfMemory: memory ran out after a step.
         OutOfMemory: memory ran out before.
         WorkerError: a worker crashed or was killed.
@@ -151,7 +142,8 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
         budgets=tuple(device.budget for device in known),
         device_names=tuple(device.name for device in known),
     )
-    with Interrupts() as interrupts:
+    job = replace(job, settings=settings)
+    with collected_interrupts() as interrupts:
         try:
             with WorkerGroup[FromTrainer](
                 worker_command("trainer", settings.world_size),
@@ -160,41 +152,36 @@ def supervise(job: TrainJob, expected: Fingerprint | None) -> TrainingEnded:
                 log_path=job.log_path,
                 host=job.host,
             ) as workers:
-                relay = Relay(job, settings, workers, expected, known)
+                relay = Relay(job, workers, known, is_compared)
                 for messages in workers.watch(TICK, Train(settings=settings.as_json())):
                     relay.take(messages)
                     if relay.ended is not None:
                         return relay.ended
-                    if interrupts.count > relay.stops:
+                    if len(interrupts) > relay.stops:
                         relay.stop()
                 raise explain_exit(workers)
         except OutOfMemory as error:
-            if interrupts.count:
+            if interrupts:
                 job.emit(Notice(text=str(error)))
                 raise KeyboardInterrupt from error
             if relay.is_under_way:
-                raise RanOutOfMemory(error) from error
+                raise RanOutOfMemory(error.what, error.hint) from error
             raise
 
 
-class Interrupts:
-    """Counts Ctrl-C, SIGTERM and SIGHUP instead of raising in the middle of a message."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __enter__(self) -> "Interrupts":
-        self._before = [signal.signal(number, self._note) for number in self.SIGNALS]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in zip(self.SIGNALS, self._before, strict=True):
+@contextmanager
+def collected_interrupts() -> Iterator[list[int]]:
+    """Each Ctrl-C, SIGTERM and SIGHUP as it comes; none raises in the middle of a message."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
-
-    def _note(self, *_: object) -> None:
-        self.count += 1
 
 
 def explain_exit(workers: WorkerGroup[Any]) -> ChatlmError:

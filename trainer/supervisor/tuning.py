@@ -13,7 +13,7 @@ from autotune.plan import Plan, choose_effective
 from autotune.trial import Trial
 from autotune.tuning.extras import tune_evaluation, tune_loaders
 from autotune.tuning.loop import Extras, Outcome, tune
-from autotune.tuning.prober import Prober, WorkloadSpec
+from autotune.tuning.prober import Prober
 from autotune.units import format_bytes
 from autotune.workers.launch import memory_environment
 from profiles import Profile
@@ -65,23 +65,16 @@ def run_tuning(job: TuneJob) -> Tuned:
         ChatlmError: the workload was refused, its workers fail, or the profile cannot be written.
     """
     options, devices = job.options, job.devices
-    spec = WorkloadSpec(
-        path=job.workload,
-        settings={
-            **job.settings.as_json(),
-            "effective": job.effective_batch,
-            "effective_fixed": job.is_fixed,
-            "eval_data": options.eval_data or (),
-        },
-        world_size=devices.world_size,
-    )
+    settings = {
+        **job.settings.as_json(),
+        "effective": job.effective_batch,
+        "effective_fixed": job.is_fixed,
+        "eval_data": options.eval_data or (),
+    }
     with (
         locked(devices.shared, notify=lambda text: job.emit(Notice(text=text))),
-        Prober(
-            spec, group=devices.group, host=job.host, limits=job.limits, emit=job.emit,
-            log_path=job.log_path,
-        ) as prober,
-    ):  # fmt: skip
+        job.prober(job.workload, job.limits, settings) as prober,
+    ):
         outcome = tune(
             prober,
             ceiling=lambda workload_info: ceiling(
@@ -92,7 +85,9 @@ def run_tuning(job: TuneJob) -> Tuned:
                 per_device=options.per_device,
             ),
             prefer=options.prefer,
-            guess=previous_sizes(job.path, job.limits, job.vram_limit, devices, job.settings),
+            guess=functools.partial(
+                previous_sizes, job.path, job.limits, job.vram_limit, devices, job.settings
+            ),
             per_device=options.per_device,
             most=options.effective_batch,
             after=functools.partial(measure_extras, job, prober),
@@ -246,7 +241,7 @@ def as_json(tuned: Tuned) -> dict[str, Any]:
             }
             for budget, device in zip(trial.budgets, trial.measured, strict=True)
         ],
-        "trials": [_row(t).model_dump(exclude_none=False) for t in outcome.trials],
+        "trials": [row.model_dump() for row in profile.trial],
         "seconds": outcome.seconds,
         "micro_batch_sizes": list(trial.sizes),
         "eval_batch_size": profile.batch.eval_batch_size,

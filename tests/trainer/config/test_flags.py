@@ -1,5 +1,6 @@
 """The flags as a user sees and gives them."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -13,60 +14,56 @@ from trainer.config.options import AutotuneOptions, TrainOptions
 SWITCHES = ("gradient_checkpointing", "compile", "fsdp", "length_grouping")
 
 
-def help_of(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> str:
-    """What `--help` prints in 80 columns."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("sys.argv", ["chatlm", *command.split(), "--help"])
+@pytest.fixture
+def shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What `chatlm` prints in 80 columns; it must succeed."""
 
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
+    def run(*arguments: str) -> str:
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setattr("sys.argv", ["chatlm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        return capsys.readouterr().out
 
-    assert ended.value.code == 0
-    return capsys.readouterr().out
+    return run
 
 
 @pytest.mark.parametrize("command", ["autotune", "train"])
-def test_no_flag_is_cut_in_80_columns(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_flag_is_cut_in_80_columns(command: str, shown: Callable[..., str]) -> None:
     """A name with its end cut off cannot be typed."""
-    shown = help_of(command, monkeypatch, capsys)
+    text = shown(command, "--help")
 
-    assert "--gradient-checkpointing" in shown
-    assert "…" not in shown
+    assert "--gradient-checkpointing" in text
+    assert "…" not in text
 
 
 @pytest.mark.parametrize(
     ("command", "options"), [("autotune", AutotuneOptions), ("train", TrainOptions)]
 )
 def test_help_tells_every_default(
-    command: str,
-    options: type[Any],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: str, options: type[Any], shown: Callable[..., str]
 ) -> None:
     """In the order of the panels, so that each stands with its own flag."""
-    shown = " ".join(help_of(command, monkeypatch, capsys).replace("│", " ").split())
+    text = " ".join(shown(command, "--help").replace("│", " ").split())
 
     missing = []
     for field in fields(options):
         if field.default is None or isinstance(field.default, bool):
             continue
         flag = f"--{field.name.replace('_', '-')} "
-        own = shown[shown.index(flag) + len(flag) :].split(" --")[0]
+        own = text[text.index(flag) + len(flag) :].split(" --")[0]
         if f"[default: {field.default}]" not in own:
             missing.append(field.name)
     assert missing == []
 
 
 @pytest.mark.parametrize("command", ["autotune", "train"])
-def test_the_model_and_the_data_come_first(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_model_and_the_data_come_first(command: str, shown: Callable[..., str]) -> None:
     """They are what every user has to say."""
-    words = help_of(command, monkeypatch, capsys).split()
+    words = shown(command, "--help").split()
     flags = [word for word in words if word.startswith("--") and word.removeprefix("--no-NAME")]
 
     assert flags[:2] == ["--model", "--data"]
@@ -75,26 +72,16 @@ def test_the_model_and_the_data_come_first(
 @pytest.mark.parametrize(
     "command", ["autotune", "train", "monitor", "profiles list", "profiles show"]
 )
-def test_help_ends_with_two_examples(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_ends_with_two_examples(command: str, shown: Callable[..., str]) -> None:
     """Commands that can be copied."""
-    examples = help_of(command, monkeypatch, capsys).partition("Examples:")[2]
+    examples = shown(*command.split(), "--help").partition("Examples:")[2]
 
     assert examples.count(f"chatlm {command.split()[0]}") == 2
 
 
-def test_the_version_is_the_package_s(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_version_is_the_package_s(shown: Callable[..., str]) -> None:
     """`chatlm --version`."""
-    monkeypatch.setattr("sys.argv", ["chatlm", "--version"])
-
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-
-    assert ended.value.code == 0
-    assert capsys.readouterr().out == f"chatlm {chatlm.__version__}\n"
+    assert shown("--version") == f"chatlm {chatlm.__version__}\n"
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -103,7 +90,7 @@ def test_a_switch_can_be_denied(name: str) -> None:
     flag = name.replace("_", "-")
 
     def given(*flags: str) -> dict[str, object]:
-        return parse(TrainOptions, list(flags), program="trainer", help=None, read=lambda _: {})
+        return parse(list(flags), help=None, read=lambda _: {})
 
     assert given() == {}
     assert given(f"--{flag}") == {name: True}

@@ -21,6 +21,17 @@ def written(folder: Path, text: str) -> Path:
     return file
 
 
+def resolved(options: TrainOptions, world_size: int = 1) -> TrainSettings:
+    profile = profiles.load(options.profile)
+    return resolve(profile, options, device="cpu", world_size=world_size)
+
+
+def saved_options(folder: Path, settings: TrainSettings) -> TrainOptions:
+    """The options in the file of a run whose learning rate came to 0.003."""
+    save_run(folder, settings, learning_rate=0.003)
+    return TrainOptions(**load_run(folder / "run.toml"))
+
+
 def refusal_of(file: Path) -> str:
     with pytest.raises(UsageError) as caught:
         load_run(file)
@@ -32,46 +43,40 @@ def test_the_keys_are_the_flags(tmp_path: Path) -> None:
     file = written(tmp_path, 'max-steps = 7\neval_data = ["a.jsonl"]\nepochs = 2\n')
 
     chosen = load_run(file)
-    given = parse(
-        TrainOptions,
-        ["--max-steps", "7", "--eval-data", "a.jsonl", "--epochs", "2"],
-        program="x",
-        help=None,
-        read=load_run,
-    )
+    arguments = ["--max-steps", "7", "--eval-data", "a.jsonl", "--epochs", "2"]
+    given = parse(arguments, help=None, read=load_run)
 
     assert chosen == given == {"max_steps": 7, "eval_data": ("a.jsonl",), "epochs": 2.0}
 
 
-def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    """Never ignored."""
-    assert "unknown key max_step; did you mean max_steps?" in refusal_of(
-        written(tmp_path, "max_step = 7\n")
-    )
-
-
-def test_one_key_written_in_two_ways_is_refused(tmp_path: Path) -> None:
-    """Either might be meant."""
-    said = refusal_of(written(tmp_path, "max-steps = 4\nmax_steps = 3\n"))
-
-    assert "has max-steps and max_steps, which are one key; keep one" in said
-
-
 @pytest.mark.parametrize(
-    "line", ['max_steps = "7"', 'precision = "int8"', 'schedule = "cosin"', "data = 3"]
+    ("text", "refusal"),
+    [
+        ("max_step = 7", "has an unknown key max_step; did you mean max_steps?"),
+        (
+            "max-steps = 4\nmax_steps = 3",
+            "has max-steps and max_steps, which are one key; keep one",
+        ),
+        (
+            "max-new_tokens = 4\nmax_new-tokens = 3",
+            "has max-new-tokens and max_new_tokens, which are one key; keep one",
+        ),
+        ('max_steps = "7"', "max_steps is '7'"),
+        ('precision = "int8"', "precision is 'int8'"),
+        ('schedule = "cosin"', "schedule is 'cosin'"),
+        ("data = 3", "data is 3"),
+        ("max_steps = ", "is not TOML"),
+    ],
 )
-def test_a_value_of_another_type_is_refused_by_name(tmp_path: Path, line: str) -> None:
-    """With the key and what stands there."""
-    key, _, value = line.partition(" = ")
-
-    said = refusal_of(written(tmp_path, line))
-
-    assert f"{key} is {value.replace(chr(34), chr(39))}" in said
+def test_what_a_file_cannot_mean_is_refused_by_name(
+    text: str, refusal: str, tmp_path: Path
+) -> None:
+    """An unknown key with the nearest; of a value of another type, what stands there."""
+    assert refusal in refusal_of(written(tmp_path, text))
 
 
-def test_what_is_no_toml_or_not_there_is_said(tmp_path: Path) -> None:
-    """One line each."""
-    assert "is not TOML" in refusal_of(written(tmp_path, "max_steps = \n"))
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """With the reason."""
     assert "No such file" in refusal_of(tmp_path / "none.toml")
 
 
@@ -81,17 +86,11 @@ def test_a_saved_run_resolves_to_the_same_settings(tmp_path: Path) -> None:
         profile="small", max_steps=9, seed=3, eval_data=("e.jsonl",), lora_rank=4, dropout=0.0,
         micro_batch=2, scale_lr="sqrt", length_grouping=True, output_dir=str(tmp_path),
     )  # fmt: skip
-    settings = resolve(profiles.load("small"), options, device="cpu", world_size=2)
+    settings = resolved(options, world_size=2)
 
-    save_run(tmp_path, settings, learning_rate=0.003)
-    again = TrainOptions(**load_run(tmp_path / "run.toml"))
+    again = saved_options(tmp_path, settings)
 
-    repeated = resolve(
-        profiles.load(again.profile),
-        again,
-        device="cpu",
-        world_size=again.num_processes or 0,
-    )
+    repeated = resolved(again, again.num_processes or 0)
     assert again.profile == str(tmp_path / "profile.toml")
     assert repeated.learning_rate == 0.003
     assert repeated.run_key() == {**settings.run_key(), "learning_rate": 0.003}
@@ -101,29 +100,25 @@ def test_a_saved_run_resolves_to_the_same_settings(tmp_path: Path) -> None:
 def test_a_run_is_repeated_in_its_own_folder(tmp_path: Path) -> None:
     """`--config RUN/run.toml --fresh`: the profile that it names lies in the folder that is cleared."""
     options = TrainOptions(profile="small", output_dir=str(tmp_path))
-    settings = resolve(profiles.load("small"), options, device="cpu", world_size=1)
+    settings = resolved(options)
     folder = RunFolder(tmp_path)
     folder.claim(settings.run_key(), fresh=False)
-    save_run(tmp_path, settings, learning_rate=0.003)
-    again = TrainOptions(**load_run(tmp_path / "run.toml"))
-    repeated = resolve(profiles.load(again.profile), again, device="cpu", world_size=1)
+    again = saved_options(tmp_path, settings)
+    repeated = resolved(again)
 
     folder.claim(repeated.run_key(), fresh=True)
-    save_run(tmp_path, repeated, learning_rate=0.003)
 
-    assert TrainOptions(**load_run(tmp_path / "run.toml")) == again
+    assert saved_options(tmp_path, repeated) == again
 
 
 def test_an_unfinished_run_goes_on_by_its_own_file(tmp_path: Path) -> None:
     """Its file names the rate that the model's default came to; the first command goes on as well."""
     options = TrainOptions(profile="small", max_steps=9, output_dir=str(tmp_path))
-    settings = resolve(profiles.load("small"), options, device="cpu", world_size=1)
+    settings = resolved(options)
     folder = RunFolder(tmp_path)
     folder.claim(settings.run_key(), fresh=False, learning_rate=0.003)
-    save_run(tmp_path, settings, learning_rate=0.003)
+    repeated = resolved(saved_options(tmp_path, settings))
     folder.metrics.add({"step": 1})
-    again = TrainOptions(**load_run(tmp_path / "run.toml"))
-    repeated = resolve(profiles.load(again.profile), again, device="cpu", world_size=1)
 
     folder.claim(repeated.run_key(), fresh=False, learning_rate=0.003)
     folder.claim(settings.run_key(), fresh=False, learning_rate=0.003)
@@ -132,29 +127,25 @@ def test_an_unfinished_run_goes_on_by_its_own_file(tmp_path: Path) -> None:
         folder.check({**settings.run_key(), "learning_rate": 0.001}, fresh=False)
 
 
-def test_what_a_user_took_out_of_a_profile_stays_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("run", "options"),
+    [
+        ({"freeze": "encoder"}, TrainOptions(freeze="none")),
+        ({"lora_rank": 4, "lora_alpha": 8.0}, TrainOptions(lora_rank=0)),
+    ],
+)
+def test_what_a_user_took_out_of_a_profile_stays_out(
+    run: dict[str, object], options: TrainOptions, tmp_path: Path
+) -> None:
     """The file is read with that profile again: a key that is left out would put it back."""
-    profile = profiles.load("small")
-    frozen = profile.run.model_copy(update={"freeze": "encoder"})
-    adapted = profile.run.model_copy(update={"lora_rank": 4, "lora_alpha": 8.0})
-    for run, options in (
-        (frozen, TrainOptions(freeze="none")),
-        (adapted, TrainOptions(lora_rank=0)),
-    ):
-        file = tmp_path / "own.toml"
-        profiles.save(profile.model_copy(update={"run": run}), file)
-        settings = resolve(
-            profiles.load(str(file)),
-            replace(options, profile=str(file)),
-            device="cpu",
-            world_size=1,
-        )
-        save_run(tmp_path, settings, learning_rate=0.003)
+    profile, file = profiles.load("small"), tmp_path / "own.toml"
+    changed = profile.run.model_copy(update=run)
+    profiles.save(profile.model_copy(update={"run": changed}), file)
+    settings = resolved(replace(options, profile=str(file)))
 
-        again = TrainOptions(**load_run(tmp_path / "run.toml"))
-        repeated = resolve(profiles.load(again.profile), again, device="cpu", world_size=1)
+    repeated = resolved(saved_options(tmp_path, settings))
 
-        assert repeated.workload == settings.workload
+    assert repeated.workload == settings.workload
 
 
 def test_no_choice_is_ignored() -> None:
@@ -187,12 +178,6 @@ def test_a_process_of_its_own_reads_the_file_too(tmp_path: Path) -> None:
     """`python -m trainer --config run.toml`: a flag beside it counts more."""
     file = written(tmp_path, "max-steps = 7\nepochs = 2\n")
 
-    given = parse(
-        TrainOptions,
-        ["--config", str(file), "--max-steps", "9"],
-        program="x",
-        help=None,
-        read=load_run,
-    )
+    given = parse(["--config", str(file), "--max-steps", "9"], help=None, read=load_run)
 
     assert given == {"max_steps": 9, "epochs": 2.0}

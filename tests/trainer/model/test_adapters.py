@@ -1,7 +1,8 @@
 """What is trained: LoRA's adapters or all but the encoder, in every family; nothing else moves."""
 
-import copy
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from autotune.errors import UsageError
-from tests.support.tiny import CAUSAL, FAMILIES, SEQ2SEQ, batch, tiny
+from tests.support.tiny import CAUSAL, FAMILIES, SEQ2SEQ, batch, engine, tiny, trained
 from trainer.config.settings import WorkloadSettings
-from trainer.config.validation import check_workload
-from trainer.model.accelerator import make_accelerator
 from trainer.model.adapters import (
     LORA_LEARNING_RATE,
     adapt,
@@ -21,22 +20,6 @@ from trainer.model.adapters import (
     export,
     trainable_summary,
 )
-from trainer.model.engine import Engine
-
-
-def engine(model: Any, **values: Any) -> Engine:
-    settings = WorkloadSettings(**values)
-    return Engine(make_accelerator(settings), copy.deepcopy(model), settings)
-
-
-def trained(engine: Engine, *cuts: Any, steps: int = 2, rate: float = 1e-2) -> list[float]:
-    """Steps on those micro-batches; the gradient norms."""
-    tokens = sum(data.target_tokens for data in cuts)
-    norms = []
-    for _ in range(steps):
-        engine.forward_backward(cuts, target_tokens=tokens)
-        norms.append(engine.optimizer_step(rate))
-    return norms
 
 
 def logits(model: Any, data: Any) -> Any:
@@ -75,8 +58,6 @@ def test_adapters_alone_are_trained_and_the_export_is_merged(family: str, tmp_pa
 
 def test_the_adapter_beside_the_export_is_the_same_on_the_base(tmp_path: Path) -> None:
     """As peft reads it."""
-    import warnings
-
     import peft
 
     base = tiny("llama")
@@ -100,12 +81,12 @@ def test_a_step_of_lora_does_not_depend_on_the_cut(family: str) -> None:
     """Two micro-batches or one with gradient checkpointing: the same norms, of the adapters alone."""
     base = tiny(family)
     one, other = batch(base, 4, 12, 8, seed=1), batch(base, 4, 12, 8, seed=2)
-    joined = copy.copy(one)
-    object.__setattr__(
-        joined, "inputs", {n: torch.cat([t, other.inputs[n]]) for n, t in one.inputs.items()}
+    joined = replace(
+        one,
+        inputs={name: torch.cat([part, other.inputs[name]]) for name, part in one.inputs.items()},
+        labels=torch.cat([one.labels, other.labels]),
+        target_tokens=one.target_tokens + other.target_tokens,
     )
-    object.__setattr__(joined, "labels", torch.cat([one.labels, other.labels]))
-    object.__setattr__(joined, "target_tokens", one.target_tokens + other.target_tokens)
 
     apart = trained(engine(base, lora_rank=4), one, other, steps=3)
     whole = trained(engine(base, lora_rank=4), joined, steps=3)
@@ -212,40 +193,3 @@ def test_a_model_without_an_encoder_cannot_freeze_it(family: str) -> None:
         f"--freeze encoder is for models with an encoder, and {family} has none; leave it out, or "
         f"train little of the model with --lora-rank 16"
     )
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"lora_rank": -1}, "--lora-rank -1 is out of range; give 0 or more"),
-        (
-            {"lora_rank": 4, "lora_alpha": 0.0},
-            "--lora-alpha 0 is out of range; give a number above 0",
-        ),
-        (
-            {"lora_alpha": 8.0},
-            "--lora-alpha and --lora-targets do nothing without LoRA; give --lora-rank too, like 16",
-        ),
-        (
-            {"lora_targets": ("q",)},
-            "--lora-alpha and --lora-targets do nothing without LoRA; give --lora-rank too, like 16",
-        ),
-        (
-            {"lora_rank": 4, "freeze": "encoder"},
-            "--lora-rank 4 does not go with --freeze encoder: LoRA freezes all weights; "
-            "choose one, or name the decoder's layers with --lora-targets",
-        ),
-        ({"neftune_alpha": 0.0}, "--neftune-alpha 0 is out of range; give a number above 0"),
-        (
-            {"precision": "fp16"},
-            "--precision fp16 needs a GPU: only CUDA has the loss scale that keeps its gradients "
-            "from 0; use --precision bf16, or fp32",
-        ),
-    ],
-)
-def test_a_choice_that_cannot_be_meant_is_refused(values: dict[str, Any], message: str) -> None:
-    """With the numbers, and what to give instead."""
-    with pytest.raises(UsageError) as caught:
-        check_workload(WorkloadSettings(**values))
-
-    assert str(caught.value) == message

@@ -15,7 +15,6 @@ import transformers
 from safetensors.torch import load_file
 
 from autotune.choices import DeviceKind
-from autotune.errors import UsageError
 from bench.small import save_small
 from tests.support import sharded_script as script
 from tests.support.commands import ROOT, start, steps
@@ -23,8 +22,6 @@ from tests.support.processes import deadline, wait_until
 from tests.support.runs import chosen, notices, rows_file, run
 from trainer.batching.step_loader import zero_weight_batch
 from trainer.checkpointing.checkpoint import verify
-from trainer.config.settings import WorkloadSettings
-from trainer.config.validation import check_workload
 from trainer.evaluation.evaluator import evaluate
 
 KINDS = ("seq2seq", "causal")
@@ -38,7 +35,7 @@ def nothing_hangs() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", 64)
+    return rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", 24)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +153,7 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
         "--max-steps", "8", "--dropout", "0", "--seed", "5", "--output-dir", "parts",
         "--num-processes", "2", "--micro-batch", "3", "--fsdp",
     )  # fmt: skip
-    wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
+    assert wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
     said = run(chosen("small", tmp_path / "parts", device=device, micro_batch=5, **options))
@@ -171,22 +168,6 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
         load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")
     )
     assert all(torch.allclose(second[name], first[name], rtol=1e-5, atol=1e-5) for name in first)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (WorkloadSettings(fsdp=True, precision="fp16", device="cuda"), "--precision fp16"),
-        (WorkloadSettings(fsdp=True, lora_rank=4), "--lora-rank"),
-        (WorkloadSettings(fsdp=True, optimizer="adafactor"), "--optimizer adafactor"),
-    ],
-)
-def test_what_cannot_be_sharded_is_refused(settings: WorkloadSettings, words: str) -> None:
-    """A loss scale that each rank would choose by its own shard; adapters that are merged at the end."""
-    with pytest.raises(UsageError) as caught:
-        check_workload(settings)
-
-    assert f"--fsdp does not go with {words}" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)

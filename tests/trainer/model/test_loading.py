@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from autotune.errors import ModelError
+from trainer.model.loading import load_model
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +22,6 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """chatlm-tiny as `save_pretrained` writes it."""
-    from trainer.model.loading import load_model
-
     folder = tmp_path_factory.mktemp("models") / "tiny"
     loaded = load_model("chatlm-tiny", dropout=None, seed=0)
     loaded.model.save_pretrained(folder)
@@ -38,8 +36,6 @@ def model(saved: Path, tmp_path: Path) -> Path:
 
 
 def error_of(name: str | Path) -> str:
-    from trainer.model.loading import load_model
-
     with pytest.raises(ModelError) as caught:
         load_model(str(name), dropout=None, seed=0)
     return str(caught.value)
@@ -52,8 +48,6 @@ def configure(model: Path, **values: Any) -> None:
 
 def test_a_folder_is_loaded_as_it_was_saved(saved: Path) -> None:
     """Weights, tokenizer, and the dropout that is asked for."""
-    from trainer.model.loading import load_model
-
     preset = load_model("chatlm-tiny", dropout=None, seed=0)
 
     loaded = load_model(str(saved), dropout=0.25, seed=1)
@@ -131,21 +125,18 @@ def test_a_file_that_is_cut_off_is_the_models_fault(model: Path, file: str, shar
     assert "\n" not in message
 
 
-Spoil = Callable[[Path], None]
-
-
 @pytest.mark.parametrize(
-    ("spoil", "counts"),
+    ("change", "counts"),
     [
-        (lambda model: configure(model, num_layers=3), "8 are missing and 0 have another shape"),
-        (lambda model: configure(model, d_model=64), "0 are missing and 45 have another shape"),
+        ({"num_layers": 3}, "8 are missing and 0 have another shape"),
+        ({"d_model": 64}, "0 are missing and 45 have another shape"),
     ],
 )
 def test_weights_of_another_configuration_are_refused(
-    model: Path, spoil: Spoil, counts: str
+    model: Path, change: dict[str, int], counts: str
 ) -> None:
     """What they lack would be random, and nobody would know."""
-    spoil(model)
+    configure(model, **change)
 
     message = error_of(model)
 

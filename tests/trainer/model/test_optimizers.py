@@ -9,18 +9,11 @@ import torch
 
 from autotune.choices import Optimizer
 from autotune.errors import UsageError
-from tests.support.tiny import batch, tiny
-from trainer.config.settings import WorkloadSettings
-from trainer.model.accelerator import make_accelerator
+from tests.support.tiny import batch, engine, tiny, trained
 from trainer.model.engine import Engine
 from trainer.model.optimizers import make_optimizer
 
 NAMES = get_args(Optimizer)
-
-
-def engine(optimizer: Optimizer, model: Any, **values: Any) -> Engine:
-    settings = WorkloadSettings(optimizer=optimizer, **values)
-    return Engine(make_accelerator(settings), copy.deepcopy(model), settings)
 
 
 def needs(optimizer: Optimizer) -> None:
@@ -29,13 +22,7 @@ def needs(optimizer: Optimizer) -> None:
 
 
 def train(engine: Engine, steps: int, rate: float) -> list[float]:
-    """Steps on one micro-batch of the family's; the gradient norms."""
-    data = batch(engine.unwrapped, 4, 10, 8)
-    norms = []
-    for _ in range(steps):
-        engine.forward_backward([data], target_tokens=data.target_tokens)
-        norms.append(engine.optimizer_step(rate))
-    return norms
+    return trained(engine, batch(engine.unwrapped, 4, 10, 8), steps=steps, rate=rate)
 
 
 def weights(engine: Engine) -> Any:
@@ -48,7 +35,7 @@ def test_a_step_after_make_resident_is_the_step_without_it(name: Optimizer, fami
     """To the bit, and so is the one after it; the weights and gradients are untouched before."""
     needs(name)
     model = tiny(family)
-    resident, plain = engine(name, model), engine(name, model)
+    resident, plain = engine(model, optimizer=name), engine(model, optimizer=name)
 
     resident.preallocate(batch(model, 1, 5, 5, seed=9))
 
@@ -61,7 +48,7 @@ def test_a_step_after_make_resident_is_the_step_without_it(name: Optimizer, fami
 def test_the_state_is_resident_before_the_first_step(name: Optimizer) -> None:
     """A step allocates no more of it."""
     needs(name)
-    own = engine(name, tiny("t5"))
+    own = engine(tiny("t5"), optimizer=name)
 
     def held() -> int:
         return sum(
@@ -87,7 +74,7 @@ def test_a_step_is_as_long_as_its_learning_rate(name: Optimizer) -> None:
 
     moved = []
     for rate in (1e-3, 2e-3):
-        own = engine(name, model)
+        own = engine(model, optimizer=name)
         train(own, 1, rate)
         pairs = zip(own.unwrapped.parameters(), model.parameters(), strict=True)
         moved.append([((a - b).square().mean().sqrt() / rate).item() for a, b in pairs])
@@ -100,7 +87,7 @@ def test_a_step_is_as_long_as_its_learning_rate(name: Optimizer) -> None:
 def test_the_loss_falls(name: Optimizer) -> None:
     """On one batch, by a third in 20 steps."""
     needs(name)
-    own = engine(name, tiny("llama"))
+    own = engine(tiny("llama"), optimizer=name)
     data = batch(own.unwrapped, 4, 10, 8)
 
     losses = []
@@ -113,7 +100,7 @@ def test_the_loss_falls(name: Optimizer) -> None:
 
 def test_adafactor_holds_a_row_and_a_column_for_a_matrix() -> None:
     """Of a T5's weights a twentieth, where Adam holds two numbers each."""
-    own = engine("adafactor", tiny("t5"))
+    own = engine(tiny("t5"), optimizer="adafactor")
     own.preallocate(batch(own.unwrapped, 1, 5, 5))
 
     state = sum(
