@@ -55,7 +55,7 @@ def test_two_graphs_serve_every_shape_and_change_no_step(
     family: str, values: dict[str, Any]
 ) -> None:
     """Seven shapes: loss and gradient norm to 1e-5; one graph for single rows, one for all others."""
-    model = tiny(family)
+    model = tiny(family, layers=1)  # each is traced
     plain, fast = engine(model, **values), engine(model, compile=True, **values)
     before = graphs()
 
@@ -76,7 +76,7 @@ def test_two_graphs_serve_every_shape_and_change_no_step(
 
 def test_an_evaluation_makes_no_graph() -> None:
     """It runs as if nothing were compiled; so does generation, whose shapes grow with each token."""
-    own = engine(tiny("llama"), compile=True)
+    own = engine(tiny("llama", layers=1), compile=True)
     data = batch(own.unwrapped, 4, 12, 8)
     before = graphs()
 
@@ -90,7 +90,7 @@ def test_an_evaluation_makes_no_graph() -> None:
 
 def test_a_compiled_step_has_noise_too() -> None:
     """NEFTune's hooks are traced: another draw gives another loss."""
-    own = engine(tiny("llama"), compile=True, neftune_alpha=5.0)
+    own = engine(tiny("llama", layers=1), compile=True, neftune_alpha=5.0)
     data = batch(own.unwrapped, 4, 12, 8)
 
     losses = {own.forward_backward([data], target_tokens=1).item() for _ in range(3)}

@@ -142,8 +142,8 @@ def test_where_weights_set_the_peak_a_resume_takes_no_more_than_a_fresh_start(
     """The checkpoint must not stand beside what it replaces."""
     tokenizer = load_model("chatlm-tiny", dropout=0.0, seed=0).encoder.tokenizer
     config = transformers.T5Config(  # type: ignore[call-arg]
-        vocab_size=len(tokenizer), d_model=512, d_kv=64, d_ff=2048, num_heads=8, num_layers=3,
-        num_decoder_layers=3, dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0,
+        vocab_size=len(tokenizer), d_model=512, d_kv=64, d_ff=2048, num_heads=8, num_layers=2,
+        num_decoder_layers=2, dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0,
         eos_token_id=1,
     )  # fmt: skip
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
@@ -153,7 +153,7 @@ def test_where_weights_set_the_peak_a_resume_takes_no_more_than_a_fresh_start(
     rows = rows_file(tmp_path / "rows.jsonl", 64)
     train = (
         "train", "--device", "cpu", "--plain", "--profile", str(few), "--model", "model", "--data", str(rows),
-        "--max-steps", "12", "--output-dir", "run",
+        "--max-steps", "8", "--output-dir", "run",
     )  # fmt: skip
 
     process = start(tmp_path, *train)

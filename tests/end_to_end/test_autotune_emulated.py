@@ -22,7 +22,7 @@ from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.verdict import Verdict
 from dashboard.event_log import read_events
 from tests.support.command_toy import TOY
-from tests.support.commands import CHATLM, chatlm, start, steps
+from tests.support.commands import CHATLM, chatlm, plant_bombs, start, steps
 from tests.support.processes import deadline, still_running, wait_until, workers_of
 from trainer.config.settings import WorkloadSettings
 
@@ -136,9 +136,11 @@ def test_no_step_of_training_peaks_above_the_budget_or_its_probe(
 
 
 def test_two_processes_each_hold_their_own_card(tmp_path: Path) -> None:
-    """Through torchrun and gloo; the samples of a step are those of both."""
+    """Through torchrun and gloo, in a folder with modules of our names; a step has the samples of both."""
+    plant_bombs(tmp_path)
+
     done = chatlm(
-        tmp_path, *TUNE, "--num-processes", "2", "--max-batch", "6", "--json", "--plain"
+        tmp_path, *TUNE, "--num-processes", "2", "--max-batch", "2", "--json", "--plain"
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ Most is refused before a worker starts and is asked of `cli.main` in this proces
 can find is asked of the installed command.
 """
 
-import json
 import signal
 import subprocess
 import sys
@@ -16,7 +15,9 @@ import pytest
 
 import cli
 from autotune.workers.group import WorkerGroup
+from tests.support.command_toy import TOY
 from tests.support.fake_nvml import FakeDriver, FakeGpu
+from tests.support.runs import chosen, ended, run
 
 NO_DRIVER = {"nvmlInitWithFlags": 9}
 
@@ -365,18 +366,21 @@ def test_a_place_for_logs_that_cannot_be_written_is_refused_at_once(
 
 # --- what only a worker finds
 
-TRAIN = ("train", "--profile", "fast", "--device", "cpu", "--max-steps", "1", "--plain", "--json",
-         "--generate-rows", "0")  # fmt: skip
+TRAIN = ("train", "--profile", "fast", "--device", "cpu", "--max-steps", "1", "--output-dir", "run",
+         "--plain", "--json")  # fmt: skip
 
 
-def test_damaged_data_ends_a_run_that_then_goes_well(folder: Path) -> None:
+def test_damaged_data_ends_a_run_that_then_goes_well(
+    chatlm: Chatlm, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing is left that the right run would stumble over; done, it is not done twice."""
     (folder / "bad.jsonl").write_text('{"prompt": "问", "response": "答"}\n' * 16 + '{"prompt')
 
-    bad = installed(*TRAIN, "--data", "bad.jsonl", "--output-dir", "run")
+    bad = installed(*TRAIN, "--data", "bad.jsonl")
     left_by_bad = left()
-    good = installed(*TRAIN, "--data", "good.jsonl", "--output-dir", "run")
-    again = installed(*TRAIN, "--data", "good.jsonl", "--output-dir", "run")
+    good = run(chosen("fast", Path("run"), data=("good.jsonl",), max_steps=1))
+    capsys.readouterr()
+    again = chatlm(*TRAIN, "--data", "good.jsonl")
 
     assert (bad.code, bad.out) == (1, "")
     assert bad.err.splitlines()[-1].startswith(
@@ -384,34 +388,19 @@ def test_damaged_data_ends_a_run_that_then_goes_well(folder: Path) -> None:
     )
     assert "Traceback" not in bad.err
     assert left_by_bad == set()
-    assert good.code == 0, good.err
-    assert json.loads(good.out)["steps"] == 1
+    assert ended(good).result["steps"] == 1
     assert again.message == (
         "run holds this run, finished; use --fresh to train it again, or another --output-dir"
     )
 
 
-def test_a_model_folder_without_weights_leaves_no_profile(folder: Path) -> None:
-    """As after a download that was broken off."""
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text('{"model_type": "t5"}')
+def test_a_workload_that_is_refused_leaves_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's own words, and nothing is left."""
+    monkeypatch.setenv("CHATLM_TOY", '{"how": "refuse", "building": true}')
 
-    ended = installed(
-        "autotune",
-        "--device",
-        "cpu",
-        "--model",
-        "model",
-        "--data",
-        "good.jsonl",
-        "--plain",
-        "--json",
-    )
+    refused = installed("autotune", "--device", "cpu", *TOY, "--plain", "--json")
 
-    assert (ended.code, ended.out) == (1, "")
-    assert ended.err.splitlines()[-1] == (
-        "chatlm: model has a config.json but no weights (*.safetensors); save the model and its "
-        "tokenizer there, both with save_pretrained"
-    )
-    assert "Traceback" not in ended.err
-    assert left() == {"model"}
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.splitlines()[-1] == "chatlm: no such toy; use another"
+    assert "Traceback" not in refused.err
+    assert left() == set()

@@ -39,6 +39,16 @@ def chatlm(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def plant_bombs(folder: Path) -> None:
+    """Modules of our names that raise when they are imported, as the user's current folder may have."""
+    bomb = "raise SystemExit('the wrong module was imported')\n"
+    for name in ("trainer", "profiles"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(bomb)
+    for name in ("autotune.py", "cli.py", "dashboard.py"):
+        (folder / name).write_text(bomb)
+
+
 def steps(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

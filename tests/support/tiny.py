@@ -15,26 +15,26 @@ CAUSAL = ("gpt2", "llama", "qwen2")
 FAMILIES = (*SEQ2SEQ, *CAUSAL)
 
 
-def tiny(family: str, *, seed: int = 0, dropout: float = 0.0) -> Any:
-    """A model of that family with two layers of width 32 on each side."""
+def tiny(family: str, *, seed: int = 0, dropout: float = 0.0, layers: int = 2) -> Any:
+    """A model of that family with so many layers of width 32 on each side."""
     import torch
     import transformers as hf
 
     common = {"vocab_size": 2048, "pad_token_id": 0, "eos_token_id": 1}
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    heads = {"num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2}
     t5 = {
-        "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2,
-        "num_decoder_layers": 2, "decoder_start_token_id": 0, "dropout_rate": dropout,
+        "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": layers,
+        "num_decoder_layers": layers, "decoder_start_token_id": 0, "dropout_rate": dropout,
     }  # fmt: skip
     llama = {**heads, "hidden_size": 32, "intermediate_size": 64, "bos_token_id": 3}
     bart = {
-        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+        "d_model": 32, "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": 4,
         "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
         "decoder_start_token_id": 1, "bos_token_id": 3, "forced_eos_token_id": None,
         "max_position_embeddings": 512, "dropout": dropout, "init_std": 0.2,
     }  # fmt: skip
     gpt2 = {
-        "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 510, "bos_token_id": 3,
+        "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 510, "bos_token_id": 3,
         "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout,
     }  # fmt: skip
     kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -58,9 +58,9 @@ def tokenizer() -> Any:
     return hf.AutoTokenizer.from_pretrained(str(resources.files("trainer") / "assets/tokenizer"))
 
 
-def save(family: str, folder: Path) -> Path:
+def save(family: str, folder: Path, *, layers: int = 2) -> Path:
     """The model and its tokenizer as a user has them: written by `save_pretrained`."""
-    tiny(family).save_pretrained(folder)
+    tiny(family, layers=layers).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
