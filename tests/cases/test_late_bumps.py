@@ -1,0 +1,28 @@
+"""Training peaks where its probe did: the rehearsed worst batch of a tuned size, then real steps."""
+
+import json
+from pathlib import Path
+
+from autotune.devices.group import CPU_NOISE
+from tests.support.commands import chatlm, steps
+
+
+def test_no_step_of_training_peaks_above_the_budget_or_its_probe(tmp_path: Path) -> None:
+    """Up to a CPU's noise, the highest of all steps; below it where a finer cut pays."""
+    tuned = chatlm(
+        tmp_path, "autotune", "--device", "cpu", "--vram-limit", "1GiB", "--target-vram", "0.6",
+        "--max-batch", "32", "--effective-batch", "64", "--json", "--plain",
+    )  # fmt: skip
+    trained = chatlm(
+        tmp_path, "train", "--device", "cpu", "--profile", "tuned", "--max-steps", "6", "--generate-rows", "4",
+        "--output-dir", "run", "--plain",
+    )  # fmt: skip
+
+    assert tuned.returncode == 0, tuned.stderr
+    assert trained.returncode == 0, trained.stderr
+    (card,) = json.loads(tuned.stdout)["devices"]
+    records = steps(tmp_path / "run")
+    highest = max(record["device_peak_bytes"] for record in records)
+    assert [record["samples"] for record in records] == [64 * n for n in range(1, 7)]
+    assert highest <= (1 + 2 * CPU_NOISE) * card["budget_bytes"]
+    assert 0.85 * card["peak_bytes"] <= highest <= 1.02 * card["peak_bytes"]
