@@ -222,20 +222,21 @@ def test_ctrl_c_before_anything_fitted_writes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("fixed", "told"),
+    ("toy", "told"),
     [
-        (200, ("the model and its optimizer alone do not fit: stopped at ",
+        # it stays in memory until a meter has seen it
+        ({"fixed": 200 * MIB, "how": "hang", "building": True}, ("the model and its optimizer alone do not fit: stopped at ",
                "past the guard's 140 MiB; try a higher target")),
-        (90, ("nothing fits: micro-batch 1 peaks at ",
+        ({"fixed": 90 * MIB}, ("nothing fits: micro-batch 1 peaks at ",
                "the budget of emulated card is 120 MiB", "try a higher --target-vram")),
     ],
     ids=["the model", "one sequence"],
 )  # fmt: skip
 def test_a_card_that_is_too_small_is_said(
-    fixed: int, told: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: dict[str, Any], told: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the figures, and what to try; nothing is written."""
-    misbehave(monkeypatch, fixed=fixed * MIB)
+    misbehave(monkeypatch, **toy)
 
     done = chatlm(tmp_path, *TUNE_TOY, "--target-vram", "0.3", "--max-batch", "64", "--plain")
 
