@@ -40,14 +40,19 @@ class WorkerGroup(Generic[M]):
         self.lost_a_rank = False
         """Whether a rank closed its connection before the messages that `watch` yielded last."""
         self.pids = self._hub.pids
-        self._launcher = subprocess.Popen(
-            list(command),
-            env={**environment, SOCKET_VARIABLE: self._hub.path},
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is the supervisor's to handle
-        )
+        try:
+            self._launcher = subprocess.Popen(
+                list(command),
+                env={**environment, SOCKET_VARIABLE: self._hub.path},
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is the supervisor's to handle
+            )
+        except BaseException:  # no process could be started, or Ctrl-C
+            self._hub.close()
+            self._log.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

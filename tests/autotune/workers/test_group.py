@@ -187,3 +187,18 @@ def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         pass
 
     assert str(caught.value) == f"cannot write the log {tmp_path / 'log'}: Is a directory"
+
+
+def test_a_group_that_cannot_be_started_leaves_nothing_open(tmp_path: Path) -> None:
+    open_before = psutil.Process().num_fds()
+
+    with pytest.raises(FileNotFoundError):
+        WorkerGroup[FromProbe](
+            [str(tmp_path / "no-such-launcher")],
+            messages=FromProbe,
+            environment={},
+            log_path=tmp_path / "log",
+            host=HostMeter(),
+        )
+
+    assert psutil.Process().num_fds() == open_before
