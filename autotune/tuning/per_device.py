@@ -36,8 +36,9 @@ def ask_each(
     if any(size is None and best is None for size, best in zip(asked, answers, strict=True)):
         return None  # one of them holds not even a single sequence
     sizes = tuple(size or best or 1 for size, best in zip(asked, answers, strict=True))
-    if most is not None and sum(sizes) > most:
-        sizes = tuple(max(1, size * most // sum(sizes)) for size in sizes)
+    if most is not None and sum(sizes) > most >= len(sizes):
+        spare, wanted = most - len(sizes), sum(sizes) - len(sizes)  # each rank has one
+        sizes = tuple(1 + (size - 1) * spare // wanted for size in sizes)
     ran_together = {trial.sizes for trial in known}
     return None if sizes in ran_together else sizes  # they fit, or others forbid it
 

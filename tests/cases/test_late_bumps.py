@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 
 from autotune.devices.group import CPU_NOISE
+from tests.support.cards import SMALL_CARD
 from tests.support.commands import chatlm, steps
 
 
 def test_no_step_of_training_peaks_above_the_budget_or_its_probe(tmp_path: Path) -> None:
     """Up to a CPU's noise, the highest of all steps; below it where a finer cut pays."""
     tuned = chatlm(
-        tmp_path, "autotune", "--device", "cpu", "--vram-limit", "1GiB", "--target-vram", "0.6",
-        "--max-batch", "32", "--effective-batch", "64", "--json", "--plain",
+        tmp_path, "autotune", "--device", "cpu", "--vram-limit", str(SMALL_CARD),
+        "--target-vram", "0.6", "--max-batch", "32", "--effective-batch", "64", "--json", "--plain",
     )  # fmt: skip
     trained = chatlm(
         tmp_path, "train", "--device", "cpu", "--profile", "tuned", "--max-steps", "6", "--generate-rows", "4",

@@ -21,15 +21,17 @@ from autotune.events import ProbeEnded, ProbeStarted
 from autotune.tuning.prober import Limits, Prober, WorkloadSpec
 from autotune.verdict import Verdict
 from dashboard.event_log import read_events
+from tests.support.cards import CUDA_LIBRARIES, SMALL_CARD
 from tests.support.command_toy import TOY
 from tests.support.commands import CHATLM, chatlm, plant_bombs, start
 from tests.support.processes import deadline, still_running, wait_until, workers_of
 from trainer.config.settings import WorkloadSettings
 
-GIB = 2**30
 MIB = 2**20
 SHORT = ("--max-source-length", "32", "--max-target-length", "32")
-TUNE = ("autotune", "--device", "cpu", "--vram-limit", "1GiB", "--target-vram", "0.6", *SHORT)
+TUNE = (
+    "autotune", "--device", "cpu", "--vram-limit", str(SMALL_CARD), "--target-vram", "0.6", *SHORT,
+)  # fmt: skip
 TUNE_TOY = ("autotune", "--device", "cpu", "--vram-limit", "400MiB", "--target-vram", "0.6", *TOY)
 
 
@@ -108,8 +110,8 @@ def test_the_answer_is_the_documented_json_and_a_profile(
             "reserved_bytes", "allocated_bytes",
         ]
     ]  # fmt: skip
-    assert document["devices"][0]["total_bytes"] == GIB
-    assert document["devices"][0]["budget_bytes"] == int(0.6 * GIB)
+    assert document["devices"][0]["total_bytes"] == SMALL_CARD
+    assert document["devices"][0]["budget_bytes"] == int(0.6 * SMALL_CARD)
     assert document["devices"][0]["peak_bytes"] > 0.95 * document["devices"][0]["budget_bytes"]
     check(document, folder)
 
@@ -255,7 +257,7 @@ def test_torch_refused_an_allocation_is_out_of_memory(tmp_path: Path) -> None:
             path="trainer.workload:build",
             settings={**settings, "effective": 1, "effective_fixed": False},
         ),
-        group=EmulatedDevices(700 * MIB, 1),
+        group=EmulatedDevices(700 * MIB + CUDA_LIBRARIES, 1),
         host=HostMeter(),
         limits=Limits(target=1.0, target_ram=1.0),
         emit=events.append,

@@ -1,6 +1,7 @@
 """The screen behind a real terminal: it leaves the terminal as it found it, however it ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from tests.support.toy_workload import ROOT
 
 SCRIPT = ROOT / "tests" / "support" / "screen_script.py"
 OTHER_PAGE, NORMAL_PAGE = "\x1b[?1049h", "\x1b[?1049l"
+UNFINISHED = re.compile(r"\x1b(\[[?;\d]*)?\Z")
+"""The beginning of an escape sequence at the end of what was read."""
 
 
 class Terminal:
@@ -25,12 +28,15 @@ class Terminal:
         self.normal = pyte.Screen(columns, lines)
         self.other = pyte.Screen(columns, lines)
         self.is_other = False
-        self.written = ""
+        self.written = self.unfinished = ""
         self.process: pexpect.spawn[str]
 
     def write(self, text: str) -> None:
         self.written += text
-        for piece in split(text):
+        text = self.unfinished + text
+        cut = UNFINISHED.search(text)
+        self.unfinished = cut[0] if cut else ""
+        for piece in split(text.removesuffix(self.unfinished)):
             if piece in (OTHER_PAGE, NORMAL_PAGE):
                 self.is_other = piece == OTHER_PAGE
             else:

@@ -17,6 +17,7 @@ from tests.support.runs import chosen, ended, rows_file, run
 from trainer.config.options import TrainOptions
 from trainer.config.resolve import resolve
 from trainer.config.settings import TrainSettings
+from trainer.data import tokenization
 from trainer.events import Tokenising
 
 FEW = ("--device", "cpu", "--plain", "--dropout", "0", "--seed", "5", "--profile", "small",
@@ -223,6 +224,7 @@ def test_an_interrupted_tokenising_is_gone_on_with(
     _, err = process.communicate(timeout=60)
     (partial,) = (tmp_path / "cache").glob(".partial-*")
     kept = json.loads((partial / "stats.json").read_text())
+    monkeypatch.setattr(tokenization, "TELL_EVERY", 0.0)  # the rest may take less
     resumed = run(
         chosen("small", tmp_path / "run", data=(str(tmp_path / "rows.jsonl"),), max_steps=1)
     )

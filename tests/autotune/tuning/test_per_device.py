@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autotune.cause import Cause, Failure
@@ -82,6 +82,7 @@ def test_each_card_gets_nearly_the_most_that_it_holds(group: list[Card], ceiling
 
 
 @given(CARDS, st.integers(4, 60))
+@example([(500, 0, 1), (500, 0, 1), (500, 345, 90), (500, 345, 90)], 5)
 def test_together_they_are_no_more_than_the_effective_batch(group: list[Card], most: int) -> None:
     """The user's own choice stands."""
     trials = search(group, ceiling=most, most=most)
