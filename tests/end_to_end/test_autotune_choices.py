@@ -98,7 +98,7 @@ def test_the_learning_rate_is_scaled_only_when_asked_to(
 
 
 def test_a_scaled_rate_is_another_run() -> None:
-    """A run that is gone on with keeps its own."""
+    """A run that is resumed keeps its own."""
     profile = grown(8)
     plain = resolve(profile, TrainOptions(), device="cpu", world_size=2)
 
