@@ -31,6 +31,11 @@ def shared_memory(path: Path = SHARED_MEMORY) -> str:
     return f"{path} has {format_bytes(disk.total)}, {format_bytes(disk.free)} of them free"
 
 
+def suffices(free: int | None, users: int) -> bool:
+    """Whether these free bytes are enough for so many processes that use shared memory."""
+    return users == 0 or (free is not None and free >= NEEDED * users)
+
+
 def shortage(free: int | None, *, nccl_ranks: int, loader_workers: int) -> str | None:
     """A line that says what is missing and what to do; None when there is enough.
 
@@ -38,8 +43,7 @@ def shortage(free: int | None, *, nccl_ranks: int, loader_workers: int) -> str |
     `loader_workers` is their number over all ranks.
     """
     users = nccl_ranks + loader_workers
-    needed = NEEDED * users
-    if needed == 0 or (free is not None and free >= needed):
+    if suffices(free, users):
         return None
     has = "there is no" if free is None else f"{format_bytes(free)} free in"
     cures = ["in Docker, run with --shm-size 1g"]
@@ -49,5 +53,5 @@ def shortage(free: int | None, *, nccl_ranks: int, loader_workers: int) -> str |
         cures.append("use no loader workers")
     return (
         f"{has} {SHARED_MEMORY}, and {users} process{'es' if users > 1 else ''} may want "
-        f"{format_bytes(needed)}: {', or '.join(cures)}"
+        f"{format_bytes(NEEDED * users)}: {', or '.join(cures)}"
     )

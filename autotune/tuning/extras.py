@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from autotune.devices.shared_memory import free_shared_memory, shortage
+from autotune.devices.shared_memory import free_shared_memory, suffices
 from autotune.trial import Trial, choose
 from autotune.tuning.loop import rebuild_search
 from autotune.tuning.prober import DataWait, Prober
@@ -43,7 +43,7 @@ def tune_loaders(prober: Prober, size: int, *, busy: float, ranks: int, room: in
     free = free_shared_memory()
 
     def measure(loaders: int) -> DataWait | None:
-        if shortage(free, nccl_ranks=0, loader_workers=loaders * ranks) is not None:
+        if not suffices(free, loaders * ranks):
             return None
         return prober.data_wait(size, loaders=loaders, busy=busy)
 

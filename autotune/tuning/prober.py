@@ -37,6 +37,7 @@ from autotune.workers.messages import (
     Probe,
 )
 from autotune.workers.session import Limits, Session, WorkersEnded, WorkloadSpec
+from autotune.workers.watchdog import silence_limit
 
 __all__ = ["DataWait", "Limits", "Prober", "WorkloadSpec"]
 
@@ -46,8 +47,6 @@ DRIFT = 1.01
 """Workers are replaced when they hold this factor of what they held before their first probe."""
 SAFE_SHARE = 0.75
 """Below this share of the budget a peak need not settle."""
-MAX_SLOWDOWN = 20
-"""A probe counts as hung after this factor of the time that its size should take."""
 MIN_PROBE_TIMEOUT = 60.0
 """Seconds before any probe can count as hung."""
 
@@ -222,7 +221,8 @@ class Prober:
     def _ask(self, session: Session, phase: Phase, sizes: Sequence[int]) -> list[Report]:
         longest = self.limits.silence
         if self._pace is not None:
-            longest = min(longest, max(MIN_PROBE_TIMEOUT, MAX_SLOWDOWN * self._pace * max(sizes)))
+            expected = self._pace * max(sizes)
+            longest = min(longest, silence_limit(expected, least=MIN_PROBE_TIMEOUT))
         limits = self.tenants.hard_limits(self.spec.world_size)
         safe = [int(SAFE_SHARE * room) for room in self.tenants.headroom(self.spec.world_size)]
         request = Probe(phase=phase, sizes=sizes, hard_limits=limits, safe=safe)

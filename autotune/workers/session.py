@@ -21,7 +21,7 @@ from autotune.workers import messages
 from autotune.workers.group import WorkerGroup
 from autotune.workers.launch import worker_command, worker_environment
 from autotune.workers.messages import Build, Failed, FromProbe, Request
-from autotune.workers.watchdog import Watchdog
+from autotune.workers.watchdog import MIN_SILENCE, Watchdog
 
 TICK = 0.05
 """Seconds between two readings of the meters."""
@@ -47,7 +47,7 @@ class Limits:
 
     target: float
     target_ram: float
-    silence: float = 600.0
+    silence: float = MIN_SILENCE
     """Without a message from any worker in a probe."""
     building: float = 7200.0
     """The same while the workers read the model and tokenise the data."""
@@ -129,8 +129,8 @@ class Session:
             if len(answers) == self.spec.world_size:
                 return [answers[rank] for rank in sorted(answers)]
             self._watch()
-            if (why := watchdog.check(bool(received))) is not None:
-                raise WorkersEnded(Failure(cause=Cause.HUNG, detail=why))
+            if (hang := watchdog.check(bool(received))) is not None:
+                raise WorkersEnded(hang)
         raise WorkersEnded(self._workers.how_it_ended())
 
     def _watch(self) -> None:

@@ -208,9 +208,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
 
 
-def test_an_interrupted_tokenising_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_tokenising_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends it at once with 130; a run of the same data has the first rows already, and trains."""
     monkeypatch.setenv("CHATLM_CACHE", str(tmp_path / "cache"))
     rows = ({"prompt": f"第 {i} 问，" + "问" * 40, "response": "答" * 40} for i in range(60_000))

@@ -22,8 +22,8 @@ class Clock:
         for _ in range(seconds):
             self.now += 1.0
             self.spent += load
-            if (why := watchdog.check(heard=False)) is not None:
-                found.append(why)
+            if (failure := watchdog.check(heard=False)) is not None:
+                found.append(str(failure))
         return found
 
 
