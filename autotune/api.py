@@ -17,14 +17,14 @@ from typing import Any
 
 from autotune.devices.host import HostMeter
 from autotune.devices.selection import open_devices
-from autotune.errors import NothingFits, UsageError, WorkerError
+from autotune.errors import UsageError, WorkerError
 from autotune.events import Emit, Listeners
 from autotune.trial import Trial
 from autotune.tuning.in_process import Step, step_prober
 from autotune.tuning.loop import Outcome, Prober, tune
 from autotune.tuning.prober import Limits, WorkloadSpec
 from autotune.tuning.prober import Prober as WorkerProber
-from autotune.units import check_fraction, format_bytes, parse_bytes
+from autotune.units import check_fraction, parse_bytes
 
 HOST_SHARE = 0.8
 """Of host memory, not to be exceeded beside a card; on the CPU the target itself where it is more."""
@@ -98,13 +98,13 @@ def find_micro_batch(
         )
     if outcome.interrupted:
         raise KeyboardInterrupt
-    return _found(outcome, target)
+    return _found(outcome)
 
 
-def _found(outcome: Outcome, target: float) -> Found:
+def _found(outcome: Outcome) -> Found:
     best = outcome.answer
     if best is None:
-        raise _nothing_fits(min(outcome.trials, key=lambda trial: trial.size), target)
+        raise outcome.nothing_fits("use a smaller model or shorter samples, or a higher target")
     assert best.peak is not None
     assert best.static_bytes is not None
     return Found(
@@ -114,21 +114,6 @@ def _found(outcome: Outcome, target: float) -> Found:
         fixed=best.static_bytes,
         trials=outcome.trials,
         seconds=outcome.seconds,
-    )
-
-
-def _nothing_fits(smallest: Trial, target: float) -> NothingFits:
-    allowed = smallest.budgets[smallest.tightest]
-    what = f"did not run ({smallest.reason})"
-    if smallest.peak is not None:
-        what = f"peaked at {format_bytes(smallest.peak)}"
-    if smallest.static_bytes is not None:
-        what += f", {format_bytes(smallest.static_bytes)} before the step"
-    return NothingFits(
-        f"size {smallest.size} {what}",
-        f"the budget is {format_bytes(allowed.budget)}: "
-        f"{100 * target:.3g} % of {format_bytes(allowed.total)}, less {format_bytes(allowed.others)} "
-        "that others hold; use a smaller model or shorter samples, or a higher target",
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from autotune.choices import Prefer
-from autotune.errors import ChatlmError
+from autotune.errors import ChatlmError, NothingFits
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.readings import DeviceBudget
 from autotune.search import Search
@@ -46,6 +46,21 @@ class Outcome:
     interrupted: bool
     seconds: float
     extras: Extras
+
+    def nothing_fits(self, hint: str) -> NothingFits:
+        """The error for a tuning in which not even one sequence per device holds the target."""
+        trial = min(self.trials, key=lambda t: t.size)
+        budget = trial.budgets[trial.tightest]
+        peak = "ran out of memory" if trial.peak is None else f"peaks at {format_bytes(trial.peak)}"
+        if trial.static_bytes is not None:
+            peak += f", {format_bytes(trial.static_bytes)} of it before the step"
+        reason = f" ({trial.reason})" if trial.reason else ""
+        return NothingFits(
+            f"nothing fits: micro-batch {trial.size} {peak}{reason}, and the budget of {budget.name} is "
+            f"{format_bytes(budget.budget)}, with {format_bytes(budget.others)} of "
+            f"{format_bytes(budget.total)} held by tenants",
+            hint,
+        )
 
 
 class Prober(Protocol):

@@ -189,9 +189,9 @@ def test_where_nothing_fits_the_error_has_the_numbers(card: int) -> None:
         find_micro_batch(heavy, ceiling=64, target=0.5, vram_limit=card)
 
     assert re.fullmatch(
-        r"size 1 peaked at \S+ [MG]iB, \S+ [MG]iB before the step; the budget is \S+ [MG]iB: "
-        r"50 % of \S+ [MG]iB, less 0 B that others hold; use a smaller model or shorter samples, "
-        r"or a higher target",
+        r"nothing fits: micro-batch 1 peaks at \S+ [MG]iB, \S+ [MG]iB of it before the step, and the "
+        r"budget of .+ is \S+ [MG]iB, with 0 B of \S+ [MG]iB held by tenants; "
+        r"use a smaller model or shorter samples, or a higher target",
         str(caught.value),
     )
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import profiles
 from autotune.devices.lock import locked
-from autotune.errors import NothingFits
 from autotune.events import Notice
 from autotune.plan import Plan, choose_effective
 from autotune.trial import Trial
 from autotune.tuning.extras import tune_evaluation, tune_loaders
 from autotune.tuning.loop import Extras, Outcome, tune
 from autotune.tuning.prober import Prober
-from autotune.units import format_bytes
 from autotune.workers.launch import memory_environment
 from profiles import Profile
 from profiles.schema import BatchSection, MemorySection, RunSection, TrialRow
@@ -24,6 +22,10 @@ from trainer.supervisor.job import TuneJob
 
 MOST = 4096
 """The largest micro-batch that is tried unless --max-batch says otherwise."""
+SMALLER = (
+    "try a higher --target-vram, a larger --vram-limit, shorter --max-source-length and "
+    "--max-target-length, or a smaller --model"
+)
 ROOMY = 1.1
 """Capacity is told from this many times the answer on."""
 
@@ -95,7 +97,7 @@ def run_tuning(job: TuneJob) -> Tuned:
         )
         prober.close()
         if outcome.answer is None:
-            raise KeyboardInterrupt if outcome.interrupted else nothing_fits(outcome)
+            raise KeyboardInterrupt if outcome.interrupted else outcome.nothing_fits(SMALLER)
         profile = make_profile(outcome, job)
         path = free_path(job.path) if outcome.interrupted else job.path
         profiles.save(profile, path)
@@ -196,21 +198,6 @@ def _effective_batch(job: TuneJob, trial: Trial) -> int:
         world_size=job.devices.world_size,
         wanted=job.effective_batch,
         fixed=job.is_fixed,
-    )
-
-
-def nothing_fits(outcome: Outcome) -> NothingFits:
-    """The error for a tuning in which not even one sequence per device holds the target."""
-    trial = min(outcome.trials, key=lambda t: t.size)
-    budget = trial.budgets[trial.tightest]
-    peak = "ran out of memory" if trial.peak is None else f"peaks at {format_bytes(trial.peak)}"
-    reason = f" ({trial.reason})" if trial.reason else ""
-    return NothingFits(
-        f"nothing fits: micro-batch {trial.size} {peak}{reason}, the budget of {budget.name} is "
-        f"{format_bytes(budget.budget)}, with {format_bytes(budget.others)} of "
-        f"{format_bytes(budget.total)} held by others",
-        "try a higher --target-vram, a larger "
-        "--vram-limit, shorter --max-source-length and --max-target-length, or a smaller --model",
     )
 
 
