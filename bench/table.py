@@ -76,7 +76,7 @@ def demo_rows(demo: dict[str, Any]) -> list[Row]:
             "`make demo`, after the install",
             f"{demo['seconds']:.0f} s with {demo['probes']} probes; micro-batch "
             f"{demo['micro_batch_size']}, {demo['exact_match']:.0%} of unseen questions answered "
-            f"to the letter",
+            f"exactly",
             "demo-cpu",
         ),
         (
