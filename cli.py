@@ -20,7 +20,7 @@ from trainer.config.options import AutotuneOptions, TrainOptions
 
 
 class Commands(TyperGroup):
-    """The commands, each of which exits with 130 after Ctrl-C."""
+    """The commands; each exits with 130 after Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -1,7 +1,7 @@
 """chatlm: find the micro-batch that holds a memory target.
 
-`find_micro_batch` and its `Found` are for other people's training code; they are imported when first
-asked for, since every command imports this package and few need them.
+`find_micro_batch` and its `Found` are for other people's training code. They are imported on first use,
+since every command imports this package and few need them.
 """
 
 from typing import TYPE_CHECKING, Any

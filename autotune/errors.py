@@ -1,4 +1,4 @@
-"""Every error that a user can fix: a kind of `ChatlmError` for each place where one begins.
+"""Every error that a user can fix: one kind of `ChatlmError` for each source of errors.
 
 An error has two fields: what happened, with the numbers, and a hint: what to try. The command line joins
 them, prints them without a traceback and exits 1. Any other exception is a bug and keeps its traceback.

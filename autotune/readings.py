@@ -25,20 +25,20 @@ class DeviceReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceBudget:
-    """What may be held of one device: `budget = target × total − others`, in bytes."""
+    """The memory that we may hold of one device: `budget = target × total − others`, in bytes."""
 
     device: str
     name: str
     total: int
     others: int
-    """Held by others; at first as it was before any worker of ours started."""
+    """Held by others; first read before any worker of ours starts."""
     budget: int
     hard_limit: int | None = None
-    """What a probe of ours is stopped at: the budget and a small margin (`guard`)."""
+    """A probe of ours is stopped above it: the budget and a small margin (`devices.budget`)."""
 
     @property
     def stops_early(self) -> bool:
-        """Whether an allocation fails at our own limit, before the device has no more."""
+        """Whether an allocation fails at our own limit before the device runs out of memory."""
         return self.hard_limit is not None and self.hard_limit < self.total - self.others
 
 
@@ -56,7 +56,7 @@ class Measured:
     reserved: int | None = None
     """The allocator's own peak, cached blocks included."""
     allocated: int | None = None
-    """The peak of what tensors held; what is reserved beyond it is cache and fragments."""
+    """Peak of tensors; the reserved memory beyond it is cache and fragments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +89,13 @@ class Report:
     activation_peak: int
     peak: int
     allocated: int
-    """The peak of what tensors held."""
+    """Peak of tensors."""
     resident: int
     retries: int
     seconds: tuple[float, ...]
-    """Of each timed step; the first warms up, and the mix is another size."""
+    """Seconds of each timed step; the warm-up and the step of mixed lengths are not timed."""
     samples: int
-    """Of one step."""
+    """Samples of one step on this rank; `tokens` excludes padding."""
     tokens: int
 
     @property

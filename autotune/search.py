@@ -1,11 +1,11 @@
 """Which size to probe next: an immutable ask/tell over integers, and nothing else.
 
 It keeps a *bracket*, the largest size that fits and the smallest that does not, and a *line* through two
-peaks, which predicts where the budget ends. The answer always comes from the bracket, so a wrong line costs
-probes and never gives a wrong answer.
+peaks, which predicts the size that fills the budget. The answer always comes from the bracket, so a wrong
+line costs probes and never gives a wrong answer.
 
-1. Probe the guess, or size 1. The static memory is the point at size 0; the two points give a line. Two
-   larger sizes replace size 0 once they tell a slope, since the first sample may cost more than the next.
+1. Probe the guess, or size 1. The static memory is the point at size 0; the two points give a line. Once two
+   larger sizes give a slope, they replace size 0, since the first sample may cost more than the next.
 2. Before the first failure, probe where the line reaches the aim, with the slope raised by its noise. The
    line from size 0 is steeper than a curve that starts with a jump or on a floor, so sizes up to its end
    are safe. Beyond it, a step multiplies the largest proven size by `MAX_GROWTH` at most.
@@ -47,7 +47,7 @@ Point = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What one probe told; bytes."""
+    """The result of one probe; bytes."""
 
     size: int
     verdict: Verdict
@@ -105,7 +105,7 @@ class Search:
         fixed: int | None = None,
         growing: int | None = None,
     ) -> "Search":
-        """The search that also knows how this probe ended; a peak that is not known is no point."""
+        """The search after this probe; bytes. Without a peak the line gets no new point."""
         told = Observation(
             size=size, verdict=verdict, peak=peak, static_bytes=fixed, activation_peak=growing
         )
@@ -127,7 +127,7 @@ class Search:
         return min(max(size, low + 1), high - 1)
 
     def _reach(self, line: "Line") -> int:
-        """The size at which the line reaches the aim; before the first failure limited as in step 2 above."""
+        """The size at which the line reaches the aim; before the first failure with the caps of step 2."""
         if self.high <= self.ceiling:
             return int(line.end) if line.end < self.high else self._halve()
         size, height = line.right

@@ -15,7 +15,7 @@ class Trial:
     """A size that was probed. Memory is of the device with the least headroom; bytes, seconds."""
 
     size: int
-    """The micro-batch; the largest of them where the ranks' are unequal."""
+    """The micro-batch; the largest one if the ranks' differ."""
     verdict: Verdict
     peak: int | None
     """Our own peak, others' memory subtracted; None when the probe ended before it could tell."""
@@ -38,9 +38,9 @@ class Trial:
     tokens_per_second: float | None = None
     """Padding not counted."""
     speed_spread: float | None = None
-    """How far the timed steps lie apart, as a share of their mean; None of a single one."""
+    """Range of the timed steps' seconds, as a share of their mean; None for a single step."""
     failure: Failure | None = None
-    """Why its verdict is not that of its peak; None of a probe that was measured in full."""
+    """Why the verdict does not follow from the peak; None for a probe that was measured in full."""
 
     @property
     def reason(self) -> str | None:
@@ -54,7 +54,7 @@ class Trial:
 
     @property
     def sequences(self) -> int:
-        """Of one micro-batch on every rank."""
+        """Sequences of one micro-batch on every rank, summed over the ranks."""
         return sum(self.sizes) or self.size
 
     @property
@@ -87,7 +87,7 @@ def with_verdict(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial:
 
 
 def reevaluate(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial | None:
-    """What an earlier trial says under these budgets; None when it says nothing any more.
+    """An earlier trial under these budgets; None if its verdict there is unknown.
 
     A probe that ended without a peak was too large for the budget of its time, and for any
     smaller one; under a larger one it may fit.

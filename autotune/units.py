@@ -1,4 +1,4 @@
-"""Amounts as people write them: `20GiB`, `0.6`, and back. Inside, bytes and shares are numbers."""
+"""Amounts as people write them: `20GiB`, `0.6`, and back. The code holds bytes and shares as numbers."""
 
 import re
 from decimal import Decimal

@@ -11,5 +11,5 @@ class Verdict(StrEnum):
     OVER = "over"
     """Ran, and its peak is above the budget; or the guard stopped it there."""
     OOM = "oom"
-    """Did not run: the device or the host had no memory for it, or another limit of size that the
-    trial's reason names."""
+    """Did not run: the device or the host had no memory for it, or the trial's reason names another
+    size limit."""

@@ -1,8 +1,8 @@
 """chatlm under one name: `from chatlm import find_micro_batch, tune_trainer`.
 
 `python -m chatlm` is the command, `python -m chatlm.trainer` is what launchers start. The packages behind it
-(`autotune`, `profiles`, `trainer`, `dashboard`, `cli`) have names that other distributions use too, so that
-each entry first checks that they are chatlm's own.
+(`autotune`, `profiles`, `trainer`, `dashboard`, `cli`) have names that other distributions use too, so each
+entry point first checks that they are chatlm's own.
 """
 
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 PARTS = ("autotune", "profiles", "trainer", "dashboard", "cli")
 MARK = b'"""chatlm: '
-"""How the file of each part begins."""
+"""The file of each part begins with this."""
 
 
 def check_parts() -> None:

@@ -42,7 +42,7 @@ LONGEST_REASON = 120
 
 
 class PlainLines:
-    """A listener that prints all but readings and some of the steps."""
+    """A listener that prints every event but readings, and a few of the steps."""
 
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream

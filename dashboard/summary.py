@@ -16,7 +16,7 @@ def tuned_words(
 ) -> str:
     """The plan, its peak, the other tuned settings, and where the profile is.
 
-    `estimated_capacity` is the micro-batch that fits the devices, where the effective batch is smaller.
+    `estimated_capacity` is the micro-batch that would fit the devices, if the effective batch is smaller.
     """
     plan = profile.plan(profile.fingerprint.world_size)
     lines = [
@@ -73,7 +73,7 @@ def grown_words(profile: Profile) -> list[str]:
 
 
 def room_words(plan: Plan, estimated_capacity: int | None) -> list[str]:
-    """A larger effective batch that would use the free memory, where the effective batch is the bound."""
+    """A larger effective batch that would use the free memory, if the effective batch limits the size."""
     if estimated_capacity is None or sum(plan.sizes) < plan.effective_batch:
         return []
     return [

@@ -33,7 +33,7 @@ class BatchSection(Section):
     micro_batch_sizes: list[Count] | None = None
     """One a device, in the order of ranks; None when all are equal."""
     gradient_accumulation_steps: Count
-    """On the device that has the most, at the fingerprint's world size."""
+    """Micro-batches per step on the device that has the most, at the fingerprint's world size."""
     effective_batch_size: Count
     """Samples per optimizer step over all devices."""
     base_effective_batch_size: Count | None = None
@@ -100,7 +100,7 @@ class TrialRow(Section):
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
     speed_spread: Annotated[float, Field(ge=0)] | None = None
-    """The range of the timed steps' samples per second, as a share of their mean."""
+    """The range of the timed steps' seconds, as a share of their mean."""
     reason: str | None = None
 
 

@@ -19,7 +19,7 @@ class Tokenising:
     """None where the file does not say how many it has."""
     tokens: int
     seconds: float
-    """Since the first row, interrupted parts included."""
+    """Seconds of tokenising, those before an interruption included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class TrainingEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """Model and data are read; the supervisor compares the facts with its profile's: then `Go`."""
+    """Model and data are loaded; the supervisor compares `facts` with the profile, then sends `Go`."""
 
     type: ClassVar[str] = "built"
     facts: dict[str, Any]
@@ -117,7 +117,7 @@ class Train:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Go:
-    """To a worker: what it built may be trained."""
+    """To a worker: start to train."""
 
     type: ClassVar[str] = "go"
 
@@ -143,4 +143,4 @@ Progress = (
 FromTrainer = Progress | Failed
 ToTrainer = Train | Go | Stop
 Say = Callable[[Progress], None]
-"""To the supervisor over the wire, or to standard output under a launcher of the user's own."""
+"""Sends an event: to the supervisor, or to standard output under the user's own launcher."""

@@ -1,4 +1,4 @@
-"""Memory as a worker sees its own: the counters that a probe reads between its phases.
+"""A process's own memory on its device: the counters that a probe reads between its phases.
 
 `HostMemory` counts resident pages, for a CPU. `CudaMemory` counts what torch's caching allocator
 reserves; the supervisor adds the context, which torch cannot see, from NVML.
@@ -24,7 +24,7 @@ OOM_TEXTS = (
     "std::bad_alloc",
     "Cannot allocate memory",
 )
-"""What an allocation failure says where it has no type of its own."""
+"""Messages of allocation failures that have no exception type of their own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -59,7 +59,7 @@ class DeviceMemory(Protocol):
     """The card's UUID, `cpu` for the host; compare by `same_device`: torch does not tell a MIG
     slice from a card, so here it begins with `GPU-` where NVML says `MIG-`."""
     caches: bool
-    """Whether freed memory stays counted: then only the first step tells its phases apart."""
+    """Whether freed memory stays counted; then only the first step shows the peak of each phase."""
 
     def release_cached(self) -> None:
         """Gives back what no tensor holds."""
@@ -78,13 +78,13 @@ class DeviceMemory(Protocol):
         """The highest `allocated` since `reset_peak`."""
 
     def retries(self) -> int:
-        """How often an allocation succeeded only after a flush of the cache; above 0 it thrashes."""
+        """Allocations that succeeded only after a flush of the cache; above 0 the allocator thrashes."""
 
     def synchronize(self) -> None:
         """Returns when the device has done all that was asked of it."""
 
     def limit(self, amount: int) -> Callable[[], None]:
-        """Makes an allocation fail that would take this process beyond `amount`; returns what undoes it."""
+        """Makes allocations beyond `amount` bytes in this process fail; returns the function that undoes it."""
 
 
 class HostMemory:
@@ -104,7 +104,7 @@ class HostMemory:
         return
 
     def limit(self, amount: int) -> Callable[[], None]:
-        """As `DeviceMemory.limit`. Memory that is reserved and untouched, as by Arrow, does not count."""
+        """As `DeviceMemory.limit`; memory that is reserved but untouched, as by Arrow, does not count."""
         return processes.limit_data(processes.private() + max(0, amount - self.resident()))
 
 

@@ -33,7 +33,7 @@ def device_breach(
 
 
 def host_breach(host: HostReading, target: float) -> Failure | None:
-    """The failure for which the workers must end, so that the host keeps its floor or its target."""
+    """The failure if host memory is past its floor or its target: the workers must end; else None."""
     if host.free <= HOST_FLOOR * host.total:
         return Failure(cause=Cause.HOST_OOM, detail="host memory ran out, the workers were stopped")
     if host.used > max(target, min(target + MARGIN, 1 - HOST_FLOOR)) * host.total:

@@ -43,13 +43,13 @@ class OwnDevice:
         return self.context() + self.memory.peak()
 
     def measure(self, report: Report) -> list[Measured]:
-        """What a probe peaked at, after the allocator's cache was emptied."""
+        """The peak of the probe that has ended; call it after the allocator's cache was emptied."""
         (reading,) = self._group.read({})
         return self._group.measure([report], [self.budget], [reading.used])
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Allocations beyond the budget and its small margin fail; afterwards as they were."""
+        """Inside the block, allocations beyond the budget and a small margin fail."""
         assert self.budget.hard_limit is not None
         undo = self.memory.limit(max(0, self.budget.hard_limit - self.context()))
         try:

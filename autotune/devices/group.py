@@ -1,4 +1,4 @@
-"""The devices that a tuning fills: whose memory counts, and what a probe peaked at on each.
+"""The devices that a tuning fills: whose memory counts, and the peak of a probe on each.
 
 The memory identity, per device: `budget = target × total − others`, and
 `peak = max(sampled, used_now − reserved_now + max_reserved) − others`.
@@ -55,7 +55,7 @@ class DeviceGroup(Protocol):
 
 
 class GpuDevices(DeviceGroup):
-    """NVIDIA cards, one a rank, through the driver; `limit` pretends that each is that large."""
+    """NVIDIA cards, one a rank, through the driver; each is treated as at most `limit` bytes large."""
 
     kind: DeviceKind = "cuda"
     noise = NOISE  # not measured yet

@@ -21,8 +21,8 @@ import psutil
 POLL = 0.5
 """Seconds between two tries; between them, Ctrl-C works."""
 OPENINGS = (os.O_RDWR, os.O_RDWR | os.O_CREAT, os.O_RDONLY)
-"""Ways to open a lock file, best first. What another user made in a sticky folder may not be opened
-for creation (fs.protected_regular), and perhaps not for writing; to be locked it needs reading only."""
+"""Ways to open a lock file, best first. In a sticky folder, another user's file may not be opened for
+creation (fs.protected_regular), and perhaps not for writing. A lock needs only reading."""
 SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -32,8 +32,8 @@ def locked(
 ) -> Iterator[None]:
     """Holds the devices until the block ends; waits for each that another process holds.
 
-    `notify` gets a line for each device that is waited for, and for each that cannot be locked:
-    that one is used without a lock.
+    `notify` gets a line for each device that another process holds, and for each that cannot be
+    locked and is used without a lock.
     """
     folder = Path(tempfile.gettempdir()) if folder is None else folder
     with ExitStack() as stack:
@@ -69,7 +69,7 @@ def _open(file: Path) -> int:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError(0, "not a file")
-        with suppress(OSError):  # another user's: its maker has done it
+        with suppress(OSError):  # another user's file: its owner has done it
             os.fchmod(descriptor, 0o666)  # whatever the umask: other users lock it too
         return descriptor
     raise refusal
@@ -90,7 +90,7 @@ def _sign(descriptor: int, text: str) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds the lock, by what the file says. Anyone may write it: to show, never to decide."""
+    """Who holds the lock, as the file says. Anyone may write the file: to show, never to decide."""
     text = os.pread(descriptor, 200, 0).decode(errors="replace")
     match = re.fullmatch(r"(\d{1,10}) (\d\d:\d\d:\d\d) (.+)", text)
     if match is None or not match[3].isprintable() or not psutil.pid_exists(int(match[1])):

@@ -46,8 +46,8 @@ class NvmlDevice:
         """Memory now, the rest at most a second old.
 
         Raises:
-            DeviceError: the GPU is lost, closed to this user or without memory of its own, or the
-                driver is closed.
+            DeviceError: the GPU is lost, not readable by this user or without memory of its own, or
+                the driver is closed.
         """
         if self.failure is not None:
             raise _refusal(self.name, self.failure) from self.failure
@@ -151,13 +151,13 @@ def _shut_down() -> None:
 def visible(nvml: Nvml, environ: Mapping[str, str]) -> tuple[NvmlDevice, ...]:
     """The devices that CUDA shows to a process with this environment, in CUDA's order.
 
-    As CUDA reads CUDA_VISIBLE_DEVICES: unset, all; else indices, or UUIDs or unambiguous beginnings
-    of them, up to the first entry that is invalid or of the other kind; a device named twice voids
-    the list; of MIG slices only the first counts.
+    CUDA's rules for CUDA_VISIBLE_DEVICES: unset shows all. Else it lists indices, or UUIDs or their
+    unambiguous beginnings. The first entry that is invalid or of the other kind ends the list. A
+    device named twice empties it. Of MIG slices only the first counts.
     https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html
 
-    An index is the driver's own (PCI order), which CUDA follows under
-    CUDA_DEVICE_ORDER=PCI_BUS_ID: workers are started with that set.
+    An index is the driver's own (PCI order). CUDA uses the same order with
+    CUDA_DEVICE_ORDER=PCI_BUS_ID, which workers are started with.
     """
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:

@@ -54,8 +54,8 @@ def proportional(pid: int) -> int:
     """Bytes of a process, a page that n processes share counted as 1/n; 0 once it is gone.
 
     The sum over several processes counts each page once. A sum of resident bytes counts a page of
-    a parent once more for each fork. `resident` where another user's process hides it. The kernel
-    walks all pages: 322 µs for 600 MiB (one virtual x86 core, Linux 6.18, 2026-11).
+    a parent once more for each fork. For another user's process it is `resident`. The kernel walks
+    all pages: 322 µs for 600 MiB (one virtual x86 core, Linux 6.18, 2026-11).
     """
     try:
         return int(psutil.Process(pid).memory_full_info().pss)
@@ -116,7 +116,7 @@ def reset_peak() -> None:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """No garbage is collected in the block, and nothing that it leaves is looked at again.
+    """Turns garbage collection off in the block; later collections skip every object made by then.
 
     For imports: what torch and transformers define stays for good. They take 5.0 CPU seconds
     instead of 6.9, and each later `trim` 4 ms instead of 220 (one virtual x86 core, Python 3.11,
@@ -145,7 +145,7 @@ def limit_data(amount: int) -> Callable[[], None]:
     resident memory closely. RLIMIT_AS counts reserved addresses, of which CUDA reserves far more
     than there is memory. A hard limit below `amount` stays.
 
-    Returns what puts the previous limit back.
+    Returns the function that restores the previous limit.
     """
     before = resource.getrlimit(resource.RLIMIT_DATA)
     hard_limit = before[1]

@@ -20,8 +20,8 @@ from autotune.readings import HostReading
 PERIOD = 0.05
 """Seconds between two readings of the devices."""
 SLOWLY = 4
-"""One reading in so many includes the host and the workers, unless the host is the device: 8 GPUs, the
-host and 8 workers every time would cost 1 % of a core."""
+"""One reading in this many includes the host and, on GPUs, the workers: to read 8 GPUs, the host and 8
+workers every time would cost 1 % of a core."""
 STALE = 1.0
 """Seconds after which a reading is too old."""
 JOIN = 2.0
@@ -37,7 +37,7 @@ class SampleWindow:
 
     latest: ReadingTaken
     highest: tuple[int, ...]
-    """Of each device, all processes together."""
+    """Highest use of each device, all processes together."""
     host_tightest: HostReading
     """The reading with the smallest share of the host free."""
     workers_highest: int

@@ -32,7 +32,7 @@ def shared_memory(path: Path = SHARED_MEMORY) -> str:
 
 
 def suffices(free: int | None, users: int) -> bool:
-    """Whether these free bytes are enough for so many processes that use shared memory."""
+    """Whether `free` bytes are enough for that many processes that use shared memory."""
     return users == 0 or (free is not None and free >= NEEDED * users)
 
 

@@ -1,4 +1,4 @@
-"""The budgets of a tuning's devices, kept true while other processes take and free memory.
+"""The budgets of a tuning's devices, updated while other processes take and free memory.
 
 The driver says how much is used, the workers how much of it their allocators hold. The rest is
 *unaccounted*: other processes' memory, and our own context, which grows when kernels are first
@@ -44,7 +44,7 @@ class Tenants:
         return baseline
 
     def set_baseline(self, held: Sequence[Held]) -> None:
-        """Notes what is unaccounted for now that workers have started: others' memory and contexts."""
+        """Notes what is unaccounted for after the workers have started: others' memory and contexts."""
         self._unaccounted, self._growth = self._group.unaccounted(held), CONTEXT_LOADING
 
     def update_budgets(self, held: Sequence[Held]) -> bool:
@@ -83,7 +83,7 @@ class Tenants:
         return passed_through(highest, ours, others, growth=growth)
 
     def changed_since_start(self) -> bool:
-        """Whether tenants took or freed memory before our workers, now gone, ran out of it."""
+        """Whether tenants' memory differs from the budgets'; call it after our workers have ended."""
         if not self._unaccounted:
             return False
         pairs = zip(self._without_us(), self.budgets, strict=True)

@@ -1,11 +1,11 @@
-"""The tuner for users of transformers' own Trainer: tune it once, then hold the run to its target.
+"""The tuner for users of transformers' own Trainer: tune it once, then check that the run holds the target.
 
     tune_trainer(trainer, target=0.6)
     trainer.train()
 
-A callback alone cannot tune: the Trainer hands callbacks no reference to itself, and has read its
-batch size before the first of them is called (transformers 5.23: `_train_batch_size` in `__init__`).
-It can watch the peak of the run.
+A callback alone cannot tune: the Trainer gives callbacks no reference to itself, and reads its batch
+size before it calls the first one (transformers 5.23: `_train_batch_size` in `__init__`). A callback
+can watch the peak of the run.
 """
 
 import copy
@@ -179,7 +179,7 @@ def worst_rows(dataset: Any) -> list[Row]:
 
 
 def _length(value: Any) -> int:
-    """Tokens or pixels of one column; nothing of a number or a text."""
+    """Tokens or pixels of one column; 0 for a number or a text."""
     if hasattr(value, "shape"):
         return int(np.prod(value.shape))
     return len(value) if isinstance(value, list | tuple) else 0
@@ -206,7 +206,7 @@ class Probe:
         self.__name__ = type(trainer.model).__name__
 
     def __call__(self, size: int) -> None:
-        accumulation = min(2, self._effective // size)  # more change no memory
+        accumulation = min(2, self._effective // size)  # more take no more memory
         shadow = self._trainer
         shadow._train_batch_size = shadow.args.per_device_train_batch_size = size
         shadow.args.gradient_accumulation_steps = accumulation
@@ -229,7 +229,7 @@ def _quiet(args: TrainingArguments) -> TrainingArguments:
     args.eval_strategy = args.logging_strategy = IntervalStrategy.NO
     args.eval_on_start = args.load_best_model_at_end = args.push_to_hub = False
     args.logging_first_step = args.auto_find_batch_size = False
-    args.train_sampling_strategy = "sequential"  # the rows are in the order that is meant
+    args.train_sampling_strategy = "sequential"  # keeps the order of the rows
     args.disable_tqdm = args.skip_memory_metrics = True
     args.dataloader_num_workers = 0
     args.dataloader_prefetch_factor = None

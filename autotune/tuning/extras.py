@@ -1,4 +1,4 @@
-"""What a profile knows beside the size: the evaluation batch and the number of loader processes."""
+"""What a profile holds besides the size: the evaluation batch and the number of loader processes."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ GROWTH = 4
 PROBES = 3
 
 MIN_GAIN = 0.02
-"""Share of a step that it may wait: less is not worth a process."""
+"""A shorter wait, as a share of the step, is not worth a process."""
 TRIED = (1, 2, 4, 8)
 
 
@@ -53,7 +53,7 @@ def tune_loaders(prober: Prober, size: int, *, busy: float, ranks: int, room: in
 def fewest(
     measure: Callable[[int], DataWait | None], *, busy: float, most: int, room: int
 ) -> int | None:
-    """The fewest loaders whose wait is not worth one more, among those that there is room for."""
+    """The fewest loaders after which more do not shorten the wait enough, within `most` and `room`."""
     alone = measure(0)
     if alone is None:
         return None

@@ -18,11 +18,11 @@ from autotune.tuning.probe import Load, measure
 from autotune.verdict import Verdict
 
 Step = Callable[[int], object]
-"""One optimizer step of the caller's, forward to update, on a worst-case batch of so many samples."""
+"""The caller's optimizer step, forward to update, on a worst-case batch of that many samples."""
 
 
 class StepProber:
-    """Probes a step function; out of memory leaves nothing of itself behind."""
+    """Probes a step function; after out of memory it frees the tensors of the failed step."""
 
     noise = NOISE  # the allocator's settings are the caller's
 
@@ -90,7 +90,7 @@ class StepWorkload:
 
 @contextmanager
 def step_prober(step: Step, target: float, vram_limit: int | None) -> Iterator[StepProber]:
-    """The prober, once a first step at size 1 has brought up what stays.
+    """The prober, after a first step at size 1 that allocates what stays resident.
 
     Raises:
         NothingFits: that step runs out of memory.
@@ -111,7 +111,7 @@ def step_prober(step: Step, target: float, vram_limit: int | None) -> Iterator[S
 
 
 def forget_frames(error: BaseException | None) -> None:
-    """Drops the tensors in the frames that failed: whoever keeps the error keeps them too."""
+    """Drops the tensors in the frames of the failed call, which the error would keep alive."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -26,7 +26,7 @@ KNEE_PROBES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """What a profile holds beside the size; None where it was not measured."""
+    """What a profile holds besides the size; None where it was not measured."""
 
     eval_batch: int | None = None
     """Sequences per device per forward pass in evaluation."""
@@ -79,7 +79,7 @@ class Prober(Protocol):
         """What the devices allow now: tenants may move between two probes."""
 
     def open(self) -> dict[str, Any]:
-        """Builds the workload and returns what it says of itself; `model` is in it."""
+        """Builds the workload and returns its info, which includes `model`."""
 
     def probe(self, size: int | Sizes) -> Trial:
         """One trial at that size, or at one size a rank."""
@@ -97,7 +97,7 @@ def tune(
     after: Callable[[Trial], Extras] | None = None,
     emit: Emit,
 ) -> Outcome:
-    """Searches the largest size that holds the target; Ctrl-C ends it with the best so far.
+    """Searches for the largest size that holds the target; Ctrl-C ends it with the best so far.
 
     `ceiling` maps the workload's info to the largest size to try, `guess` to the sizes of an earlier
     tuning. `per_device` searches a size for each rank; `most` bounds their sum. `divides` tries only
@@ -201,7 +201,7 @@ def tell(search: Search, trial: Trial) -> Search:
 
 
 def uneven(budgets: Sequence[DeviceBudget]) -> str | None:
-    """A hint where one device allows much less than another, and so limits all; else None."""
+    """A hint if one device allows much less than another and so limits all; else None."""
     least = min(budgets, key=lambda budget: budget.budget)
     most = max(budgets, key=lambda budget: budget.budget)
     if least.budget > EVEN * most.budget:

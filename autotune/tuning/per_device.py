@@ -34,17 +34,17 @@ def ask_each(
     asked = [search.ask() for search in searches]
     answers = [search.answer for search in searches]
     if any(size is None and best is None for size, best in zip(asked, answers, strict=True)):
-        return None  # one of them holds not even a single sequence
+        return None  # a rank does not hold even one sequence
     sizes = tuple(size or best or 1 for size, best in zip(asked, answers, strict=True))
     if most is not None and sum(sizes) > most >= len(sizes):
         spare, wanted = most - len(sizes), sum(sizes) - len(sizes)  # each rank has one
         sizes = tuple(1 + (size - 1) * spare // wanted for size in sizes)
     ran_together = {trial.sizes for trial in known}
-    return None if sizes in ran_together else sizes  # they fit, or others forbid it
+    return None if sizes in ran_together else sizes  # the same probe again tells nothing new
 
 
 def _told(search: Search, rank: int, trials: Sequence[Trial]) -> Search:
-    """The search of one rank after these trials; of two at one size the worse counts."""
+    """The search of one rank after these trials; of two trials at one size the worse counts."""
     outcomes: dict[int, Search] = {}
     for trial in trials:
         size = trial.sizes[rank]

@@ -1,4 +1,4 @@
-"""One probe, inside a worker: a few real optimizer steps at one size, and what they peaked at.
+"""One probe, inside a worker: a few real optimizer steps at one size, and their peak.
 
 The workload defines the step; the supervisor turns the counters into a verdict.
 """
@@ -19,7 +19,7 @@ SETTLED = 1.02
 """The peak has settled when a step is at most this factor above the highest before it. On a CPU the
 worst case reads up to 0.5 % more after the mix (T5 of d_model 128, 187 sequences of 256)."""
 TIMED = 0.3
-"""Seconds of timed steps that a speed rests on, at least."""
+"""A speed needs at least this many seconds of timed steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Step(Protocol):
     def mixed_lengths_step(self, size: int) -> None:
         """The same over shuffled micro-batches, short and long, none above that size.
 
-        They leave the allocator's cache in pieces, as hours of training do.
+        They fragment the allocator's cache, as hours of training do.
         """
 
     def optimizer_step(self) -> None:
@@ -56,7 +56,7 @@ class Workload(Step, Protocol):
     """The training to be measured, built in a fresh process from plain settings."""
 
     workload_info: Mapping[str, Any]
-    """What the supervisor has to know (JSON): `model`, `rows`, and a `fingerprint`."""
+    """What the supervisor must know (JSON): `model`, `rows`, and a `fingerprint`."""
 
     def evaluate(self, size: int) -> Load:
         """Forward alone over one worst-case batch, as in evaluation."""
@@ -65,9 +65,9 @@ class Workload(Step, Protocol):
         """Seconds that a step of `busy` seconds waits for its data, and the loaders' bytes."""
 
     def one_sided_step(self, size: int, side: int) -> bool:
-        """Forward and backward of so many sequences, longest on that side and shortest on the other.
+        """Forward and backward of `size` sequences, longest on that side and shortest on the other.
 
-        Sides are what is padded apart: source 0, target 1. False where all is one.
+        Side 0 is the source, side 1 the target. False where both are padded as one.
         """
 
 
@@ -127,7 +127,7 @@ def measure(
 
 
 def measure_memory_fractions(workload: Workload, size: int) -> list[float] | None:
-    """The shares of a micro-batch's tensors of source and target; None where both are one."""
+    """The shares of source and target in a micro-batch's tensor memory; None if padded as one."""
     memory = workload.memory
 
     def growth(run: Callable[[], object]) -> int:

@@ -78,7 +78,7 @@ class Prober:
         self._largest = 0
         """Largest size that ran to its end."""
         self._confirmed: set[Cause] = set()
-        """Causes that came twice at one size; at other sizes they are not tried again."""
+        """Causes that came twice at one size; other sizes that end so are not tried a second time."""
         self._pace: float | None = None
         """Seconds per sequence in the slowest step of the last probe."""
 
@@ -97,7 +97,7 @@ class Prober:
 
         Raises:
             NothingFits: the model alone is too large.
-            ChatlmError: what the workload refused, or that a worker never became ready.
+            ChatlmError: the workload refused its settings or data, or a worker never became ready.
         """
         for attempt in (1, 2):
             try:
@@ -123,7 +123,7 @@ class Prober:
         Raises:
             WorkerError: the workers crashed or hung twice.
             DeviceError: the meters do not answer, or tenants took the whole target.
-            ChatlmError: what the workload refused.
+            ChatlmError: the workload refused its settings or data.
         """
         started = time.monotonic()
         sizes = [size] * self.spec.world_size if isinstance(size, int) else list(size)
@@ -164,7 +164,7 @@ class Prober:
             return trial
 
     def data_wait(self, size: int, *, loaders: int, busy: float) -> DataWait | None:
-        """How a step of `busy` seconds waits with `loaders` a rank; None if the workers end."""
+        """The wait of a step of `busy` seconds with `loaders` per rank; None if the workers end."""
         session, ranks = self._ready(), self.spec.world_size
         limits = self.tenants.hard_limits(ranks)
         request = MeasureDataWait(

@@ -1,1 +1,1 @@
-"""Child processes: how they start, what they say, and how they end. No torch."""
+"""Worker processes: how they start, send messages and end. No torch."""

@@ -61,7 +61,7 @@ class WorkerGroup(Generic[M]):
         self.close()
 
     def send(self, message: Message) -> None:
-        """Sends it to every rank; the kernel's kills count from before it, because it may cause one."""
+        """Sends it to every rank. Kernel kills count from just before, because the message may cause one."""
         self._oom_kills = self._host.oom_kills()
         self._hub.send(message)
 
@@ -103,7 +103,7 @@ class WorkerGroup(Generic[M]):
     def exit_code(self) -> int:
         """The exit code of the worker that failed, negative for a signal; waits for the launcher.
 
-        Of several workers, the one that was killed: the others fail after it in the next collective.
+        Of several workers it is the one that was killed: the others fail later, in the next collective.
         """
         try:
             code = self._launcher.wait(EXIT_TIMEOUT * 2)

@@ -1,7 +1,7 @@
 """The command line and environment that start our worker processes; nothing is started here.
 
-One process runs directly; several go through torchrun. The interpreter runs with the safe path, so that it
-never imports a `trainer/` or `profiles/` of the user's folder.
+One process runs directly; several go through torchrun. The interpreter runs with the safe path, so it never
+imports a `trainer/` or `profiles/` of the user's folder.
 """
 
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 from autotune.workers.channel import SOCKET_VARIABLE
 
 CPU_ENVIRONMENT = {
-    # glibc keeps freed blocks in free lists, so that peaks depend on what ran before. From 64 KiB up, blocks
-    # get pages of their own: peaks then repeat to 0.3 % in any order of sizes and grow linearly. With a
-    # threshold of 1 MiB they scatter by 4 % and are 5 % higher; steps of 4 to 16 sequences take a third less
-    # time, of 40 and more the same (T5 of d_model 128, 54 + 70 tokens, 2 cores, glibc 2.36).
+    # glibc keeps freed blocks in free lists, so peaks depend on what ran before. From 64 KiB up, blocks get
+    # pages of their own: peaks then repeat to 0.3 % in any order of sizes and grow linearly. With a threshold
+    # of 1 MiB peaks scatter by 4 % and are 5 % higher; steps of 4 to 16 sequences take a third less time,
+    # steps of 40 and more the same (T5 of d_model 128, 54 + 70 tokens, 2 cores, glibc 2.36).
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=65536",
     # oneDNN compiles a bf16 product for each new shape and keeps 1,024 with their buffers, in two caches:
     # 450 MiB more after 40 steps, and 3 MiB with these limits, in the same time.
@@ -52,8 +52,8 @@ def worker_environment(device: str, world_size: int) -> dict[str, str]:
 def reexec_with_environment(module: str, arguments: Sequence[str]) -> None:
     """Replaces this process by one with the safe path and the memory variables, unless it has both.
 
-    Under a launcher of the user's own they are not set: peaks would differ from the profile's, and a
-    `profiles/` in the current folder could be imported.
+    The user's own launcher does not set them: peaks would differ from the profile's, and a `profiles/`
+    in the current folder could be imported.
     """
     on_cpu = (
         bool({"cpu", "--device=cpu"} & {*arguments})

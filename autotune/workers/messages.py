@@ -40,12 +40,12 @@ class Probe:
     sizes: Sequence[int]
     hard_limits: Sequence[int | None]
     safe: Sequence[int]
-    """A peak below it fits, also before it has settled."""
+    """A peak below this fits, even before it has settled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureDataWait:
-    """Measure how a step of `busy` seconds gets its data; answered by `DataWait`."""
+    """Measure how long a step of `busy` seconds waits for its data; answered by `DataWait`."""
 
     type: ClassVar[str] = "measure_data_wait"
     sizes: Sequence[int]
@@ -95,11 +95,11 @@ class Beat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataWait:
-    """What feeding a step costs."""
+    """The cost of a step's data: waiting time and memory."""
 
     type: ClassVar[str] = "data_wait"
     seconds: float
-    """That the step waits for its data."""
+    """Time that the step waits for its data."""
     host_peak: int
     """Bytes of the loader processes."""
 

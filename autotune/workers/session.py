@@ -1,4 +1,4 @@
-"""One group of workers: sends a request to all ranks, and returns their answers or raises how they ended.
+"""One group of workers: sends a request to all ranks, and returns their answers or raises their failure.
 
 It decides nothing about a size; `prober` does.
 """
@@ -26,7 +26,7 @@ from autotune.workers.watchdog import MIN_SILENCE, Watchdog
 TICK = 0.05
 """Seconds between two readings of the meters."""
 SHOW_EVERY = 4
-"""One of so many readings is emitted."""
+"""One reading in this many is emitted."""
 CAUSES = (Cause.DEVICE_OOM, Cause.REFUSED, Cause.CRASHED)
 """The causes that a worker sends. When several ranks fail at once, the first of these is the cause."""
 A = TypeVar("A", messages.Ready, Report, messages.DataWait, messages.MemoryFractions)
@@ -72,9 +72,9 @@ class Session:
     ) -> None:  # fmt: skip
         self.spec = spec
         self.budgets: Sequence[DeviceBudget] = ()
-        """Whose hard limits are watched; other tenants may change them between two probes."""
+        """Their hard limits are watched; tenants may change the budgets between two probes."""
         self.held: list[Held] = []
-        """By rank, after its last answer."""
+        """What each rank's allocator holds after its last answer."""
         self._limits = limits
         self._emit = emit
         self._ticks = 0
@@ -107,7 +107,7 @@ class Session:
         self._workers.send(request)
         watchdog = Watchdog(longest=silence, idle=self._limits.idle, cpu_seconds=self._cpu_seconds)
         answers = self._collect(kind, watchdog)
-        self.sampler.sample()  # a quick probe has ended before the thread's next reading
+        self.sampler.sample()  # a quick probe may end before the thread's next reading
         return answers
 
     def host_peak(self) -> int:

@@ -1,4 +1,4 @@
-"""Files of JSON lines, one object for each step or evaluation, that stay right through a kill."""
+"""Files of JSON lines, one object for each step or evaluation; a kill leaves them readable."""
 
 import json
 from collections.abc import Mapping

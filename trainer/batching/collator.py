@@ -1,6 +1,6 @@
 """Micro-batches as tensors, padded to their own longest sequence.
 
-Labels stand where the logits that predict them do, so that the loss shifts nothing.
+Each label has the position of the logits that predict it, so the loss needs no shift.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ class Batch:
     tokens: int
     """Source and target tokens, padding not counted."""
     target_tokens: int
-    """Those that the loss counts."""
+    """Tokens that the loss counts."""
     area: int
-    """The same with padding."""
+    """Source and target tokens, padding counted."""
 
 
 class Collator:
@@ -69,7 +69,7 @@ class Collator:
         return sides.sum(1, keepdims=True) if self._is_causal else sides
 
     def target_tokens(self, rows: npt.NDArray[np.int64]) -> int:
-        """What the loss of those rows counts, without reading them."""
+        """The number of tokens that the loss of those rows counts; reads no tokens."""
         return int(self.store.loss_mask_lengths(rows).sum())
 
     def worst_case_batch(self, size: int) -> Batch:
@@ -93,7 +93,7 @@ class Collator:
     def one_sided(self, size: int, side: int) -> Batch | None:
         """`size` sequences, longest on one side and one token on the other; None for a causal model.
 
-        Only its shape counts: its numbers of tokens are those of the worst-case batch.
+        Use only its shape: its numbers of tokens are those of the worst-case batch.
         """
         if self._is_causal:
             return None

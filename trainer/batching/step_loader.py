@@ -21,7 +21,7 @@ class Step:
 
     batches: list[Batch]
     target_tokens: int
-    """Of the whole step, over all ranks."""
+    """Target tokens of the whole step, over all ranks."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Steps(Dataset[Step]):
     costs: Costs
     rank: int
     in_step: bool = False
-    """Every rank runs as many micro-batches as the one that has the most."""
+    """Whether every rank runs the same number of micro-batches: that of the rank with the most."""
 
     def __getitem__(self, step: int) -> Step:
         rows = self.order.step(step)
@@ -73,7 +73,7 @@ def load_steps(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoade
 
 
 def _heed_no_signal(_: int) -> None:
-    """SLURM and a terminal signal the loaders too; the trainer ends its step first, then the loaders."""
+    """SLURM and terminals signal the loaders too, but the trainer needs them until its step has ended."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 

@@ -6,7 +6,7 @@ state.json             position and settings of the run, the loss scale, the bes
 manifest.json          size and CRC-32 of every other file
 config.json, tokenizer…  where every weight is trained: the folder is then a model for transformers
 
-It depends neither on the number of processes, nor on sharding, nor on the micro-batch. It holds no
+A checkpoint does not depend on the number of processes, sharding or the micro-batch. It holds no
 generator state: the order of samples and a step's dropout follow from the seed and the step.
 """
 

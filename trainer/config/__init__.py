@@ -1,1 +1,1 @@
-"""What a run is told: options, flags, settings and their checks. No torch."""
+"""The choices of a run: options, flags, settings and their checks. No torch."""

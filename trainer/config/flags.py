@@ -24,7 +24,7 @@ Given = dict[str, Any]
 
 
 def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that adds the flags of `kind` to a command, which gets those in use as `given`."""
+    """A decorator that adds the flags of `kind` to a command; the command gets the used ones as `given`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [
@@ -85,7 +85,7 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
     """A flag that is None unless given; the options hold the defaults."""
     flag: Flag = field.metadata["flag"]
     says, metavar = flag.help, None
-    if get_origin(hint) is Literal:  # in the column of types they would leave no room for the flags
+    if get_origin(hint) is Literal:  # as a metavar the choices would leave no room for the flags
         says, metavar = f"{' | '.join(get_args(hint))}. {says}", "<name>"
     if field.default is not None and not isinstance(field.default, bool):
         says = rf"{says} \[default: {field.default}]"  # without the backslash rich reads a style
@@ -119,7 +119,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _listed(annotation: Any) -> Any:
-    """The type with a list for a tuple, which is how typer spells a flag that may be repeated."""
+    """The type, with a list for a tuple: typer's type of a flag that may be repeated."""
     if get_origin(annotation) is tuple:
         return list[get_args(annotation)[0]]  # type: ignore[misc]
     assert get_origin(annotation) is Literal or isinstance(annotation, type)

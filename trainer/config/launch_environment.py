@@ -1,7 +1,7 @@
 """Environment variables of a launcher: which ones count, and which ones are removed. No torch.
 
-torchrun's tell how many processes there are. Those that `accelerate launch` sets from its configuration
-file would change the run behind the user's flags; they are removed, and the user is told what differs.
+torchrun's variables give the number of processes. Those that `accelerate launch` sets from its configuration
+file would override the user's flags; they are removed, and a notice names what differs.
 """
 
 import os
@@ -30,7 +30,7 @@ def world_size(environment: Mapping[str, str]) -> int:
     """The number of processes over all nodes.
 
     Raises:
-        UsageError: several processes were started without knowing of each other.
+        UsageError: several processes were started, each of which would train alone.
     """
     size = int(environment.get("WORLD_SIZE", "1"))
     if "LOCAL_RANK" in environment:

@@ -17,7 +17,7 @@ def resolve(
 ) -> TrainSettings:
     """The settings of a run from a profile and the user's choices.
 
-    The user's micro-batch holds for all devices, and for evaluation too.
+    The user's micro-batch applies to all devices and to evaluation.
 
     Raises:
         PlanError: the micro-batch is larger than a device's share of the effective batch.

@@ -19,7 +19,7 @@ from trainer.config.settings import TrainSettings
 
 
 def load_run(path: Path) -> dict[str, Any]:
-    """The file's choices by the names of `TrainOptions`; a dash in a key is as good as an underscore.
+    """The file's choices by the names of `TrainOptions`; keys may have dashes or underscores.
 
     Raises:
         UsageError: it cannot be read, is not TOML, has an unknown key, or a value of another type.

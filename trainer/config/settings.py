@@ -1,4 +1,4 @@
-"""The settings of a run: plain values, every choice made, as they travel to the workers and are saved.
+"""The settings of a run, with every choice made: plain values that are sent to workers and saved.
 
 `resolve` makes them from a profile and the user's choices; `validation` checks them.
 """

@@ -1,1 +1,1 @@
-"""From the files that people have to token ids, and the order of samples. No torch."""
+"""From data files to token ids, and the order of samples. No torch."""

@@ -1,4 +1,4 @@
-"""A conversation as the model's chat template writes it, and which of its text the assistant says.
+"""Renders a conversation with the model's chat template, and finds the assistant's text in it.
 
 An answer's text is found by prefix: the text through that turn begins with the text before it. If a
 template rewrites earlier turns (Qwen3's drops their thinking), only the last answer is learnt.
@@ -48,7 +48,7 @@ def render(tokenizer: Any, row: Row) -> Rendered:
 def _span(
     tokenizer: Any, turns: Sequence[tuple[str, str]], content: str, source: str
 ) -> tuple[int, int] | None:
-    """Where the last of the turns stands in the source; None where the template rewrote it."""
+    """The span of the last of the turns in the source; None if the template rewrote it."""
     if len(turns) == 1:  # the assistant speaks first: no text can be before it
         return None
     try:

@@ -35,7 +35,7 @@ class Encoded:
     """Whether the loss counts the last answer alone, though there are earlier ones."""
 
     def loss_spans_in_last(self, length: int) -> list[Span]:
-        """`loss_spans` within the last `length` tokens; nothing predicts the first of those."""
+        """`loss_spans` within the last `length` tokens, without the first one, which nothing predicts."""
         gone = len(self.source) - length
         spans = [(max(1, first - gone), last - gone) for first, last in self.loss_spans]
         return [(first, last) for first, last in spans if first < last]
@@ -79,7 +79,7 @@ class Encoder:
         return self._encode_templated(rows) if self.templated else self._encode_turns(rows)
 
     def fit_source(self, ids: list[int], longest: int) -> list[int]:
-        """At most `longest` tokens: the first and end-of-sequence; of a causal source the last.
+        """At most `longest` tokens: the first ones and end-of-sequence, or a causal source's last ones.
 
         The earliest turns of a causal source are cut even where the loss would have counted them.
         """
@@ -138,7 +138,7 @@ class Encoder:
             ) from error
 
     def _begun(self, source: list[int]) -> list[int]:
-        """Never empty: the first token of a causal target is predicted from something."""
+        """The source, or one start token if it is empty: a causal model needs a token before the target."""
         start = self.tokenizer.bos_token_id
         return source or [self.eos if start is None else start]
 

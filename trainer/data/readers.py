@@ -1,4 +1,4 @@
-"""Prompts and responses from files in order; errors name row and column.
+"""Reads prompts and responses from files, in order; errors name row and column.
 
 Reads Parquet, JSON (a list of objects) and JSON lines, with columns `prompt` and `response`, or
 `messages`. It holds a batch of rows or a piece of text at a time, whatever the file's size.
@@ -68,7 +68,7 @@ def check_files(*groups: Sequence[str] | None) -> None:
 
 
 def read_rows(path: str, *, skip: int = 0) -> Iterator[Row]:
-    """Every row of the file after the first `skip`, which are not checked; messages count from 1.
+    """Every row of the file after the first `skip`, which are not checked; errors count rows from 1.
 
     Raises:
         DataError: it is missing, empty, damaged, of another kind, or a row is not text.
@@ -85,10 +85,10 @@ def read_rows(path: str, *, skip: int = 0) -> Iterator[Row]:
 
 
 def count_rows(paths: Sequence[str]) -> int | None:
-    """Rows of those files together; None if one of them is no Parquet file, which does not say."""
+    """Rows of those files together; None if one is not Parquet: other formats do not store the number."""
     try:
         rows: int = sum(pq.read_metadata(path).num_rows for path in paths)
-    except (pa.ArrowException, OSError):  # no Parquet, or a damaged one: its reader says which
+    except (pa.ArrowException, OSError):  # not Parquet, or damaged: the reader's error says which
         return None
     return rows
 
@@ -162,7 +162,7 @@ def _json_items(file: Path) -> Iterator[Any]:
     """The items of a JSON list, read a piece at a time.
 
     Not by ijson, which is a third faster (200,000 rows of 200 bytes: 1.1 s, here 1.4 s): its parser in
-    C turns half a surrogate pair into `?` without a word, and refuses the NaN that Python writes.
+    C silently turns half a surrogate pair into `?`, and refuses the NaN that Python writes.
     Raises ValueError where the file is no list, or not whole.
     """
     decoder = json.JSONDecoder()
@@ -171,7 +171,7 @@ def _json_items(file: Path) -> Iterator[Any]:
         text, place, is_all, piece = "", 0, False, PIECE
 
         def more() -> None:
-            """Reads on; twice as much each time that one item asks again."""
+            """Reads the next piece; for one item each piece is twice the one before."""
             nonlocal text, place, is_all, piece
             read = stream.read(piece)
             is_all, piece = not read, 2 * piece
@@ -193,7 +193,7 @@ def _json_items(file: Path) -> Iterator[Any]:
         while follows != "]":
             next_character()
             piece = PIECE
-            while True:  # until the item is there, and what follows it: `1` may go on as `12`
+            while True:  # until the character after the item is read: `1` may continue as `12`
                 try:
                     item, end = decoder.raw_decode(text, place)
                 except ValueError:

@@ -2,8 +2,8 @@
 
 Training reads one endless stream: a permutation of the rows for each epoch, end to end. A plain step
 takes the next `effective batch` positions, also across an epoch's end: every step is whole, and no
-sample is dropped or repeated. A grouped step takes like lengths out of the next fifty steps' worth.
-Neither knows a rank, a micro-batch or a restart, or holds anything that grows with the rows.
+sample is dropped or repeated. A grouped step takes similar lengths from the samples of fifty steps.
+Both are independent of ranks, micro-batches and restarts, and their memory does not grow with the rows.
 """
 
 import math
@@ -19,7 +19,7 @@ Keys = npt.NDArray[np.uint64]
 
 ROUNDS = 8
 WINDOW = 50
-"""Steps whose samples are grouped together: of 50 or more the padding hardly falls any further."""
+"""Steps whose samples are grouped together; more than 50 hardly reduce the padding further."""
 
 
 class StepOrder(Protocol):
@@ -49,7 +49,7 @@ class SampleOrder:
 
 @dataclass(frozen=True, slots=True)
 class PlainSteps:
-    """Each step the stream's next samples."""
+    """Each step takes the stream's next samples."""
 
     stream: SampleOrder
     effective_batch: int
@@ -60,16 +60,16 @@ class PlainSteps:
 
 @dataclass(slots=True)
 class GroupedSteps:
-    """Steps of like length: the stream's samples in windows, each parted into steps by length.
+    """Steps of similar length: the stream is read in windows, and each is split into steps by length.
 
-    `lengths` returns (samples, sides): a column for each side that is padded apart. Sorted by the
-    sum of source and target, short questions with long answers would lie beside the reverse. So a
-    window is halved again and again, each time along the side that is spread most (3,000 real rows,
-    240 a step, micro-batches of 16: padding efficiency 0.70 plain, 0.71 by the sum, 0.90 so).
+    `lengths` returns (samples, sides): a column for each side that is padded apart. Sorting by the
+    sum would put a short source with a long target beside a long source with a short target. So a
+    window is halved again and again, each time along the side with the larger spread (3,000 real
+    rows, 240 a step, micro-batches of 16: padding efficiency 0.70 plain, 0.71 by the sum, 0.90 here).
 
-    A window's steps are shuffled, so that lengths do not rise in waves. A window has at most the
-    whole steps of an epoch, and the last one ends with the run: each sample is seen as often as in
-    the plain stream.
+    A window's steps are shuffled, so lengths do not rise in waves. A window has at most the whole
+    steps of an epoch, and the last one ends with the run: each sample is seen as often as in the
+    plain stream.
     """
 
     stream: SampleOrder
@@ -98,7 +98,7 @@ class GroupedSteps:
 
 
 def parted(lengths: Rows, samples: Rows, count: int) -> list[Rows]:
-    """Those samples in `count` parts of one size, alike in all sides; the same on every machine."""
+    """The samples in `count` equal parts, each of similar lengths; the same on every machine."""
     if count == 1:
         return [samples]
     sides = lengths[samples]
@@ -115,8 +115,8 @@ def parted(lengths: Rows, samples: Rows, count: int) -> list[Rows]:
 def permuted(places: Rows, rows: int, keys: Keys) -> Rows:
     """Where a keyed permutation of `range(rows)` sends those places; it is never held as a whole.
 
-    A balanced Feistel network over the smallest square that holds the rows, walked on while it is
-    outside of them (Black and Rogaway, CT-RSA 2002); that has at most 2·√rows + 1 places more.
+    A balanced Feistel network over the smallest square that holds the rows, applied again while the
+    result is outside the rows (Black and Rogaway, CT-RSA 2002): at most 2·√rows + 1 places are.
     """
     side = np.uint64(math.isqrt(rows - 1) + 1)
     found = places.astype(np.uint64)

@@ -1,7 +1,7 @@
-"""Tokens on disk: tokenized once, then memory-mapped, so that host memory does not grow.
+"""Tokens on disk: tokenised once, then memory-mapped, so host memory does not grow with the rows.
 
 A store is a folder of files (see `tokenization`), named by a hash of data, tokenizer and settings.
-Until it is whole it is `.partial-<name>`, which one process writes while the others wait.
+While it is incomplete its name is `.partial-<name>`; one process writes it and the others wait.
 """
 
 import hashlib
@@ -42,10 +42,10 @@ class TokenStore:
     masks: npt.NDArray[np.bool_] | None
     """(tokens,) whether a source's token counts in the loss; None where none does."""
     source_counts: npt.NDArray[np.int32] | None
-    """(rows,) how many of the source's do."""
+    """(rows,) the number of tokens of each source that count in the loss."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A loader worker maps the same pages; an array that is pickled would be copied."""
+        """Pickles the folder alone: a loader worker maps the same pages, and arrays would be copied."""
         return read_store, (self.folder,)
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class TokenStore:
         return self.stats.longest_source[1], self.stats.longest_target[1]
 
     def truncation_notice(self, max_source: int, max_target: int) -> str | None:
-        """A line about rows that the model does not learn as they stand, None without such rows."""
+        """A line about rows that the model does not learn in full, None without such rows."""
         stats, said = self.stats, []
         if stats.cut_sources or stats.cut_targets:
             said.append(
@@ -107,9 +107,9 @@ def open_store(
     progress: Callable[[Tokenising], None] | None = None,
     should_stop: Callable[[], bool] = bool,
 ) -> TokenStore:
-    """The store of those files; tokenizes them if no store exists yet.
+    """The store of those files; tokenises them if no store exists yet.
 
-    `progress` is called about twice a second meanwhile, also while another process tokenizes.
+    `progress` is called about twice a second meanwhile, also while another process tokenises.
 
     Raises:
         DataError: a file cannot be read as prompts and responses.

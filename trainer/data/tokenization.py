@@ -1,9 +1,9 @@
-"""Rows become tokens on disk, in bounded memory, on all cores; an interruption resumes where it was.
+"""Rows become tokens on disk, in bounded memory, on all cores; an interrupted tokenisation resumes.
 
 The files grow a chunk at a time: `tokens.bin`, all sequences end to end; `offsets.bin`, where each
-begins, sources at even places, targets at odd ones. If the loss counts answers in sources, also
-`loss_mask.bin`, a byte for each token, and `source_counts.bin`, how many those are in each row.
-`stats.json` is replaced about once a second and says what is safe on disk.
+begins, sources at even places, targets at odd ones. If the loss counts answers in sources, there are also
+`loss_mask.bin`, a byte for each token, and `source_counts.bin`, the counted source tokens of each row.
+`stats.json` is replaced about once a second and says how much is safely on disk.
 """
 
 import itertools
@@ -33,7 +33,7 @@ SAVE_EVERY, TELL_EVERY = 1.0, 0.5
 
 
 class Interrupted(Exception):
-    """It was asked to stop. The next opening resumes there."""
+    """Tokenising was asked to stop; the next call resumes there."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class StoreStats:
         write_text(folder / "stats.json", json.dumps(asdict(self)))
 
     def progress(self, total: int | None) -> Tokenising:
-        """How far the tokenizing of `total` rows is."""
+        """The progress of tokenising `total` rows."""
         return Tokenising(rows=self.rows, total=total, tokens=self.tokens, seconds=self.seconds)
 
     def sizes(self) -> dict[str, int]:
@@ -108,7 +108,7 @@ def tokenise(
     told = saved = began = time.monotonic()
     with (
         _Writer(folder, encoder, max_source, max_target) as writer,
-        # uses all cores; in workers that is off, because a fork would lose the tokenizer's threads
+        # uses all cores; workers have this off, because a fork would lose the tokenizer's threads
         patch_environment(TOKENIZERS_PARALLELISM="true"),
     ):
         stats = writer.stats
@@ -151,7 +151,7 @@ def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[Chunk]:
 def _encoded_ahead(
     chunks: Iterator[Chunk], encoder: Encoder
 ) -> Iterator[tuple[Chunk, list[Encoded]]]:
-    """Each chunk and its tokens, made while others are read and written: it releases the GIL."""
+    """Each chunk and its tokens. A thread encodes them while others are read and written, without the GIL."""
     with ThreadPoolExecutor(1) as pool:
         submitted = ((chunk, pool.submit(encoder.encode, chunk[1])) for chunk in chunks)
         pending = next(submitted, None)
@@ -162,7 +162,7 @@ def _encoded_ahead(
 
 
 class _Writer:
-    """Appends chunks to the files of a folder, after what its stats say is there."""
+    """Appends chunks to the files of a folder, after the rows that its stats record."""
 
     def __init__(self, folder: Path, encoder: Encoder, max_source: int, max_target: int) -> None:
         self._folder = folder
@@ -183,7 +183,7 @@ class _Writer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for file in self._files.values():
             file.close()
-        if kind is DataError:  # the user fixes the file, which is then another file
+        if kind is DataError:  # the user changes the file, and the store's name with it
             shutil.rmtree(self._folder)
 
     def add(self, chunk: Chunk, encoded: list[Encoded]) -> None:
@@ -218,7 +218,7 @@ class _Writer:
         stats.tokens += place
 
     def save(self) -> None:
-        """Returns once what was added is on the disk."""
+        """Returns once all added rows are on the disk."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -249,7 +249,7 @@ class _Writer:
                 known[:] = stats.rows + row, int(sizes[row])
 
     def _kept(self) -> StoreStats:
-        """What an interrupted tokenizing left; nothing if a file is shorter than it should be."""
+        """The stats that an interruption left; empty ones if a file is shorter than they say."""
         stats = StoreStats.read(self._folder)
         held = {file.name: file.stat().st_size for file in self._folder.iterdir()}
         if stats and all(held.get(name, 0) >= size for name, size in stats.sizes().items()):

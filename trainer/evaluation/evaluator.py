@@ -61,7 +61,7 @@ def evaluate_with_answers(
 
 
 def dry_run_evaluation(engine: Engine, collator: Collator, *, size: int) -> None:
-    """Runs the largest batch of an evaluation, so that out of memory comes here."""
+    """Runs the largest batch of an evaluation, so that a lack of memory shows now."""
     most = max(1, min(size, len(_own_rows(engine, collator))))
     with engine.evaluating():
         engine.summed_loss(collator.worst_case_batch(most))

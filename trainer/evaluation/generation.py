@@ -44,7 +44,7 @@ def answer(
 
 
 def own_rows(engine: Engine, lengths: Ids) -> Ids:
-    """This rank's share of the row indices, the longest first; out of memory then comes at once."""
+    """This rank's share of the row indices, the longest first: a lack of memory shows at once."""
     rank, world = engine.accelerator.process_index, engine.accelerator.num_processes
     return np.argsort(-lengths, kind="stable")[rank::world]
 
@@ -52,10 +52,10 @@ def own_rows(engine: Engine, lengths: Ids) -> Ids:
 def dry_run_generation(engine: Engine, collator: Collator, *, most: int, longest: int) -> int:
     """The sequences per batch of generation: at most `most`, within the peak memory of training.
 
-    A loss does not predict it: logits take more than the cache of keys and values, or less (256 +
-    256 tokens, 0.2 B in fp32: 60 MB of logits and softmax, 31 MB of cache; a Llama of 7 B in bf16:
-    131 MB and 268 MB). So the cache of one longest sequence is measured; as much again is for
-    activations. The size is then run once, and halved while it does not fit.
+    The loss's memory does not predict it: logits take more or less than the cache of keys and values
+    (256 + 256 tokens, 0.2 B in fp32: 60 MB of logits and softmax, 31 MB of cache; a Llama of 7 B in
+    bf16: 131 MB and 268 MB). So the cache of one longest sequence is measured, and doubled to leave
+    room for activations. The size is then run once, and halved while it does not fit.
     """
     memory = engine.memory
     highest = memory.peak()

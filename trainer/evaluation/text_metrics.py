@@ -25,8 +25,8 @@ class Scores:
 def score(answers: Sequence[str], references: Sequence[str]) -> Scores:
     """The scores of at least one answer, each against its reference.
 
-    Encode and decode the references first, as the answers were: where the tokenizer turns a full-width
-    comma into a plain one, no answer could match the file's text.
+    Encode and decode the references first, like the answers. If the tokenizer turns a full-width comma
+    into a plain one, no answer could match the file's text.
     """
     # 0.3 s of imports, which nothing else needs
     from sacrebleu.metrics.bleu import BLEU

@@ -1,7 +1,7 @@
 """Training under a launcher of the user's own: `accelerate launch -m trainer --profile tuned`, torchrun.
 
-The settings are flags, as those of `chatlm train`; see docs/nodes.md. The main process prints each event
-as a line of JSON; all other output goes to standard error.
+It takes the flags of `chatlm train`; see docs/nodes.md. The main process prints each event as a line of
+JSON; all other output goes to standard error.
 """
 
 import json

@@ -32,7 +32,7 @@ def make_accelerator(
 ) -> Accelerator:
     """The accelerator of this process; its trackers `track` write below the folder `tracking`.
 
-    Accumulation is `Engine.forward_backward`'s: accelerate's own divides by micro-batches, not tokens.
+    `Engine.forward_backward` accumulates: accelerate's own accumulation divides by micro-batches, not tokens.
 
     Raises:
         DeviceError: torch sees no CUDA device.

@@ -1,10 +1,10 @@
 """`torch.compile` of the training step, with two graphs for all shapes of micro-batches.
 
 Sizes are symbolic (`dynamic=True`). torch makes another graph for a size of 1, so lengths are padded
-to a multiple of 8; a micro-batch of one row remains. It also makes one where sizes that were equal
-differ later; `use_duck_shape` turns that off. Above a limit of graphs torch silently compiles nothing
-(pytorch#128424). The dry run compiles both graphs before the first step. Evaluation and generation run
-uncompiled: they would need further graphs.
+to a multiple of 8; a micro-batch of one row keeps its own graph. torch also makes one when sizes that
+were equal differ later; `use_duck_shape = False` prevents that. Above a limit of graphs torch silently
+compiles nothing (pytorch#128424). The dry run compiles both graphs before the first step. Evaluation and
+generation run uncompiled: they would need further graphs.
 """
 
 import os
@@ -24,8 +24,8 @@ MULTIPLE = 8
 """Tokens; also efficient on tensor cores."""
 
 BACKEND = "CHATLM_COMPILE_BACKEND"
-"""The variable that selects another backend than inductor. `eager` only traces, in seconds: a test of
-whether a model can be traced."""
+"""The variable that selects another backend than inductor. `eager` only traces, which takes seconds: it
+tests whether a model can be traced."""
 
 
 def compiled(model: nn.Module) -> Callable[..., Any]:

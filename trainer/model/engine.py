@@ -148,7 +148,7 @@ class Engine:
         return bool(self.accelerator.reduce(claims, reduction="sum").item() > 0)
 
     def dry_run(self, batches: Sequence[Batch]) -> None:
-        """Runs forward and backward and drops the gradients, so that out of memory comes here."""
+        """Runs forward and backward and drops the gradients, so that a lack of memory shows now."""
         self.forward_backward(batches, target_tokens=1)
         self.optimizer.zero_grad(set_to_none=False)
 

@@ -2,8 +2,8 @@
 
 adamw       torch's, fused: one pass and no temporary copy of the parameters (the foreach form makes
             one). State: two numbers a weight.
-adafactor   transformers', without its own learning rate: the root mean square of a step is at most
-            ours. State: a row and a column for each matrix (Shazeer & Stern, arXiv 1804.04235).
+adafactor   transformers', with our learning rate instead of its own: a step's root mean square is at most
+            the rate. State: a row and a column for each matrix (Shazeer & Stern, arXiv 1804.04235).
 adamw-8bit  bitsandbytes', block-wise (Dettmers et al., arXiv 2110.02861). State: two bytes a weight.
 
 Weight decay applies to matrices and embeddings, not to norms and biases, as in the training code of

@@ -1,4 +1,4 @@
-"""The longest sequence that a model takes, where it looks positions up in a table.
+"""The longest sequence of a model that has a table of positions.
 
 Rotary and relative positions (Llama, Qwen, T5) take any length. GPT-2, OPT and BART have a table, and
 a longer sequence fails inside a step with an index out of range.

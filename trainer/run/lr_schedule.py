@@ -13,10 +13,10 @@ LEAST_WARMUP = 10
 
 
 def rate_share(schedule: Schedule, step: int, steps: int, warmup: float) -> float:
-    """The share of the peak at step `step` (from 0) of `steps`: up in a line, then as `schedule` says.
+    """The share of the peak at step `step` (from 0) of `steps`: a linear rise, then `schedule`.
 
     `warmup` is a share of the steps. Cosine and linear would reach zero one step after the last, so
-    that no step is wasted on a rate of zero.
+    no step is wasted on a rate of zero.
     """
     rising = max(1, round(warmup * steps), min(LEAST_WARMUP, steps // 2))
     if step < rising:

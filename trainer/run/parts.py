@@ -24,7 +24,7 @@ class Parts:
     eval_collator: Collator | None
     """None without evaluation data."""
     parameters: int
-    """Of the model; adapters are not counted."""
+    """Number of the model's parameters; adapters are not counted."""
 
 
 def make_parts(

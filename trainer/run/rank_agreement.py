@@ -20,7 +20,7 @@ OWN = ("model", "data", "eval_data", "output_dir", "profile", "others")
 
 
 def check_alike(accelerator: Accelerator, settings: TrainSettings, parts: Parts) -> None:
-    """Raises UsageError on every process where one has other settings or rows than the main one."""
+    """Raises UsageError on every process if one has other settings or rows than the main process."""
     values = settings.as_json()
     own = {**values.pop("workload"), **values}
     own = {name: value for name, value in own.items() if name not in OWN}
@@ -31,7 +31,7 @@ def check_alike(accelerator: Accelerator, settings: TrainSettings, parts: Parts)
 
 
 def compare(ranks: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Raises UsageError for the first (host, settings) that differ from the main process's, the first."""
+    """Raises UsageError for the first rank whose settings differ from rank 0's; a rank is (host, settings)."""
     _, main = ranks[0]
     for rank, (host, other) in enumerate(ranks):
         for name, value in main.items():

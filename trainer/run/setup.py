@@ -88,7 +88,7 @@ def prepare(
 
 
 def dry_run(run: Run) -> None:
-    """Runs the largest step, evaluation and answers once, so that what does not fit fails here."""
+    """Runs the largest step, evaluation and answers once, so that a lack of memory shows now."""
     largest = run.parts.collator.worst_case_batch(run.own_micro_batch)
     run.engine.dry_run([largest] * min(2, run.plan.accumulation))
     collator = run.parts.eval_collator

@@ -34,11 +34,11 @@ class Relay:
     workers: WorkerGroup[events.FromTrainer]
     budgets: tuple[DeviceBudget, ...]
     is_compared: bool
-    """Whether the profile must be of this machine."""
+    """Whether the profile is compared with this machine, data and settings."""
     ended: events.TrainingEnded | None = None
     stops: int = 0
     _steps: int | None = None
-    """Of the whole run; None before it has started."""
+    """Steps of the whole run; None before it has started."""
     _done: int = 0
     _saved: int = 0
     _read_at: float = 0.0
@@ -70,7 +70,7 @@ class Relay:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether it has taken a step, and a resume has less to do."""
+        """Whether a resume has less to do: a step was taken, and the checkpoint of a last step was saved."""
         return self._done > 0 and (self._done != self._steps or self._saved == self._done)
 
     def stop(self) -> None:
@@ -133,7 +133,7 @@ class Relay:
 
 
 def hang_notice(watchdog: Watchdog, pids: Iterable[int]) -> str:
-    """The line for a run that sent no message for too long; it may hang, and is not ended."""
+    """The line for a run that sent no message for too long; it may hang, but is not ended."""
     return (
         f"no message for {watchdog.longest / 60:.0f} minutes, and the slowest step took "
         f"{watchdog.slowest_step:.1f} s: the run may hang, as NCCL does when a process is gone; "
