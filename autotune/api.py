@@ -3,8 +3,8 @@
     found = find_micro_batch(step, ceiling=512, target=0.6)
 
 A step function runs here, in the caller's own process. A workload that is named by its path runs in
-worker processes, where a CUDA fault, a kernel kill or a hang costs nothing. Effective batches, data
-and the model are the caller's business.
+worker processes, where a CUDA fault, a kernel kill or a hang ends only the workers. The caller handles
+effective batches, data and the model.
 """
 
 import shutil
@@ -27,7 +27,7 @@ from autotune.tuning.prober import Prober as WorkerProber
 from autotune.units import check_fraction, parse_bytes
 
 HOST_SHARE = 0.8
-"""Of host memory, not to be exceeded beside a card; on the CPU the target itself where it is more."""
+"""Share of host memory that workers may take; a higher target raises it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +36,12 @@ class Found:
 
     size: int
     peak: int
-    """Our own at that size, others' memory subtracted."""
+    """Our own peak at that size, others' memory subtracted."""
     budget: int
     fixed: int
     """Resident before the step: the model, and the optimizer's state."""
     trials: tuple[Trial, ...]
-    """Every size that was tried, in that order, held against the budgets of the end."""
+    """Every trial in order, with its verdict under the final budgets."""
     seconds: float
 
 
@@ -61,24 +61,24 @@ def find_micro_batch(
     A function is called as `step(size)`, a few times a size. The first call, at size 1, is not
     measured; it allocates what stays: gradients, optimizer state, the CUDA context. The device is
     the card that this call allocates on, else the host. The steps are real: save what they must not
-    change. Every exception but out of memory passes through untouched.
+    change. Every exception but out of memory is raised unchanged.
 
-    A text is the path of a workload, `module:function`, which workers build from `settings`
+    A string is the path of a workload, `module:function`; workers build it from `settings`
     (`autotune.tuning.probe.Workload`). They run on the first visible card, else on the CPU.
 
-    `vram_limit` (bytes or `20GiB`) pretends that the card is that large; on the CPU it makes one.
-    `divides` tries only sizes that divide this effective batch. `guess` is tried first, the ceiling
-    at most.
+    `vram_limit` (bytes or `20GiB`) treats the card as that large; on the CPU it emulates a card.
+    `divides` tries only sizes that divide this effective batch. `guess` is tried first, or the
+    ceiling if that is smaller.
 
     Raises:
-        NothingFits: not even size 1.
-        UsageError: a target that is no share; a ceiling, `divides` or `guess` below 1.
+        NothingFits: not even size 1 fits.
+        UsageError: a target outside 0..1; a ceiling, `divides` or `guess` below 1.
         DeviceError: the device cannot be read, or others hold the target already.
     """
     check_fraction(target, "target")
     for name, samples in (("ceiling", ceiling), ("divides", divides), ("guess", guess)):
         if samples is not None and samples < 1:
-            raise UsageError(f"{name} {samples} is no number of samples", "give 1 or more")
+            raise UsageError(f"{name} {samples} is out of range", "give 1 or more")
     if settings is not None and not isinstance(step, str):
         raise UsageError("settings are for a workload that is named by its path, not for a step")
     limit = parse_bytes(vram_limit) if isinstance(vram_limit, str) else vram_limit

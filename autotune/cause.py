@@ -10,7 +10,7 @@ from autotune.units import format_bytes
 
 
 class Cause(StrEnum):
-    """Why workers ended, or why a trial has a verdict that its peak alone does not give."""
+    """Why workers ended, or why a trial's verdict does not follow from its peak."""
 
     DEVICE_OOM = "device_oom"
     """An allocation on the device was refused: the device has no more memory."""
@@ -23,15 +23,15 @@ class Cause(StrEnum):
     THRASHING = "thrashing"
     """It fits only because the allocator freed its cache and tried again."""
     SIZE_LIMIT = "size_limit"
-    """The size crashes where a smaller one runs: a limit of size that is not memory."""
+    """The size crashes and a smaller one runs: a size limit that is not memory."""
     KILLED = "killed"
     """SIGKILL without a trace of the kernel's out-of-memory killer."""
     CRASHED = "crashed"
     """An exception in a worker that is neither out of memory nor the user's to fix."""
     DIED = "died"
-    """A worker exited, or a signal ended it, without a word."""
+    """A worker exited, or a signal ended it, without a message."""
     HUNG = "hung"
-    """No message, or no work of the processors, for too long."""
+    """No message, or no CPU time, for too long."""
     REFUSED = "refused"
     """The workload refused its settings or data: a ChatlmError in the worker."""
 
@@ -58,7 +58,7 @@ class Failure:
     limit: int | None = None
     """Bytes that were allowed."""
     exit_code: int | None = None
-    """Of the process that ended; negative for a signal."""
+    """Exit code of the process that ended; negative for a signal."""
 
     @property
     def first_line(self) -> str:
@@ -80,6 +80,6 @@ class Failure:
             case Cause.THRASHING:
                 return "the allocator thrashed"
             case Cause.SIZE_LIMIT:
-                return f"no size for it: {self.first_line}"
+                return f"size limit: {self.first_line}"
             case _:
                 return self.first_line

@@ -1,7 +1,7 @@
 """How an effective batch is cut into micro-batches: arithmetic on sample counts, nothing else.
 
-The same samples take part in a step however it is cut; only memory and speed change. What the
-samples are is the trainer's business.
+A step has the same samples however it is cut; only memory and speed change. The trainer chooses the
+samples.
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ class Plan:
     def shares(self) -> tuple[int, ...]:
         """Samples of a step that each rank takes, in proportion to its size.
 
-        Whole numbers by largest remainder, the lower rank first: equal sizes differ by one at most.
+        Rounded by largest remainder, lower ranks first: shares of equal sizes differ by one at most.
         """
         total = sum(self.sizes)
         shares = [self.effective_batch * size // total for size in self.sizes]
@@ -104,7 +104,7 @@ def _each_rank(micro_batch: MicroBatch, world_size: int) -> tuple[int, ...]:
         raise PlanError(
             f"micro-batches {' + '.join(map(str, micro_batch))} are for {len(micro_batch)} "
             f"process{'es' if len(micro_batch) > 1 else ''}, not {world_size}",
-            "give each its own, or all of them one",
+            "give one size for each process, or one for all",
         )
     return tuple(micro_batch)
 
@@ -115,10 +115,10 @@ def cut(
     """The micro-batches of each rank, as positions in the step; together they hold each position once.
 
     `lengths` is (samples, sides): the tokens of each side that is padded apart, source and target.
-    `micro_batch` is the number of longest samples that fit into one, for all ranks or for each. Samples
-    in order of length are dealt to the ranks like cards, in proportion to their shares. Each rank's
-    hand is cut where padding and the overhead of a micro-batch cost least. Without `costs` the step's
-    own longest sample is the longest.
+    `micro_batch` is the number of longest samples that fit into one, for all ranks or for each. The
+    samples are sorted by length and spread evenly over the ranks, in proportion to their shares. Each
+    rank's samples are cut where padding and the overhead of a micro-batch cost least. Without `costs`
+    the longest lengths are those of the step.
 
     Raises:
         PlanError: fewer samples than ranks, or a micro-batch that no rank could fill.

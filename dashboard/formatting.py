@@ -21,7 +21,7 @@ ASCII = str.maketrans({
 
 
 def answer_words(screen: Screen) -> list[str]:
-    """`["12 + 6"]`, or why there is no answer; `best so far, interrupted` where the search was cut off."""
+    """`["12 + 6"]`, or why there is no answer; with `best so far, interrupted` after Ctrl-C."""
     assert screen.tuned is not None
     is_cut_off = screen.tuned.interrupted
     if screen.answer is None:
@@ -39,9 +39,9 @@ def tokenise_words(event: Tokenising) -> str:
 
 
 def verdict_word(trial: Trial) -> str:
-    """`fits`, `over`, `out of memory`; `no size` where the size failed for another reason."""
-    is_no_size = trial.failure is not None and trial.failure.cause is Cause.SIZE_LIMIT
-    return "no size" if is_no_size else VERDICTS[trial.verdict]
+    """`fits`, `over`, `out of memory`; `size limit` where the size failed for another reason."""
+    is_size_limit = trial.failure is not None and trial.failure.cause is Cause.SIZE_LIMIT
+    return "size limit" if is_size_limit else VERDICTS[trial.verdict]
 
 
 def reason_words(trial: Trial, *, short: bool = False) -> str | None:

@@ -18,8 +18,8 @@ FILES = {
     2: (("memory.max", "memory.high"), "memory.current", b"inactive_file"),
     1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", b"total_inactive_file"),
 }
-"""By cgroup version: the limits, the use, and the key in `memory.stat` of file pages that the kernel
-drops first: they count as used, yet are free to take."""
+"""By cgroup version: the limits, the use, and the key of inactive file pages in `memory.stat`. The kernel
+counts those as used but drops them first, so here they count as free."""
 
 
 class HostMeter:
@@ -65,7 +65,7 @@ class HostMeter:
         total, available = field(text, b"MemTotal:"), field(text, b"MemAvailable:")
         if total is None or available is None:
             raise DeviceError(
-                f"{self._meminfo} does not tell the host's memory", "run where /proc is mounted"
+                f"{self._meminfo} does not show the host's memory", "run where /proc is mounted"
             )
         return HostReading(total=total * 1024, used=(total - available) * 1024)
 
@@ -120,7 +120,7 @@ def field(text: bytes, key: bytes) -> int | None:
 
 
 def _text(file: str | Path) -> bytes:
-    # A cgroup can be removed, or its files be closed to us, at any moment: then it says nothing.
+    # At any moment a cgroup can be removed, or its files become unreadable: they then count as empty.
     try:
         return contents(file)
     except OSError:

@@ -96,7 +96,7 @@ def _on_cpu(
                 "use a smaller --vram-limit",
             )
         group = EmulatedDevices(vram_limit, world_size)
-        notice = f"on the CPU, which plays a card of {format_bytes(vram_limit)}"
+        notice = f"on the CPU, which emulates a card of {format_bytes(vram_limit)}"
     return DeviceSelection(
         group=group,
         world_size=world_size,

@@ -53,7 +53,7 @@ class Outcome:
         budget = trial.budgets[trial.tightest]
         peak = "ran out of memory" if trial.peak is None else f"peaks at {format_bytes(trial.peak)}"
         if trial.static_bytes is not None:
-            peak += f", {format_bytes(trial.static_bytes)} of it before the step"
+            peak += f", {format_bytes(trial.static_bytes)} held before the step"
         reason = f" ({trial.reason})" if trial.reason else ""
         return NothingFits(
             f"nothing fits: micro-batch {trial.size} {peak}{reason}, and the budget of {budget.name} is "

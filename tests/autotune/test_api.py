@@ -189,7 +189,7 @@ def test_where_nothing_fits_the_error_has_the_numbers(card: int) -> None:
         find_micro_batch(heavy, ceiling=64, target=0.5, vram_limit=card)
 
     assert re.fullmatch(
-        r"nothing fits: micro-batch 1 peaks at \S+ [MG]iB, \S+ [MG]iB of it before the step, and the "
+        r"nothing fits: micro-batch 1 peaks at \S+ [MG]iB, \S+ [MG]iB held before the step, and the "
         r"budget of .+ is \S+ [MG]iB, with 0 B of \S+ [MG]iB held by tenants; "
         r"use a smaller model or shorter samples, or a higher target",
         str(caught.value),
@@ -267,11 +267,11 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
     """Before anything runs."""
     with pytest.raises(UsageError, match="target 60 is not a share"):
         find_micro_batch(step, ceiling=8, target=60)
-    with pytest.raises(UsageError, match="ceiling 0 is no number of samples; give 1 or more"):
+    with pytest.raises(UsageError, match="ceiling 0 is out of range; give 1 or more"):
         find_micro_batch(step, ceiling=0, target=0.5)
-    with pytest.raises(UsageError, match="divides 0 is no number of samples; give 1 or more"):
+    with pytest.raises(UsageError, match="divides 0 is out of range; give 1 or more"):
         find_micro_batch(step, ceiling=8, target=0.5, divides=0)
-    with pytest.raises(UsageError, match="guess -1 is no number of samples; give 1 or more"):
+    with pytest.raises(UsageError, match="guess -1 is out of range; give 1 or more"):
         find_micro_batch(step, ceiling=8, target=0.5, guess=-1)
     with pytest.raises(UsageError, match="settings are for a workload that is named by its path"):
         find_micro_batch(step, ceiling=8, target=0.5, settings={})

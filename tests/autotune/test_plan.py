@@ -184,7 +184,7 @@ def test_a_rank_with_twice_the_size_takes_twice_the_samples() -> None:
         ),
         (
             ((5, 2), 60, 3),
-            "micro-batches 5 + 2 are for 2 processes, not 3; give each its own, or all of them one",
+            "micro-batches 5 + 2 are for 2 processes, not 3; give one size for each process, or one for all",
         ),
         (
             (1, 3, 4),

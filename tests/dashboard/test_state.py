@@ -286,7 +286,7 @@ def test_values_read_well(say: Callable[[Any], str], words: dict[Any, str]) -> N
         (
             Verdict.OOM,
             Failure(cause=Cause.SIZE_LIMIT, detail="a\tkernel"),
-            "no size",
+            "size limit",
             *["a kernel"] * 2,
         ),
     ],
@@ -392,7 +392,7 @@ def test_plain_lines_say_what_a_gpu_told() -> None:
         failure=Failure(cause=Cause.SIZE_LIMIT, detail="so many words " * 20),
     )  # fmt: skip
 
-    _, device, fits, no_size, answer, peak = printed(
+    _, device, fits, limited, answer, peak = printed(
         replace(TUNING, devices=(guarded,)),
         ProbeEnded(trial=sizes, low=12, high=257),
         ProbeEnded(trial=limit, low=12, high=16),
@@ -403,8 +403,8 @@ def test_plain_lines_say_what_a_gpu_told() -> None:
     assert fits == (
         "probe   12 + 6  fits   peak 1.00 GiB of 4.00 GiB (25 %)  52.1 ±3 % samples/s  4.2 s"
     )
-    assert no_size.startswith("probe   16    no size  so many words so many")
-    assert no_size.endswith(" …  4.2 s")
+    assert limited.startswith("probe   16    size limit  so many words so many")
+    assert limited.endswith(" …  4.2 s")
     assert answer == "answer  12 + 6  2 probes  12.0 s"
     assert peak == "peak    1.00 GiB = tensors 0.50 + cache 0.25 + context 0.25"
 

@@ -329,7 +329,7 @@ def test_a_probe_that_ended_early_says_why_in_its_row(width: int) -> None:
     rows = drawn(SCREENS["evidence"], width).splitlines()
 
     assert any("512  ▲ over" in row and "stopped by the guard" in row for row in rows)
-    assert any("700  ✗ no size" in row and "too many blocks" in row for row in rows)
+    assert any("700  ✗ size limit" in row and "too many blocks" in row for row in rows)
 
 
 def test_the_guard_is_marked_beyond_the_budget_and_named_where_there_is_room() -> None:

@@ -336,7 +336,7 @@ def test_a_model_is_not_replaced_by_its_own_training(
     train = ("train", "--profile", "fast", "--device", "cpu", "--fresh", "--model", model)
 
     assert chatlm(*train, "--output-dir", "sft").message == (
-        "--output-dir sft has the --model itself in it, which the run would replace; choose another "
+        "--output-dir sft contains the --model, which the run would replace; choose another "
         "--output-dir"
     )
 
@@ -390,7 +390,7 @@ def test_damaged_data_ends_a_run_that_then_goes_well(
     assert left_by_bad == set()
     assert ended(good).result["steps"] == 1
     assert again.message == (
-        "run holds this run, finished; use --fresh to train it again, or another --output-dir"
+        "run holds this run, which is finished; use --fresh to train it again, or another --output-dir"
     )
 
 

@@ -15,6 +15,6 @@ def test_a_peak_above_the_budget_is_said_once(tmp_path: Path) -> None:
     within = run(settings(rows, tmp_path / "within", budgets=(1, TIB), max_steps=3))
 
     (said,) = [text for text in notices(above) if "peaked" in text]
-    assert said.startswith("by step 1 the run has peaked at ")
-    assert "above the budget of 1.00 MiB; a smaller --micro-batch" in said
+    assert said.startswith("the run peaked at ")
+    assert "by step 1, above the budget of 1.00 MiB; a smaller --micro-batch" in said
     assert not [text for text in notices(within) if "peaked" in text]

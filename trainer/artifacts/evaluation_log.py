@@ -58,8 +58,8 @@ class EvaluationHistory:
     def early_stop_text(self, step: int, steps: int) -> str:
         """Why the run ends early, and which model it leaves."""
         text = (
-            f"no better evaluation for {self.since_best} in a row: stopped at step {step} of {steps}; "
-            f"the model is this step's"
+            f"stopped at step {step} of {steps}, after {self.since_best} evaluation(s) without a lower "
+            f"loss; the model is this step's"
         )
         if (best := self.best) is None:
             return text

@@ -1,6 +1,6 @@
 """The folder of a run: which run it holds, whether it can be written, and what is in it.
 
-run.json             settings that make it this run, and whether it is finished
+run.json             settings that identify the run, and whether it is finished
 run.toml             all settings, for `chatlm train --config`; profile.toml, which it names
 metrics.jsonl        one object per optimizer step
 evaluations.jsonl    one object per evaluation
@@ -8,7 +8,7 @@ checkpoint-N/        what a resume needs after step N; damaged-checkpoint-N, one
 config.json, model.safetensors, tokenizer…    the final model; README.md, its card
 adapter/             LoRA's weights, as peft reads them
 loss.png, loss.svg   the run's losses
-tracking/            what TensorBoard or Weights & Biases was told
+tracking/            logs of TensorBoard or Weights & Biases
 """
 
 import json
@@ -30,7 +30,7 @@ OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.
         "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
         "loss.svg", "adapter", "tracking")  # fmt: skip
 """What a run leaves beside its checkpoints and run.json. config.json comes first: it marks a model.
-run.toml and profile.toml are replaced, never removed: the new run may be asked to repeat them."""
+run.toml and profile.toml are replaced, never removed: the new run may read them (`--config … --fresh`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class RunFolder:
         """The key as run.json has it; refuses what `claim` would refuse, and writes nothing.
 
         Raises:
-            OutputError: it holds another run, or this one, finished; or it cannot be written.
+            OutputError: it holds another run, or this run is finished, or it cannot be written.
         """
         files.check_writable(self.path, "choose another --output-dir")
         if not self.path.exists():
@@ -79,7 +79,7 @@ class RunFolder:
             )
         if is_same and known["finished"]:
             raise OutputError(
-                f"{self.path} holds this run, finished",
+                f"{self.path} holds this run, which is finished",
                 "use --fresh to train it again, or another --output-dir",
             )
         return run_key
@@ -89,7 +89,7 @@ class RunFolder:
     ) -> None:
         """Makes the folder this run's, after `check`; an unfinished part of the run stays.
 
-        `learning_rate` is the run's highest, set by the user or found.
+        `learning_rate` is the run's peak rate, the user's or the default.
         """
         run_key = self.check(run_key, fresh=fresh)
         try:
@@ -175,7 +175,7 @@ class RunFolder:
     def _model_files(self) -> list[str]:
         try:
             known = self._read() or {}
-        except OutputError:  # damaged: that is what --fresh is for
+        except OutputError:  # damaged: --fresh replaces it
             return []
         return [Path(name).name for name in known.get("model", [])]
 
@@ -183,8 +183,8 @@ class RunFolder:
 def _as_known(run_key: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     """The key as the record writes it, where the two mean the same.
 
-    JSON reads a tuple back as a list. A learning rate that the run found (the model's default, a
-    scaled one) is in its run.toml as the user's.
+    JSON reads a tuple back as a list. The run.toml gives the run's learning rate as the user's choice,
+    even if it was the model's default or a scaled one.
     """
     run_key = json.loads(json.dumps(run_key))
     rate = known.get("learning_rate")
@@ -195,8 +195,8 @@ def _as_known(run_key: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 
 
 LONGER = (
-    "its learning rates were those of that length, so it cannot be made longer: finish it as it was "
-    "and train on with --model {folder} and another --output-dir, or "
+    "its learning rates depend on its length, so the length cannot change: finish it as it was, then "
+    "train on with --model {folder} and another --output-dir, or "
 )
 
 
@@ -213,7 +213,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
 
 @contextmanager
 def refusals(folder: RunFolder, name: str, need: int) -> Iterator[None]:
-    """Turns the errors of a full disk into an OutputError with the numbers."""
+    """Turns an error of writing, as on a full disk, into an OutputError with the numbers."""
     try:
         yield
     except (OSError, SafetensorError) as error:

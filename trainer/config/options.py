@@ -47,7 +47,7 @@ class Flag:
     least: int | None
     """The smallest number that the command line parses."""
     range: Range | None
-    """Checked once the settings are resolved; a number in a run's file is checked there alone."""
+    """Checked after the settings are resolved: the only check of a number in a run's file."""
     names: str | None
     """Its flags, where they are not the field's name with dashes."""
 
@@ -75,16 +75,16 @@ class WorkloadOptions:
     data: tuple[str, ...] | None = flag("Parquet, JSON or JSON lines; may be repeated.", None)
     eval_data: tuple[str, ...] | None = flag("Files to evaluate on; may be repeated.", None)
     precision: Literal["auto", Precision] = flag("auto: bf16 or fp16 on a GPU, else fp32.", "auto")
-    optimizer: Optimizer | None = flag("The profile's, or adamw.", None)
+    optimizer: Optimizer | None = flag("Else the profile's, or adamw.", None)
     gradient_checkpointing: bool | None = flag("Keep few activations; compute them again.", None)
     freeze: Literal[Freeze, "none"] | None = flag("Do not train a seq2seq model's encoder.", None)
     lora_rank: int | None = flag("Train LoRA adapters of this rank; 0: none.", None, least=0)
-    lora_alpha: float | None = flag("LoRA's scale; twice the rank.", None, range=POSITIVE)
+    lora_alpha: float | None = flag("LoRA's scale; else twice the rank.", None, range=POSITIVE)
     lora_targets: tuple[str, ...] | None = flag("Layers to adapt; may be repeated.", None)
     neftune_alpha: float | None = flag("NEFTune's noise on embeddings.", None, range=POSITIVE)
     compile: bool | None = flag("Use torch.compile, with few different shapes.", None)
     fsdp: bool | None = flag("Shard model and optimizer over the devices (FSDP2).", None)
-    backend: Backend | None = flag("Between processes; nccl on GPUs, gloo on the CPU.", None)
+    backend: Backend | None = flag("Process communication; nccl on GPUs, gloo on CPUs.", None)
     device: Literal["auto", DeviceKind] = flag("auto: a GPU if there is one.", "auto")
     num_processes: int | None = flag("One per device; all GPUs by default.", None)
 
@@ -103,7 +103,7 @@ class AutotuneOptions(WorkloadOptions):
     per_device: bool = flag("A micro-batch of its own for each card.", False)
     max_source_length: int | None = flag("Tokens; else the base profile's.", None, least=2)
     max_target_length: int | None = flag("Tokens; else the base profile's.", None, least=2)
-    name: str = flag("Writes ./profiles/NAME.toml.", "tuned")
+    name: str = flag("Write ./profiles/NAME.toml.", "tuned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,20 +113,20 @@ class RunOptions:
     epochs: float = flag("Passes over the data.", 1.0, range=POSITIVE)
     max_steps: int | None = flag("Optimizer steps, instead of epochs.", None, range=at_least(1))
     learning_rate: float | None = flag("Peak; else the model's default.", None, range=POSITIVE)
-    schedule: Schedule = flag("Of the learning rate, after the warm-up.", "cosine")
-    warmup: float = flag("Share of the steps.", 0.05, range=FRACTION)
+    schedule: Schedule = flag("The learning rate after the warm-up.", "cosine")
+    warmup: float = flag("Share of the steps in which the rate rises.", 0.05, range=FRACTION)
     weight_decay: float = flag(
         "AdamW weight decay; not applied to norms and biases.", 0.01, range=DECAY
     )
     clip_norm: float = flag("Largest gradient norm; inf clips nothing.", 1.0, range=NORM)
-    length_grouping: bool = flag("Steps of like lengths: less padding, another order.", False)
-    eval_every: int | None = flag("Optimizer steps; else each epoch.", None, least=1)
-    patience: int | None = flag("Stop after N evaluations without a better loss.", None, least=1)
+    length_grouping: bool = flag("Group similar lengths: less padding, another order.", False)
+    eval_every: int | None = flag("Evaluate every N steps; else each epoch.", None, least=1)
+    patience: int | None = flag("Stop after N evaluations without a lower loss.", None, least=1)
     generate_rows: int = flag("Rows to answer per evaluation, for BLEU and chrF.", 200, least=0)
-    max_new_tokens: int | None = flag("Per answer; else the longest target.", None, least=1)
+    max_new_tokens: int | None = flag("Tokens per answer; else the longest target.", None, least=1)
     fresh: bool = flag("Replace an unfinished run, or resume it.", False, names="--fresh/--resume")
-    checkpoint_every: int | None = flag("Optimizer steps; else each epoch.", None, least=1)
-    keep_checkpoints: int = flag("The last N, beside the best.", 2, least=1)
+    checkpoint_every: int | None = flag("Save every N steps; else each epoch.", None, least=1)
+    keep_checkpoints: int = flag("Keep the last N and the best.", 2, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +134,10 @@ class TrainOptions(RunOptions, WorkloadOptions):
     """`chatlm train` and `python -m trainer`."""
 
     profile: str = flag("Name or path.", "tuned")
-    micro_batch: int | None = flag("Else the profile's; changes memory and speed only.", None)
+    micro_batch: int | None = flag("Replaces the profile's; changes only memory and speed.", None)
     seed: int = flag("For the order of samples, noise and new weights.", 0, range=SEED)
-    dropout: float | None = flag("Else the model's own.", None, range=FRACTION)
-    scale_lr: ScaleRule | None = flag("Scale the rate as the effective batch grew.", None)
+    dropout: float | None = flag("Rate; else the model's own.", None, range=FRACTION)
+    scale_lr: ScaleRule | None = flag("Scale the rate with a grown effective batch.", None)
     output_dir: str | None = flag("model_save/sft_PROFILE by default.", None)
     track: tuple[str, ...] | None = flag("tensorboard or wandb; may be repeated.", None)
 

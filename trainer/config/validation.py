@@ -64,7 +64,7 @@ def check_training(settings: TrainSettings) -> TrainSettings:
     same = model.resolve() == output.resolve()
     if same or (model.exists() and model.resolve().is_relative_to(output.resolve())):
         raise UsageError(
-            f"--output-dir {output} has the --model itself in it, which the run would replace",
+            f"--output-dir {output} contains the --model, which the run would replace",
             "choose another --output-dir",
         )
     if settings.patience is not None and settings.workload.data and not settings.eval_data:

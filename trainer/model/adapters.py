@@ -35,7 +35,7 @@ def adapt(model: PreTrainedModel, settings: WorkloadSettings) -> Any:
         if not model.config.is_encoder_decoder:
             raise UsageError(
                 f"--freeze encoder is for models with an encoder, and {model.config.model_type} has none",
-                "leave it out, or train little of the model with --lora-rank 16",
+                "leave it out, or train a small part of the model with --lora-rank 16",
             )
         # with the input embedding, which T5, mT5 and BART share with the decoder: a trained one would
         # change the frozen encoder's inputs, and autograd would keep the encoder's activations
@@ -73,7 +73,7 @@ def add_lora(model: PreTrainedModel, settings: WorkloadSettings, rank: int) -> A
             return peft.get_peft_model(model, config)
     except ValueError as error:
         raise UsageError(
-            f"--lora-targets {' '.join(settings.lora_targets)} names no layers that LoRA can have "
+            f"--lora-targets {' '.join(settings.lora_targets)} names no layers that LoRA can adapt "
             f"in a {model.config.model_type}",
             f"its linear layers are {', '.join(_linear(model))}",
         ) from error

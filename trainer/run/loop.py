@@ -67,15 +67,15 @@ def take_steps(run: Run) -> bool:
     """Takes optimizer steps until the run is complete; False when it was asked to stop before."""
     is_evaluated = run.done in dict(run.progress.losses)
     if run.done and run.is_due(run.settings.eval_every) and not is_evaluated:
-        evaluate(run)  # it ended between the checkpoint and the evaluation
-    if stops_early(run):  # it was killed before its model was written
+        evaluate(run)  # the run ended between the checkpoint and the evaluation
+    if stops_early(run):  # the run was killed before its model was written
         return True
     ended = time.perf_counter()
     for step in load_steps(steps_of(run), range(run.done, run.steps), run.settings.loader_workers):
         stop = take_step(run, step, ended)
         at_end = run.done == run.steps
         if stop and not at_end:
-            save(run)  # a resume makes up for an evaluation that is due now
+            save(run)  # a resume runs an evaluation that is due now
             return False
         if at_end or run.is_due(run.settings.eval_every):
             if at_end and run.parts.eval_collator is not None:
@@ -127,7 +127,7 @@ def note_step(run: Run, record: Mapping[str, Any]) -> None:
     if peak > budget >= run.peak:
         advice = "; a smaller --micro-batch takes less" if run.plan.micro_batch > 1 else ""
         run.notice(
-            f"by step {run.done} the run has peaked at {format_bytes(peak)}, above the budget of "
+            f"the run peaked at {format_bytes(peak)} by step {run.done}, above the budget of "
             f"{format_bytes(int(budget))}{advice}"
         )
     run.peak = max(run.peak, peak)

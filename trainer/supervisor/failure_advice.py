@@ -1,6 +1,6 @@
 """Advice for launches that fail in a known way, by what NCCL, gloo, torchrun or a loader printed.
 
-Their errors have no types, so that the text is matched; tests quote each text. Imports no torch.
+Their errors have no types, so the text is matched; tests quote each text. Imports no torch.
 """
 
 import os
@@ -25,10 +25,10 @@ class Fault:
 
 
 def advice(said: str, *, exit_code: int | None = None) -> str | None:
-    """What to try after a process printed that and exited so; None for an unknown fault."""
+    """What to try after a process printed `said` and exited with `exit_code`; None if unknown."""
     if exit_code == -signal.SIGBUS:
         return _loaders()
-    if exit_code == -signal.SIGKILL:  # the other ranks' text is about its end
+    if exit_code == -signal.SIGKILL:  # the text is other ranks', about the killed one
         return None
     if (fault := _fault(said)) is None:
         return None
@@ -112,8 +112,8 @@ FAULTS = (
     ),
     Fault(
         r"Duplicate GPU detected",
-        "two processes are on one card: start no more processes a node than it has cards, and leave "
-        "CUDA_VISIBLE_DEVICES as it is; --backend gloo shares a card, slowly",
+        "two processes are on one card: start no more processes per node than it has cards, and leave "
+        "CUDA_VISIBLE_DEVICES as it is; --backend gloo can share a card, but slowly",
     ),
     Fault(
         r"no socket interface found|No NCCL_SOCKET_IFNAME interface found"

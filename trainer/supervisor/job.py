@@ -1,4 +1,4 @@
-"""A command's job: what to tune or to train, on which devices, and who hears of it."""
+"""A command's job: what to tune or train, on which devices, and where its events go."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,7 +29,7 @@ Listen = Callable[[], AbstractContextManager[tuple[Emit, Path]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What both commands have: the devices, the host, and who hears of the run."""
+    """The part of both commands: devices, host, and where events go."""
 
     devices: DeviceSelection
     host: HostMeter
@@ -58,7 +58,7 @@ class TuneJob(Job):
     """Where the profile is written."""
     limits: Limits
     vram_limit: int | None
-    """Bytes that each card is taken to have."""
+    """Each card is treated as this large, bytes."""
 
     @property
     def effective_batch(self) -> int:
@@ -138,7 +138,7 @@ def open_train_job(options: TrainOptions, *, listen: Listen) -> Iterator[TrainJo
         RunFolder(Path(settings.output_dir)).check(settings.run_key(), fresh=settings.fresh)
         with listen() as (emit, log_path):
             loaders = profile.run.loader_workers
-            interrupted = f"profile {options.profile} is of an interrupted tuning: more may fit"
+            interrupted = f"profile {options.profile} is from an interrupted tuning: more may fit"
             _notify(
                 emit,
                 devices.notice,

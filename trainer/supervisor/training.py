@@ -27,7 +27,7 @@ from trainer.supervisor.relay import TICK, ProfileMismatch, Relay
 
 
 def run_training(job: TrainJob) -> TrainingEnded:
-    """Trains; first probes the profile's size once if the profile was measured on another machine.
+    """Trains; first probes the profile's size once if its figures may not hold for this run.
 
     Raises:
         ProfileError: the size exceeds the target on this machine.
@@ -37,7 +37,7 @@ def run_training(job: TrainJob) -> TrainingEnded:
         return finish(job, is_compared=True)
     except ProfileMismatch as mismatch:
         sizes = job.settings.plan(job.settings.world_size)
-        measured = f"profile {job.settings.profile} was measured elsewhere ({mismatch})"
+        measured = f"profile {job.settings.profile} was measured in other conditions ({mismatch})"
         job.emit(Notice(text=f"{measured}: probing micro-batch {sizes} once"))
         probe_again(job)
         # the memory fractions of source and target were measured elsewhere too
@@ -126,7 +126,7 @@ def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
     After Ctrl-C the workers finish their step and save a checkpoint; a second Ctrl-C ends them at once.
 
     Raises:
-        ProfileMismatch: the profile `is_compared` and its figures are not of this machine.
+        ProfileMismatch: `is_compared`, and the profile's figures may not hold for this run.
         RanOutOfMemory: memory ran out after a step.
         OutOfMemory: memory ran out before.
         WorkerError: a worker crashed or was killed.
@@ -171,7 +171,7 @@ def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
 
 @contextmanager
 def collected_interrupts() -> Iterator[list[int]]:
-    """Each Ctrl-C, SIGTERM and SIGHUP as it comes; none raises in the middle of a message."""
+    """A list that gets each Ctrl-C, SIGTERM and SIGHUP, so that none raises in the middle of a message."""
     came: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _: came.append(number))

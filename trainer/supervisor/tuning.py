@@ -27,7 +27,7 @@ SMALLER = (
     "--max-target-length, or a smaller --model"
 )
 ROOMY = 1.1
-"""Capacity is told from this many times the answer on."""
+"""The estimated capacity is given if it is at least this many times the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +41,9 @@ class Tuned:
 
     @property
     def estimated_capacity(self) -> int | None:
-        """Sequences per device that would fit by a line through the answer; None unless far above it.
+        """Sequences per device that a line through the answer predicts to fit; that size did not run.
 
-        It is told where the effective batch, not memory, bounded the search. That size did not run.
+        None unless the effective batch, not memory, limited the search, and the answer is well below.
         """
         trial, effective = self.outcome.answer, self.job.options.effective_batch
         if trial is None or trial.static_bytes is None or not trial.activation_peak:
@@ -128,7 +128,7 @@ def measure_extras(job: TuneJob, prober: Prober, trial: Trial) -> Extras:
     shares = prober.measure_memory_fractions(trial.size)
     eval_batch = None
     if job.options.eval_data is not None:
-        job.emit(Notice(text="looking for the evaluation batch, forward alone"))
+        job.emit(Notice(text="tuning the evaluation batch (forward pass only)"))
         eval_batch = tune_evaluation(prober, trial)
     host = job.host.read()
     assert trial.samples_per_second is not None

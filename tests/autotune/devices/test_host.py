@@ -202,7 +202,7 @@ def test_without_proc_the_error_says_what_is_missing(tmp_path: Path) -> None:
         HostMeter(tmp_path).read()
 
     assert str(caught.value) == (
-        f"{tmp_path}/meminfo does not tell the host's memory; run where /proc is mounted"
+        f"{tmp_path}/meminfo does not show the host's memory; run where /proc is mounted"
     )
 
 

@@ -139,7 +139,7 @@ def test_a_limit_on_the_cpu_plays_a_card() -> None:
     devices = opened("cpu", None, num_processes=2, vram_limit=GIB // 4)
 
     assert isinstance(devices.group, EmulatedDevices)
-    assert devices.notice == "on the CPU, which plays a card of 256 MiB"
+    assert devices.notice == "on the CPU, which emulates a card of 256 MiB"
 
 
 def test_cards_that_host_memory_cannot_play_are_refused() -> None:

@@ -289,7 +289,7 @@ def test_a_crash_above_a_size_that_ran_is_a_limit_of_size(tmp_path: Path) -> Non
     assert outcome.answer is not None
     assert 25 <= outcome.answer.size < 30
     reasons = {trial.reason for trial in outcome.trials if trial.verdict is not Verdict.FITS}
-    assert reasons == {"no size for it: ValueError: the toy broke"}
+    assert reasons == {"size limit: ValueError: the toy broke"}
 
 
 def test_a_worker_that_holds_more_than_at_first_is_replaced(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_a_resumed_run_knows_how_long_it_has_waited(tmp_path: Path) -> None:
 
     assert progress.since_best == 2
     assert progress.early_stop_text(30, 90) == (
-        "no better evaluation for 2 in a row: stopped at step 30 of 90; the model is this step's, "
-        "the lowest evaluation loss was 0.500 at step 10"
+        "stopped at step 30 of 90, after 2 evaluation(s) without a lower loss; the model is this "
+        "step's, the lowest evaluation loss was 0.500 at step 10"
     )
 
 

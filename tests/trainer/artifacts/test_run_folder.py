@@ -78,7 +78,7 @@ def test_a_finished_run_is_not_trained_again_unasked(folder: RunFolder) -> None:
     trained(folder, finished=True)
 
     assert refusal_of(folder, RUN) == (
-        f"{folder.path} holds this run, finished; use --fresh to train it again, or another "
+        f"{folder.path} holds this run, which is finished; use --fresh to train it again, or another "
         f"--output-dir"
     )
 
@@ -108,7 +108,7 @@ def test_a_longer_run_is_another_run_and_the_refusal_says_how(
 
     assert refusal_of(folder, {**RUN, key: new}) == (
         f"{folder.path} holds another run ({key.replace('_', ' ')} {old}, now {new}); its learning "
-        f"rates were those of that length, so it cannot be made longer: finish it as it was and "
+        f"rates depend on its length, so the length cannot change: finish it as it was, then "
         f"train on with --model {folder.path} and another --output-dir, or use --fresh to replace "
         f"it, or another --output-dir"
     )

@@ -144,7 +144,7 @@ def test_targets_that_the_model_lacks_are_answered_with_those_it_has() -> None:
         engine(tiny("llama"), lora_rank=4, lora_targets=("q", "v"))
 
     assert str(caught.value) == (
-        "--lora-targets q v names no layers that LoRA can have in a llama; its linear layers are "
+        "--lora-targets q v names no layers that LoRA can adapt in a llama; its linear layers are "
         "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     )
 
@@ -191,5 +191,5 @@ def test_a_model_without_an_encoder_cannot_freeze_it(family: str) -> None:
 
     assert str(caught.value) == (
         f"--freeze encoder is for models with an encoder, and {family} has none; leave it out, or "
-        f"train little of the model with --lora-rank 16"
+        f"train a small part of the model with --lora-rank 16"
     )

@@ -101,7 +101,7 @@ OTHERS = {
     "two processes on one card": (
         "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\n"
         "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000",
-        "no more processes a node than it has cards",
+        "no more processes per node than it has cards",
     ),
 }
 
