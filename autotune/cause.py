@@ -49,6 +49,8 @@ class Failure:
     cause: Cause
     detail: str = ""
     """What the worker or the system said; to show, never to decide."""
+    hint: str | None = None
+    """What to try; of a refusal only."""
     rank: int | None = None
     """The rank that failed first."""
     device: str | None = None

@@ -55,3 +55,8 @@ class NothingFits(ChatlmError):
 
 class OutputError(ChatlmError):
     """A folder that cannot be written, or that holds something else."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's text, or the name of its type."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

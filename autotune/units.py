@@ -45,12 +45,17 @@ def check_fraction(value: float, name: str) -> float:
 
 def format_bytes(value: float, like: float | None = None) -> str:
     """Bytes as `1.07 GiB` or `412 MiB`; in the unit and with the decimals of `like`, for columns."""
-    measure = abs(value if like is None else like)
+    unit, size, digits = scale(abs(value if like is None else like))
+    return f"{value / size:.{digits}f} {unit}"
+
+
+def scale(measure: float) -> tuple[str, int, int]:
+    """The unit for that many bytes, its size in bytes, and the decimals to show."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if measure >= 0.9765625 * size:  # 1000 of the next smaller unit
             measure /= size
             digits = 2 if measure < 10 else 1 if measure < 100 else 0
             if unit != "GiB" and measure >= 10:
                 digits = 0
-            return f"{value / size:.{digits}f} {unit}"
-    return f"{value:.0f} B"
+            return unit, size, digits
+    return "B", 1, 0

@@ -23,7 +23,14 @@ from bench.commands import CHATLM, write_result
 if TYPE_CHECKING:
     from trainer.workload import SftWorkload
 
-FAULTS = ("oom", "kill once", "kill always", "hang once", "hang always")
+FAULTS = {
+    "oom": ("oom", False),
+    "kill once": ("kill", True),
+    "kill always": ("kill", False),
+    "hang once": ("hang", True),
+    "hang always": ("hang", False),
+}
+"""By name: what happens, and whether it happens only once."""
 AT = 6
 """The size from which on rank 1 misbehaves."""
 ROOT = Path(__file__).parent.parent
@@ -49,8 +56,8 @@ def misbehave(fault: str, done: Path) -> None:
     """Fails in earnest: an allocation beyond any memory, a SIGKILL, a sleep without end."""
     import torch
 
-    what, _, when = fault.partition(" ")
-    if when == "once" and done.exists():
+    what, is_once = FAULTS[fault]
+    if is_once and done.exists():
         return
     done.touch()
     match what:

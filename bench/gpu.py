@@ -121,9 +121,9 @@ def run_all(bench: Bench, options: argparse.Namespace, folder: Path, common: Seq
         chatlm("train", "--profile", profile, *words, "--output-dir", run, "--fresh")
         return metrics(folder / run)
 
-    def cut(size: int) -> dict[str, Any]:
+    def cut(name: str, size: int) -> dict[str, Any]:
         steps = train(EFFECTIVE, options.preset_steps, "--micro-batch", str(size))
-        return {"micro_batch": size, **figures(steps)}
+        return {"cut": name, "micro_batch": size, **figures(steps)}
 
     def hold() -> dict[str, Any]:
         if not tuned:
@@ -151,7 +151,7 @@ def run_all(bench: Bench, options: argparse.Namespace, folder: Path, common: Seq
     sizes = {name: tuning["micro_batch_size"] for name, tuning in tuned.items()}
     sizes |= {name: profiles.load(name).batch.micro_batch_size for name in PRESETS}
     for name, size in sizes.items():
-        bench.do(f"cut {name}", partial(cut, min(size, most)))
+        bench.do(f"cut {name}", partial(cut, name, min(size, most)))
     bench.do("peers", lambda: compare(options, folder, bench.left))
 
 
@@ -209,13 +209,13 @@ def against_probe(peaks: Sequence[int], *, probe: int, budget: int) -> dict[str,
 def table(document: dict[str, Any]) -> str:
     """Markdown, one row a micro-batch that was timed."""
     lines = ["| micro-batch | samples/s | real tokens/s | peak |", "| --- | --- | --- | --- |"]
-    for name, part in document["parts"].items():
-        if name.startswith("cut ") and part["state"] == "done":
-            lines.append(
-                f"| {name.removeprefix('cut ')}: {part['micro_batch']} "
-                f"| {part['samples_per_second']:.0f} | {part['tokens_per_second']:,.0f} "
-                f"| {part['peak_bytes'] / 2**30:.2f} GiB |"
-            )
+    lines += [
+        f"| {part['cut']}: {part['micro_batch']} "
+        f"| {part['samples_per_second']:.0f} | {part['tokens_per_second']:,.0f} "
+        f"| {part['peak_bytes'] / 2**30:.2f} GiB |"
+        for part in document["parts"].values()
+        if "cut" in part
+    ]
     return "\n".join(lines)
 
 

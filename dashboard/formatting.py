@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from autotune.cause import Cause
 from autotune.trial import Trial
-from autotune.units import format_bytes
+from autotune.units import format_bytes, scale
 from autotune.verdict import Verdict
 from dashboard.state import Screen
 from trainer.events import Evaluated, Tokenising
@@ -60,8 +60,8 @@ def give_or_take(trial: Trial) -> str | None:
     return f"±{50 * trial.speed_spread:.0f} %"
 
 
-def peak_words(trial: Trial) -> str | None:
-    """`12.0 GiB = tensors 10.1 + cache 1.4 + context 0.5`: the peak of the tightest device, in parts.
+def peak_words(trial: Trial) -> tuple[str, str] | None:
+    """`12.0 GiB` and `tensors 10.1 + cache 1.4 + context 0.5`: the peak of the tightest device, and its parts.
 
     None where the parts are unknown, as on a CPU. Parts that round to zero are left out.
     """
@@ -78,10 +78,11 @@ def peak_words(trial: Trial) -> str | None:
     }
     if min(parts.values()) < 0:
         return None  # the readings contradict one another
-    amounts = {k: format_bytes(part, like=device.peak).split()[0] for k, part in parts.items()}
+    _, unit, digits = scale(device.peak)
+    amounts = {name: round(part / unit, digits) for name, part in parts.items()}
     where = f" on device {trial.tightest}" if len(trial.measured) > 1 else ""
-    shown = " + ".join(f"{name} {amount}" for name, amount in amounts.items() if float(amount))
-    return f"{format_bytes(device.peak)}{where} = {shown}"
+    shown = " + ".join(f"{name} {n:.{digits}f}" for name, n in amounts.items() if n)
+    return f"{format_bytes(device.peak)}{where}", shown
 
 
 def figure(value: float, like: float | None = None) -> str:
@@ -131,15 +132,15 @@ def micro_batches(largest: int, sizes: Sequence[int] | None) -> str:
     return f"{largest:,}" if is_even else " + ".join(f"{size:,}" for size in sizes or ())
 
 
-def scores_words(event: Evaluated) -> list[str]:
-    """`BLEU 83.8 (zh)`, `exact 87.5 %`, `chrF 89.3`, `of 200 rows`; empty without answers."""
+def scores_words(event: Evaluated) -> list[tuple[str, str]]:
+    """Label and value: `BLEU` `83.8 (zh)`, `exact` `87.5 %`, `chrF` `89.3`, `of` `200 rows`; empty without answers."""
     if event.bleu is None or event.chrf is None or event.exact_match is None:
         return []
     return [
-        f"BLEU {event.bleu:.1f} ({event.words})",
-        f"exact {100 * event.exact_match:.1f} %",
-        f"chrF {event.chrf:.1f}",
-        f"of {counted(event.generated_rows, 'row')}",
+        ("BLEU", f"{event.bleu:.1f} ({event.words})"),
+        ("exact", f"{100 * event.exact_match:.1f} %"),
+        ("chrF", f"{event.chrf:.1f}"),
+        ("of", counted(event.generated_rows, "row")),
     ]
 
 

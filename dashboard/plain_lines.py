@@ -107,7 +107,7 @@ class PlainLines:
         trial, probes = self.screen.answer_trial, counted(len(self.screen.trials), "probe")
         answer = "  ".join(["answer", *answer_words(self.screen), probes, duration(event.seconds)])
         parts = None if trial is None else peak_words(trial)
-        return [answer] if parts is None else [answer, f"peak    {parts}"]
+        return [answer] if parts is None else [answer, f"peak    {' = '.join(parts)}"]
 
     def step_is_due(self) -> bool:
         """True at the first and last step, at every twentieth of the run, and after `QUIET` seconds."""
@@ -167,7 +167,8 @@ def training_line(event: run_events.TrainingStarted) -> str:
 
 
 def evaluation_line(event: run_events.Evaluated) -> str:
-    words = [f"eval    step {event.step}  loss {figure(event.loss)}", *scores_words(event)]
+    scores = map(" ".join, scores_words(event))
+    words = [f"eval    step {event.step}  loss {figure(event.loss)}", *scores]
     if event.seconds:
         words.append(duration(event.seconds))
     return "  ".join(words)

@@ -67,8 +67,8 @@ def peak_rows(layout: Layout, screen: Screen) -> list[Text]:
     words = None if screen.answer_trial is None else peak_words(screen.answer_trial)
     if words is None:
         return []
-    parts = words.partition(" = ")[2]  # the sum is in the answer's row too
-    rows = [labelled(layout, "peak", Part(Text(text))) for text in (words, parts)]
+    _, parts = words  # the sum is in the answer's row too
+    rows = [labelled(layout, "peak", Part(Text(text))) for text in (" = ".join(words), parts)]
     return [row for row in rows if row.cell_len <= layout.width][:1]
 
 

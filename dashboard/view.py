@@ -133,7 +133,7 @@ def loss_rows(layout: Layout, screen: Screen) -> list[Text]:
         numbers, at = Text(f"{figure(last.loss):<6}", "bold"), pair("at step", f"{last.step:,}")
         lowest = pair("lowest", f"{figure(best.loss)} at {best.step:,}")
         rows.append(labelled(layout, "eval loss", Part(numbers), Part(at, 1), Part(lowest, 2)))
-        scores = [Part(pair(*w.split(" ", 1)), i) for i, w in enumerate(scores_words(last))]
+        scores = [Part(pair(*score), i) for i, score in enumerate(scores_words(last))]
         rows += [labelled(layout, "answers", *scores)] if scores else []
     return rows
 

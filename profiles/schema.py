@@ -221,12 +221,14 @@ def parse(document: dict[str, Any], source: str) -> Profile:
     try:
         return Profile.model_validate(document)
     except PlanError as error:
-        raise ProfileError(f"{source}: {error}") from error
+        raise ProfileError(f"{source}: {error.what}", error.hint) from error
     except ValidationError as error:
-        raise ProfileError(f"{source}: {_first_fault(error)}") from error
+        what, hint = _first_fault(error)
+        raise ProfileError(f"{source}: {what}", hint) from error
 
 
-def _first_fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> tuple[str, str | None]:
+    """What is wrong, and what to try where that is known."""
     faults = error.errors()
     # a misspelt key is also a missing one: name the key that the user wrote
     fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
@@ -235,12 +237,12 @@ def _first_fault(error: ValidationError) -> str:
         known = _keys(Profile, fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key {place!r}; {hint}"
+        return f"unknown key {place!r}", hint
     if fault["type"] == "missing":
-        return f"{place!r} is missing; `chatlm profiles show fast` prints a whole profile"
+        return f"{place!r} is missing", "`chatlm profiles show fast` prints a whole profile"
     if fault["type"] == "model_type":
-        return f"{place!r} is {fault['input']!r}: it should be a table, [{place}]"
-    return f"{place!r} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        return f"{place!r} is {fault['input']!r}: it should be a table, [{place}]", None
+    return f"{place!r} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}", None
 
 
 def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from autotune.devices.allocator import CudaMemory, DeviceMemory, HostMemory, same_device
 from autotune.devices.budget import budget, context_bytes
-from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice
+from autotune.devices.group import DeviceGroup, GpuDevices, cpu_devices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, NvmlDevice
 from autotune.errors import DeviceError
@@ -63,7 +63,8 @@ def own_device(target: float, vram_limit: int | None) -> Iterator[OwnDevice]:
     """The device on which this process holds memory now; a driver stays open until the block ends.
 
     Raises:
-        DeviceError: it cannot be read, others hold the target already, or there are several.
+        DeviceError: it cannot be read, others hold the target already, there are several, or host RAM cannot
+            hold the emulated card.
     """
     memory = _own_memory()
     if isinstance(memory, CudaMemory):
@@ -71,8 +72,7 @@ def own_device(target: float, vram_limit: int | None) -> Iterator[OwnDevice]:
             card = card_of(nvml, memory.device)
             yield OwnDevice(memory, GpuDevices([card], vram_limit), target)
             return
-    group = HostDevice(HostMeter()) if vram_limit is None else EmulatedDevices(vram_limit, 1)
-    yield OwnDevice(memory, group, target)
+    yield OwnDevice(memory, cpu_devices(HostMeter(), vram_limit, 1), target)
 
 
 def _own_memory() -> DeviceMemory:

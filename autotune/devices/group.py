@@ -173,6 +173,23 @@ class EmulatedDevices(DeviceGroup):
         return self._limit
 
 
+def cpu_devices(host: HostMeter, vram_limit: int | None, world_size: int) -> DeviceGroup:
+    """The host's memory, or emulated cards of `vram_limit` bytes in it.
+
+    Raises:
+        DeviceError: the cards do not fit into host RAM.
+    """
+    if vram_limit is None:
+        return HostDevice(host)
+    if vram_limit * world_size > host.read().total:
+        raise DeviceError(
+            f"{world_size} emulated card(s) of {format_bytes(vram_limit)} do not fit into "
+            f"{format_bytes(host.read().total)} of host RAM",
+            "use a smaller --vram-limit",
+        )
+    return EmulatedDevices(vram_limit, world_size)
+
+
 def _sum_of(reports: Sequence[Report]) -> Measured:
     return Measured(
         peak=sum(report.peak for report in reports),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autotune.choices import DeviceKind
-from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices, HostDevice
+from autotune.devices.group import DeviceGroup, GpuDevices, HostDevice, cpu_devices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, NvmlDevice, visible
 from autotune.errors import DeviceError, UsageError
@@ -86,19 +86,11 @@ def _on_cpu(
     world_size: int, vram_limit: int | None, host: HostMeter, why: str | None
 ) -> DeviceSelection:
     if vram_limit is None:
-        group: DeviceGroup = HostDevice(host)
         notice = "on the CPU, against host RAM"
     else:
-        if vram_limit * world_size > host.read().total:
-            raise DeviceError(
-                f"{world_size} emulated card(s) of {format_bytes(vram_limit)} do not fit into "
-                f"{format_bytes(host.read().total)} of host RAM",
-                "use a smaller --vram-limit",
-            )
-        group = EmulatedDevices(vram_limit, world_size)
         notice = f"on the CPU, which emulates a card of {format_bytes(vram_limit)}"
     return DeviceSelection(
-        group=group,
+        group=cpu_devices(host, vram_limit, world_size),
         world_size=world_size,
         notice=f"{why}: {notice}" if why else notice,
         shared=("host-memory",) if vram_limit is None else (),

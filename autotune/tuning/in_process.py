@@ -10,7 +10,7 @@ from typing import Any
 from autotune.cause import Cause, Failure
 from autotune.devices.allocator import DeviceMemory, is_out_of_memory
 from autotune.devices.current import OwnDevice, own_device
-from autotune.errors import NothingFits
+from autotune.errors import NothingFits, first_line
 from autotune.search import NOISE
 from autotune.trial import Trial, measured_trial
 from autotune.tuning.per_device import Sizes
@@ -115,7 +115,3 @@ def forget_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

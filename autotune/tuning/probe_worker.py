@@ -5,15 +5,10 @@
 
 import os
 import pkgutil
-import sys
-import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn, assert_never
+from typing import assert_never
 
-from autotune.cause import Cause
-from autotune.devices.allocator import is_out_of_memory
 from autotune.devices.processes import without_collection
-from autotune.errors import ChatlmError
 from autotune.readings import Held
 from autotune.tuning.probe import Workload, measure, measure_evaluation, measure_memory_fractions
 from autotune.workers import messages
@@ -44,7 +39,7 @@ def main() -> None:
             assert not isinstance(request, messages.Build)
             wire.send(answer(workload, request, rank, beat))
     except Exception as error:  # noqa: BLE001  sent to the supervisor, whatever it is
-        fail(wire, error)
+        wire.fail(error)
 
 
 def answer(
@@ -66,23 +61,6 @@ def answer(
             return messages.MemoryFractions(fractions=measure_memory_fractions(workload, size))
         case other:
             assert_never(other)
-
-
-def fail(wire: Wire[Any], error: Exception) -> NoReturn:
-    """Prints the error, sends it to the supervisor, and ends this process."""
-    traceback.print_exception(error)
-    wire.send(failed(error))
-    sys.stdout.flush()
-    os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
-
-
-def failed(error: Exception) -> messages.Failed:
-    """The message for an exception: out of memory, refused for the user to fix, or a crash."""
-    if isinstance(error, ChatlmError) and not is_out_of_memory(error):
-        return messages.Failed(cause=Cause.REFUSED, text=str(error))
-    cause = Cause.DEVICE_OOM if is_out_of_memory(error) else Cause.CRASHED
-    named = f"{type(error).__name__}: {error}"
-    return messages.Failed(cause=cause, text=named.removesuffix(": "))  # a MemoryError has no text
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ class Prober:
                 self.close()
                 cause = ended.failure.cause
                 if cause is Cause.REFUSED:
-                    raise ChatlmError(ended.failure.detail) from None
+                    raise ChatlmError(ended.failure.detail, ended.failure.hint) from None
                 if cause in FOR_MEMORY:
                     raise NothingFits(
                         f"the model and its optimizer alone do not fit: {ended.failure}",
@@ -264,7 +264,7 @@ class Prober:
         verdict = Verdict.OOM
         match cause:
             case Cause.REFUSED:
-                raise ChatlmError(failure.detail)
+                raise ChatlmError(failure.detail, failure.hint)
             case Cause.HARD_LIMIT | Cause.HOST_TARGET:
                 verdict = Verdict.OVER
             case Cause.DEVICE_OOM if failure.rank is not None and self.budgets[device].stops_early:

@@ -8,13 +8,18 @@ import os
 import queue
 import selectors
 import socket
+import sys
 import tempfile
 import threading
+import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
-from autotune.workers.messages import Hello, Message, decoder, encode
+from autotune.cause import Cause
+from autotune.devices.allocator import is_out_of_memory
+from autotune.errors import ChatlmError
+from autotune.workers.messages import Failed, Hello, Message, decoder, encode
 
 SOCKET_VARIABLE = "CHATLM_SOCKET"
 """Environment variable that names the supervisor's socket."""
@@ -123,9 +128,25 @@ class Wire(Generic[M]):
         with self._lock:
             self._socket.sendall(encode(message))
 
+    def fail(self, error: Exception) -> NoReturn:
+        """Prints the error, sends it to the supervisor, and ends this process."""
+        traceback.print_exception(error)
+        self.send(failed(error))
+        sys.stdout.flush()
+        os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
+
     def _listen(self) -> None:
         # a supervisor that dies before it has read all resets the connection instead of ending it
         with suppress(ConnectionResetError), self._socket.makefile("rb") as lines:
             for line in lines:
                 self._lines.put(line)
         os._exit(1)  # the supervisor is gone: nobody wants the result, others want the device
+
+
+def failed(error: Exception) -> Failed:
+    """The message for an exception: out of memory, refused for the user to fix, or a crash."""
+    if isinstance(error, ChatlmError) and not is_out_of_memory(error):
+        return Failed(cause=Cause.REFUSED, text=error.what, hint=error.hint)
+    cause = Cause.DEVICE_OOM if is_out_of_memory(error) else Cause.CRASHED
+    named = f"{type(error).__name__}: {error}"
+    return Failed(cause=cause, text=named.removesuffix(": "))  # a MemoryError has no text

@@ -6,7 +6,7 @@ imports a `trainer/` or `profiles/` of the user's folder.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autotune.workers.channel import SOCKET_VARIABLE
@@ -49,16 +49,23 @@ def worker_environment(device: str, world_size: int) -> dict[str, str]:
     }
 
 
+def wants_cpu(environment: Mapping[str, str]) -> bool:
+    """Whether `accelerate launch` was told to stay on the CPU."""
+    return is_true(environment.get("ACCELERATE_USE_CPU"))
+
+
+def is_true(value: str | None) -> bool:
+    """Whether accelerate reads a variable of that value as true."""
+    return (value or "").lower() in ("1", "true", "yes", "y", "on", "t")
+
+
 def reexec_with_environment(module: str, arguments: Sequence[str]) -> None:
     """Replaces this process by one with the safe path and the memory variables, unless it has both.
 
     The user's own launcher does not set them: peaks would differ from the profile's, and a `profiles/`
     in the current folder could be imported.
     """
-    on_cpu = (
-        bool({"cpu", "--device=cpu"} & {*arguments})
-        or os.environ.get("ACCELERATE_USE_CPU") == "True"
-    )
+    on_cpu = bool({"cpu", "--device=cpu"} & {*arguments}) or wants_cpu(os.environ)
     on_gpu = Path("/proc/driver/nvidia").exists() and not on_cpu
     wanted = memory_environment("cuda" if on_gpu else "cpu")
     if SOCKET_VARIABLE in os.environ or (

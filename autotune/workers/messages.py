@@ -119,6 +119,8 @@ class Failed:
     type: ClassVar[str] = "failed"
     cause: Cause
     text: str
+    hint: str | None = None
+    """What to try; of a refusal only."""
 
 
 Answer = Report | DataWait | MemoryFractions

@@ -153,7 +153,8 @@ class Session:
             failure = self._workers.how_it_ended()
             if self._workers.lost_a_rank or failure.cause in (Cause.HOST_OOM, Cause.KILLED):
                 return WorkersEnded(failure)
-        return WorkersEnded(Failure(cause=failed.cause, detail=failed.text, rank=rank))
+        failure = Failure(cause=failed.cause, detail=failed.text, hint=failed.hint, rank=rank)
+        return WorkersEnded(failure)
 
     def _cpu_seconds(self) -> float:
         return cpu_seconds_of_families(list(self._workers.pids.values()))  # loaders work for them

@@ -228,9 +228,17 @@ def test_a_guess_is_tried_first_and_means_the_ceiling_above_it(
 
 def test_a_limit_may_be_written_as_people_do() -> None:
     """The card is that large."""
-    found = find_micro_batch(lambda size: None, ceiling=2, target=0.5, vram_limit="64 GiB")
+    found = find_micro_batch(lambda size: None, ceiling=2, target=0.5, vram_limit="4 GiB")
 
-    assert found.budget == 32 * 2**30
+    assert found.budget == 2 * 2**30
+
+
+def test_a_limit_that_host_memory_cannot_play_is_refused() -> None:
+    """As the command refuses it: the host would run out of memory before the card."""
+    with pytest.raises(DeviceError) as caught:
+        find_micro_batch(lambda size: None, ceiling=2, target=0.5, vram_limit=2**50)
+
+    assert caught.value.what.startswith("1 emulated card(s) of 1048576 GiB do not fit into ")
 
 
 def test_without_a_limit_the_host_is_the_device() -> None:

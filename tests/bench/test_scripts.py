@@ -233,7 +233,8 @@ def test_no_part_begins_without_time_to_end(tmp_path: Path) -> None:
 
 def test_the_table_has_a_row_for_each_micro_batch_that_was_timed() -> None:
     """Those that failed are in the file alone."""
-    timed_part = {"state": "done", "micro_batch": 8, **figures([step(2.0, 2**30)] * 3)}
+    named = {"state": "done", "cut": "fast", "micro_batch": 8}
+    timed_part = {**named, **figures([step(2.0, 2**30)] * 3)}
     document = {"parts": {"cut fast": timed_part, "cut small": {"state": "failed"}, "hold": {}}}
 
     rows = table(document).splitlines()[2:]

@@ -318,7 +318,7 @@ def card(peak: float, *, context: float, reserved: float, allocated: float) -> M
     )  # fmt: skip
 
 
-SUM = "12.0 GiB = tensors 10.1 + cache 1.4 + context 0.5"
+SUM = ("12.0 GiB", "tensors 10.1 + cache 1.4 + context 0.5")
 
 
 @pytest.mark.parametrize(
@@ -326,14 +326,14 @@ SUM = "12.0 GiB = tensors 10.1 + cache 1.4 + context 0.5"
     [
         (12.0, 11.5, SUM),
         (12.02, 11.5, SUM),  # too little to show
-        (12.4, 11.5, "12.4 GiB = tensors 10.1 + cache 1.4 + context 0.5 + outside torch 0.4"),
-        (10.6, 10.1, "10.6 GiB = tensors 10.1 + context 0.5"),
+        (12.4, 11.5, ("12.4 GiB", "tensors 10.1 + cache 1.4 + context 0.5 + outside torch 0.4")),
+        (10.6, 10.1, ("10.6 GiB", "tensors 10.1 + context 0.5")),
         (11.0, 11.5, None),  # less than its parts
         (12.0, 10.0, None),  # tensors beyond what the allocator reserved
     ],
 )
 def test_a_peak_is_the_sum_of_its_parts_or_nothing(
-    peak: float, reserved: float, words: str | None
+    peak: float, reserved: float, words: tuple[str, str] | None
 ) -> None:
     device = card(peak, context=0.5, reserved=reserved, allocated=10.1)
 
@@ -345,7 +345,7 @@ def test_of_several_devices_the_tightest_has_its_parts_said() -> None:
 
     words = peak_words(replace(trial(8), measured=cards, tightest=1))
 
-    assert words == "12.0 GiB on device 1 = tensors 11.0 + cache 0.5 + context 0.5"
+    assert words == ("12.0 GiB on device 1", "tensors 11.0 + cache 0.5 + context 0.5")
 
 
 def test_a_cpu_peak_has_no_parts() -> None:

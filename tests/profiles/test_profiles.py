@@ -197,6 +197,29 @@ def test_a_fault_is_named_with_what_should_be_there(
     assert error_of(f"{text}\n", tmp_path) == message
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (f"{BATCH}[memroy]", "did you mean 'memory'?"),
+        ("", "`chatlm profiles show fast` prints a whole profile"),
+        (f"{BATCH}eval_batch_size = 0", None),
+        (BATCH.replace("size = 8", "size = 17"),
+         "use --micro-batch 16 or less, or tune with a larger --effective-batch"),
+    ],
+    ids=["misspelt", "missing", "a value", "arithmetic"],
+)  # fmt: skip
+def test_the_hint_of_a_fault_is_a_field_of_its_own(
+    tmp_path: Path, text: str, hint: str | None
+) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(f"{text}\n")
+
+    with pytest.raises(ProfileError) as caught:
+        profiles.load(str(path))
+
+    assert caught.value.hint == hint
+
+
 def test_each_device_may_have_its_own_size(tmp_path: Path) -> None:
     """On another number of devices the smallest is safe; the user's own size is for all."""
     path = tmp_path / "p.toml"

@@ -153,7 +153,7 @@ class ToyWorkload:
             case "hang":
                 time.sleep(60)
             case "refuse":
-                raise ModelError("no such toy; use another")
+                raise ModelError("no such toy", "use another")
             case "memory error":
                 raise MemoryError
             case "quit":

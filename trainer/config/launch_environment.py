@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 
 from autotune.errors import UsageError
+from autotune.workers.launch import is_true, wants_cpu
 from trainer.config.options import Backend
 from trainer.config.settings import WorkloadSettings
 
@@ -49,11 +50,6 @@ def world_size(environment: Mapping[str, str]) -> int:
     return size
 
 
-def wants_cpu(environment: Mapping[str, str]) -> bool:
-    """Whether `accelerate launch` was told to stay on the CPU."""
-    return _is_true(environment.get("ACCELERATE_USE_CPU"))
-
-
 def wants_gloo(backend: Backend | None) -> bool:
     """Whether the user asks for gloo, by `--backend` or by `ACCELERATE_USE_GLOO`."""
     if backend is not None:
@@ -81,11 +77,11 @@ def _differences(settings: WorkloadSettings, environment: Mapping[str, str]) -> 
     compiler = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if compiler != "no" and not settings.compile:
         other.append(f"torch.compile by {compiler} (here: --compile)")
-    if _is_true(environment.get("ACCELERATE_USE_FSDP")) and not settings.fsdp:
+    if is_true(environment.get("ACCELERATE_USE_FSDP")) and not settings.fsdp:
         other.append("FSDP (here: --fsdp)")
     if wants_cpu(environment) and settings.device != "cpu":
         other.append("the CPU (here: --device cpu)")
-    asked = [what for name, what in UNKNOWN_HERE.items() if _is_true(environment.get(name))]
+    asked = [what for name, what in UNKNOWN_HERE.items() if is_true(environment.get(name))]
     other += [f"{what} (not offered)" for what in asked]
     if not other:
         return None
@@ -108,7 +104,3 @@ def _alone(environment: Mapping[str, str]) -> str | None:
         "accelerate launch was asked for several processes and started one, as it does with --cpu; "
         f"for N of them: {TORCHRUN} --device cpu"
     )
-
-
-def _is_true(value: str | None) -> bool:
-    return (value or "").lower() in ("1", "true", "yes", "y", "on", "t")

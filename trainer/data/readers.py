@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autotune.errors import DataError
+from autotune.errors import DataError, first_line
 
 BATCH_ROWS = 1024
 PIECE = 1 << 20
@@ -128,7 +128,7 @@ def _parquet(file: Path, skip: int) -> Iterator[dict[str, Any]]:
                     skip = max(0, skip - len(batch))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{file} is damaged or cut off: {_first_line(error)}", "copy the file again"
+            f"{file} is damaged or cut off: {first_line(error)}", "copy the file again"
         ) from error
 
 
@@ -154,7 +154,7 @@ def _json(file: Path) -> Iterator[tuple[int, Any]]:
         yield from enumerate(_json_items(file), start=1)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{file} is damaged or cut off: {_first_line(error)}", "copy the file again"
+            f"{file} is damaged or cut off: {first_line(error)}", "copy the file again"
         ) from error
 
 
@@ -227,7 +227,7 @@ def _json_lines(file: Path, skip: int) -> Iterator[tuple[int, Any]]:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{file}, line {number} is damaged or cut off: {_first_line(error)}",
+                    f"{file}, line {number} is damaged or cut off: {first_line(error)}",
                     "fix the line or copy the file again (JSON lines hold one object a line, JSON a "
                     "list)",
                 ) from error
@@ -292,7 +292,3 @@ def _check_text(value: Any, where: str) -> None:
 
 def _kind(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -5,7 +5,6 @@ import sys
 import threading
 
 from autotune.devices.processes import without_collection
-from autotune.tuning.probe_worker import fail
 from autotune.workers.channel import Wire
 from trainer.config.settings import TrainSettings
 from trainer.events import Stop, ToTrainer, Train
@@ -38,7 +37,7 @@ def train_supervised(wire: Wire[ToTrainer]) -> None:
 
         train(settings, wire.send, confirm=go.wait, should_stop=stop.is_set)
     except Exception as error:  # noqa: BLE001  sent to the supervisor, whatever it is
-        fail(wire, error)
+        wire.fail(error)
 
 
 def _listen(wire: Wire[ToTrainer], go: threading.Event, stop: threading.Event) -> None:

@@ -17,9 +17,10 @@ from autotune.choices import DeviceKind
 from autotune.devices.allocator import is_out_of_memory
 from autotune.devices.processes import without_collection
 from autotune.errors import ChatlmError, UsageError
+from autotune.workers.launch import wants_cpu
 from trainer.artifacts.evaluation_log import evaluation_record
 from trainer.config.flags import parse
-from trainer.config.launch_environment import wants_cpu, world_size
+from trainer.config.launch_environment import world_size
 from trainer.config.options import TrainOptions
 from trainer.config.resolve import resolve
 from trainer.config.run_config import load_run

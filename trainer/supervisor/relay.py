@@ -117,7 +117,7 @@ class Relay:
         """Raises the error of a worker that failed; returns when a peer that is gone explains it."""
         settings = self.job.settings
         if failed.cause is Cause.REFUSED:
-            raise ChatlmError(failed.text)
+            raise ChatlmError(failed.text, failed.hint)
         if failed.cause is Cause.DEVICE_OOM:
             raise OutOfMemory(
                 f"out of memory at micro-batch {settings.plan(settings.world_size)}: {failed.text.splitlines()[0]}",

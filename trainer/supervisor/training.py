@@ -65,7 +65,8 @@ def finish(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
         except DeviceError as full:  # others hold more than the target leaves
             if not is_under_way:
                 raise
-            raise DeviceError(str(full), "the same command resumes the run") from full
+            hints = filter(None, [full.hint, "the same command resumes the run"])
+            raise DeviceError(full.what, "; ".join(hints)) from full
         finer = halved(job.settings)
         if finer == replace(job.settings, fresh=False):
             raise error

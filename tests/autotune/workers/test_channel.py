@@ -177,7 +177,7 @@ REPORT = Report(
         REPORT,
         DataWait(seconds=0.5, host_peak=2**40),
         MemoryFractions(fractions=None),
-        Failed(cause=Cause.DEVICE_OOM, text="行\u2028\n"),
+        Failed(cause=Cause.REFUSED, text="行\u2028\n", hint="give another"),
     ],
     ids=lambda message: message.type,
 )

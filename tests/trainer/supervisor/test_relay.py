@@ -1,7 +1,23 @@
 """What the supervisor says about a training run."""
 
+import os
+from pathlib import Path
+
+import pytest
+
+import profiles
+from autotune.cause import Cause
+from autotune.devices.group import EmulatedDevices
+from autotune.devices.host import HostMeter
+from autotune.devices.selection import DeviceSelection
+from autotune.errors import ChatlmError
+from autotune.workers.group import WorkerGroup
+from autotune.workers.messages import Failed
 from autotune.workers.watchdog import Watchdog
-from trainer.supervisor.relay import hang_notice
+from tests.support.runs import settings
+from trainer.events import FromTrainer
+from trainer.supervisor.job import TrainJob
+from trainer.supervisor.relay import Relay, hang_notice
 
 
 def test_a_run_that_may_hang_is_told_with_the_processes_to_look_at() -> None:
@@ -13,3 +29,23 @@ def test_a_run_that_may_hang_is_told_with_the_processes_to_look_at() -> None:
 
     assert "no message for 10 minutes, and the slowest step took 0.5 s" in told
     assert "`py-spy dump --pid N` shows where a process is (11, 12)" in told
+
+
+def test_what_a_worker_refuses_keeps_its_hint_apart(tmp_path: Path) -> None:
+    """The command line joins the two, and nothing before it."""
+    host, log = HostMeter(), tmp_path / "log"
+    job = TrainJob(
+        settings=settings(tmp_path / "rows.jsonl", tmp_path / "run"), profile=profiles.load("small"),
+        devices=DeviceSelection(group=EmulatedDevices(2**30, 1), world_size=1), host=host,
+        emit=lambda event: None, log_path=log,
+    )  # fmt: skip
+    refused = Failed(cause=Cause.REFUSED, text="a row is empty", hint="drop it")
+    with (
+        WorkerGroup[FromTrainer](
+            ["true"], messages=FromTrainer, environment=os.environ, log_path=log, host=host
+        ) as workers,
+        pytest.raises(ChatlmError) as caught,
+    ):
+        Relay(job, workers, (), is_compared=False).take([(0, refused)])
+
+    assert (caught.value.what, caught.value.hint) == ("a row is empty", "drop it")
