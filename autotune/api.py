@@ -20,10 +20,9 @@ from autotune.devices.selection import open_devices
 from autotune.errors import UsageError, WorkerError
 from autotune.events import Emit, Listeners
 from autotune.trial import Trial
-from autotune.tuning.in_process import Step, step_prober
+from autotune.tuning.in_process import StepFunction, step_prober
 from autotune.tuning.loop import Outcome, Prober, tune
-from autotune.tuning.prober import Limits, WorkloadSpec
-from autotune.tuning.prober import Prober as WorkerProber
+from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.units import check_fraction, parse_bytes
 
 HOST_SHARE = 0.8
@@ -46,7 +45,7 @@ class Found:
 
 
 def find_micro_batch(
-    step: Step | str,
+    step: StepFunction | str,
     *,
     ceiling: int,
     target: float,

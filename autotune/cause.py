@@ -72,11 +72,11 @@ class Failure:
         match self.cause:
             case Cause.HARD_LIMIT if self.held is not None and self.limit is not None:
                 return (
-                    f"stopped at {format_bytes(self.held)} on {self.device}, past the guard's "
+                    f"stopped at {format_bytes(self.held)} on {self.device}, past the hard limit of "
                     f"{format_bytes(self.limit)}"
                 )
             case Cause.HARD_LIMIT:
-                return f"stopped at the guard's limit: {self.first_line}"
+                return f"stopped at the hard limit: {self.first_line}"
             case Cause.HOST_TARGET:
                 return "host memory"
             case Cause.THRASHING:

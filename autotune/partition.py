@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
 
-MARGIN = 0.95
+MAX_PREDICTED_SHARE = 0.95
 """A micro-batch of more, shorter samples is predicted to take at most this share of the probed one's memory.
 The rest is for heap blocks and kernels' scratch space, which do not follow the lengths."""
 WIDEST = 8
@@ -70,7 +70,9 @@ def partition_points(lengths: Counts, most: int, costs: Costs) -> tuple[list[int
             widest = np.maximum(widest[1:], groups[: len(groups) - before])
         counts = ends[before:] - starts[: len(starts) - before]
         fits = counts <= most
-        fits |= (counts <= WIDEST * most) & (costs.sequences(counts, widest) <= MARGIN * most)
+        fits |= (counts <= WIDEST * most) & (
+            costs.sequences(counts, widest) <= MAX_PREDICTED_SHARE * most
+        )
         if not fits.any():
             break
         taken[before:, before] = np.where(fits, counts * widest.sum(1) + price, np.inf)

@@ -139,10 +139,10 @@ def _cut_in_order(
         partition_points(lengths[hand], size, costs)
         for hand, size in zip(hands, plan.sizes, strict=True)
     ]
-    pieces = tuple(
+    micro_batches = tuple(
         tuple(np.split(hand, places)) for hand, (places, _) in zip(hands, found, strict=True)
     )
-    return pieces, max(price for _, price in found)
+    return micro_batches, max(price for _, price in found)
 
 
 def _deal(shares: tuple[int, ...]) -> Counts:

@@ -38,7 +38,7 @@ MIN_GAIN = (0.03, 0.005, 0.03, 0.015, 0.015, 0.02, 0.02, 0.03, 0.05)
 """The gain that is worth another probe, as a share of the answer, by the number of probes so far. It is
 large after a guess (the first) and after the first step to the end (the third), where one more probe costs
 as much as all before it. Elsewhere it is small, so that a second tuning gives the same answer."""
-MOST = 10
+MAX_PROBES = 10
 """Probes after which the answer is final, if there is one."""
 
 Point = tuple[int, int]
@@ -116,13 +116,13 @@ class Search:
         low, high, spent = self.low, self.high, len(self.observations)
         if not spent:
             return min(self.guess or 1, self.ceiling)
-        if high == 1 or (low and spent >= min(MOST, 2 * math.log2(self.ceiling) + 1)):
+        if high == 1 or (low and spent >= min(MAX_PROBES, 2 * math.log2(self.ceiling) + 1)):
             return None
         line = self._line()
         end = min(line.end if line else math.inf, high - 1)
         if low and end - low < max(1, MIN_GAIN[min(spent, len(MIN_GAIN)) - 1] * low):
             return None
-        lost = not low and spent > MOST / 2
+        lost = not low and spent > MAX_PROBES / 2
         size = self._reach(line) if line and not lost else self._halve()
         return min(max(size, low + 1), high - 1)
 

@@ -9,7 +9,7 @@ class Verdict(StrEnum):
     FITS = "fits"
     """Ran, and its peak is within the budget."""
     OVER = "over"
-    """Ran, and its peak is above the budget; or the guard stopped it there."""
+    """Ran, and its peak is above the budget; or it was stopped at the hard limit."""
     OOM = "oom"
     """Did not run: the device or the host had no memory for it, or the trial's reason names another
     size limit."""

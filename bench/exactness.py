@@ -120,7 +120,7 @@ class Runs:
         self._options = options
 
     def train(self, name: str, sizes: list[int], *flags: str) -> list[Step]:
-        """All steps of the run of that name, which goes on where it was killed."""
+        """All steps of the run of that name, which resumes where it was killed."""
         print(f"{name}: micro-batch {' + '.join(map(str, sizes))}", flush=True)
         command = self._command(name, sizes, *flags)
         subprocess.run(command, cwd=self._folder, check=True, stdout=subprocess.DEVNULL)

@@ -173,7 +173,7 @@ def compare(options: argparse.Namespace, folder: Path, seconds: float) -> dict[s
 
 def machine() -> dict[str, Any]:
     """As `bench.commands` has it, from a process that ends: a CUDA context of this one would count
-    as a neighbour's memory."""
+    as a tenant's memory."""
     code = "import json; from bench.commands import machine; print(json.dumps(machine()))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True

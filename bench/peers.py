@@ -23,7 +23,7 @@ from autotune.workers.launch import worker_environment
 from bench.commands import CHATLM, write_result
 from trainer.config.resolve import apply_profile
 from trainer.config.settings import WorkloadSettings
-from trainer.supervisor.tuning import MOST
+from trainer.supervisor.tuning import MAX_MICRO_BATCH
 
 ROOT = Path(__file__).parent.parent
 PEERS = {
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=256, help="of sources and of targets")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--card", type=parse_bytes, default="2GiB")
-    parser.add_argument("--ceiling", type=int, default=MOST)
+    parser.add_argument("--ceiling", type=int, default=MAX_MICRO_BATCH)
     options = parser.parse_args()
     preset = profiles.load("fast")
     with tempfile.TemporaryDirectory() as folder:

@@ -75,8 +75,8 @@ def measured(folder: Path, rows: int, steps: int) -> dict[str, Any]:
         name: train(folder, data, steps)
         for name, data in (("reference", few), ("tokenising", many), ("again", many))
     }
-    store = max((folder / "cache").glob("[!.]*"), key=lambda store: facts(store)["rows"])
-    found = facts(store)
+    store = max((folder / "cache").glob("[!.]*"), key=lambda store: store_stats(store)["rows"])
+    found = store_stats(store)
     return {
         "rows": rows,
         "steps": steps,
@@ -206,7 +206,7 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def facts(store: Path) -> dict[str, Any]:
+def store_stats(store: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((store / "stats.json").read_text())
     return found
 

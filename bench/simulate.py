@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "search-simulated.json"
 
 BUDGET = 12 * 2**30
 CARD = BUDGET / 0.6
-GUARD = BUDGET + 0.05 * CARD
+HARD_LIMIT = BUDGET + 0.05 * CARD
 """A probe is stopped here, before its peak is known."""
 NOISE = 0.01
 FIXED_NOISE = 0.002
@@ -110,7 +110,7 @@ class Device:
         peak = self.curve.peak(size) * wobble
         self.oom += peak > CARD
         self.over += peak > BUDGET
-        if peak > GUARD:
+        if peak > HARD_LIMIT:
             return search.tell(size, Verdict.OVER, None, fixed)
         growing = int(self.curve.growing(size) * wobble) if self.curve.tells_growing else None
         verdict = Verdict.FITS if peak <= BUDGET else Verdict.OVER

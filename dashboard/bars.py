@@ -24,7 +24,7 @@ class Glyphs:
     free: str
     target: str
     peak: str
-    guard: str
+    hard_limit: str
     line: str
     line_end: str
     rail: str
@@ -38,12 +38,12 @@ class Glyphs:
 
 
 UNICODE = Glyphs(
-    ours="█", parts="▏▎▍▌▋▊▉", others="▒", free="─", target="┃", peak="▕", guard="┊",
+    ours="█", parts="▏▎▍▌▋▊▉", others="▒", free="─", target="┃", peak="▕", hard_limit="┊",
     line="━", line_end="╸", rail="─", crossing="╋", spark="▁▂▃▄▅▆▇█",
     fits="✓", over="▲", oom="✗", running="▸", give_or_take="±",
 )  # fmt: skip
 ASCII = Glyphs(
-    ours="#", parts="", others="%", free=".", target="|", peak=":", guard="!",
+    ours="#", parts="", others="%", free=".", target="|", peak=":", hard_limit="!",
     line="=", line_end="", rail="-", crossing="|", spark="_.,-=+*#",
     fits="+", over="^", oom="x", running=">", give_or_take="+-",
 )  # fmt: skip
@@ -58,9 +58,9 @@ def distance_style(peak: float, budget: float | None) -> str:
 
 def memory_bar(
     glyphs: Glyphs, width: int, *, others: float, ours: float, peak: float | None,
-    target: float | None, style: str, guard: float | None = None,
+    target: float | None, style: str, hard_limit: float | None = None,
 ) -> Text:  # fmt: skip
-    """Tenants', our and free memory, with peak, guard and budget (`target`) marked, as shares."""
+    """Tenants', our and free memory, with peak, hard limit and budget (`target`) marked, as shares."""
     start = round(min(1.0, others) * width)
     end = min(1.0, others + ours) * width
     cells: Cells = [(glyphs.others, "dim")] * start
@@ -69,7 +69,7 @@ def memory_bar(
     if ours > 0 and start <= len(cells) < width and eighths > 0:
         cells.append((glyphs.parts[eighths - 1], style))
     cells = cells[:width] + [(glyphs.free, "dim")] * (width - len(cells))
-    for share, mark in ((peak, (glyphs.peak, style)), (guard, (glyphs.guard, "dim"))):
+    for share, mark in ((peak, (glyphs.peak, style)), (hard_limit, (glyphs.hard_limit, "dim"))):
         if share is not None and cells[at := column(share, width)][0] == glyphs.free:
             cells[at] = mark  # memory in use now hides the mark
     if target is not None:

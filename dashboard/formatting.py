@@ -49,7 +49,7 @@ def reason_words(trial: Trial, *, short: bool = False) -> str | None:
     if (failure := trial.failure) is None:
         return None
     if short and failure.cause is Cause.HARD_LIMIT:
-        return "stopped by the guard"
+        return "stopped at the hard limit"
     return clean(failure.first_line if failure.cause is Cause.SIZE_LIMIT else str(failure))
 
 

@@ -27,7 +27,7 @@ class DeviceMemoryView:
     peak: int | None
     budget: int | None
     hard_limit: int | None
-    """Where the guard stops a probe of ours; None where that is not above the budget."""
+    """Where a hard limit stops a probe of ours; None where that is not above the budget."""
     reading: DeviceReading | None
     ended: bool
     """The run is over; readings would show only tenants, so they are left out."""
@@ -99,13 +99,13 @@ def device_rows(layout: Layout, screen: Screen) -> list[Text]:
 def in_full(layout: Layout, device: DeviceMemoryView) -> list[Text]:
     name = Text(f"{device.name}, {format_bytes(device.total)}")
     return [
-        spread(layout.width, name, Text(meters(device.reading), "dim")),
-        bar(layout, layout.width, device, guard=device.hard_limit),
+        spread(layout.width, name, Text(vitals(device.reading), "dim")),
+        bar(layout, layout.width, device, hard_limit=device.hard_limit),
         legend(layout, device),
     ]
 
 
-def meters(reading: DeviceReading | None) -> str:
+def vitals(reading: DeviceReading | None) -> str:
     if reading is None:
         return ""
     busy, degrees, watts = reading.utilization, reading.temperature, reading.power
@@ -117,13 +117,15 @@ def meters(reading: DeviceReading | None) -> str:
     return "   ".join(filter(None, words))
 
 
-def bar(layout: Layout, width: int, device: DeviceMemoryView, guard: int | None = None) -> Text:
+def bar(
+    layout: Layout, width: int, device: DeviceMemoryView, hard_limit: int | None = None
+) -> Text:
     def place(ours: int | None) -> float | None:
         return None if ours is None else (device.others + ours) / device.total
 
     return memory_bar(
         layout.glyphs, width, others=device.others / device.total, ours=device.ours / device.total,
-        peak=place(device.peak), target=place(device.budget), guard=place(guard), style=device.style,
+        peak=place(device.peak), target=place(device.budget), hard_limit=place(hard_limit), style=device.style,
     )  # fmt: skip
 
 
@@ -135,7 +137,7 @@ def legend(layout: Layout, device: DeviceMemoryView) -> Text:
         (3, glyphs.peak, style, "peak", device.peak),
         (4, glyphs.free, "dim", "free", max(0, device.total - device.others - device.ours)),
         (1, glyphs.target, "bold", "budget", device.budget),
-        (5, glyphs.guard, "dim", "guard", device.hard_limit),
+        (5, glyphs.hard_limit, "dim", "hard limit", device.hard_limit),
     )
     parts = [
         Part(Text.assemble((glyph, color), (f" {word} ", "dim"), format_bytes(value)), priority)

@@ -149,10 +149,12 @@ class PlainLines:
 
 
 def budget_line(device: DeviceBudget) -> str:
-    guard = "" if device.hard_limit is None else f", guard {format_bytes(device.hard_limit)}"
+    hard_limit = (
+        "" if device.hard_limit is None else f", hard limit {format_bytes(device.hard_limit)}"
+    )
     return (
         f"device  {device.name}  budget {format_bytes(device.budget)} of {format_bytes(device.total)}, "
-        f"others hold {format_bytes(device.others)}{guard}"
+        f"others hold {format_bytes(device.others)}{hard_limit}"
     )
 
 

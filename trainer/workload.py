@@ -17,7 +17,7 @@ from trainer.run.parts import make_engine, make_parts
 
 PROBE_LEARNING_RATE = 1e-6
 """The steps are real; the weights are thrown away."""
-MIX_SEED = 1
+MIXED_LENGTHS_SEED = 1
 TIMED_STEPS = 5
 """Steps whose data wait is timed, after one step that starts the loaders."""
 PREFETCH_SECONDS = 1.0
@@ -62,7 +62,7 @@ class SftWorkload:
         Without a caching allocator the full size leaves nothing behind and is left out.
         """
         rows = len(self._collator.store)
-        shuffled = SampleOrder(rows, MIX_SEED).take(0, min(size, rows))
+        shuffled = SampleOrder(rows, MIXED_LENGTHS_SEED).take(0, min(size, rows))
         counts = (size, size // 2, 1) if self.memory.caches else (size // 2, 1)
         batches = [self._collator.batch(shuffled[: max(1, count)]) for count in counts]
         self.engine.forward_backward(batches, target_tokens=sum(b.target_tokens for b in batches))
@@ -78,7 +78,9 @@ class SftWorkload:
 
     def data_wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         plan, collator = self._plan(size), self._collator
-        order = PlainSteps(SampleOrder(len(collator.store), MIX_SEED), plan.effective_batch)
+        order = PlainSteps(
+            SampleOrder(len(collator.store), MIXED_LENGTHS_SEED), plan.effective_batch
+        )
         costs = Costs(longest=collator.longest())
         rank: int = self.engine.accelerator.process_index
         steps = Steps(collator, order, plan, costs=costs, rank=rank)

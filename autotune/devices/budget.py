@@ -11,7 +11,7 @@ from autotune.errors import DeviceError
 from autotune.readings import DeviceBudget, DeviceReading, HostReading
 from autotune.units import format_bytes
 
-MARGIN = 0.05
+HARD_LIMIT_MARGIN = 0.05
 """Share of a device that a probe may take beyond the target."""
 RESERVE = 0.02
 """Share of a device that stays free, unless the target is higher."""
@@ -36,7 +36,7 @@ def host_breach(host: HostReading, target: float) -> Failure | None:
     """The failure if host memory is past its floor or its target: the workers must end; else None."""
     if host.free <= HOST_FLOOR * host.total:
         return Failure(cause=Cause.HOST_OOM, detail="host memory ran out, the workers were stopped")
-    if host.used > max(target, min(target + MARGIN, 1 - HOST_FLOOR)) * host.total:
+    if host.used > max(target, min(target + HARD_LIMIT_MARGIN, 1 - HOST_FLOOR)) * host.total:
         return Failure(cause=Cause.HOST_TARGET)
     return None
 
@@ -60,7 +60,7 @@ def budget(device: DeviceReading | DeviceBudget, others: int, target: float) -> 
             f"whole target of {100 * target:.3g} % already",
             "tune for a higher --target-vram, or wait until they are done",
         )
-    share = max(target, min(target + MARGIN, 1 - RESERVE))
+    share = max(target, min(target + HARD_LIMIT_MARGIN, 1 - RESERVE))
     return DeviceBudget(
         device=device.device,
         name=name,

@@ -48,7 +48,7 @@ class OwnDevice:
         return self._group.measure([report], [self.budget], [reading.used])
 
     @contextmanager
-    def guarded(self) -> Iterator[None]:
+    def limited(self) -> Iterator[None]:
         """Inside the block, allocations beyond the budget and a small margin fail."""
         assert self.budget.hard_limit is not None
         undo = self.memory.limit(max(0, self.budget.hard_limit - self.context()))

@@ -1,6 +1,6 @@
 """The devices that a tuning fills: whose memory counts, and the peak of a probe on each.
 
-The memory identity, per device: `budget = target × total − others`, and
+How the peak is formed, per device: `budget = target × total − others`, and
 `peak = max(sampled, used_now − reserved_now + max_reserved) − others`.
 """
 
@@ -112,7 +112,7 @@ def on(device: str, ranks: Sequence[str]) -> int:
 
 
 def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -> Measured:
-    """The memory identity for one card; everything that torch does not count is `context`."""
+    """The peak of one card; everything that torch does not count is `context`."""
     context = context_bytes(used_now - report.resident, others)
     return Measured(
         peak=max(sampled - others, context + report.peak),

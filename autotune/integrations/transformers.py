@@ -39,7 +39,7 @@ from autotune.units import check_fraction, format_bytes, parse_bytes
 
 log = logging.getLogger("chatlm")
 
-Row = Mapping[str, Any]
+TrainerRow = Mapping[str, Any]
 """One sample, as the dataset gives it to the collator."""
 
 
@@ -48,7 +48,7 @@ def tune_trainer(
     *,
     target: float,
     vram_limit: int | str | None = None,
-    longest: Sequence[Row] | None = None,
+    longest: Sequence[TrainerRow] | None = None,
     emit: Emit | None = None,
 ) -> Found:
     """Sets the largest micro-batch that holds the target; the effective batch stays what it is.
@@ -76,12 +76,12 @@ def tune_trainer(
         )
     before = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
     effective = before[0] * before[1]
-    rows = worst_rows(trainer.train_dataset) if longest is None else list(longest)
+    rows = worst_case_rows(trainer.train_dataset) if longest is None else list(longest)
     if not rows:
         raise DataError("there are no rows to make a batch of", "give the trainer a train_dataset")
     with _kept(trainer):
         found = find_micro_batch(
-            Probe(trainer, rows, effective),
+            ShadowTrainer(trainer, rows, effective),
             ceiling=effective,
             target=target,
             vram_limit=vram_limit,
@@ -147,7 +147,7 @@ class MemoryTargetCallback(TrainerCallback):
         self._open.close()
 
 
-def worst_rows(dataset: Any) -> list[Row]:
+def worst_case_rows(dataset: Any) -> list[TrainerRow]:
     """The row that is longest in all its columns together, then those that are longest in one.
 
     Together they are padded to the longest source and the longest target. If one row is the longest
@@ -185,14 +185,14 @@ def _length(value: Any) -> int:
     return len(value) if isinstance(value, list | tuple) else 0
 
 
-class Probe:
+class ShadowTrainer:
     """`trainer.train()` for one optimizer step on a worst-case batch, by a shadow of the trainer.
 
     The shadow shares model and accelerator; its optimizer lives from step to step. It has none of
     the callbacks, writes nothing and logs nowhere.
     """
 
-    def __init__(self, trainer: Trainer, rows: Sequence[Row], effective: int) -> None:
+    def __init__(self, trainer: Trainer, rows: Sequence[TrainerRow], effective: int) -> None:
         self._rows = rows
         self._effective = effective
         self._trainer = copy.copy(trainer)

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from autotune.devices.shared_memory import free_shared_memory, suffices
 from autotune.trial import Trial, choose
 from autotune.tuning.loop import rebuild_search
-from autotune.tuning.prober import DataWait, Prober
+from autotune.tuning.prober import DataWait, WorkerProber
 
 GROWTH = 4
 """An evaluation batch of more micro-batches than this gains no speed."""
 PROBES = 3
 
-MIN_GAIN = 0.02
+MIN_WAIT_SHARE = 0.02
 """A shorter wait, as a share of the step, is not worth a process."""
 TRIED = (1, 2, 4, 8)
 
 
-def tune_evaluation(prober: Prober, trained: Trial) -> int:
+def tune_evaluation(prober: WorkerProber, trained: Trial) -> int:
     """The smallest batch that evaluates as fast as any, of those that hold the target.
 
     It is at least the smallest micro-batch, which training has run forward and backward.
@@ -33,7 +33,9 @@ def tune_evaluation(prober: Prober, trained: Trial) -> int:
     return least if fastest is None else max(least, fastest.size)
 
 
-def tune_loaders(prober: Prober, size: int, *, busy: float, ranks: int, room: int) -> int | None:
+def tune_loaders(
+    prober: WorkerProber, size: int, *, busy: float, ranks: int, room: int
+) -> int | None:
     """Loader processes per rank for steps of `busy` seconds; None when it could not be measured.
 
     `room` is the host memory that they may take, bytes. A loader that finds shared memory full dies
@@ -59,11 +61,11 @@ def fewest(
         return None
     best, waits = 0, alone.seconds
     for loaders in TRIED:
-        if waits <= MIN_GAIN * busy or loaders > most:
+        if waits <= MIN_WAIT_SHARE * busy or loaders > most:
             break
         wait = measure(loaders)
         if wait is None or wait.host_peak > room:
             break
-        if wait.seconds < waits - MIN_GAIN * busy:
+        if wait.seconds < waits - MIN_WAIT_SHARE * busy:
             best, waits = loaders, wait.seconds
     return best

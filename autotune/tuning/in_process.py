@@ -17,7 +17,7 @@ from autotune.tuning.per_device import Sizes
 from autotune.tuning.probe import Load, measure
 from autotune.verdict import Verdict
 
-Step = Callable[[int], object]
+StepFunction = Callable[[int], object]
 """The caller's optimizer step, forward to update, on a worst-case batch of that many samples."""
 
 
@@ -26,7 +26,7 @@ class StepProber:
 
     noise = NOISE  # the allocator's settings are the caller's
 
-    def __init__(self, step: Step, device: OwnDevice, target: float) -> None:
+    def __init__(self, step: StepFunction, device: OwnDevice, target: float) -> None:
         self.target = target
         self.budgets = (device.budget,)
         self._workload = StepWorkload(step, device.memory)
@@ -42,7 +42,7 @@ class StepProber:
         started = time.monotonic()
         static_bytes = self._device.static_bytes()
         try:
-            with self._device.guarded():
+            with self._device.limited():
                 report = measure(self._workload, size, lambda step: None)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -71,7 +71,7 @@ class StepProber:
 class StepWorkload:
     """A step function as a workload: the whole step is its forward and backward."""
 
-    step: Step
+    step: StepFunction
     memory: DeviceMemory
 
     def forward_backward(self, size: int) -> Load:
@@ -89,7 +89,7 @@ class StepWorkload:
 
 
 @contextmanager
-def step_prober(step: Step, target: float, vram_limit: int | None) -> Iterator[StepProber]:
+def step_prober(step: StepFunction, target: float, vram_limit: int | None) -> Iterator[StepProber]:
     """The prober, after a first step at size 1 that allocates what stays resident.
 
     Raises:

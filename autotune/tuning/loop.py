@@ -58,7 +58,7 @@ class Outcome:
         return NothingFits(
             f"nothing fits: micro-batch {trial.size} {peak}{reason}, and the budget of {budget.name} is "
             f"{format_bytes(budget.budget)}, with {format_bytes(budget.others)} of "
-            f"{format_bytes(budget.total)} held by tenants",
+            f"{format_bytes(budget.total)} held by others",
             hint,
         )
 

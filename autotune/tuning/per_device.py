@@ -28,7 +28,7 @@ def ask_each(
     guesses = guess if guess is not None and len(guess) == len(budgets) else (None,) * len(budgets)
     known = [t for trial in trials if (t := reevaluate(trial, budgets)) is not None]
     searches = [
-        _told(Search(ceiling, budget.budget, hint, noise=noise), rank, known)
+        _rank_search(Search(ceiling, budget.budget, hint, noise=noise), rank, known)
         for rank, (budget, hint) in enumerate(zip(budgets, guesses, strict=True))
     ]
     asked = [search.ask() for search in searches]
@@ -43,7 +43,7 @@ def ask_each(
     return None if sizes in ran_together else sizes  # the same probe again tells nothing new
 
 
-def _told(search: Search, rank: int, trials: Sequence[Trial]) -> Search:
+def _rank_search(search: Search, rank: int, trials: Sequence[Trial]) -> Search:
     """The search of one rank after these trials; of two trials at one size the worse counts."""
     outcomes: dict[int, Search] = {}
     for trial in trials:

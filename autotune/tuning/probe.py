@@ -31,7 +31,7 @@ class Load:
     """Not counting padding."""
 
 
-class Step(Protocol):
+class MeasuredStep(Protocol):
     """One training step, as `measure` runs it."""
 
     memory: DeviceMemory
@@ -52,7 +52,7 @@ class Step(Protocol):
         """Whether any rank claims it; all ranks ask at the same time and get the same answer."""
 
 
-class Workload(Step, Protocol):
+class Workload(MeasuredStep, Protocol):
     """The training to be measured, built in a fresh process from plain settings."""
 
     workload_info: Mapping[str, Any]
@@ -72,7 +72,7 @@ class Workload(Step, Protocol):
 
 
 def measure(
-    workload: Step, size: int, beat: Callable[[int], None], *, safe: int | None = None
+    workload: MeasuredStep, size: int, beat: Callable[[int], None], *, safe: int | None = None
 ) -> Report:
     """Runs training steps until their peak has settled; `beat(step)` is called after each.
 

@@ -3,7 +3,7 @@
 One group of workers serves many sizes. It is replaced after every probe that failed, and when it holds more
 memory between two probes than before its first. How a probe ends:
 
-    report                      FITS or OVER, by the memory identity
+    report                      FITS or OVER, by the peak that `devices.group` forms
     HARD_LIMIT, HOST_TARGET     OVER
     DEVICE_OOM, HOST_OOM        OOM
     KILLED                      tried once more, then OOM
@@ -39,9 +39,9 @@ from autotune.workers.messages import (
 from autotune.workers.session import Limits, Session, WorkersEnded, WorkloadSpec
 from autotune.workers.watchdog import silence_limit
 
-__all__ = ["DataWait", "Limits", "Prober", "WorkloadSpec"]
+__all__ = ["DataWait", "Limits", "WorkerProber", "WorkloadSpec"]
 
-UNSETTLED = 2
+MAX_DISTURBED = 2
 """How often a probe is measured again because of a tenant."""
 DRIFT = 1.01
 """Workers are replaced when they hold this factor of what they held before their first probe."""
@@ -52,7 +52,7 @@ MIN_PROBE_TIMEOUT = 60.0
 
 
 @dataclass(eq=False)
-class Prober:
+class WorkerProber:
     """Probes one size after another; `with` ends its workers.
 
     Budgets are read before the first worker starts, and again before each replacement.
@@ -127,7 +127,7 @@ class Prober:
         """
         started = time.monotonic()
         sizes = [size] * self.spec.world_size if isinstance(size, int) else list(size)
-        failures = unsettled = 0
+        failures = disturbed = 0
         if self._drifted:
             self.close()
         while True:
@@ -139,9 +139,9 @@ class Prober:
             except WorkersEnded as ended:
                 self.close()
                 for_memory = ended.failure.cause in FOR_MEMORY
-                if unsettled < UNSETTLED and for_memory and self.tenants.changed_since_start():
-                    unsettled += 1
-                    self._say_unsettled(sizes)
+                if disturbed < MAX_DISTURBED and for_memory and self.tenants.changed_since_start():
+                    disturbed += 1
+                    self._say_disturbed(sizes)
                     continue
                 failures += 1
                 seconds = time.monotonic() - started
@@ -151,11 +151,11 @@ class Prober:
             session.held = [report.held for report in reports]
             trial = self._trial(sizes, session, reports, time.monotonic() - started)
             highest = session.sampler.window().highest
-            if unsettled < UNSETTLED and self.tenants.was_disturbed(
+            if disturbed < MAX_DISTURBED and self.tenants.was_disturbed(
                 session.held, highest, trial.measured
             ):
-                unsettled += 1
-                self._say_unsettled(sizes)
+                disturbed += 1
+                self._say_disturbed(sizes)
                 continue
             self._drifted = self._has_drifted(reports)
             if phase == "train":
@@ -228,7 +228,7 @@ class Prober:
         request = Probe(phase=phase, sizes=sizes, hard_limits=limits, safe=safe)
         return session.ask(request, Report, longest)
 
-    def _say_unsettled(self, sizes: Sequence[int]) -> None:
+    def _say_disturbed(self, sizes: Sequence[int]) -> None:
         text = f"probe {max(sizes)}: a tenant's memory changed meanwhile; measuring again"
         self.emit(Notice(text=text))
 

@@ -127,7 +127,7 @@ def test_an_allocation_past_the_margin_is_refused_and_the_process_goes_on(card: 
 
     first = found.trials[0]
     assert (first.size, first.verdict, first.peak) == (3000, Verdict.OVER, None)
-    assert first.reason == "stopped at the guard's limit: [Errno 12] Cannot allocate memory"
+    assert first.reason == "stopped at the hard limit: [Errno 12] Cannot allocate memory"
     assert 85 <= found.size <= 100
 
 
@@ -190,7 +190,7 @@ def test_where_nothing_fits_the_error_has_the_numbers(card: int) -> None:
 
     assert re.fullmatch(
         r"nothing fits: micro-batch 1 peaks at \S+ [MG]iB, \S+ [MG]iB held before the step, and the "
-        r"budget of .+ is \S+ [MG]iB, with 0 B of \S+ [MG]iB held by tenants; "
+        r"budget of .+ is \S+ [MG]iB, with 0 B of \S+ [MG]iB held by others; "
         r"use a smaller model or shorter samples, or a higher target",
         str(caught.value),
     )
@@ -441,7 +441,7 @@ def test_every_example_of_the_documentation_runs(
 
 @pytest.mark.gpu
 def test_on_a_real_card_the_answer_holds_the_budget_and_the_limit_is_gone() -> None:
-    """A neighbour's share is the driver's word, the peak is torch's."""
+    """A tenant's share is the driver's word, the peak is torch's."""
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU with a CUDA build of torch")
     model = torch.nn.Linear(4096, 4096, device="cuda")

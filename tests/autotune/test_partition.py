@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.partition import MARGIN, WIDEST, Costs, partition_points, sort_orders
+from autotune.partition import MAX_PREDICTED_SHARE, WIDEST, Costs, partition_points, sort_orders
 
 LONGEST = (200, 120)
 TERMS = ((1, 0), (0, 1), (2, 0), (0, 2), (1, 1), (2, 1), (1, 2))
@@ -86,7 +86,10 @@ def test_the_least_price_is_found() -> None:
             pieces = np.split(lengths, places)
             if all(
                 len(p) <= 2
-                or (len(p) <= WIDEST * 2 and costs.sequences(len(p), p.max(0)) <= MARGIN * 2)
+                or (
+                    len(p) <= WIDEST * 2
+                    and costs.sequences(len(p), p.max(0)) <= MAX_PREDICTED_SHARE * 2
+                )
                 for p in pieces
             ):
                 every.append(sum(len(p) * p.max(0).sum() + overhead for p in pieces))

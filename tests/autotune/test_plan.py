@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from autotune.errors import PlanError
-from autotune.partition import MARGIN, WIDEST, Costs, Counts, sort_orders
+from autotune.partition import MAX_PREDICTED_SHARE, WIDEST, Costs, Counts, sort_orders
 from autotune.plan import MicroBatch, Plan, choose_effective, cut
 
 Step = tuple[Counts, tuple[int, ...]]
@@ -56,7 +56,7 @@ def is_as_small(piece: Counts, lengths: Counts, micro_batch: int) -> bool:
     widest = lengths[piece].max(0)
     return len(piece) <= micro_batch or (
         len(piece) <= WIDEST * micro_batch
-        and costs().sequences(len(piece), widest) <= MARGIN * micro_batch
+        and costs().sequences(len(piece), widest) <= MAX_PREDICTED_SHARE * micro_batch
     )
 
 

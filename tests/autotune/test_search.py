@@ -186,7 +186,7 @@ def test_a_first_sample_that_costs_more_is_not_taken_for_the_slope() -> None:
 
 
 def test_a_probe_that_was_stopped_is_no_point_of_the_line() -> None:
-    """What it had reached when the guard stopped it is not its peak: only its size counts."""
+    """What it had reached when it was stopped is not its peak: only its size counts."""
     search = Search(4096, 100 * GB).tell(10, Verdict.FITS, 30 * GB, 20 * GB, 30 * GB)
 
     stopped = search.tell(80, Verdict.OVER, None, 20 * GB)
@@ -209,7 +209,7 @@ def test_a_cliff_is_found_by_halving() -> None:
 
 
 def test_a_smaller_budget_takes_up_what_is_known() -> None:
-    """A neighbour took memory: the trials are told again, and one or two more probes suffice."""
+    """A tenant took memory: the trials are told again, and one or two more probes suffice."""
     device = line(0.3, 0.7 / 1000.5)
     search = Search(4096, BUDGET)
     while (size := search.ask()) is not None:

@@ -50,7 +50,7 @@ def test_an_affine_curve_takes_fewer(tunings: list[Tuning]) -> None:
 
 
 def test_few_probes_are_over_budget(tunings: list[Tuning]) -> None:
-    """Half a probe a tuning; what would have been out of memory without a guard, one in twenty."""
+    """Half a probe a tuning; what would have been out of memory without a hard limit, one in twenty."""
     columns = summary(tunings)
 
     assert columns["over_per_tuning"] <= 0.5

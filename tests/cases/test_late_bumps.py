@@ -1,4 +1,4 @@
-"""Training peaks where its probe did: the rehearsed worst batch of a tuned size, then real steps."""
+"""Training peaks where its probe did: a dry run of the worst batch at the tuned size, then real steps."""
 
 import json
 from pathlib import Path

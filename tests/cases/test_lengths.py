@@ -14,7 +14,7 @@ from autotune.devices.host import HostMeter
 from autotune.devices.selection import DeviceSelection
 from autotune.partition import Costs
 from autotune.plan import Plan
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.verdict import Verdict
 from autotune.workers.launch import memory_environment
 from profiles.schema import parse
@@ -102,9 +102,9 @@ def test_a_probe_mixes_short_and_long_none_beyond_the_worst(
 
 
 @pytest.fixture
-def toy_prober(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Prober]:
+def toy_prober(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WorkerProber]:
     """A prober of the toy with the test's settings, on an emulated card of 256 MiB."""
-    with Prober(
+    with WorkerProber(
         WorkloadSpec(path=PATH, settings=toy(**request.param)),
         group=EmulatedDevices(256 * MIB, 1),
         host=HostMeter(),
@@ -116,7 +116,7 @@ def toy_prober(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Probe
 
 
 @pytest.mark.parametrize("toy_prober", [{"scattered": 30 * MIB}], indirect=True)
-def test_what_a_step_takes_more_after_a_mix_is_in_the_peak(toy_prober: Prober) -> None:
+def test_what_a_step_takes_more_after_a_mix_is_in_the_peak(toy_prober: WorkerProber) -> None:
     """The worst batch runs again in the memory that short and long ones have left in pieces."""
     trial = toy_prober.probe(20)
 
@@ -127,7 +127,7 @@ def test_what_a_step_takes_more_after_a_mix_is_in_the_peak(toy_prober: Prober) -
 
 
 @pytest.mark.parametrize("toy_prober", [{"retries": 1}], indirect=True)
-def test_an_allocator_that_flushes_its_cache_to_go_on_is_over(toy_prober: Prober) -> None:
+def test_an_allocator_that_flushes_its_cache_to_go_on_is_over(toy_prober: WorkerProber) -> None:
     """It runs, thrashing; the next long batch would be out of memory."""
     trial = toy_prober.probe(2)
 
@@ -144,7 +144,7 @@ def group() -> DeviceSelection:
 
 
 def tuned_on(workload_info: dict[str, Any]) -> profiles.Profile:
-    """The profile of a tuning that had these facts."""
+    """The profile of a tuning that had this workload info."""
     document: dict[str, Any] = {
         "schema": 1,
         "batch": {

@@ -8,7 +8,7 @@ import pytest
 
 from autotune.devices.group import EmulatedDevices
 from autotune.devices.host import HostMeter
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.verdict import Verdict
 from bench import faults
 from tests.support.processes import deadline, still_running, workers_of
@@ -33,7 +33,7 @@ def test_one_rank_out_of_memory_ends_the_probe_on_all(
     monkeypatch.setenv("CHATLM_FAULT", "oom")
     monkeypatch.setenv("CHATLM_FAULT_DONE", str(tmp_path / "done"))
     settings = WorkloadSettings(max_source_length=16, max_target_length=16).as_json()
-    with Prober(
+    with WorkerProber(
         WorkloadSpec(
             path="bench.faults:build",
             settings={**settings, "effective": 4, "effective_fixed": False},

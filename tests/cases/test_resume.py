@@ -1,4 +1,4 @@
-"""A run that was interrupted and goes on: what it is, what it takes, and that nothing is tuned anew."""
+"""A run that is resumed: what it is, what it takes, and that nothing is tuned anew."""
 
 import shutil
 import signal

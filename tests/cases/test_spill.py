@@ -14,7 +14,7 @@ from autotune.devices.nvml import Nvml
 from autotune.devices.processes import resident
 from autotune.events import Notice
 from autotune.tuning.loop import tune
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.verdict import Verdict
 from tests.support.fake_nvml import FakeDriver, FakeGpu
 from tests.support.processes import deadline, workers_of
@@ -38,12 +38,12 @@ def prober_on(
     target: float,
     used: Callable[[], int],
     events: list[object],
-) -> Iterator[Prober]:
+) -> Iterator[WorkerProber]:
     """A prober of the toy on one made-up card."""
     with (
         FakeDriver([FakeGpu(uuid=UUID, total=total, used=used)]),
         Nvml.open() as nvml,
-        Prober(
+        WorkerProber(
             WorkloadSpec(path=PATH, settings={**settings, "device": UUID}),
             group=GpuDevices(nvml.devices),
             host=HostMeter(),
@@ -99,7 +99,7 @@ def test_a_card_that_would_spill_is_never_filled(tmp_path: Path) -> None:
 
     assert refused.verdict is Verdict.OVER
     assert refused.reason is not None
-    assert refused.reason.startswith("stopped at the guard's limit: ")
+    assert refused.reason.startswith("stopped at the hard limit: ")
     assert outcome.answer is not None
     assert outcome.answer.peak is not None
     assert 0.9 * 0.6 * total < outcome.answer.peak <= 0.6 * total

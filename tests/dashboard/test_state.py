@@ -267,15 +267,15 @@ def test_values_read_well(say: Callable[[Any], str], words: dict[Any, str]) -> N
             Verdict.OVER,
             Failure(cause=Cause.HARD_LIMIT, device="A100", held=12 * GIB, limit=11 * GIB),
             "over",
-            "stopped at 12.0 GiB on A100, past the guard's 11.0 GiB",
-            "stopped by the guard",
+            "stopped at 12.0 GiB on A100, past the hard limit of 11.0 GiB",
+            "stopped at the hard limit",
         ),
         (
             Verdict.OVER,
             Failure(cause=Cause.HARD_LIMIT, detail="CUDA out of memory\nTried to allocate"),
             "over",
-            "stopped at the guard's limit: CUDA out of memory",
-            "stopped by the guard",
+            "stopped at the hard limit: CUDA out of memory",
+            "stopped at the hard limit",
         ),
         (
             Verdict.OOM,
@@ -381,7 +381,7 @@ def test_plain_lines_say_each_probe_in_one_line() -> None:
 
 
 def test_plain_lines_say_what_a_gpu_told() -> None:
-    guarded = replace(budget(), hard_limit=int(4.4 * GIB))
+    stopping_early = replace(budget(), hard_limit=int(4.4 * GIB))
     sizes = replace(
         trial(12), sizes=(12, 6), speed_spread=0.06,
         measured=(card(1.0, context=0.25, reserved=0.75, allocated=0.5),),
@@ -393,13 +393,13 @@ def test_plain_lines_say_what_a_gpu_told() -> None:
     )  # fmt: skip
 
     _, device, fits, limited, answer, peak = printed(
-        replace(TUNING, devices=(guarded,)),
+        replace(TUNING, devices=(stopping_early,)),
         ProbeEnded(trial=sizes, low=12, high=257),
         ProbeEnded(trial=limit, low=12, high=16),
         TuningEnded(answer=12, interrupted=False, seconds=12.0),
     )
 
-    assert device.endswith("others hold 1.00 GiB, guard 4.40 GiB")
+    assert device.endswith("others hold 1.00 GiB, hard limit 4.40 GiB")
     assert fits == (
         "probe   12 + 6  fits   peak 1.00 GiB of 4.00 GiB (25 %)  52.1 ±3 % samples/s  4.2 s"
     )

@@ -102,15 +102,15 @@ def tuned(devices: int = 1) -> list[object]:
     ]
 
 
-GUARDED = DeviceBudget(
+LIMITED = DeviceBudget(
     device="GPU-0", name="NVIDIA A100-SXM4-80GB", total=80 * GIB, others=8 * GIB,
     budget=40 * GIB, hard_limit=44 * GIB,
 )  # fmt: skip
 
 
 def evidence(sizes: tuple[int, ...] = (143,), ended: bool = True) -> list[object]:
-    """A tuning on a card that met its guard, a kernel's limit, and noise."""
-    budgets = (GUARDED,) * len(sizes)
+    """A tuning on a card that met its hard limit, a kernel's limit, and noise."""
+    budgets = (LIMITED,) * len(sizes)
     answer = Measured(
         peak=int(39.9 * GIB), static_bytes=2 * GIB, activation_peak=39 * GIB, context=GIB // 2,
         reserved=int(39.4 * GIB), allocated=int(34.2 * GIB),
@@ -328,7 +328,7 @@ def test_other_outcomes_are_said_in_words(
 def test_a_probe_that_ended_early_says_why_in_its_row(width: int) -> None:
     rows = drawn(SCREENS["evidence"], width).splitlines()
 
-    assert any("512  ▲ over" in row and "stopped by the guard" in row for row in rows)
+    assert any("512  ▲ over" in row and "stopped at the hard limit" in row for row in rows)
     assert any("700  ✗ size limit" in row and "too many blocks" in row for row in rows)
 
 
@@ -337,15 +337,15 @@ def test_the_guard_is_marked_beyond_the_budget_and_named_where_there_is_room() -
 
     bar = next(row for row in wide.splitlines() if "█" in row)
     assert bar.index("┊") == 1 + 118 * 52 // 80  # 8 GiB of others, 44 of ours
-    assert "┊ guard 44.0 GiB" in wide
+    assert "┊ hard limit 44.0 GiB" in wide
     assert "┊" in narrow
-    assert "guard 44" not in narrow
+    assert "hard limit 44" not in narrow
 
 
 def test_training_has_no_guard_and_one_at_the_budget_is_not_marked() -> None:
     training_too = played(training(), played(evidence()))
     screen = played(evidence(ended=False))
-    tight = replace(screen, budgets=(replace(GUARDED, hard_limit=GUARDED.budget),))
+    tight = replace(screen, budgets=(replace(LIMITED, hard_limit=LIMITED.budget),))
 
     assert "┊" not in drawn(training_too, 120)
     assert "┊" not in drawn(tight, 120)

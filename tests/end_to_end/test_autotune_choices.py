@@ -10,7 +10,7 @@ import pytest
 import profiles
 from autotune.devices.lock import locked
 from profiles import Profile
-from tests.end_to_end.test_autotune_fake_gpus import NEIGHBOUR, autotune
+from tests.end_to_end.test_autotune_fake_gpus import TENANT, autotune
 from tests.support.command_toy import TOY
 from tests.support.commands import CHATLM, chatlm
 from tests.support.processes import deadline, wait_until
@@ -19,9 +19,9 @@ from trainer.config.resolve import rate_scale, resolve
 
 
 def test_unequal_cards_get_a_micro_batch_each(tmp_path: Path) -> None:
-    """The one beside a neighbour takes fewer; the profile has the list."""
+    """The one beside a tenant takes fewer; the profile has the list."""
     done = autotune(
-        tmp_path, (0, NEIGHBOUR), "--target-vram", "0.68", "--max-batch", "100", "--per-device",
+        tmp_path, (0, TENANT), "--target-vram", "0.68", "--max-batch", "100", "--per-device",
         "--json",
     )  # fmt: skip
 
@@ -55,7 +55,7 @@ def test_per_device_needs_devices(flags: tuple[str, ...], message: str, tmp_path
 def test_a_second_tuning_at_the_same_time_waits_for_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each would count the other's memory as a neighbour's. It says who holds the device."""
+    """Each would count the other's memory as a tenant's. It says who holds the device."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     said = tmp_path / "said"
     with deadline(100):

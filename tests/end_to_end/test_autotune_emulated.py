@@ -18,7 +18,7 @@ import profiles
 from autotune.devices.group import EmulatedDevices
 from autotune.devices.host import HostMeter
 from autotune.events import ProbeEnded, ProbeStarted
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.verdict import Verdict
 from dashboard.event_log import read_events
 from tests.support.cards import CUDA_LIBRARIES, SMALL_CARD
@@ -228,7 +228,7 @@ def test_ctrl_c_before_anything_fitted_writes_nothing(
     [
         # it stays in memory until a meter has seen it
         ({"fixed": 200 * MIB, "how": "hang", "building": True}, ("the model and its optimizer alone do not fit: stopped at ",
-               "past the guard's 140 MiB; try a higher target")),
+               "past the hard limit of 140 MiB; try a higher target")),
         ({"fixed": 90 * MIB}, ("nothing fits: micro-batch 1 peaks at ",
                "the budget of emulated card is 120 MiB", "try a higher --target-vram")),
     ],
@@ -252,7 +252,7 @@ def test_torch_refused_an_allocation_is_out_of_memory(tmp_path: Path) -> None:
     """By the emulated card, in the middle of a real step; a fresh worker probes the next size."""
     settings = WorkloadSettings(max_source_length=32, max_target_length=32).as_json()
     events: list[object] = []
-    with Prober(
+    with WorkerProber(
         WorkloadSpec(
             path="trainer.workload:build",
             settings={**settings, "effective": 1, "effective_fixed": False},

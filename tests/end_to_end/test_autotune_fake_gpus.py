@@ -1,4 +1,4 @@
-"""`chatlm autotune` through the real NVML binding, on two made-up cards with a neighbour on one."""
+"""`chatlm autotune` through the real NVML binding, on two made-up cards with a tenant on one."""
 
 import json
 import os
@@ -17,21 +17,21 @@ from tests.support.command_toy import TOY
 from tests.support.fake_gpus import CONTEXT, TOTAL
 from tests.support.toy_workload import ROOT
 
-NEIGHBOUR = 5_400_000_000
+TENANT = 5_400_000_000
 TARGET = 0.68
 
 
 def autotune(
-    folder: Path, neighbours: tuple[int, ...], *arguments: str, shown: str | None = None
+    folder: Path, tenants: tuple[int, ...], *arguments: str, shown: str | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """`chatlm autotune` on cards of 8 GiB on which the neighbours hold so much."""
+    """`chatlm autotune` on cards of 8 GiB on which the tenants hold so much."""
     environment = dict(os.environ)
     if shown is not None:
         environment["CUDA_VISIBLE_DEVICES"] = shown
     script = [sys.executable, "-P", str(ROOT / "tests" / "support" / "fake_gpus.py")]
     return subprocess.run(
         [
-            *script, ",".join(map(str, neighbours)), "autotune", "--device", "cuda", *TOY, "--plain",
+            *script, ",".join(map(str, tenants)), "autotune", "--device", "cuda", *TOY, "--plain",
             *arguments,
         ],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=110,
@@ -44,21 +44,21 @@ def trials(events: Path) -> list[Trial]:
 
 
 def test_the_card_with_a_neighbour_decides(tmp_path: Path) -> None:
-    """The answer is the size that the card whose neighbour holds 5.4 GB can take."""
+    """The answer is the size that the card whose tenant holds 5.4 GB can take."""
     events = tmp_path / "events.jsonl"
     done = autotune(
-        tmp_path, (0, NEIGHBOUR), "--target-vram", str(TARGET), "--max-batch", "512", "--json",
+        tmp_path, (0, TENANT), "--target-vram", str(TARGET), "--max-batch", "512", "--json",
         "--events", str(events),
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    budgets = [int(TARGET * TOTAL), int(TARGET * TOTAL) - NEIGHBOUR]
+    budgets = [int(TARGET * TOTAL), int(TARGET * TOTAL) - TENANT]
     assert "Fake GPU 1 allows " in done.stderr
     assert "the smaller one decides, unless you give --per-device" in done.stderr
     assert [device["name"] for device in document["devices"]] == ["Fake GPU 0", "Fake GPU 1"]
     assert [device["total_bytes"] for device in document["devices"]] == [TOTAL, TOTAL]
-    assert [device["others_bytes"] for device in document["devices"]] == [0, NEIGHBOUR]
+    assert [device["others_bytes"] for device in document["devices"]] == [0, TENANT]
     assert [device["budget_bytes"] for device in document["devices"]] == budgets
 
     found = trials(events)
@@ -74,7 +74,7 @@ def test_the_card_with_a_neighbour_decides(tmp_path: Path) -> None:
 
     profile = profiles.load(str(tmp_path / document["profile"]))
     assert profile.batch.micro_batch_size == size
-    assert profile.memory.others_bytes == NEIGHBOUR
+    assert profile.memory.others_bytes == TENANT
     assert profile.fingerprint.devices == ["Fake GPU 0", "Fake GPU 1"]
     assert profile.fingerprint.driver == "600.10"
     assert profile.fingerprint.world_size == 2
@@ -84,7 +84,7 @@ def test_a_peak_has_the_context_that_torch_cannot_see(tmp_path: Path) -> None:
     """One card of two, which pretends to be smaller: others' share is as large as before."""
     events = tmp_path / "events.jsonl"
     done = autotune(
-        tmp_path, (NEIGHBOUR, 10**9), "--target-vram", "0.8", "--vram-limit", "6GiB",
+        tmp_path, (TENANT, 10**9), "--target-vram", "0.8", "--vram-limit", "6GiB",
         "--max-batch", "2", "--json", "--events", str(events), shown="1",
     )  # fmt: skip
 
@@ -105,8 +105,8 @@ def test_a_peak_has_the_context_that_torch_cannot_see(tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_card_that_others_have_filled_is_said(processes: str, tmp_path: Path) -> None:
     """With the figures; no worker is started, nothing is written."""
-    neighbours = (0, NEIGHBOUR) if processes == "2" else (NEIGHBOUR, 0)
-    done = autotune(tmp_path, neighbours, "--target-vram", "0.5", "--num-processes", processes)
+    tenants = (0, TENANT) if processes == "2" else (TENANT, 0)
+    done = autotune(tmp_path, tenants, "--target-vram", "0.5", "--num-processes", processes)
 
     assert done.returncode == 1
     assert done.stderr == (

@@ -19,7 +19,7 @@ from autotune.devices.nvml import Nvml, visible
 from autotune.devices.selection import open_devices
 from autotune.errors import DeviceError
 from autotune.tuning.extras import tune_evaluation
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.verdict import Verdict
 from autotune.workers.launch import memory_environment
 from tests.support.commands import chatlm, steps
@@ -68,13 +68,13 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 
 @contextmanager
-def prober_on_the_card(folder: Path) -> Iterator[Prober]:
+def prober_on_the_card(folder: Path) -> Iterator[WorkerProber]:
     """A prober of the trainer's own step, on the card as 8 GiB."""
     host = HostMeter()
     workload = WorkloadSettings(model=MODEL, device=DEVICE)
     with (
         open_devices(DEVICE, num_processes=1, vram_limit=8192 * MIB, host=host) as devices,
-        Prober(
+        WorkerProber(
             WorkloadSpec(
                 path="trainer.workload:build",
                 settings={**workload.as_json(), "effective": 32, "effective_fixed": False},
@@ -132,14 +132,14 @@ def test_a_second_tuning_takes_one_probe(tuned: tuple[Path, dict[str, Any]]) -> 
 
 
 def test_an_absurd_size_ends_at_our_own_limit_and_the_next_probe_works(tmp_path: Path) -> None:
-    """The guard's, far below the card's: no neighbour is pushed out of memory."""
+    """Our hard limit, far below the card's: no tenant is pushed out of memory."""
     with prober_on_the_card(tmp_path) as prober:
         before = prober.probe(1)
         absurd = prober.probe(ABSURD)
         after = prober.probe(1)
 
     assert absurd.verdict is Verdict.OVER
-    assert "the guard's" in (absurd.reason or "")
+    assert "the hard limit" in (absurd.reason or "")
     assert (before.verdict, after.verdict) == (Verdict.FITS, Verdict.FITS)
     assert before.peak is not None
     assert after.peak == pytest.approx(before.peak, rel=0.03)

@@ -134,7 +134,7 @@ def test_measured_shares_are_of_the_model_that_was_tuned() -> None:
     )
 
     shares = [
-        resolve(profile, TrainOptions(model=model), device="cpu", world_size=2).shares
+        resolve(profile, TrainOptions(model=model), device="cpu", world_size=2).memory_fractions
         for model in (None, "t5", "gpt2")
     ]
 
@@ -150,7 +150,7 @@ def test_the_cut_is_no_part_of_what_a_run_is() -> None:
 
 
 def test_an_evaluation_that_does_not_fit_fails_before_the_first_step(tmp_path: Path) -> None:
-    """It would fail after an epoch: its largest batch is rehearsed too, and this card refuses that."""
+    """It would fail after an epoch: its largest batch has a dry run too, and this card refuses that."""
     rows, asked = rows_file(tmp_path / "rows.jsonl", 40), tmp_path / "long.jsonl"
     row = json.dumps({"prompt": "你好吗" * 80, "response": "很好" * 90})
     asked.write_text(f"{row}\n" * 512)
@@ -168,7 +168,7 @@ def test_an_evaluation_that_does_not_fit_fails_before_the_first_step(tmp_path: P
 
 
 def test_what_does_not_fit_fails_before_the_first_step(tmp_path: Path) -> None:
-    """The rehearsal of the worst batch is refused by the emulated card: exit 1, and what to do."""
+    """The dry run of the worst batch is refused by the emulated card: exit 1, and what to do."""
     profile = tmp_path / "large.toml"
     profile.write_text(
         "schema = 1\n[batch]\nmicro_batch_size = 512\ngradient_accumulation_steps = 1\n"

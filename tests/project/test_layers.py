@@ -28,7 +28,6 @@ ELSEWHERE = {
     "chatlm.__init__": "chatlm",
     # every room of the trainer uses these
     "trainer.events": "trainer/config",
-    "trainer.messages": "trainer/config",
     "trainer.__init__": "trainer/config",
 }
 """Modules that may import as much as a module of that room, and may be imported by all."""

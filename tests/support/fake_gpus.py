@@ -2,7 +2,7 @@
 
     python tests/support/fake_gpus.py 0,5000000000 autotune --workload tests.support.command_toy:build …
 
-A card for each number, which is what a neighbour holds on it. The driver answers the real binding;
+A card for each number, which is what a tenant holds on it. The driver answers the real binding;
 a card's memory follows the workers: their resident pages, and a context that torch cannot see.
 """
 
@@ -26,7 +26,7 @@ class Card:
     """What is held on one card."""
 
     uuid: str
-    neighbour: int
+    tenant: int
     pids: list[int] = field(default_factory=list)
 
     def used(self) -> int:
@@ -34,7 +34,7 @@ class Card:
         if not all(held) or not held:
             self.pids = [w.pid for w in workers_of(os.getpid()) if self._holds(w.pid)]
             held = [resident(pid) for pid in self.pids]
-        return self.neighbour + sum(amount + CONTEXT for amount in held if amount)
+        return self.tenant + sum(amount + CONTEXT for amount in held if amount)
 
     def _holds(self, pid: int) -> bool:
         return uuid_of(environment_of(pid)) == self.uuid
@@ -42,8 +42,8 @@ class Card:
 
 def main() -> None:
     """Runs the command line of the remaining arguments."""
-    neighbours = [int(number) for number in sys.argv[1].split(",")]
-    group = [Card(uuid_of({"LOCAL_RANK": str(i)}), held) for i, held in enumerate(neighbours)]
+    tenants = [int(number) for number in sys.argv[1].split(",")]
+    group = [Card(uuid_of({"LOCAL_RANK": str(i)}), held) for i, held in enumerate(tenants)]
     sys.argv = ["chatlm", *sys.argv[2:]]
     with FakeDriver(
         [

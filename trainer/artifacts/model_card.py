@@ -17,7 +17,7 @@ from trainer.data.encoder import Encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CardFacts:
+class CardInfo:
     """The contents of a card."""
 
     settings: TrainSettings
@@ -43,57 +43,57 @@ class CardFacts:
     """The last object of `evaluations.jsonl`."""
 
 
-def write_card(folder: Path, facts: CardFacts, *, plot: bool) -> None:
+def write_card(folder: Path, info: CardInfo, *, plot: bool) -> None:
     """Writes both files into a saved model's folder; `plot` says whether loss.png exists."""
-    (folder / "README.md").write_text(card(facts, plot=plot), "utf-8")
+    (folder / "README.md").write_text(card(info, plot=plot), "utf-8")
     file = folder / "generation_config.json"
     known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    file.write_text(json.dumps(generation_config(known, facts), indent=2) + "\n", "utf-8")
+    file.write_text(json.dumps(generation_config(known, info), indent=2) + "\n", "utf-8")
 
 
-def generation_config(known: Mapping[str, Any], facts: CardFacts) -> dict[str, Any]:
+def generation_config(known: Mapping[str, Any], info: CardInfo) -> dict[str, Any]:
     """The base model's values with the run's answer length and token ids."""
     # without what max_new_tokens replaces, and forced tokens, which training targets do not have
     stale = ("max_length", "forced_bos_token_id", "forced_eos_token_id", "_from_model_config")
     kept = {key: value for key, value in known.items() if key not in stale}
-    start = {} if facts.decoder_start is None else {"decoder_start_token_id": facts.decoder_start}
-    ids = {"eos_token_id": facts.encoder.eos, "pad_token_id": facts.encoder.pad}
-    return {**kept, **start, **ids, "max_new_tokens": facts.max_new_tokens}
+    start = {} if info.decoder_start is None else {"decoder_start_token_id": info.decoder_start}
+    ids = {"eos_token_id": info.encoder.eos, "pad_token_id": info.encoder.pad}
+    return {**kept, **start, **ids, "max_new_tokens": info.max_new_tokens}
 
 
-def card(facts: CardFacts, *, plot: bool) -> str:
-    model = facts.settings.workload.model
+def card(info: CardInfo, *, plot: bool) -> str:
+    model = info.settings.workload.model
     hub = f"[{model}](https://huggingface.co/{model})"
-    link = hub if facts.from_hub else f"`{Path(model).name}`"
+    link = hub if info.from_hub else f"`{Path(model).name}`"
     parts = [
-        front_matter(facts),
-        f"# {Path(facts.settings.output_dir).name}",
-        f"{link}, fine-tuned with chatlm on {facts.rows:,} prompts and responses. "
-        f"It has {facts.parameters:,} parameters.",
+        front_matter(info),
+        f"# {Path(info.settings.output_dir).name}",
+        f"{link}, fine-tuned with chatlm on {info.rows:,} prompts and responses. "
+        f"It has {info.parameters:,} parameters.",
         "## Ask it",
-        f"```python\n{snippet(facts)}```",
+        f"```python\n{snippet(info)}```",
         "## Training",
-        table(training_rows(facts)),
+        table(training_table(info)),
         *(["![Loss over the steps of the run](loss.png)"] if plot else []),
-        *evaluation_parts(facts),
+        *evaluation_parts(info),
         "## Versions",
         table([(package, version(package)) for package in ("torch", "transformers", "accelerate")]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(facts: CardFacts) -> str:
-    task = "text-generation" if facts.encoder.is_causal else "text2text-generation"
-    base = f"base_model: {facts.settings.workload.model}\n" if facts.from_hub else ""
+def front_matter(info: CardInfo) -> str:
+    task = "text-generation" if info.encoder.is_causal else "text2text-generation"
+    base = f"base_model: {info.settings.workload.model}\n" if info.from_hub else ""
     head = f"library_name: transformers\npipeline_tag: {task}\n{base}"
     return f"---\n{head}tags:\n- chatlm\n- sft\n---"
 
 
-def snippet(facts: CardFacts) -> str:
+def snippet(info: CardInfo) -> str:
     """Python that asks the model with transformers alone; the prompt is formatted as in training."""
-    is_causal = facts.encoder.is_causal
+    is_causal = info.encoder.is_causal
     kind = "AutoModelForCausalLM" if is_causal else "AutoModelForSeq2SeqLM"
-    if facts.encoder.templated:
+    if info.encoder.templated:
         ask = (
             'asked = tokenizer.apply_chat_template(\n    [{"role": "user", "content": question}], '
             'add_generation_prompt=True,\n    return_tensors="pt", return_dict=True,\n)\n'
@@ -107,7 +107,7 @@ def snippet(facts: CardFacts) -> str:
         f'folder = "."  # the folder of this file\n'
         f"tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         f"model = {kind}.from_pretrained(folder)\n\n"
-        f"question = {json.dumps(question(facts), ensure_ascii=False)}\n"
+        f"question = {json.dumps(question(info), ensure_ascii=False)}\n"
         f"{ask}"
         f"answer = model.generate(\n"
         f'    input_ids=asked["input_ids"], attention_mask=asked["attention_mask"]\n)\n'
@@ -115,35 +115,35 @@ def snippet(facts: CardFacts) -> str:
     )
 
 
-def question(facts: CardFacts) -> str:
+def question(info: CardInfo) -> str:
     """A prompt that the run answered, but not a templated one: the template would apply twice."""
-    samples = facts.evaluation["samples"] if facts.evaluation else []
-    return samples[0]["prompt"] if samples and not facts.encoder.templated else "你好"
+    samples = info.evaluation["samples"] if info.evaluation else []
+    return samples[0]["prompt"] if samples and not info.encoder.templated else "你好"
 
 
-def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
-    settings, workload = facts.settings, facts.settings.workload
+def training_table(info: CardInfo) -> list[tuple[str, str]]:
+    settings, workload = info.settings, info.settings.workload
     lengths = f"{workload.max_source_length} / {workload.max_target_length}"
     rows = [
-        ("data", f"{file_names(workload.data)} ({facts.rows:,} rows)"),
+        ("data", f"{file_names(workload.data)} ({info.rows:,} rows)"),
         ("tokens of a prompt / a response, at most", lengths),
-        ("what is trained", trained_words(workload)),
+        ("what is trained", trained_parts(workload)),
         ("optimizer", workload.optimizer),
-        ("learning rate", f"{facts.learning_rate:.3g}, {settings.schedule}"),
-        ("optimizer steps", f"{facts.steps:,}"),
+        ("learning rate", f"{info.learning_rate:.3g}, {settings.schedule}"),
+        ("optimizer steps", f"{info.steps:,}"),
         ("effective batch", f"{settings.effective_batch:,}"),
-        ("micro-batch", str(facts.plan)),
-        ("accumulation", f"{facts.plan.accumulation:,}"),
+        ("micro-batch", str(info.plan)),
+        ("accumulation", f"{info.plan.accumulation:,}"),
         ("processes", f"{settings.world_size:,}"),
-        ("precision", facts.precision),
+        ("precision", info.precision),
         ("seed", str(workload.seed)),
-        ("device", facts.device),
-        ("peak memory", format_bytes(facts.peak)),
+        ("device", info.device),
+        ("peak memory", format_bytes(info.peak)),
     ]
     if settings.budgets:
         rows.append(("memory budget of the profile", format_bytes(min(settings.budgets))))
-    if facts.loss is not None:
-        rows.append(("loss of the last step, per target token", f"{facts.loss:.4f}"))
+    if info.loss is not None:
+        rows.append(("loss of the last step, per target token", f"{info.loss:.4f}"))
     return rows
 
 
@@ -151,19 +151,19 @@ def file_names(files: Sequence[str]) -> str:
     return ", ".join(Path(file).name for file in files) or "the bundled sample"
 
 
-def trained_words(workload: WorkloadSettings) -> str:
+def trained_parts(workload: WorkloadSettings) -> str:
     if (rank := workload.lora_rank) is not None:
         alpha = workload.lora_alpha or 2 * rank
         return f"LoRA adapters of rank {rank}, alpha {alpha:g}, merged into the weights"
     return "all weights" if workload.freeze is None else f"all but the {workload.freeze}"
 
 
-def evaluation_parts(facts: CardFacts) -> list[str]:
-    found = facts.evaluation
+def evaluation_parts(info: CardInfo) -> list[str]:
+    found = info.evaluation
     if found is None or found["loss"] is None:
         return []
     rows = [
-        ("data", f"{file_names(facts.settings.eval_data)} ({facts.eval_rows:,} rows)"),
+        ("data", f"{file_names(info.settings.eval_data)} ({info.eval_rows:,} rows)"),
         ("after step", f"{found['step']:,}"),
         ("loss per target token", f"{found['loss']:.4f}"),
         ("perplexity", f"{found['perplexity']:.2f}"),

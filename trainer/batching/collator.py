@@ -19,7 +19,7 @@ from trainer.data.token_store import TokenStore
 IGNORED = -100
 """The label of a position that the loss does not count."""
 
-Rows = Sequence[int] | npt.NDArray[np.int64]
+RowNumbers = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Collator:
         """Without the encoder: a loader process does not need its tokenizer."""
         return {name: value for name, value in self.__dict__.items() if name != "encoder"}
 
-    def batch(self, rows: Rows) -> Batch:
+    def batch(self, rows: RowNumbers) -> Batch:
         """The micro-batch of those rows."""
         return self._build(rows, rows)
 
@@ -112,7 +112,11 @@ class Collator:
             else [stats.longest_source, stats.longest_target]
         )
 
-    def _build(self, source_rows: Rows, target_rows: Rows) -> Batch:
+    def _build(
+        self,
+        source_rows: RowNumbers,
+        target_rows: RowNumbers,
+    ) -> Batch:
         sources = [self.store.source(row) for row in source_rows]
         targets = [self.store.target(row) for row in target_rows]
         if self._is_causal:

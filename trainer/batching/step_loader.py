@@ -16,7 +16,7 @@ from trainer.data.sample_order import StepOrder
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RankStep:
     """One rank's part in an optimizer step."""
 
     batches: list[Batch]
@@ -25,7 +25,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Steps(Dataset[Step]):
+class Steps(Dataset[RankStep]):
     """Step by number: its samples, this rank's share of them, cut and padded."""
 
     collator: Collator
@@ -37,7 +37,7 @@ class Steps(Dataset[Step]):
     in_step: bool = False
     """Whether every rank runs the same number of micro-batches: that of the rank with the most."""
 
-    def __getitem__(self, step: int) -> Step:
+    def __getitem__(self, step: int) -> RankStep:
         rows = self.order.step(step)
         ranks = cut(
             self.collator.lengths(rows),
@@ -49,7 +49,7 @@ class Steps(Dataset[Step]):
         if self.in_step:
             most = max(map(len, ranks))
             batches += [zero_weight_batch(batches[0])] * (most - len(batches))
-        return Step(batches, self.collator.target_tokens(rows))
+        return RankStep(batches, self.collator.target_tokens(rows))
 
 
 def zero_weight_batch(batch: Batch) -> Batch:
@@ -60,7 +60,7 @@ def zero_weight_batch(batch: Batch) -> Batch:
     return Batch(inputs, labels, samples=0, tokens=0, target_tokens=0, area=area)
 
 
-def load_steps(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoader[Step]":
+def load_steps(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoader[RankStep]":
     """Those steps, in order; `loaders` processes prepare them ahead."""
     return DataLoader(
         steps,

@@ -26,7 +26,7 @@ def resolve(
     plan = profile.plan(world_size, options.micro_batch)
     chosen = {**chosen_for(TrainSettings, options), "micro_batch": plan.micro_batch}
     workload = workload_settings(options, profile, device=device)
-    shares = profile.memory.shares if workload.model == profile.run.model else None
+    fractions = profile.memory.shares if workload.model == profile.run.model else None
     chosen.setdefault("output_dir", str(Path("model_save") / f"sft_{Path(options.profile).stem}"))
     return check_training(
         TrainSettings(
@@ -36,7 +36,7 @@ def resolve(
             micro_batch_sizes=None if plan.is_even else plan.sizes,
             eval_batch=None if options.micro_batch else profile.batch.eval_batch_size,
             overhead=profile.overhead(),
-            shares=None if shares is None else tuple(shares),
+            memory_fractions=None if fractions is None else tuple(fractions),
             loader_workers=profile.run.loader_workers,
             rate_scale=rate_scale(profile, options.scale_lr),
             **chosen,

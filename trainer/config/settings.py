@@ -83,7 +83,7 @@ class TrainSettings(RunOptions, Settings):
     """Sequences per device per forward pass in evaluation; None takes the rank's micro-batch."""
     overhead: float | None = None
     """Tokens that cost as much time as one more micro-batch; None if not measured."""
-    shares: tuple[float, ...] | None = None
+    memory_fractions: tuple[float, ...] | None = None
     """The shares of a micro-batch's memory that source and target take; None if not measured."""
     loader_workers: int = 0
     eval_data: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Renders a conversation with the model's chat template, and finds the assistant's text in it.
 
 An answer's text is found by prefix: the text through that turn begins with the text before it. If a
-template rewrites earlier turns (Qwen3's drops their thinking), only the last answer is learnt.
+template rewrites earlier turns (Qwen3's drops their thinking), only the last answer counts in the loss.
 """
 
 from collections.abc import Sequence

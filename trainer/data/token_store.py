@@ -88,12 +88,12 @@ class TokenStore:
         if stats.empty_responses:
             said.append(
                 f"{stats.empty_responses:,} of {len(self):,} responses are empty: only their end "
-                f"is learnt"
+                f"counts in the loss"
             )
         if stats.last_only:
             said.append(
-                f"of {stats.last_only:,} conversations only the last answer is learnt: the chat "
-                f"template rewrites the turns before it"
+                f"of {stats.last_only:,} conversations only the last answer counts in the loss: the "
+                f"chat template rewrites the turns before it"
             )
         return "; ".join(said) or None
 

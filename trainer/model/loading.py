@@ -41,7 +41,7 @@ class Preset:
     dropout: float = 0.1
 
 
-PRESETS = {
+MODEL_PRESETS = {
     "chatlm-0.2b": Preset(
         {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12, "num_layers": 10},
         learning_rate=3e-4, vocabulary=29298,
@@ -68,7 +68,7 @@ class Loaded:
     model: PreTrainedModel
     encoder: Encoder
     learning_rate: float
-    identity: str
+    config_hash: str
     """Name and a hash of the configuration."""
 
 
@@ -78,7 +78,7 @@ def load_model(name: str, *, dropout: float | None, seed: int) -> Loaded:
     Raises:
         ModelError: there is no such model, or its folder lacks a configuration, weights or tokenizer.
     """
-    if name in PRESETS:
+    if name in MODEL_PRESETS:
         return _preset(name, dropout, seed)
     if Path(name).is_dir():
         _check_folder(Path(name))
@@ -106,12 +106,12 @@ def load_model(name: str, *, dropout: float | None, seed: int) -> Loaded:
         model=model,
         encoder=Encoder(tokenizer, is_causal=not config.is_encoder_decoder),
         learning_rate=PRETRAINED_LEARNING_RATE,
-        identity=config_hash(name, config),
+        config_hash=config_hash(name, config),
     )
 
 
 def _preset(name: str, dropout: float | None, seed: int) -> Loaded:
-    preset = PRESETS[name]
+    preset = MODEL_PRESETS[name]
     tokenizer = AutoTokenizer.from_pretrained(str(resources.files("trainer") / "assets/tokenizer"))
     special: dict[str, Any] = {**preset.shape, "decoder_start_token_id": tokenizer.pad_token_id}
     config = T5Config(
@@ -129,7 +129,7 @@ def _preset(name: str, dropout: float | None, seed: int) -> Loaded:
         model=model,
         encoder=Encoder(tokenizer, is_causal=False),
         learning_rate=preset.learning_rate,
-        identity=config_hash(name, config),
+        config_hash=config_hash(name, config),
     )
 
 
@@ -152,7 +152,7 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} is not a model folder: it has no config.json",
-            f"give --model a folder that save_pretrained wrote, or a preset: {', '.join(PRESETS)}",
+            f"give --model a folder that save_pretrained wrote, or a preset: {', '.join(MODEL_PRESETS)}",
         )
     for what, patterns in (
         ("weights", ("*.safetensors", "pytorch_model*.bin")),
@@ -170,7 +170,7 @@ def _check_hub_id(name: str) -> None:
     """Raises ModelError for a name that no hub has; a request would take half a minute."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
         raise ModelError(f"there is no model folder {name}", _presets_near(name))
-    if difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.8):
+    if difflib.get_close_matches(name, MODEL_PRESETS, n=1, cutoff=0.8):
         raise ModelError(f"there is no model {name!r}", _presets_near(name))
 
 
@@ -197,15 +197,15 @@ def _load_error(name: str, error: Exception) -> ModelError:
 
 
 def _presets_near(name: str) -> str:
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    return f"did you mean {near[0]}?" if near else f"presets: {', '.join(PRESETS)}"
+    near = difflib.get_close_matches(name, MODEL_PRESETS, n=1)
+    return f"did you mean {near[0]}?" if near else f"presets: {', '.join(MODEL_PRESETS)}"
 
 
 def fingerprint_info(loaded: Loaded, store: TokenStore, world_size: int) -> dict[str, Any]:
     """The part of a profile's fingerprint that needs the loaded model and data."""
     longest_source, longest_target = store.longest()
     return {
-        "model": loaded.identity,
+        "model": loaded.config_hash,
         "torch": torch.__version__,
         "longest_source": longest_source,
         "longest_target": longest_target,

@@ -13,7 +13,7 @@ import torch
 from autotune.partition import Costs
 from autotune.units import format_bytes
 from trainer.artifacts.evaluation_log import evaluation_record
-from trainer.batching.step_loader import Step, Steps, load_steps
+from trainer.batching.step_loader import RankStep, Steps, load_steps
 from trainer.checkpointing.checkpoint import Position, save_checkpoint
 from trainer.config.settings import TrainSettings
 from trainer.evaluation.evaluator import evaluate_with_answers
@@ -45,7 +45,7 @@ def train(
         save_results(run)
     seconds = time.monotonic() - started
     samples = (run.done - first) * run.plan.effective_batch
-    best = run.progress.best
+    best = run.evaluations.best
     result = {
         "output_dir": str(run.folder.path),
         "steps": run.done,
@@ -65,7 +65,7 @@ def train(
 
 def take_steps(run: Run) -> bool:
     """Takes optimizer steps until the run is complete; False when it was asked to stop before."""
-    is_evaluated = run.done in dict(run.progress.losses)
+    is_evaluated = run.done in dict(run.evaluations.losses)
     if run.done and run.is_due(run.settings.eval_every) and not is_evaluated:
         evaluate(run)  # the run ended between the checkpoint and the evaluation
     if stops_early(run):  # the run was killed before its model was written
@@ -92,7 +92,9 @@ def take_steps(run: Run) -> bool:
 def steps_of(run: Run) -> Steps:
     settings, collator = run.settings, run.parts.collator
     costs = Costs(
-        longest=collator.longest(), memory_fractions=settings.shares, overhead=settings.overhead
+        longest=collator.longest(),
+        memory_fractions=settings.memory_fractions,
+        overhead=settings.overhead,
     )
     return Steps(
         collator, run.order(), run.plan, costs=costs,
@@ -100,7 +102,7 @@ def steps_of(run: Run) -> Steps:
     )  # fmt: skip
 
 
-def take_step(run: Run, step: Step, started: float) -> bool:
+def take_step(run: Run, step: RankStep, started: float) -> bool:
     """Takes, logs and reports one optimizer step; True when any rank was asked to stop."""
     settings, engine = run.settings, run.engine
     torch.manual_seed(step_seed(run))
@@ -140,7 +142,7 @@ def note_step(run: Run, record: Mapping[str, Any]) -> None:
 
 def checkpoint_is_due(run: Run) -> bool:
     """Whether a checkpoint is due after this step: by its number, or as the best evaluation."""
-    is_best = run.progress.best is not None and run.progress.best.step == run.done
+    is_best = run.evaluations.best is not None and run.evaluations.best.step == run.done
     return is_best or run.is_due(run.settings.checkpoint_every)
 
 
@@ -152,7 +154,7 @@ def save(run: Run) -> None:
         seed=run.settings.workload.seed,
         profile=run.settings.profile,
         settings=run.settings.as_json(),
-        best=run.progress.best,
+        best=run.evaluations.best,
     )
     path = save_checkpoint(
         run.folder, run.engine, position, run.parts.loaded.encoder.tokenizer,
@@ -172,7 +174,7 @@ def evaluate(run: Run) -> None:
     event = evaluate_with_answers(
         run.engine, collator, step=run.done, size=run.eval_size, answering=run.answering
     )
-    run.progress = run.progress.then(run.done, event.loss)
+    run.evaluations = run.evaluations.then(run.done, event.loss)
     record = evaluation_record(event)
     track(run.engine.accelerator, "evaluation", record)
     if run.is_main:
@@ -183,7 +185,7 @@ def evaluate(run: Run) -> None:
 def stops_early(run: Run) -> bool:
     """Whether the last `patience` evaluations were no better than an earlier one."""
     patience = run.settings.patience
-    if patience is None or not run.engine.any_rank(run.progress.since_best >= patience):
+    if patience is None or not run.engine.any_rank(run.evaluations.since_best >= patience):
         return False
-    run.notice(run.progress.early_stop_text(run.done, run.steps))
+    run.notice(run.evaluations.early_stop_text(run.done, run.steps))
     return True

@@ -5,20 +5,20 @@ from pathlib import Path
 import torch
 
 from trainer.artifacts.loss_plot import draw_loss
-from trainer.artifacts.model_card import CardFacts, write_card
+from trainer.artifacts.model_card import CardInfo, write_card
 from trainer.checkpointing.export import export_model
 from trainer.model.accelerator import precision
-from trainer.model.loading import PRESETS
+from trainer.model.loading import MODEL_PRESETS
 from trainer.run.state import Run
 
 
 def save_results(run: Run) -> None:
     """Writes the results and marks the run as finished; every rank calls it."""
-    facts = card_facts(run)
+    info = card_info(run)
     has_plot = run.is_main and draw(run)
     export_model(
         run.folder, run.engine, run.parts.loaded.encoder.tokenizer,
-        describe=lambda folder: write_card(folder, facts, plot=has_plot),
+        describe=lambda folder: write_card(folder, info, plot=has_plot),
     )  # fmt: skip
     if run.is_main:
         run.folder.finish()
@@ -35,17 +35,17 @@ def draw(run: Run) -> bool:
     return True
 
 
-def card_facts(run: Run) -> CardFacts:
+def card_info(run: Run) -> CardInfo:
     settings, parts = run.settings, run.parts
     model = settings.workload.model
     metrics, evaluations = run.folder.metrics.read(), run.folder.evaluations.read()
     own = torch.cuda.get_device_name() if settings.workload.device == "cuda" else "CPU"
-    return CardFacts(
+    return CardInfo(
         settings=settings,
         plan=run.plan,
         precision=precision(settings.workload),
         encoder=parts.loaded.encoder,
-        from_hub=model not in PRESETS and not Path(model).is_dir(),
+        from_hub=model not in MODEL_PRESETS and not Path(model).is_dir(),
         parameters=parts.parameters,
         learning_rate=run.learning_rate,
         rows=len(parts.collator.store),

@@ -79,7 +79,7 @@ def prepare(
     )
     run.done = resume(folder, engine, run.notice)
     dry_run(run)
-    run.progress = earlier_progress(run)
+    run.evaluations = earlier_progress(run)
     start_tracking(accelerator, settings, folder.tracking, done=run.done)
     if run.is_main:
         folder.metrics.forget_after(run.done)

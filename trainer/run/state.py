@@ -36,7 +36,7 @@ class Run:
     peak: int = 0
     answering: Answering | None = None
     """None where evaluations generate no answers."""
-    progress: EvaluationHistory = field(default_factory=EvaluationHistory)
+    evaluations: EvaluationHistory = field(default_factory=EvaluationHistory)
     """The evaluations so far, including those before a resume; the same on every rank."""
 
     @property

@@ -7,12 +7,12 @@ import torch
 
 from autotune.devices import processes
 from autotune.devices.budget import context_bytes
-from trainer.batching.step_loader import Step
+from trainer.batching.step_loader import RankStep
 from trainer.run.state import Run
 
 
 def step_record(
-    run: Run, step: Step, loss: torch.Tensor,
+    run: Run, step: RankStep, loss: torch.Tensor,
     *, grad_norm: float, learning_rate: float, started: float, stop: bool,
 ) -> tuple[dict[str, Any], bool]:  # fmt: skip
     """The step's object in `metrics.jsonl`, and whether any rank was asked to stop; one collective.

@@ -12,7 +12,7 @@ from autotune.devices.selection import DeviceSelection, check_per_device, open_d
 from autotune.devices.shared_memory import free_shared_memory, shortage
 from autotune.events import Emit, Notice
 from autotune.plan import Plan
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.units import check_fraction, parse_bytes
 from profiles import Profile
 from profiles.store import FOLDER, check_name, check_place
@@ -36,10 +36,10 @@ class Job:
     emit: Emit
     log_path: Path
 
-    def prober(self, workload: str, limits: Limits, settings: dict[str, Any]) -> Prober:
+    def prober(self, workload: str, limits: Limits, settings: dict[str, Any]) -> WorkerProber:
         """A prober of the workload `module:function` on the job's devices."""
         spec = WorkloadSpec(path=workload, settings=settings, world_size=self.devices.world_size)
-        return Prober(
+        return WorkerProber(
             spec, group=self.devices.group, host=self.host, limits=limits, emit=self.emit,
             log_path=self.log_path,
         )  # fmt: skip

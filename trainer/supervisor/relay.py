@@ -107,9 +107,9 @@ class Relay:
                 assert_never(other)
         self.job.emit(message)
 
-    def _compare(self, facts: dict[str, Any]) -> None:
+    def _compare(self, info: dict[str, Any]) -> None:
         job = self.job
-        found = fingerprint(facts, job.devices)
+        found = fingerprint(info, job.devices)
         if differing := differences(job.profile, found, job.settings, self.budgets):
             raise ProfileMismatch("; ".join(differing))
 

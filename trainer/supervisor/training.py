@@ -41,7 +41,7 @@ def run_training(job: TrainJob) -> TrainingEnded:
         job.emit(Notice(text=f"{measured}: probing micro-batch {sizes} once"))
         probe_again(job)
         # the memory fractions of source and target were measured elsewhere too
-        elsewhere = replace(job, settings=replace(job.settings, shares=None))
+        elsewhere = replace(job, settings=replace(job.settings, memory_fractions=None))
         return finish(elsewhere, is_compared=False)
 
 

@@ -12,7 +12,7 @@ from autotune.plan import Plan, choose_effective
 from autotune.trial import Trial
 from autotune.tuning.extras import tune_evaluation, tune_loaders
 from autotune.tuning.loop import Extras, Outcome, tune
-from autotune.tuning.prober import Prober
+from autotune.tuning.prober import WorkerProber
 from autotune.workers.launch import memory_environment
 from profiles import Profile
 from profiles.schema import BatchSection, MemorySection, RunSection, TrialRow
@@ -20,7 +20,7 @@ from profiles.store import free_path
 from trainer.supervisor.fingerprint import fingerprint, previous_sizes, what_is_trained
 from trainer.supervisor.job import TuneJob
 
-MOST = 4096
+MAX_MICRO_BATCH = 4096
 """The largest micro-batch that is tried unless --max-batch says otherwise."""
 SMALLER = (
     "try a higher --target-vram, a larger --vram-limit, shorter --max-source-length and "
@@ -120,12 +120,12 @@ def ceiling(
         share = rows
     else:
         share = effective - world_size + 1 if per_device else -(-effective // world_size)
-    return max(1, min(max_batch or MOST, rows, share))
+    return max(1, min(max_batch or MAX_MICRO_BATCH, rows, share))
 
 
-def measure_extras(job: TuneJob, prober: Prober, trial: Trial) -> Extras:
+def measure_extras(job: TuneJob, prober: WorkerProber, trial: Trial) -> Extras:
     """The memory fractions, the number of loader processes, and with --eval-data the evaluation batch."""
-    shares = prober.measure_memory_fractions(trial.size)
+    fractions = prober.measure_memory_fractions(trial.size)
     eval_batch = None
     if job.options.eval_data is not None:
         job.emit(Notice(text="tuning the evaluation batch (forward pass only)"))
@@ -139,7 +139,7 @@ def measure_extras(job: TuneJob, prober: Prober, trial: Trial) -> Extras:
         ranks=job.devices.world_size,
         room=int(job.limits.target_ram * host.total) - host.used,
     )
-    return Extras(eval_batch=eval_batch, loaders=loaders, memory_fractions=shares)
+    return Extras(eval_batch=eval_batch, loaders=loaders, memory_fractions=fractions)
 
 
 def make_profile(outcome: Outcome, job: TuneJob) -> Profile:
@@ -152,7 +152,7 @@ def make_profile(outcome: Outcome, job: TuneJob) -> Profile:
         world_size=job.devices.world_size,
     )
     tightest = trial.budgets[trial.tightest]
-    shares = extras.memory_fractions
+    fractions = extras.memory_fractions
     return Profile(
         schema=1,
         interrupted=outcome.interrupted,
@@ -173,7 +173,7 @@ def make_profile(outcome: Outcome, job: TuneJob) -> Profile:
             hard_limit_bytes=tightest.hard_limit,
             peak_bytes=trial.peak,
             host_peak_bytes=trial.host_peak,
-            shares=None if shares is None else list(shares),
+            shares=None if fractions is None else list(fractions),
         ),
         run=RunSection(
             model=job.settings.model,

@@ -57,7 +57,7 @@ def test_what_allocators_say_is_out_of_memory(error: BaseException) -> None:
     ],
 )
 def test_other_failures_are_not(error: BaseException) -> None:
-    """A smaller size would not mend them."""
+    """A smaller size would not fix them."""
     assert not is_out_of_memory(error)
 
 

@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.cause import Cause, Failure
-from autotune.devices.budget import HOST_FLOOR, MARGIN, budgets, device_breach, host_breach
+from autotune.devices.budget import (
+    HARD_LIMIT_MARGIN,
+    HOST_FLOOR,
+    budgets,
+    device_breach,
+    host_breach,
+)
 from autotune.readings import DeviceBudget, DeviceReading, HostReading
 
 GIB = 2**30
@@ -25,7 +31,7 @@ def test_the_hard_limit_lies_between_the_budget_and_what_is_left(
 
     assert limit is not None
     assert int(target * total) - used <= limit <= total - used
-    assert limit <= int((target + MARGIN) * total) - used
+    assert limit <= int((target + HARD_LIMIT_MARGIN) * total) - used
 
 
 def test_the_device_that_is_past_its_limit_is_named() -> None:

@@ -28,7 +28,7 @@ def reading(total: int, used: int) -> DeviceReading:
 
 
 def test_a_budget_is_the_share_of_the_whole_card_less_what_others_hold() -> None:
-    """0.6 of 20 GiB beside a neighbour of 5 GiB is 7 GiB, not 0.6 of what is free."""
+    """0.6 of 20 GiB beside a tenant of 5 GiB is 7 GiB, not 0.6 of what is free."""
     (budget,) = budgets([reading(20 * GIB, 5 * GIB)], 0.6)
 
     assert (budget.total, budget.others, budget.budget) == (20 * GIB, 5 * GIB, 7 * GIB)

@@ -367,7 +367,7 @@ def test_any_text_shows_each_gpu_at_most_once(listed: str) -> None:
     ],
 )
 def test_a_mig_slice_is_found_by_its_uuid(listed: str, uuids: list[str]) -> None:
-    """Empty slots and broken neighbours aside; CUDA shows one slice to a process, the first."""
+    """Empty slots and broken tenants aside; CUDA shows one slice to a process, the first."""
     parts = (
         FakeGpu(uuid="MIG-c1"),
         None,

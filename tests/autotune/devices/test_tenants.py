@@ -1,4 +1,4 @@
-"""Neighbours on a card who come, leave, or pass through while a probe runs."""
+"""Tenants on a card who come, leave, or pass through while a probe runs."""
 
 import os
 import time
@@ -28,7 +28,7 @@ from autotune.errors import DeviceError
 from autotune.events import Notice
 from autotune.readings import DeviceReading, Measured
 from autotune.tuning.loop import tune
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.verdict import Verdict
 from tests.support.fake_nvml import FakeDriver, FakeGpu
 from tests.support.processes import deadline, workers_of
@@ -49,18 +49,18 @@ def nothing_hangs() -> Iterator[None]:
 
 @contextmanager
 def prober_beside(
-    folder: Path, neighbour: Callable[[], int], settings: dict[str, Any], events: list[object]
-) -> Iterator[Prober]:
-    """A prober of the toy on a made-up card of 4 GiB, beside a neighbour; the target is half of it."""
+    folder: Path, tenant: Callable[[], int], settings: dict[str, Any], events: list[object]
+) -> Iterator[WorkerProber]:
+    """A prober of the toy on a made-up card of 4 GiB, beside a tenant; the target is half of it."""
 
     def used() -> int:
         held = [resident(worker.pid) for worker in workers_of(os.getpid())]
-        return neighbour() + sum(amount + CONTEXT for amount in held if amount)
+        return tenant() + sum(amount + CONTEXT for amount in held if amount)
 
     with (
         FakeDriver([FakeGpu(uuid=UUID, total=CARD, used=used)]),
         Nvml.open() as nvml,
-        Prober(
+        WorkerProber(
             WorkloadSpec(path=PATH, settings={**settings, "device": UUID}),
             group=GpuDevices(nvml.devices),
             host=HostMeter(),
@@ -82,7 +82,7 @@ AGAIN = "probe 5: a tenant's memory changed meanwhile; measuring again"
 def test_one_who_comes_in_mid_probe_shrinks_the_budget_and_the_probe_is_measured_again(
     tmp_path: Path,
 ) -> None:
-    """The peak is our own; what the neighbour took is missing from the budget instead."""
+    """The peak is our own; what the tenant took is missing from the budget instead."""
     events: list[object] = []
     came = tmp_path / "came"
     settings = toy(how="touch", once=came, at=5)
@@ -181,47 +181,47 @@ class Card(DeviceGroup):
         return (self._unaccounted,)
 
 
-def neighbours_of(card: Card) -> Tenants:
+def tenants_of(card: Card) -> Tenants:
     return Tenants(card, 0.5, lambda event: None)
 
 
 def test_workers_that_died_while_they_were_built_are_waited_for_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The driver shows them for a moment after their end: they are nobody's neighbours."""
+    """The driver shows them for a moment after their end: they are nobody's tenants."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    neighbours = neighbours_of(Card(GIB, 3 * GIB, 2 * GIB, GIB))
+    tenants = tenants_of(Card(GIB, 3 * GIB, 2 * GIB, GIB))
 
-    neighbours.read_baseline()
-    neighbours.read_baseline()
+    tenants.read_baseline()
+    tenants.read_baseline()
 
-    assert neighbours.budgets[0].others == GIB
+    assert tenants.budgets[0].others == GIB
 
 
 def test_the_context_is_missing_from_what_allocations_may_take() -> None:
     """Of the budget, and of the limit at which they fail."""
-    neighbours = neighbours_of(Card(GIB, unaccounted=GIB + CONTEXT))
+    tenants = tenants_of(Card(GIB, unaccounted=GIB + CONTEXT))
 
-    neighbours.read_baseline()
-    before = neighbours.headroom(1), neighbours.hard_limits(1)
-    neighbours.set_baseline([])
-    (budget,) = neighbours.budgets
+    tenants.read_baseline()
+    before = tenants.headroom(1), tenants.hard_limits(1)
+    tenants.set_baseline([])
+    (budget,) = tenants.budgets
 
     assert before == ([budget.budget], [budget.hard_limit])
     assert budget.hard_limit is not None
-    assert neighbours.headroom(1) == [budget.budget - CONTEXT]
-    assert neighbours.hard_limits(1) == [budget.hard_limit - CONTEXT]
+    assert tenants.headroom(1) == [budget.budget - CONTEXT]
+    assert tenants.hard_limits(1) == [budget.hard_limit - CONTEXT]
 
 
 def test_ranks_that_share_a_device_share_its_room() -> None:
     """Each may take all of it at times: the meter sees what they hold together."""
-    neighbours = neighbours_of(Card(0))
+    tenants = tenants_of(Card(0))
 
-    neighbours.read_baseline()
-    (budget,) = neighbours.budgets
+    tenants.read_baseline()
+    (budget,) = tenants.budgets
 
-    assert neighbours.headroom(2) == [budget.budget // 2] * 2
-    assert neighbours.hard_limits(2) == [budget.hard_limit] * 2
+    assert tenants.headroom(2) == [budget.budget // 2] * 2
+    assert tenants.hard_limits(2) == [budget.hard_limit] * 2
 
 
 @given(st.integers(1, 8), st.integers(1, 4))

@@ -113,7 +113,7 @@ def measured(workload: Growing, safe: int | None = None) -> tuple[Report, int]:
 
 
 def test_afterwards_nothing_stays_cached() -> None:
-    """It would pass for a neighbour's, and be the first thing that the next probe's meter sees."""
+    """It would pass for a tenant's, and be the first thing that the next probe's meter sees."""
     trained, _ = measured(Growing())
     evaluated = measure_evaluation(Growing(), 8, lambda step: None)
 

@@ -21,7 +21,7 @@ from autotune.readings import HostReading
 from autotune.trial import Trial
 from autotune.tuning.extras import tune_evaluation
 from autotune.tuning.loop import Extras, tune
-from autotune.tuning.prober import Limits, Prober, WorkloadSpec
+from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.verdict import Verdict
 from tests.support.processes import deadline, still_running, wait_until, workers_of
 from tests.support.toy_workload import MIB, PATH, ROOT, toy
@@ -70,9 +70,9 @@ def prober_of(
     idle: float = 60.0,
     emit: Emit = lambda event: None,
     host: Host | None = None,
-) -> Iterator[Prober]:
+) -> Iterator[WorkerProber]:
     """A prober of the toy on an emulated card; a test can have one."""
-    with Prober(
+    with WorkerProber(
         WorkloadSpec(path=PATH, settings=settings, world_size=world_size),
         group=EmulatedDevices(card, world_size),
         host=(host or Host(folder)).sampler(),
@@ -152,7 +152,7 @@ def test_beyond_the_guards_limit_a_workers_own_allocation_fails(tmp_path: Path) 
 
     assert (stopped.verdict, stopped.peak, fits.verdict) == (Verdict.OVER, None, Verdict.FITS)
     assert stopped.reason is not None
-    assert stopped.reason.startswith("stopped at the guard's limit: ")
+    assert stopped.reason.startswith("stopped at the hard limit: ")
 
 
 def test_a_reading_past_the_hard_limit_stops_the_probe(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_reading_past_the_hard_limit_stops_the_probe(tmp_path: Path) -> None:
     assert stopped.verdict is Verdict.OVER
     assert stopped.reason is not None
     assert stopped.reason.startswith("stopped at ")
-    assert stopped.reason.endswith(" on emulated card, past the guard's 141 MiB")
+    assert stopped.reason.endswith(" on emulated card, past the hard limit of 141 MiB")
     assert left == []
 
 
@@ -337,7 +337,7 @@ def test_of_unequal_micro_batches_the_evaluation_batch_is_no_smaller_than_the_sm
 
 @pytest.mark.parametrize("building", [True, False], ids=["building", "probing"])
 def test_what_a_worker_refuses_is_told_in_its_own_words(building: bool, tmp_path: Path) -> None:
-    """It is the user's to mend, whenever it is found: no second try, no log to read."""
+    """It is the user's to fix, whenever it is found: no second try, no log to read."""
     settings = toy(how="refuse", building=building)
     with prober_of(tmp_path, settings) as prober, pytest.raises(ChatlmError) as caught:
         prober.probe(5)

@@ -1,4 +1,4 @@
-"""No micro-batch of the data takes more than the one that a probe and a rehearsal run."""
+"""No micro-batch of the data takes more than the one that a probe and a dry run take."""
 
 import copy
 import json

@@ -258,7 +258,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_unasked(
     stopped: Path, rows: Path, tmp_path: Path
 ) -> None:
-    """They may be mended, and the metrics are the only trace: nothing is touched."""
+    """They may be repaired, and the metrics are the only trace: nothing is touched."""
     folder = RunFolder(shutil.copytree(stopped, tmp_path / "run"))
     for checkpoint in folder.checkpoints():
         truncate(checkpoint)
@@ -327,7 +327,7 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(rows: Path, tmp_path:
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     whole: Path, rows: Path, tmp_path: Path
 ) -> None:
-    """The write is really refused, in the optimizer's state; with room again, the run goes on."""
+    """The write is really refused, in the optimizer's state; with room again, the run resumes."""
     folder = RunFolder(tmp_path / "run")
     heard: Messages = []
     run(settings(rows, folder.path), stop_after=2)

@@ -112,7 +112,7 @@ def test_a_run_is_repeated_in_its_own_folder(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_goes_on_by_its_own_file(tmp_path: Path) -> None:
-    """Its file names the rate that the model's default came to; the first command goes on as well."""
+    """Its file names the rate that the model's default came to; the first command resumes it as well."""
     options = TrainOptions(profile="small", max_steps=9, output_dir=str(tmp_path))
     settings = resolved(options)
     folder = RunFolder(tmp_path)

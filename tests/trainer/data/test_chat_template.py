@@ -199,7 +199,7 @@ def test_what_is_not_learnt_as_it_stands_is_said(tmp_path: Path) -> None:
 
     assert store.truncation_notice(most, 64) == (
         f"truncated 2 of 4 sources to {most} tokens and 0 targets to 64; 1 of 4 responses are "
-        f"empty: only their end is learnt; of 2 conversations only the last answer is learnt: the "
-        f"chat template rewrites the turns before it"
+        f"empty: only their end counts in the loss; of 2 conversations only the last answer counts in "
+        f"the loss: the chat template rewrites the turns before it"
     )
     assert store.target(2).tolist() == [encoder.eos]

@@ -1,4 +1,4 @@
-"""Tokenising goes on where it was interrupted, once for all processes, in bounded memory."""
+"""Tokenising resumes where it was interrupted, once for all processes, in bounded memory."""
 
 import functools
 import itertools
@@ -52,10 +52,10 @@ def opened(*paths: Path, stop_after: int | None = None, **options: Any) -> Token
 
 
 def contents(store: TokenStore) -> dict[str, bytes]:
-    """All files but the facts, and those without the time that it took."""
+    """All files but the statistics, and those without the time that it took."""
     files = {p.name: p.read_bytes() for p in store.folder.iterdir() if p.name != "stats.json"}
     stats = json.loads((store.folder / "stats.json").read_text())
-    return {**files, "facts": json.dumps({**stats, "seconds": 0}).encode()}
+    return {**files, "stats": json.dumps({**stats, "seconds": 0}).encode()}
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_whatever_ends_it_what_was_saved_is_kept(
     error: type[BaseException], tmp_path: Path, cache: Path, counted: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Ctrl-C, no memory, a full disk: after the last save the files hold more than the facts say."""
+    """Ctrl-C, no memory, a full disk: after the last save the files hold more than the statistics say."""
     path = json_lines(tmp_path, pairs(ROWS))
     whole = undisturbed(path)
     calls = iter(range(1, ROWS))

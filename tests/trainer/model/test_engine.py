@@ -1,4 +1,4 @@
-"""One optimizer step is the same however it is cut; nothing is left behind by a rehearsal."""
+"""One optimizer step is the same however it is cut; a dry run leaves nothing behind."""
 
 import copy
 import functools
@@ -91,7 +91,7 @@ def test_an_evaluation_does_not_depend_on_its_size() -> None:
     assert small == pytest.approx(large, rel=1e-5)
 
 
-def test_a_rehearsed_evaluation_changes_nothing() -> None:
+def test_a_dry_run_of_an_evaluation_changes_nothing() -> None:
     """Neither the weights nor the gradients, and the model trains on."""
     engine, collator = shared("seq2seq", data="valid")
     before = copy.deepcopy(engine.unwrapped.state_dict())
@@ -115,17 +115,17 @@ def test_a_causal_loss_counts_the_response_alone() -> None:
     assert counted == len(collator.store.target(7)) + len(collator.store.target(8))
 
 
-def test_a_rehearsal_changes_nothing() -> None:
-    """The next real step is the one that a run without a rehearsal would take."""
-    (rehearsed, collator), (plain, _) = make("seq2seq"), make("seq2seq")
+def test_a_dry_run_changes_nothing() -> None:
+    """The next real step is the one that a run without a dry run would take."""
+    (tried, collator), (plain, _) = make("seq2seq"), make("seq2seq")
     batches = [collator.batch(range(first, first + 4)) for first in (100, 104)]
 
-    rehearsed.preallocate(collator.worst_case_batch(1))
-    rehearsed.dry_run([collator.worst_case_batch(8)] * 2)
-    for engine in (rehearsed, plain):
+    tried.preallocate(collator.worst_case_batch(1))
+    tried.dry_run([collator.worst_case_batch(8)] * 2)
+    for engine in (tried, plain):
         tiny.trained(engine, *batches, rate=1e-3)
 
-    pairs = zip(rehearsed.unwrapped.parameters(), plain.unwrapped.parameters(), strict=True)
+    pairs = zip(tried.unwrapped.parameters(), plain.unwrapped.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 

@@ -31,7 +31,7 @@ def weights(engine: Engine) -> Any:
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_after_make_resident_is_the_step_without_it(name: Optimizer, family: str) -> None:
+def test_a_step_after_preallocate_is_the_step_without_it(name: Optimizer, family: str) -> None:
     """To the bit, and so is the one after it; the weights and gradients are untouched before."""
     needs(name)
     model = tiny(family)

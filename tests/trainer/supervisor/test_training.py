@@ -1,4 +1,4 @@
-"""How a run that runs out of memory goes on, over made-up runs; `end_to_end/test_out_of_memory` has real ones."""
+"""How a run that runs out of memory resumes, over made-up runs; `end_to_end/test_out_of_memory` has real ones."""
 
 from pathlib import Path
 
