@@ -2,18 +2,19 @@
 
 import sys
 
-from chatlm import check_parts
+from chatlm import PARTS, require_parts
 
 
 def main() -> None:
-    """Runs the command; exits with 1 where a part of chatlm is shadowed."""
+    """Runs the command; exits with 1 where a part of chatlm is shadowed, with 130 after Ctrl-C."""
     try:
-        check_parts()
-    except ImportError as error:
-        sys.exit(f"chatlm: {error}")
-    import cli
+        require_parts(*PARTS)
+        import cli
 
-    cli.main()
+        cli.main()
+    except KeyboardInterrupt:  # while it imports; `cli` has the rest
+        sys.stderr.write("chatlm: interrupted\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

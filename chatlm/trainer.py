@@ -2,18 +2,19 @@
 
 import sys
 
-from chatlm import check_parts
+from chatlm import require_parts
 
 
 def main() -> None:
-    """Trains; exits with 1 where a part of chatlm is shadowed."""
-    try:
-        check_parts()
-    except ImportError as error:
-        sys.exit(f"chatlm: {error}")
-    from trainer.__main__ import main as train
+    """Trains; exits with 1 where a part that it imports is shadowed."""
+    require_parts("autotune")
+    from autotune.workers.launch import reexec_with_environment
 
-    train()
+    reexec_with_environment("chatlm.trainer", sys.argv[1:])
+    require_parts("profiles", "trainer")  # after the restart, which leaves the current folder out
+    from trainer.launch import entry
+
+    entry.main()
 
 
 if __name__ == "__main__":
