@@ -34,9 +34,8 @@ def check_parts(*names: str) -> None:
         ImportError: a part is missing, or another distribution's module or one of the user's stands in its
             place; the message names the file.
     """
-    if (
-        ROOT not in sys.path
-    ):  # after an editable install, where the user's `profiles` folder would come first
+    # the finder of an editable install comes after a folder `profiles` of the user's
+    if ROOT not in sys.path:
         sys.path.append(ROOT)
     for name in names:
         found, is_ours = _find(name)
