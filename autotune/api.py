@@ -25,6 +25,11 @@ from autotune.tuning.loop import Outcome, Prober, tune
 from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.units import check_fraction, parse_bytes
 
+HINTS = (
+    "use a smaller model or shorter samples, or a higher target",
+    "end what else uses host memory, or use a smaller model",
+)
+"""What to try when nothing fits: the device, or the host's memory."""
 HOST_SHARE = 0.8
 """Share of host memory that workers may take; a higher target raises it."""
 
@@ -103,7 +108,7 @@ def find_micro_batch(
 def _found(outcome: Outcome) -> Found:
     best = outcome.answer
     if best is None:
-        raise outcome.nothing_fits("use a smaller model or shorter samples, or a higher target")
+        raise outcome.nothing_fits(*HINTS)
     assert best.peak is not None
     assert best.static_bytes is not None
     return Found(

@@ -77,6 +77,8 @@ class Failure:
                 )
             case Cause.HARD_LIMIT:
                 return f"stopped at the hard limit: {self.first_line}"
+            case Cause.HOST_TARGET if self.held is not None and self.limit is not None:
+                return f"host memory: {format_bytes(self.held)} in use, {format_bytes(self.limit)} allowed"
             case Cause.HOST_TARGET:
                 return "host memory"
             case Cause.THRASHING:

@@ -37,7 +37,7 @@ def check_fraction(value: float, name: str) -> float:
     """
     if not 0 < value <= 1:
         raise UsageError(
-            f"{name} {value:g} is not a share of the device's memory",
+            f"{name} {value:g} is not a share of memory",
             "give a fraction above 0 and at most 1, like 0.6 for 60 %",
         )
     return value

@@ -37,8 +37,13 @@ def host_breach(host: HostReading, target: float) -> Failure | None:
     if host.free <= HOST_FLOOR * host.total:
         return Failure(cause=Cause.HOST_OOM, detail="host memory ran out, the workers were stopped")
     if host.used > max(target, min(target + HARD_LIMIT_MARGIN, 1 - HOST_FLOOR)) * host.total:
-        return Failure(cause=Cause.HOST_TARGET)
+        return over_host_target(host, target)
     return None
+
+
+def over_host_target(host: HostReading, target: float) -> Failure:
+    """The failure of a size that fits the devices and needs more host memory than `target` allows."""
+    return Failure(cause=Cause.HOST_TARGET, held=host.used, limit=int(target * host.total))
 
 
 def budgets(baseline: Sequence[DeviceReading], target: float) -> tuple[DeviceBudget, ...]:

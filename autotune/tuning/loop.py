@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from autotune.cause import Cause
 from autotune.choices import Prefer
 from autotune.errors import ChatlmError, NothingFits
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
@@ -47,9 +48,14 @@ class Outcome:
     seconds: float
     extras: Extras
 
-    def nothing_fits(self, hint: str) -> NothingFits:
-        """The error for a tuning in which not even one sequence per device holds the target."""
+    def nothing_fits(self, hint: str, host_hint: str) -> NothingFits:
+        """The error for a tuning in which not even one sequence per device holds the targets.
+
+        `host_hint` is the advice where host memory decided.
+        """
         trial = min(self.trials, key=lambda t: t.size)
+        if trial.failure is not None and trial.failure.cause in (Cause.HOST_TARGET, Cause.HOST_OOM):
+            return NothingFits(f"nothing fits: micro-batch {trial.size}: {trial.reason}", host_hint)
         budget = trial.budgets[trial.tightest]
         peak = "ran out of memory" if trial.peak is None else f"peaks at {format_bytes(trial.peak)}"
         if trial.static_bytes is not None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from autotune.cause import FOR_MEMORY, Cause, Failure
+from autotune.devices.budget import over_host_target
 from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
 from autotune.devices.tenants import Tenants, device_of
@@ -248,7 +249,8 @@ class WorkerProber:
         )
         host = window.host_tightest
         if trial.verdict is Verdict.FITS and host.used > self.limits.target_ram * host.total:
-            return replace(trial, verdict=Verdict.OVER, failure=Failure(cause=Cause.HOST_TARGET))
+            failure = over_host_target(host, self.limits.target_ram)
+            return replace(trial, verdict=Verdict.OVER, failure=failure)
         return trial
 
     def _failed(

@@ -69,7 +69,7 @@ def test_what_is_no_share_is_refused(value: float) -> None:
         check_fraction(value, "--target-ram")
 
     assert str(caught.value) == (
-        f"--target-ram {value:g} is not a share of the device's memory; "
+        f"--target-ram {value:g} is not a share of memory; "
         f"give a fraction above 0 and at most 1, like 0.6 for 60 %"
     )
 

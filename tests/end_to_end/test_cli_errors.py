@@ -100,7 +100,7 @@ def left() -> set[str]:
 def test_a_fraction_outside_its_range_is_refused(chatlm: Chatlm, option: str, value: str) -> None:
     """Percent are not a fraction."""
     assert chatlm("autotune", option, value).message == (
-        f"{option} {value} is not a share of the device's memory; give a fraction above 0 and at "
+        f"{option} {value} is not a share of memory; give a fraction above 0 and at "
         f"most 1, like 0.6 for 60 %"
     )
     assert left() == set()

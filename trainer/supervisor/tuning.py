@@ -22,10 +22,12 @@ from trainer.supervisor.job import TuneJob
 
 MAX_MICRO_BATCH = 4096
 """The largest micro-batch that is tried unless --max-batch says otherwise."""
-SMALLER = (
+HINTS = (
     "try a higher --target-vram, a larger --vram-limit, shorter --max-source-length and "
-    "--max-target-length, or a smaller --model"
+    "--max-target-length, or a smaller --model",
+    "try a higher --target-ram, or end what else uses host memory",
 )
+"""What to try when nothing fits: the device, or the host's memory."""
 ROOMY = 1.1
 """The estimated capacity is given if it is at least this many times the answer."""
 
@@ -95,12 +97,11 @@ def run_tuning(job: TuneJob) -> Tuned:
             after=functools.partial(measure_extras, job, prober),
             emit=job.emit,
         )
-        prober.close()
         if outcome.answer is None:
-            raise KeyboardInterrupt if outcome.interrupted else outcome.nothing_fits(SMALLER)
+            raise KeyboardInterrupt if outcome.interrupted else outcome.nothing_fits(*HINTS)
         profile = make_profile(outcome, job)
         path = free_path(job.path) if outcome.interrupted else job.path
-        profiles.save(profile, path)
+        profiles.save(profile, path)  # before the workers are ended, which Ctrl-C may interrupt
     return Tuned(job=job, outcome=outcome, profile=profile, path=path)
 
 

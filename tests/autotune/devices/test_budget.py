@@ -78,4 +78,6 @@ def test_the_host_keeps_a_floor_whatever_the_target() -> None:
 def test_past_the_share_of_host_memory_and_a_margin_a_probe_is_over() -> None:
     """Up to the margin it may run to its end, and tell."""
     assert host_breach(host(0.84), 0.8) is None
-    assert host_breach(host(0.86), 0.8) == Failure(cause=Cause.HOST_TARGET)
+    assert host_breach(host(0.86), 0.8) == Failure(
+        cause=Cause.HOST_TARGET, held=86 * GIB, limit=80 * GIB
+    )

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.cause import Cause, Failure
 from autotune.choices import Prefer
 from autotune.readings import DeviceBudget, Measured
 from autotune.search import AIM, Search
 from autotune.trial import Trial, choose, with_verdict
-from autotune.tuning.loop import tell
+from autotune.tuning.loop import Extras, Outcome, tell
 from autotune.verdict import Verdict
 
 MIB = 2**20
@@ -124,3 +125,30 @@ def test_where_nothing_fits_nothing_is_chosen(prefer: Prefer) -> None:
     """Neither of what ran over, nor of nothing."""
     assert choose([trial(1, Verdict.OVER, speed=1.0)], prefer) is None
     assert choose([], prefer) is None
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (Failure(cause=Cause.HARD_LIMIT, device="A", held=700 * MIB, limit=600 * MIB), "nothing fits: micro-batch 1 ran "
+         "out of memory (stopped at 700 MiB on A, past the hard limit of 600 MiB), and the budget of A is 500 MiB, "
+         "with 0 B of 8.00 GiB held by others; a smaller model"),
+        (Failure(cause=Cause.HOST_TARGET, held=900 * MIB, limit=800 * MIB), "nothing fits: micro-batch 1: host memory: "
+         "900 MiB in use, 800 MiB allowed; more RAM"),
+    ],
+    ids=["device", "host"],
+)  # fmt: skip
+def test_what_did_not_fit_is_told_with_its_figures_and_its_cure(
+    failure: Failure, said: str
+) -> None:
+    """Host memory is not cured by a larger share of the device."""
+    smallest = Trial(
+        size=1, verdict=Verdict.OVER, peak=None, seconds=1.0, budgets=(device("A", 500 * MIB),),
+        failure=failure,
+    )  # fmt: skip
+    outcome = Outcome(
+        answer=None, trials=(smallest,), workload_info={}, interrupted=False, seconds=1.0,
+        extras=Extras(),
+    )  # fmt: skip
+
+    assert str(outcome.nothing_fits("a smaller model", "more RAM")) == said
