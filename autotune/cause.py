@@ -10,7 +10,10 @@ from autotune.units import format_bytes
 
 
 class Cause(StrEnum):
-    """Why workers ended, or why a trial's verdict does not follow from its peak."""
+    """Why workers ended, or why a trial's verdict does not follow from its peak.
+
+    When several ranks fail at once, the first of their causes in this order counts.
+    """
 
     DEVICE_OOM = "device_oom"
     """An allocation on the device was refused: the device has no more memory."""
@@ -26,14 +29,14 @@ class Cause(StrEnum):
     """The size crashes and a smaller one runs: a size limit that is not memory."""
     KILLED = "killed"
     """SIGKILL without a trace of the kernel's out-of-memory killer."""
+    REFUSED = "refused"
+    """The workload refused its settings or data: a ChatlmError in the worker."""
     CRASHED = "crashed"
     """An exception in a worker that is neither out of memory nor the user's to fix."""
     DIED = "died"
     """A worker exited, or a signal ended it, without a message."""
     HUNG = "hung"
     """No message, or no CPU time, for too long."""
-    REFUSED = "refused"
-    """The workload refused its settings or data: a ChatlmError in the worker."""
 
 
 FOR_MEMORY = frozenset(

@@ -86,6 +86,8 @@ class Listeners:
         for listener in list(self.listeners):
             try:
                 listener(event)
+            except BrokenPipeError:  # who read it has left, as `head` does
+                self.listeners.remove(listener)
             except Exception:
                 self.listeners.remove(listener)
                 log.exception("a listener failed on %s and was dropped", type(event).__name__)

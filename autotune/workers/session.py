@@ -15,6 +15,7 @@ from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
 from autotune.devices.processes import cpu_seconds_of_families, proportional, resident
 from autotune.devices.sampler import MemorySampler
+from autotune.errors import UsageError
 from autotune.events import Emit
 from autotune.readings import DeviceBudget, Held, Report
 from autotune.workers import messages
@@ -27,8 +28,6 @@ TICK = 0.05
 """Seconds between two readings of the meters."""
 SHOW_EVERY = 4
 """One reading in this many is emitted."""
-CAUSES = (Cause.DEVICE_OOM, Cause.REFUSED, Cause.CRASHED)
-"""The causes that a worker sends. When several ranks fail at once, the first of these is the cause."""
 A = TypeVar("A", messages.Ready, Report, messages.DataWait, messages.MemoryFractions)
 
 
@@ -39,6 +38,15 @@ class WorkloadSpec:
     path: str
     settings: Mapping[str, Any]
     world_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a path of another form."""
+        module, _, function = self.path.partition(":")
+        if not all(name.isidentifier() for name in (*module.split("."), *function.split("."))):
+            raise UsageError(
+                f"workload {self.path!r} is not of the form module:function",
+                "write it like trainer.workload:build",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +132,8 @@ class Session:
         for received in self._workers.watch(TICK, greeting):
             failures = [(rank, said) for rank, said in received if isinstance(said, Failed)]
             if failures:
-                raise self._failure(*min(failures, key=lambda pair: CAUSES.index(pair[1].cause)))
+                first = min(failures, key=lambda pair: list(Cause).index(pair[1].cause))
+                raise self._failure(*first)
             answers |= {rank: said for rank, said in received if isinstance(said, kind)}
             if len(answers) == self.spec.world_size:
                 return [answers[rank] for rank in sorted(answers)]

@@ -254,13 +254,18 @@ def test_without_a_limit_the_host_is_the_device() -> None:
 def test_every_event_is_emitted_and_a_listener_that_fails_stops_nothing(
     card: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Silence is the default."""
+    """Silence is the default; a reader that left, as `head` does, is no failure to tell of."""
     events: list[object] = []
 
     def breaks(event: object) -> None:
         raise OSError("the terminal is gone")
 
+    def leaves(event: object) -> None:
+        raise BrokenPipeError
+
     found = find_micro_batch(step, ceiling=512, target=0.5, vram_limit=card, emit=events.append)
+    find_micro_batch(step, ceiling=2, target=0.5, vram_limit=card, emit=leaves)
+    quiet = caplog.text
     find_micro_batch(step, ceiling=2, target=0.5, vram_limit=card, emit=breaks)
 
     kinds = [type(event) for event in events]
@@ -268,7 +273,18 @@ def test_every_event_is_emitted_and_a_listener_that_fails_stops_nothing(
     assert kinds[1:-1] == [ProbeStarted, ProbeEnded] * len(found.trials)
     assert isinstance(events[-1], TuningEnded)
     assert events[-1].answer == found.size
+    assert quiet == ""
     assert "a listener failed on TuningStarted and was dropped" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["nonsense", "", "json:", ":build", "a b:c"])
+def test_a_workload_of_another_form_is_refused_before_a_worker_starts(path: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_micro_batch(path, ceiling=2, target=0.5)
+
+    assert str(caught.value) == (
+        f"workload {path!r} is not of the form module:function; write it like trainer.workload:build"
+    )
 
 
 def test_settings_that_cannot_be_meant_are_refused() -> None:

@@ -74,7 +74,7 @@ def parse(arguments: list[str], *, help: str | None, read: Callable[[Path], Give
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(help=help)(with_flags(TrainOptions)(take))
     try:
-        app(args=arguments, prog_name="trainer")
+        app(args=arguments, prog_name="python -m chatlm.trainer")
     except SystemExit:  # typer raises it after success too
         if not taken:
             raise

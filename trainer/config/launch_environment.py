@@ -24,7 +24,7 @@ UNKNOWN_HERE = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "its parallelism",
 }
-TORCHRUN = "torchrun --nproc-per-node N -m trainer"
+TORCHRUN = "torchrun --nproc-per-node N -m chatlm.trainer"
 
 
 def world_size(environment: Mapping[str, str]) -> int:

@@ -71,10 +71,16 @@ def flag(
 class WorkloadOptions:
     """What a step's memory depends on: `autotune` and `train` share it."""
 
-    model: str | None = flag("chatlm-tiny, chatlm-0.2b, a model folder, or a hub id.", None)
-    data: tuple[str, ...] | None = flag("Parquet, JSON or JSON lines; may be repeated.", None)
+    model: str | None = flag(
+        "chatlm-tiny, chatlm-0.2b, a folder, or a hub id; else the profile's, or chatlm-tiny.", None
+    )
+    data: tuple[str, ...] | None = flag(
+        "Parquet, JSON or JSON lines; may be repeated; else the profile's, or bundled rows.", None
+    )
     eval_data: tuple[str, ...] | None = flag("Files to evaluate on; may be repeated.", None)
-    precision: Literal["auto", Precision] = flag("auto: bf16 or fp16 on a GPU, else fp32.", "auto")
+    precision: Literal["auto", Precision] = flag(
+        "auto: the profile's, else bf16 or fp16 on a GPU, fp32 on a CPU.", "auto"
+    )
     optimizer: Optimizer | None = flag("Else the profile's, or adamw.", None)
     gradient_checkpointing: bool | None = flag("Keep few activations; compute them again.", None)
     freeze: Literal[Freeze, "none"] | None = flag("Do not train a seq2seq model's encoder.", None)

@@ -22,7 +22,7 @@ from autotune.errors import DataError, first_line
 BATCH_ROWS = 1024
 PIECE = 1 << 20
 """Bytes of a JSON list that are read at once."""
-ADVICE = "give --data a Parquet, JSON or JSON-lines file with the columns prompt and response"
+ADVICE = "give a Parquet, JSON or JSON-lines file with the columns prompt and response"
 BOM = b"\xef\xbb\xbf"
 """What Windows puts before UTF-8 text."""
 

@@ -1,4 +1,4 @@
-"""Training under a launcher of the user's own: `accelerate launch -m trainer --profile tuned`, torchrun.
+"""Training under a launcher of the user's own: `accelerate launch -m chatlm.trainer --profile tuned`, torchrun.
 
 It takes the flags of `chatlm train`; see docs/nodes.md. The main process prints each event as a line of
 JSON; all other output goes to standard error.
@@ -10,7 +10,8 @@ import signal
 import sys
 import traceback
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import profiles
 from autotune.choices import DeviceKind
@@ -68,8 +69,7 @@ def train_standalone() -> int:
     def say(event: Progress) -> None:
         nonlocal interrupted
         interrupted |= isinstance(event, TrainingEnded) and event.interrupted
-        lines.write(json.dumps(as_json(event)) + "\n")
-        lines.flush()
+        print_event(event, lines)
 
     try:
         # seconds of imports, after the flags are known to be good
@@ -86,6 +86,16 @@ def train_standalone() -> int:
         sys.stderr.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
     return 130 if interrupted else 0
+
+
+def print_event(event: Progress, lines: TextIO) -> None:
+    """Writes the event as a line of JSON; nothing once the reader has left, as `head` does."""
+    try:
+        lines.write(json.dumps(as_json(event)) + "\n")
+        lines.flush()
+    except BrokenPipeError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), lines.fileno())
 
 
 def as_json(event: Progress) -> dict[str, Any]:

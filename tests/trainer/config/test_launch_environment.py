@@ -76,7 +76,7 @@ def test_one_process_where_several_were_asked_for_is_told() -> None:
 
     assert said is not None
     assert "started one" in said
-    assert "torchrun --nproc-per-node N -m trainer --device cpu" in said
+    assert "torchrun --nproc-per-node N -m chatlm.trainer --device cpu" in said
 
 
 def test_the_launcher_says_how_many_processes_there_are() -> None:
@@ -101,4 +101,4 @@ def test_processes_that_would_each_train_alone_are_refused(
     with pytest.raises(UsageError, match=told) as error:
         world_size(environment)
 
-    assert "torchrun --nproc-per-node N -m trainer" in str(error.value)
+    assert "torchrun --nproc-per-node N -m chatlm.trainer" in str(error.value)

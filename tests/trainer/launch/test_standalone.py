@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 
 from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingStarted
-from trainer.launch.standalone import as_json
+from trainer.launch.standalone import as_json, print_event
 
 STARTED = TrainingStarted(
     model="m", rows=8, first_step=1, steps=2, effective_batch=4, micro_batch=2, accumulation=2,
@@ -30,3 +31,16 @@ def test_an_evaluation_is_printed_as_in_its_file() -> None:
     assert (printed["type"], printed["loss"], printed["step"]) == ("evaluated", None, 1)
     assert "perplexity" in printed
     json.dumps(printed, allow_nan=False)
+
+
+def test_a_reader_that_leaves_ends_no_run() -> None:
+    """`python -m chatlm.trainer | head -1` reads one line of many."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as reader, os.fdopen(writing, "w") as lines:
+        print_event(CheckpointSaved(step=1, path="a"), lines)
+        first = json.loads(reader.readline())
+        reader.close()
+        print_event(CheckpointSaved(step=2, path="b"), lines)
+        print_event(CheckpointSaved(step=3, path="c"), lines)
+
+    assert first["step"] == 1
