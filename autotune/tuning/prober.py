@@ -72,7 +72,7 @@ class WorkerProber:
         self.noise = self.group.noise
         self.tenants = Tenants(self.group, self.target, self.emit)
         self._session: Session | None = None
-        self._fixed: list[int] = []
+        self._first_static: list[int] = []
         """Bytes by rank before the first probe of these workers."""
         self._drifted = False
         """Whether the next probe needs new workers."""
@@ -214,7 +214,7 @@ class WorkerProber:
             log_path=self.log_path,
         )  # fmt: skip
         self._session.budgets = self.budgets
-        self._fixed, self._drifted = [], False
+        self._first_static, self._drifted = [], False
         workload_info = self._session.build(self.group.memory_cap(baseline))
         self.tenants.set_baseline(self._session.held)
         return workload_info
@@ -235,9 +235,11 @@ class WorkerProber:
 
     def _has_drifted(self, reports: Sequence[Report]) -> bool:
         """Whether a worker holds more between probes than before its first."""
-        fixed = [report.static_bytes for report in reports]
-        self._fixed = self._fixed or fixed
-        return any(now > DRIFT * first for now, first in zip(fixed, self._fixed, strict=True))
+        static = [report.static_bytes for report in reports]
+        self._first_static = self._first_static or static
+        return any(
+            now > DRIFT * first for now, first in zip(static, self._first_static, strict=True)
+        )
 
     def _trial(
         self, sizes: Sequence[int], session: Session, reports: Sequence[Report], seconds: float
