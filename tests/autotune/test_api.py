@@ -25,16 +25,11 @@ from autotune.errors import ChatlmError, DeviceError, NothingFits, UsageError, W
 from autotune.events import Emit, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.verdict import Verdict
 from tests.support.fake_nvml import FakeDriver, FakeGpu
-from tests.support.processes import deadline, printed_by, workers_of
+from tests.support.processes import each_within, printed_by, workers_of
 from tests.support.toy_workload import MIB, PATH, ROOT, allocate, toy
 
 DOCUMENT = ROOT / "docs" / "library.md"
-
-
-@pytest.fixture(autouse=True)
-def nothing_hangs() -> Iterator[None]:
-    with deadline(120):
-        yield
+nothing_hangs = each_within(120)
 
 
 @pytest.fixture
@@ -413,7 +408,7 @@ def test_in_workers_the_answer_fits_beside_a_neighbour_who_came_in_mid_search(
 
     assert came.exists()
     assert found.budget == pytest.approx(324 * MIB, abs=8 * MIB)
-    assert 0.9 * found.budget < found.peak <= found.budget
+    assert 0.95 * found.budget < found.peak <= found.budget
     assert (found.trials[0].size, found.trials[0].verdict) == (600, Verdict.OVER)
 
 

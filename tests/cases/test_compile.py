@@ -1,6 +1,5 @@
 """`torch.compile`: a step is the same, and graphs stay few however many shapes it meets."""
 
-import copy
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from packaging.version import Version
 
 from autotune.errors import UsageError
-from tests.support.tiny import batch, tiny
+from tests.support.tiny import batch, engine, tiny
 from trainer.config.settings import WorkloadSettings
 from trainer.model.accelerator import make_accelerator
 from trainer.model.compilation import BACKEND, compiled, graphs, padded
@@ -36,11 +35,6 @@ def _traced_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-def engine(model: Any, **values: Any) -> Engine:
-    settings = WorkloadSettings(**values)
-    return Engine(make_accelerator(settings), copy.deepcopy(model), settings)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Lengths that vary: the longest comes late, short and long alternate, and other data come next."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +9,30 @@ import torch
 
 import profiles
 from autotune.devices.group import EmulatedDevices
-from autotune.devices.host import HostMeter
 from autotune.devices.selection import DeviceSelection
 from autotune.partition import Costs
 from autotune.plan import Plan
-from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
+from autotune.tuning.prober import Limits
 from autotune.verdict import Verdict
 from autotune.workers.launch import memory_environment
 from profiles.schema import parse
-from tests.support.processes import deadline
-from tests.support.toy_workload import MIB, PATH, toy
-from trainer.batching.collator import Batch, Collator
+from tests.support import tiny
+from tests.support.probers import peak_of, prober_of
+from tests.support.processes import each_within
+from tests.support.toy_workload import MIB, toy
+from trainer.batching.collator import Batch
 from trainer.batching.step_loader import Steps
 from trainer.config.options import TrainOptions
 from trainer.config.resolve import resolve
 from trainer.config.settings import WorkloadSettings
 from trainer.data.readers import bundled
 from trainer.data.sample_order import PlainSteps, SampleOrder, count_steps
-from trainer.data.token_store import open_store
 from trainer.model.loading import load_model
 from trainer.supervisor.fingerprint import differences, fingerprint, previous_sizes
 from trainer.workload import build
 
 LIMITS = Limits(target=0.6, target_ram=0.8)
-
-
-@pytest.fixture(autouse=True)
-def nothing_hangs() -> Iterator[None]:
-    with deadline(90):
-        yield
+nothing_hangs = each_within(90)
 
 
 @pytest.mark.parametrize("overhead", [None, 40.0])
@@ -48,17 +42,16 @@ def test_no_step_of_an_epoch_has_a_batch_beyond_the_probes(
 ) -> None:
     """A bump of memory hours later would be a batch that the probe's worst one did not cover."""
     loaded = load_model("chatlm-tiny", dropout=0.0, seed=0)
-    store = open_store((bundled("train"),), loaded.encoder, max_source=256, max_target=256)
-    collator = Collator(store, loaded.encoder, loaded.model.config.decoder_start_token_id)
+    collator = tiny.collator(loaded.model, loaded.encoder, bundled("train"), longest=256)
     costs = Costs(longest=collator.longest(), memory_fractions=shares, overhead=overhead)
     plan = Plan(micro_batch=24, effective_batch=64, world_size=1)
-    order = PlainSteps(SampleOrder(len(store), 3), plan.effective_batch)
+    order = PlainSteps(SampleOrder(len(collator.store), 3), plan.effective_batch)
     steps = Steps(collator, order, plan, costs=costs, rank=0)
     worst = shape(collator.worst_case_batch(24))
 
     shapes = [
         shape(batch)
-        for step in range(count_steps(len(store), 64, 1.0, None))
+        for step in range(count_steps(len(collator.store), 64, 1.0, None))
         for batch in steps[step].batches
     ]
 
@@ -101,35 +94,19 @@ def test_a_probe_mixes_short_and_long_none_beyond_the_worst(
     assert all(seen <= most for one in mixed for seen, most in zip(one, worst, strict=True))
 
 
-@pytest.fixture
-def toy_prober(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WorkerProber]:
-    """A prober of the toy with the test's settings, on an emulated card of 256 MiB."""
-    with WorkerProber(
-        WorkloadSpec(path=PATH, settings=toy(**request.param)),
-        group=EmulatedDevices(256 * MIB, 1),
-        host=HostMeter(),
-        limits=Limits(target=0.8, target_ram=1.0),
-        emit=lambda event: None,
-        log_path=tmp_path / "log",
-    ) as prober:
-        yield prober
-
-
-@pytest.mark.parametrize("toy_prober", [{"scattered": 30 * MIB}], indirect=True)
-def test_what_a_step_takes_more_after_a_mix_is_in_the_peak(toy_prober: WorkerProber) -> None:
+def test_what_a_step_takes_more_after_a_mix_is_in_the_peak(tmp_path: Path) -> None:
     """The worst batch runs again in the memory that short and long ones have left in pieces."""
-    trial = toy_prober.probe(20)
+    with prober_of(tmp_path, toy(scattered=30 * MIB), target=0.8) as prober:
+        trial = prober.probe(20)
 
-    assert trial.peak is not None
-    assert trial.activation_peak is not None
     assert trial.static_bytes is not None
-    assert trial.peak - trial.static_bytes == pytest.approx(50 * MIB, abs=4 * MIB)
+    assert peak_of(trial) - trial.static_bytes == pytest.approx(50 * MIB, abs=4 * MIB)
 
 
-@pytest.mark.parametrize("toy_prober", [{"retries": 1}], indirect=True)
-def test_an_allocator_that_flushes_its_cache_to_go_on_is_over(toy_prober: WorkerProber) -> None:
+def test_an_allocator_that_flushes_its_cache_to_go_on_is_over(tmp_path: Path) -> None:
     """It runs, thrashing; the next long batch would be out of memory."""
-    trial = toy_prober.probe(2)
+    with prober_of(tmp_path, toy(retries=1), target=0.8) as prober:
+        trial = prober.probe(2)
 
     assert (trial.verdict, trial.reason) == (Verdict.OVER, "the allocator thrashed")
 

@@ -2,7 +2,7 @@
 
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from autotune.devices.host import HostMeter
 from autotune.devices.selection import open_devices
 from autotune.events import ProbeStarted
 from tests.support import runs
-from tests.support.commands import chatlm, start, steps
-from tests.support.processes import deadline, wait_until
+from tests.support.commands import output_of, start, steps
+from tests.support.processes import each_within, wait_until
 from tests.support.runs import chosen, rows_file
 from trainer.data.readers import bundled
 from trainer.events import StepEnded, TrainingEnded, TrainingStarted
@@ -26,12 +26,7 @@ from trainer.supervisor.training import run_training
 STEPS = 6
 STOPPED = 2
 """The step that is under way when the run is interrupted, or the one after."""
-
-
-@pytest.fixture(autouse=True)
-def nothing_hangs() -> Iterator[None]:
-    with deadline(180):
-        yield
+nothing_hangs = each_within(180)
 
 
 PROFILE = f"""\
@@ -162,8 +157,7 @@ def test_where_weights_set_the_peak_a_resume_takes_no_more_than_a_fresh_start(
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
     fresh = max(record["device_peak_bytes"] for record in steps(tmp_path / "run"))
-    resumed = chatlm(tmp_path, *train)
-    assert resumed.returncode == 0, resumed.stderr
+    output_of(tmp_path, *train)
 
     peak = max(record["device_peak_bytes"] for record in steps(tmp_path / "run"))
     assert peak <= 1.05 * fresh

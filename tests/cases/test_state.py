@@ -2,10 +2,9 @@
 
 import torch
 
-from trainer.batching.collator import Collator
+from tests.support import tiny
 from trainer.config.settings import WorkloadSettings
 from trainer.data.readers import bundled
-from trainer.data.token_store import open_store
 from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
 from trainer.model.loading import load_model
@@ -45,8 +44,7 @@ def test_state_that_was_made_resident_changes_no_step() -> None:
     after = []
     for resident in (True, False):
         loaded = load_model("chatlm-tiny", dropout=0.0, seed=1)
-        store = open_store((bundled("valid"),), loaded.encoder, max_source=16, max_target=16)
-        collator = Collator(store, loaded.encoder, loaded.model.config.decoder_start_token_id)
+        collator = tiny.collator(loaded.model, loaded.encoder, bundled("valid"), longest=16)
         engine = Engine(make_accelerator(SETTINGS), loaded.model, SETTINGS)
         if resident:
             engine.preallocate(collator.worst_case_batch(1))

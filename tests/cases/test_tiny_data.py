@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_toy import TOY
-from tests.support.commands import chatlm
+from tests.support.commands import output_of
 from trainer.supervisor.tuning import ceiling
 
 
@@ -15,13 +15,12 @@ def test_a_handful_of_rows_is_the_ceiling(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "你好吗", "response": "很好"}\n' * 5)
 
-    done = chatlm(
+    out = output_of(
         tmp_path, "autotune", "--device", "cpu", "--vram-limit", "1GiB", "--data", str(rows), *TOY,
         "--base", "small", "--json", "--plain",
     )  # fmt: skip
 
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    document = json.loads(out)
     assert document["micro_batch_size"] == 5
     assert max(trial["size"] for trial in document["trials"]) == 5
     assert document["effective_batch_size"] == 16

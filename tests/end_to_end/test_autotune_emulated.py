@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,14 @@ import pexpect
 import pytest
 
 import profiles
-from autotune.devices.group import EmulatedDevices
-from autotune.devices.host import HostMeter
-from autotune.events import ProbeEnded, ProbeStarted
-from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
+from autotune.events import ProbeStarted
 from autotune.verdict import Verdict
 from dashboard.event_log import read_events
 from tests.support.cards import CUDA_LIBRARIES, SMALL_CARD
 from tests.support.command_toy import TOY
-from tests.support.commands import CHATLM, chatlm, plant_bombs, start
-from tests.support.processes import deadline, still_running, wait_until, workers_of
+from tests.support.commands import CHATLM, chatlm, output_of, plant_bombs, start
+from tests.support.probers import prober_of
+from tests.support.processes import each_within, still_running, wait_until, workers_of
 from trainer.config.settings import WorkloadSettings
 
 MIB = 2**20
@@ -33,12 +30,7 @@ TUNE = (
     "autotune", "--device", "cpu", "--vram-limit", str(SMALL_CARD), "--target-vram", "0.6", *SHORT,
 )  # fmt: skip
 TUNE_TOY = ("autotune", "--device", "cpu", "--vram-limit", "400MiB", "--target-vram", "0.6", *TOY)
-
-
-@pytest.fixture(autouse=True)
-def nothing_hangs() -> Iterator[None]:
-    with deadline(120):
-        yield
+nothing_hangs = each_within(120)
 
 
 def has_event(file: Path, kind: type, count: int) -> bool:
@@ -75,15 +67,13 @@ def check(document: dict[str, Any], folder: Path) -> None:
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder of a user who tuned for all that the card holds, and the document."""
     folder = tmp_path_factory.mktemp("tuned")
-    done = chatlm(folder, *TUNE, "--max-batch", "512", "--json", "--plain")
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
+    return folder, json.loads(output_of(folder, *TUNE, "--max-batch", "512", "--json", "--plain"))
 
 
 def test_a_second_tuning_of_the_same_takes_one_probe(tmp_path: Path) -> None:
     """The earlier answer is probed first, and it holds; with another target nothing is guessed."""
     first, second, other = (
-        json.loads(chatlm(tmp_path, *TUNE_TOY, *flags, "--json", "--plain").stdout)
+        json.loads(output_of(tmp_path, *TUNE_TOY, *flags, "--json", "--plain"))
         for flags in ((), (), ("--max-batch", "2", "--target-vram", "0.7"))
     )
 
@@ -120,12 +110,11 @@ def test_two_processes_each_hold_their_own_card(tmp_path: Path) -> None:
     """Through torchrun and gloo, in a folder with modules of our names; a step has the samples of both."""
     plant_bombs(tmp_path)
 
-    done = chatlm(
+    out = output_of(
         tmp_path, *TUNE, "--num-processes", "2", "--max-batch", "2", "--json", "--plain"
-    )  # fmt: skip
+    )
 
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    document = json.loads(out)
     assert len(document["devices"]) == 2
     assert document["effective_batch_size"] <= (
         2 * document["micro_batch_size"] * document["gradient_accumulation_steps"]
@@ -251,24 +240,15 @@ def test_a_card_that_is_too_small_is_said(
 def test_torch_refused_an_allocation_is_out_of_memory(tmp_path: Path) -> None:
     """By the emulated card, in the middle of a real step; a fresh worker probes the next size."""
     settings = WorkloadSettings(max_source_length=32, max_target_length=32).as_json()
-    events: list[object] = []
-    with WorkerProber(
-        WorkloadSpec(
-            path="trainer.workload:build",
-            settings={**settings, "effective": 1, "effective_fixed": False},
-        ),
-        group=EmulatedDevices(700 * MIB + CUDA_LIBRARIES, 1),
-        host=HostMeter(),
-        limits=Limits(target=1.0, target_ram=1.0),
-        emit=events.append,
-        log_path=tmp_path / "log",
+    settings |= {"effective": 1, "effective_fixed": False}
+    card = 700 * MIB + CUDA_LIBRARIES
+    with prober_of(
+        tmp_path, settings, path="trainer.workload:build", card=card, target=1.0
     ) as prober:
         refused, fits = prober.probe(2000), prober.probe(2)
         left = workers_of(os.getpid())
 
     assert refused.verdict is Verdict.OOM
-    assert refused.reason is not None
-    assert "DefaultCPUAllocator: can't allocate memory" in refused.reason
+    assert "DefaultCPUAllocator: can't allocate memory" in (refused.reason or "")
     assert fits.verdict is Verdict.FITS
     assert still_running(left) == []
-    assert not any(isinstance(event, ProbeEnded) for event in events)

@@ -4,6 +4,7 @@ Most is refused before a worker starts and is asked of `cli.main` in this proces
 can find is asked of the installed command.
 """
 
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from tests.support.fake_nvml import FakeDriver, FakeGpu
 from tests.support.runs import chosen, ended, run
 
 NO_DRIVER = {"nvmlInitWithFlags": 9}
+FAST = ("train", "--profile", "fast", "--device", "cpu")
+ON_CPU = ("autotune", "--device", "cpu")
+both = pytest.mark.parametrize("command", [("autotune",), ("train", "--profile", "fast")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +162,7 @@ def test_a_number_out_of_range_is_refused(
     chatlm: Chatlm, option: str, value: str, message: str
 ) -> None:
     """Rather than taken for the default."""
-    ended = chatlm("train", "--profile", "fast", "--device", "cpu", option, value)
-
-    assert ended.message == message
+    assert chatlm(*FAST, option, value).message == message
     assert left() == set()
 
 
@@ -169,10 +171,7 @@ def test_a_number_out_of_range_is_refused(
 
 def test_a_micro_batch_above_its_share_is_refused(chatlm: Chatlm) -> None:
     """With the arithmetic, and the largest that would do."""
-    ended = chatlm(
-        "train", "--profile", "fast", "--device", "cpu", "--num-processes", "2",
-        "--micro-batch", "17",
-    )  # fmt: skip
+    ended = chatlm(*FAST, "--num-processes", "2", "--micro-batch", "17")
 
     assert ended.message == (
         "micro-batch 17 is larger than one device's share of the effective batch: 32 over "
@@ -182,15 +181,15 @@ def test_a_micro_batch_above_its_share_is_refused(chatlm: Chatlm) -> None:
 
 def test_an_effective_batch_below_the_number_of_processes_is_refused(chatlm: Chatlm) -> None:
     """In tuning as in training."""
-    tuned = chatlm("autotune", "--device", "cpu", "--num-processes", "3", "--effective-batch", "2")
-    trained = chatlm("train", "--profile", "small", "--device", "cpu", "--num-processes", "17")
+    tuned = chatlm(*ON_CPU, "--num-processes", "3", "--effective-batch", "2")
+    trained = chatlm(*FAST, "--num-processes", "33")
 
     assert tuned.message == (
         "effective batch 2 is smaller than 3 processes; tune with --effective-batch 3 or more, or "
         "use fewer processes"
     )
     assert trained.message == (
-        "effective batch 16 is smaller than 17 processes; tune with --effective-batch 17 or more, "
+        "effective batch 32 is smaller than 33 processes; tune with --effective-batch 33 or more, "
         "or use fewer processes"
     )
 
@@ -198,24 +197,20 @@ def test_an_effective_batch_below_the_number_of_processes_is_refused(chatlm: Cha
 # --- devices
 
 
-@pytest.mark.parametrize("command", ["autotune", "train"])
-def test_more_processes_than_gpus_are_refused(chatlm: Chatlm, command: str) -> None:
+@both
+def test_more_processes_than_gpus_are_refused(chatlm: Chatlm, command: tuple[str, ...]) -> None:
     """With both numbers."""
-    options = ["--profile", "fast"] if command == "train" else []
-
     with FakeDriver([FakeGpu(uuid="GPU-1"), FakeGpu(uuid="GPU-2")]):
-        ended = chatlm(command, *options, "--num-processes", "3")
+        ended = chatlm(*command, "--num-processes", "3")
 
     assert ended.message == "3 processes, but 2 GPUs; use --num-processes 2 or fewer"
 
 
-@pytest.mark.parametrize("command", ["autotune", "train"])
-def test_cuda_without_a_driver_is_refused(chatlm: Chatlm, command: str) -> None:
+@both
+def test_cuda_without_a_driver_is_refused(chatlm: Chatlm, command: tuple[str, ...]) -> None:
     """With what to use instead."""
-    options = ["--profile", "fast"] if command == "train" else []
-
     with FakeDriver(fails=NO_DRIVER):
-        ended = chatlm(command, *options, "--device", "cuda")
+        ended = chatlm(*command, "--device", "cuda")
 
     assert ended.message == (
         "no NVIDIA driver answers (Driver Not Loaded); use --device cpu, or check nvidia-smi"
@@ -224,7 +219,7 @@ def test_cuda_without_a_driver_is_refused(chatlm: Chatlm, command: str) -> None:
 
 def test_cards_larger_than_the_host_are_refused(chatlm: Chatlm) -> None:
     """An emulated card takes its memory from the host."""
-    ended = chatlm("autotune", "--device", "cpu", "--vram-limit", "2000TiB")
+    ended = chatlm(*ON_CPU, "--vram-limit", "2000TiB")
 
     assert ended.message.startswith("1 emulated card(s) of 2048000 GiB do not fit into ")
     assert ended.message.endswith(" of host RAM; use a smaller --vram-limit")
@@ -284,7 +279,7 @@ def test_a_data_file_that_is_missing_or_empty_is_refused_at_once(
 ) -> None:
     """No worker needs to start for it."""
     (folder / "empty.jsonl").touch()
-    train = ("train", "--profile", "fast", "--device", "cpu", "--data", "good.jsonl", option)
+    train = (*FAST, "--data", "good.jsonl", option)
 
     assert chatlm(*train, "gone.jsonl").message.startswith(
         "data file gone.jsonl is not there; give a Parquet, JSON or JSON-lines file"
@@ -304,7 +299,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused_at_once(
     chatlm: Chatlm, place: str
 ) -> None:
     """Below a file, on one, or where the kernel keeps no files."""
-    message = chatlm("train", "--profile", "fast", "--device", "cpu", "--output-dir", place).message
+    message = chatlm(*FAST, "--output-dir", place).message
 
     assert message.startswith(f"cannot write to {place}: ")
     assert message.endswith("; choose another --output-dir")
@@ -316,7 +311,7 @@ def test_an_output_folder_of_other_things_is_refused_fresh_or_not(
     """`--fresh` replaces a run, never anything else."""
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
-    train = ("train", "--profile", "fast", "--device", "cpu", "--output-dir", "model")
+    train = (*FAST, "--output-dir", "model")
     expected = "model holds other things (config.json); choose an empty --output-dir"
 
     assert chatlm(*train).message == expected
@@ -333,7 +328,7 @@ def test_a_model_is_not_replaced_by_its_own_training(
     """`--fresh` would remove it, and a run that fails then leaves neither; nor may a hub id name the run."""
     if there:
         (folder / model).mkdir(parents=True)
-    train = ("train", "--profile", "fast", "--device", "cpu", "--fresh", "--model", model)
+    train = (*FAST, "--fresh", "--model", model)
 
     assert chatlm(*train, "--output-dir", "sft").message == (
         "--output-dir sft contains the --model, which the run would replace; choose another "
@@ -341,33 +336,27 @@ def test_a_model_is_not_replaced_by_its_own_training(
     )
 
 
-def test_a_place_for_profiles_that_cannot_be_written_is_refused_at_once(
-    chatlm: Chatlm, folder: Path
+@pytest.mark.parametrize(
+    ("place", "refused"),
+    [
+        ("profiles", "cannot write to profiles: Not a directory"),
+        ("logs", r"cannot write the log logs/autotune_\S+: File exists"),
+    ],
+)
+def test_a_place_for_profiles_or_logs_that_cannot_be_written_is_refused_at_once(
+    chatlm: Chatlm, folder: Path, place: str, refused: str
 ) -> None:
-    """Not after a search of minutes."""
-    (folder / "profiles").touch()
+    """Not after a search of minutes; the logs are needed to tell why a worker failed."""
+    (folder / place).touch()
 
-    assert chatlm("autotune", "--device", "cpu").message == (
-        "cannot write to profiles: Not a directory; run in a folder that you can write to"
-    )
+    message = chatlm(*ON_CPU).message
 
-
-def test_a_place_for_logs_that_cannot_be_written_is_refused_at_once(
-    chatlm: Chatlm, folder: Path
-) -> None:
-    """They are needed to tell why a worker failed."""
-    (folder / "logs").touch()
-
-    message = chatlm("autotune", "--device", "cpu").message
-
-    assert message.startswith("cannot write the log logs/autotune_")
-    assert message.endswith("; run in a folder that you can write to")
+    assert re.fullmatch(f"{refused}; run in a folder that you can write to", message)
 
 
 # --- what only a worker finds
 
-TRAIN = ("train", "--profile", "fast", "--device", "cpu", "--max-steps", "1", "--output-dir", "run",
-         "--plain", "--json")  # fmt: skip
+TRAIN = (*FAST, "--max-steps", "1", "--output-dir", "run", "--plain", "--json")
 
 
 def test_damaged_data_ends_a_run_that_then_goes_well(

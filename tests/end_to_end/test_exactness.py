@@ -14,12 +14,11 @@ import torch
 from autotune.plan import Plan
 from bench.exactness import EFFECTIVE, profile_of
 from bench.small import save_small
-from tests.support.commands import chatlm, steps
+from tests.support import tiny
+from tests.support.commands import output_of, steps
 from tests.support.runs import chosen, rows_file
-from trainer.batching.collator import Collator
 from trainer.config.settings import WorkloadSettings
 from trainer.data.readers import bundled
-from trainer.data.token_store import open_store
 from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
 from trainer.model.loading import load_model
@@ -57,11 +56,10 @@ def train(model: Path, rows: Path, folder: Path, sizes: list[int]) -> list[dict[
     """The run cut so, one size a process."""
     profile = folder / "cut.toml"
     profile.write_text(profile_of(sizes))
-    done = chatlm(
+    output_of(
         folder, "train", *FLAGS, "--model", str(model), "--data", str(rows), "--profile", str(profile),
         "--num-processes", str(len(sizes)), "--output-dir", "run",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     return steps(folder / "run")
 
 
@@ -124,8 +122,7 @@ def test_four_processes_take_the_steps_of_one(
 def test_with_dropout_a_cut_changes_no_distribution(model: Path) -> None:
     """Means over many draws of the noise: of the loss, and of the gradient's norm."""
     loaded = load_model(str(model), dropout=0.2, seed=7)
-    store = open_store((bundled("train"),), loaded.encoder, max_source=16, max_target=16)
-    collator = Collator(store, loaded.encoder, loaded.model.config.decoder_start_token_id)
+    collator = tiny.collator(loaded.model, loaded.encoder, bundled("train"), longest=16)
     workload = WorkloadSettings(model=str(model), dropout=0.2)
     engine = Engine(make_accelerator(workload), loaded.model, workload, clip_norm=float("inf"))
     rows = np.arange(6)

@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from tests.support.commands import chatlm, steps
+from tests.support.commands import output_of, steps
 from tests.support.runs import chosen, ended, notices, rows_file, run
 from tests.support.tiny import save
 
@@ -91,12 +91,8 @@ def test_a_lora_run_resumes_from_its_checkpoint(
 ) -> None:
     """Stopped after its second step, it ends with the undisturbed run's weights."""
     folder, _ = adapted
-    own = {
-        **options(folder, "lora_rank = 4"),
-        "output": tmp_path / "run",
-        "model": str(folder / "t5"),
-    }
-    settings = chosen(**own)
+    own = options(folder, "lora_rank = 4") | {"output": tmp_path / "run"}
+    settings = chosen(**own, model=str(folder / "t5"))
 
     first = run(settings, stop_after=2)
     second = run(settings)
@@ -115,23 +111,14 @@ def test_a_compiled_run_is_the_run_without(tmp_path: Path, monkeypatch: pytest.M
     save("llama", tmp_path / "llama", layers=1)
 
     found = options(tmp_path, "compile = true")
-    done = chatlm(
+    output_of(
         tmp_path, "train", "--device", "cpu", "--plain", "--profile", "p.toml", "--model", "llama",
         "--data", "rows.jsonl", "--seed", "5", "--max-steps", "4", "--output-dir", "fast",
         "--num-processes", "2",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     (tmp_path / "p.toml").write_text(PROFILE.format(run=""))
-    run(
-        chosen(
-            **{
-                **found,
-                "output": tmp_path / "plain",
-                "max_steps": 4,
-                "model": str(tmp_path / "llama"),
-            }
-        )
-    )
+    found |= {"output": tmp_path / "plain", "max_steps": 4, "model": str(tmp_path / "llama")}
+    run(chosen(**found))
 
     pairs = list(zip(steps(tmp_path / "fast"), steps(tmp_path / "plain"), strict=True))
     assert len(pairs) == 4

@@ -22,7 +22,8 @@ from autotune.tuning.extras import tune_evaluation
 from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.verdict import Verdict
 from autotune.workers.launch import memory_environment
-from tests.support.commands import chatlm, steps
+from tests.support.commands import output_of, steps
+from tests.support.probers import peak_of
 from trainer.config.settings import WorkloadSettings
 
 MIB = 2**20
@@ -62,9 +63,7 @@ for index in range(torch.cuda.device_count()):
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder with a tuned profile, and what the tuning printed."""
     folder = tmp_path_factory.mktemp("gpu")
-    done = chatlm(folder, *TUNING, "--json", timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
+    return folder, json.loads(output_of(folder, *TUNING, "--json", timeout=300))
 
 
 @contextmanager
@@ -124,10 +123,8 @@ def test_a_second_tuning_takes_one_probe(tuned: tuple[Path, dict[str, Any]]) -> 
     """And gives the same answer: it starts from the profile of the very same."""
     folder, document = tuned
 
-    done = chatlm(folder, *TUNING, "--json", timeout=300)
+    again = json.loads(output_of(folder, *TUNING, "--json", timeout=300))
 
-    assert done.returncode == 0, done.stderr
-    again = json.loads(done.stdout)
     assert [trial["size"] for trial in again["trials"]] == [document["micro_batch_size"]]
 
 
@@ -141,8 +138,7 @@ def test_an_absurd_size_ends_at_our_own_limit_and_the_next_probe_works(tmp_path:
     assert absurd.verdict is Verdict.OVER
     assert "the hard limit" in (absurd.reason or "")
     assert (before.verdict, after.verdict) == (Verdict.FITS, Verdict.FITS)
-    assert before.peak is not None
-    assert after.peak == pytest.approx(before.peak, rel=0.03)
+    assert after.peak == pytest.approx(peak_of(before), rel=0.03)
 
 
 def test_the_evaluation_batch_holds_the_budget(tmp_path: Path) -> None:
@@ -154,8 +150,7 @@ def test_the_evaluation_batch_holds_the_budget(tmp_path: Path) -> None:
 
     assert size >= trained.size
     assert evaluated.verdict is Verdict.FITS
-    assert evaluated.peak is not None
-    assert evaluated.peak <= prober.budgets[0].budget
+    assert peak_of(evaluated) <= prober.budgets[0].budget
 
 
 def test_the_answer_holds_the_budget_on_the_card(tuned: tuple[Path, dict[str, Any]]) -> None:
@@ -174,12 +169,11 @@ def test_training_peaks_where_the_probe_did(tuned: tuple[Path, dict[str, Any]]) 
     folder, document = tuned
     (device,) = document["devices"]
 
-    done = chatlm(
+    out = output_of(
         folder, "train", "--profile", "tuned", "--max-steps", "20", "--json", *ONE, timeout=300
     )
 
-    assert done.returncode == 0, done.stderr
-    peak = json.loads(done.stdout)["peak_bytes"]
+    peak = json.loads(out)["peak_bytes"]
     assert peak <= device["budget_bytes"]
     assert peak == pytest.approx(device["peak_bytes"], rel=0.08)
 
@@ -190,10 +184,9 @@ def test_every_cut_gives_the_same_losses_on_the_card(tuned: tuple[Path, dict[str
     flags = ("--profile", "small", "--max-steps", "8", "--dropout", "0", "--precision", "fp32")
 
     for size in ("3", "8"):
-        done = chatlm(
+        output_of(
             folder, "train", *flags, "--micro-batch", size, "--output-dir", size, *ONE, timeout=300
         )
-        assert done.returncode == 0, done.stderr
 
     for own, other in zip(steps(folder / "3"), steps(folder / "8"), strict=True):
         assert own["loss"] == pytest.approx(other["loss"], abs=1e-4)

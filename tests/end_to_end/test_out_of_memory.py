@@ -2,7 +2,6 @@
 
 import resource
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,19 +14,14 @@ from autotune.devices.selection import open_devices
 from autotune.errors import OutOfMemory
 from autotune.events import Notice
 from tests.support.commands import steps
-from tests.support.processes import deadline
+from tests.support.processes import each_within
 from tests.support.runs import chosen, rows_file, run
 from trainer.events import StepEnded, TrainingStarted
 from trainer.supervisor.job import TrainJob
 from trainer.supervisor.training import run_training
 
 STEPS = 6
-
-
-@pytest.fixture(autouse=True)
-def nothing_hangs() -> Iterator[None]:
-    with deadline(180):
-        yield
+nothing_hangs = each_within(180)
 
 
 def worker() -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dashboard.event_log import read_events
-from tests.support.commands import chatlm, steps
+from tests.support.commands import output_of, steps
 from trainer.data.readers import bundled
 from trainer.events import Evaluated
 
@@ -61,13 +61,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "few.jsonl").write_text("".join(f"{row}\n" for row in chosen), "utf-8")
     (folder / "many.jsonl").write_text("".join(f"{row}\n" for row in chosen * COPIES), "utf-8")
     (folder / "few.toml").write_text(PROFILE)
-    done = chatlm(
+    out = output_of(
         folder, "train", "--device", "cpu", "--plain", "--profile", "few.toml", "--seed", "1",
         "--data", "many.jsonl", "--eval-data", "few.jsonl", "--epochs", str(EPOCHS),
         "--learning-rate", "0.004", "--events", "events.jsonl", timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (folder / "out.txt").write_text(done.stdout, "utf-8")
+    (folder / "out.txt").write_text(out, "utf-8")
     return folder
 
 

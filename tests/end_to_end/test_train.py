@@ -3,16 +3,17 @@
 import json
 import resource
 import signal
+import subprocess
+import sys
 import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import transformers
 
 from profiles.schema import parse
-from tests.support.commands import chatlm, plant_bombs, start, steps
+from tests.support.commands import chatlm, output_of, plant_bombs, start, steps
 from tests.support.runs import chosen, ended, rows_file, run
 from trainer.config.options import TrainOptions
 from trainer.config.resolve import resolve
@@ -38,9 +39,8 @@ def whole_run(few: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) ->
     """The folder of a user who trained 12 steps, undisturbed, beside modules of our names."""
     folder = tmp_path_factory.mktemp("whole")
     plant_bombs(folder)
-    done = chatlm(folder, "train", *few, "--max-steps", "12", "--micro-batch", "8", "--json")
-    assert done.returncode == 0, done.stderr
-    (folder / "out.json").write_text(done.stdout)
+    out = output_of(folder, "train", *few, "--max-steps", "12", "--micro-batch", "8", "--json")
+    (folder / "out.json").write_text(out)
     return folder
 
 
@@ -63,18 +63,6 @@ def test_every_step_is_in_the_metrics(whole_run: Path) -> None:
     assert records[-1]["samples"] == 192
     assert records[-1]["loss"] < records[0]["loss"] - 0.5
     assert {"grad_norm", "padding", "device_peak_bytes", "host_bytes"} <= set(records[0])
-
-
-def test_the_final_model_loads_by_transformers_alone(whole_run: Path) -> None:
-    """safetensors, configuration and tokenizer, in the run's folder."""
-    folder = whole_run / "model_save/sft_small"
-
-    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-
-    answer = model.generate(**tokenizer("你好[EOS]", return_tensors="pt"), max_new_tokens=3)
-    assert (folder / "model.safetensors").is_file()
-    assert answer.shape[0] == 1
 
 
 def test_a_text_log_lies_where_users_look(whole_run: Path) -> None:
@@ -197,12 +185,11 @@ def test_an_interrupted_run_goes_on_where_it_was(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     interrupted_after = len(steps(run))
-    resumed = chatlm(tmp_path, *arguments)
+    resumed = output_of(tmp_path, *arguments)
 
     assert process.returncode == 130, err
     assert 1 <= interrupted_after < 12
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"resuming after step {interrupted_after} of 12" in resumed.stdout
+    assert f"resuming after step {interrupted_after} of 12" in resumed
     for own, other in zip(steps(run), steps(whole_run / "model_save/sft_small"), strict=True):
         assert own["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
@@ -236,9 +223,6 @@ def test_an_interrupted_tokenising_resumes(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_launcher_of_the_users_own_works_too(tmp_path: Path) -> None:
     """`accelerate launch -m trainer`: no supervisor, a line of JSON for each thing that happens."""
-    import subprocess
-    import sys
-
     (tmp_path / "profiles").mkdir()  # as `chatlm autotune` leaves one
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
     flags = ["-m", "trainer", "--profile", "small", "--max-steps", "2", "--device", "cpu"]

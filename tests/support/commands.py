@@ -39,6 +39,13 @@ def chatlm(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def output_of(folder: Path, *arguments: str, timeout: float = 120) -> str:
+    """What the command printed; it must succeed."""
+    done = chatlm(folder, *arguments, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def plant_bombs(folder: Path) -> None:
     """Modules of our names that raise when they are imported, as the user's current folder may have."""
     bomb = "raise SystemExit('the wrong module was imported')\n"

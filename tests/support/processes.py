@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 DEADLINE = 30.0
 """Seconds after which what a test waits for will not come."""
@@ -29,6 +30,17 @@ def deadline(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def each_within(seconds: int) -> object:
+    """A fixture that gives each test of the module that holds it so many seconds."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_hangs() -> Iterator[None]:
+        with deadline(seconds):
+            yield
+
+    return nothing_hangs
 
 
 def printed_by(code: str, **environment: str) -> str:

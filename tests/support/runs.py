@@ -7,7 +7,7 @@ from typing import Any
 
 import profiles
 from autotune.choices import DeviceKind
-from autotune.events import Notice
+from tests.support.probers import notices as notices
 from trainer.config.options import TrainOptions
 from trainer.config.resolve import resolve
 from trainer.config.settings import TrainSettings, WorkloadSettings
@@ -59,10 +59,6 @@ def run(
 
     train(settings, said.append, confirm=lambda: None, should_stop=should_stop)
     return said
-
-
-def notices(said: Messages) -> list[str]:
-    return [event.text for event in said if isinstance(event, Notice)]
 
 
 def ended(said: Messages) -> TrainingEnded:

@@ -267,23 +267,21 @@ def test_processes_are_told_with_what_they_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "gpu",
+    ("gpu", "missing"),
     [
-        FakeGpu(fails={PROCESSES: pynvml.NVML_ERROR_NOT_SUPPORTED}),
-        FakeGpu(fails={PROCESSES: pynvml.NVML_ERROR_NO_PERMISSION}),
-        FakeGpu(fails={PROCESSES: pynvml.NVML_ERROR_GPU_IS_LOST}),
-        FakeGpu(processes={71: GIB, 72: None}),  # WSL2 says "not available", which is 2⁶⁴ - 1
-        FakeGpu(broken=True),  # it has no handle to ask by
+        (FakeGpu(fails={PROCESSES: pynvml.NVML_ERROR_NOT_SUPPORTED}), ()),
+        (FakeGpu(fails={PROCESSES: pynvml.NVML_ERROR_NO_PERMISSION}), ()),
+        (FakeGpu(fails={PROCESSES: pynvml.NVML_ERROR_GPU_IS_LOST}), ()),
+        (FakeGpu(processes={71: GIB, 72: None}), ()),  # WSL2 says "not available", which is 2⁶⁴ - 1
+        (FakeGpu(broken=True), ()),  # it has no handle to ask by
+        (FakeGpu(), (PROCESSES,)),  # an old library has no such function
     ],
 )
-def test_processes_that_the_driver_does_not_tell_are_none(gpu: FakeGpu) -> None:
+def test_processes_that_the_driver_does_not_tell_are_none(
+    gpu: FakeGpu, missing: tuple[str, ...]
+) -> None:
     """They are for diagnosis alone, so that nothing fails for them."""
-    assert processes_of(gpu) is None
-
-
-def test_a_library_that_knows_no_processes_tells_none() -> None:
-    """An old one has no such function."""
-    assert processes_of(FakeGpu(), missing=(PROCESSES,)) is None
+    assert processes_of(gpu, missing) is None
 
 
 def test_an_unknown_error_from_both_versions_is_an_error() -> None:

@@ -1,21 +1,15 @@
 """Tenants on a card who come, leave, or pass through while a probe runs."""
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.choices import DeviceKind
-from autotune.devices.group import DeviceGroup, GpuDevices
-from autotune.devices.host import HostMeter
-from autotune.devices.nvml import Nvml
-from autotune.devices.processes import resident
+from autotune.devices.group import DeviceGroup
 from autotune.devices.tenants import (
     CONTEXT_DRIFT,
     CONTEXT_LOADING,
@@ -25,55 +19,22 @@ from autotune.devices.tenants import (
     passed_through,
 )
 from autotune.errors import DeviceError
-from autotune.events import Notice
 from autotune.readings import DeviceReading, Measured
-from autotune.tuning.loop import tune
-from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.verdict import Verdict
-from tests.support.fake_nvml import FakeDriver, FakeGpu
-from tests.support.processes import deadline, workers_of
-from tests.support.toy_workload import MIB, PATH, toy
+from tests.support.probers import GIB, held_by_workers, notices, peak_of, prober_on_gpu
+from tests.support.processes import each_within
+from tests.support.toy_workload import MIB, toy
 
-GIB = 2**30
 CARD = 4 * GIB
 CONTEXT = 100 * MIB
 UUID = "GPU-00000000-0000-0000-0000-000000000000"
 BYTES = st.integers(0, 8 * GIB)
+nothing_hangs = each_within(90)
 
 
-@pytest.fixture(autouse=True)
-def nothing_hangs() -> Iterator[None]:
-    with deadline(90):
-        yield
-
-
-@contextmanager
-def prober_beside(
-    folder: Path, tenant: Callable[[], int], settings: dict[str, Any], events: list[object]
-) -> Iterator[WorkerProber]:
-    """A prober of the toy on a made-up card of 4 GiB, beside a tenant; the target is half of it."""
-
-    def used() -> int:
-        held = [resident(worker.pid) for worker in workers_of(os.getpid())]
-        return tenant() + sum(amount + CONTEXT for amount in held if amount)
-
-    with (
-        FakeDriver([FakeGpu(uuid=UUID, total=CARD, used=used)]),
-        Nvml.open() as nvml,
-        WorkerProber(
-            WorkloadSpec(path=PATH, settings={**settings, "device": UUID}),
-            group=GpuDevices(nvml.devices),
-            host=HostMeter(),
-            limits=Limits(target=0.5, target_ram=0.99),
-            emit=events.append,
-            log_path=folder / "log",
-        ) as prober,
-    ):
-        yield prober
-
-
-def said(events: list[object]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Notice)]
+def beside(tenant: Callable[[], int]) -> Callable[[], int]:
+    """What is used of a card by that tenant and our own workers."""
+    return lambda: tenant() + held_by_workers(CONTEXT)
 
 
 AGAIN = "probe 5: a tenant's memory changed meanwhile; measuring again"
@@ -86,7 +47,9 @@ def test_one_who_comes_in_mid_probe_shrinks_the_budget_and_the_probe_is_measured
     events: list[object] = []
     came = tmp_path / "came"
     settings = toy(how="touch", once=came, at=5)
-    with prober_beside(tmp_path, lambda: GIB * came.exists(), settings, events) as prober:
+    with prober_on_gpu(
+        tmp_path, settings, beside(lambda: GIB * came.exists()), events=events
+    ) as prober:
         first = prober.probe(1)
         disturbed = prober.probe(5)
 
@@ -94,9 +57,8 @@ def test_one_who_comes_in_mid_probe_shrinks_the_budget_and_the_probe_is_measured
     assert first.budgets[0].others == 0
     assert disturbed.budgets[0].others == pytest.approx(GIB, 0.1)
     assert disturbed.budgets[0].budget == CARD // 2 - disturbed.budgets[0].others
-    assert disturbed.peak is not None
-    assert disturbed.peak < 300 * MIB
-    assert said(events) == ["Fake GPU: a tenant took 1.00 GiB", AGAIN]
+    assert peak_of(disturbed) < 300 * MIB
+    assert notices(events) == ["Fake GPU: a tenant took 1.00 GiB", AGAIN]
 
 
 def test_one_who_leaves_in_mid_probe_frees_the_budget(tmp_path: Path) -> None:
@@ -104,14 +66,15 @@ def test_one_who_leaves_in_mid_probe_frees_the_budget(tmp_path: Path) -> None:
     events: list[object] = []
     left = tmp_path / "left"
     settings = toy(how="touch", once=left, at=5)
-    with prober_beside(tmp_path, lambda: GIB * (not left.exists()), settings, events) as prober:
+    with prober_on_gpu(
+        tmp_path, settings, beside(lambda: GIB * (not left.exists())), events=events
+    ) as prober:
         prober.probe(1)
         disturbed = prober.probe(5)
 
     assert disturbed.budgets[0].others == pytest.approx(0, abs=8 * MIB)
-    assert disturbed.peak is not None
-    assert 100 * MIB < disturbed.peak < 300 * MIB
-    assert said(events) == ["Fake GPU: a tenant freed 1.00 GiB", AGAIN]
+    assert 100 * MIB < peak_of(disturbed) < 300 * MIB
+    assert notices(events) == ["Fake GPU: a tenant freed 1.00 GiB", AGAIN]
 
 
 def test_one_who_comes_and_goes_in_every_probe_is_given_up_on(tmp_path: Path) -> None:
@@ -126,39 +89,21 @@ def test_one_who_comes_and_goes_in_every_probe_is_given_up_on(tmp_path: Path) ->
         return GIB
 
     settings = toy(how="visit", once=here, after=seen, at=5)
-    with prober_beside(tmp_path, visitor, settings, events) as prober:
+    with prober_on_gpu(tmp_path, settings, beside(visitor), events=events) as prober:
         trial = prober.probe(5)
 
-    assert said(events) == [AGAIN, AGAIN]
-    assert trial.peak is not None
-    assert trial.peak > GIB
+    assert notices(events) == [AGAIN, AGAIN]
+    assert peak_of(trial) > GIB
 
 
 def test_one_who_fills_the_target_between_two_probes_is_an_error(tmp_path: Path) -> None:
     """No size can hold it any more; the figures say why."""
     came = tmp_path / "came"
-    with prober_beside(tmp_path, lambda: 3 * GIB * came.exists(), toy(), []) as prober:
+    with prober_on_gpu(tmp_path, toy(), beside(lambda: 3 * GIB * came.exists())) as prober:
         prober.probe(1)
         came.touch()
         with pytest.raises(DeviceError, match="which is the whole target of 50 % already"):
             prober.probe(2)
-
-
-def test_what_fitted_before_a_neighbour_came_is_held_to_the_new_budget(tmp_path: Path) -> None:
-    """The answer fits beside who is there at the end."""
-    events: list[object] = []
-    came = tmp_path / "came"
-    settings = toy(how="touch", once=came, at=900, per_size=MIB)
-    with prober_beside(tmp_path, lambda: GIB * came.exists(), settings, events) as prober:
-        outcome = tune(prober, ceiling=lambda workload_info: 3000, emit=events.append)
-
-    answer = outcome.answer
-    assert came.exists()
-    assert answer is not None
-    assert answer.peak is not None
-    assert answer.budgets[0].others == pytest.approx(GIB, rel=0.1)
-    assert 0.95 * answer.budgets[0].budget < answer.peak <= answer.budgets[0].budget
-    assert answer.size < 900 <= max(trial.size for trial in outcome.trials)
 
 
 class Card(DeviceGroup):

@@ -4,103 +4,37 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from autotune.devices.group import EmulatedDevices
-from autotune.devices.host import HostMeter
 from autotune.errors import ChatlmError, DeviceError, WorkerError
-from autotune.events import Emit, Notice, ProbeStarted, ReadingTaken
-from autotune.readings import HostReading
+from autotune.events import ProbeStarted, ReadingTaken
 from autotune.trial import Trial
 from autotune.tuning.extras import tune_evaluation
 from autotune.tuning.loop import Extras, tune
-from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.verdict import Verdict
-from tests.support.processes import deadline, still_running, wait_until, workers_of
-from tests.support.toy_workload import MIB, PATH, ROOT, toy
+from tests.support.probers import CARD, GIB, TARGET, Host, notices, peak_of, prober_of
+from tests.support.processes import each_within, still_running, wait_until, workers_of
+from tests.support.toy_workload import MIB, ROOT, toy
 
-GIB = 2**30
-CARD = 256 * MIB
-TARGET = 0.5
-
-
-@pytest.fixture(autouse=True)
-def nothing_hangs() -> Iterator[None]:
-    with deadline(90):
-        yield
-
-
-class Host:
-    """A made-up machine of 64 GiB, so that what else runs on this one changes nothing."""
-
-    def __init__(self, root: Path) -> None:
-        self.proc = root / "proc"
-        self.cgroups = root / "cgroup"
-        self.cgroups.mkdir()
-        (self.proc / "self").mkdir(parents=True)
-        self.counter = self.proc / "vmstat"
-        self.counter.write_text("oom_kill 0\n")
-        self.set_free(60 * GIB)
-
-    def set_free(self, free: int) -> None:
-        self.memory = HostReading(total=64 * GIB, used=64 * GIB - free)
-
-    def sampler(self) -> HostMeter:
-        meter = HostMeter(self.proc, self.cgroups)
-        meter.machine = lambda: self.memory  # type: ignore[method-assign]
-        return meter
-
-
-@contextmanager
-def prober_of(
-    folder: Path,
-    settings: dict[str, Any],
-    *,
-    world_size: int = 1,
-    card: int = CARD,
-    target: float = TARGET,
-    silence: float = 60.0,
-    idle: float = 60.0,
-    emit: Emit = lambda event: None,
-    host: Host | None = None,
-) -> Iterator[WorkerProber]:
-    """A prober of the toy on an emulated card; a test can have one."""
-    with WorkerProber(
-        WorkloadSpec(path=PATH, settings=settings, world_size=world_size),
-        group=EmulatedDevices(card, world_size),
-        host=(host or Host(folder)).sampler(),
-        limits=Limits(target=target, target_ram=0.8, silence=silence, idle=idle),
-        emit=emit,
-        log_path=folder / "log",
-    ) as prober:
-        yield prober
-
-
-def notices(events: list[object]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Notice)]
+nothing_hangs = each_within(90)
 
 
 def test_a_peak_within_the_budget_fits_and_above_it_is_over(tmp_path: Path) -> None:
     """Both ran; the peaks are as far apart as what the two sizes hold."""
     with prober_of(tmp_path, toy()) as prober:
         small = prober.probe(10)
-        assert small.peak is not None
-        beyond = 10 + (CARD // 2 - small.peak) // MIB + 6
+        beyond = 10 + (CARD // 2 - peak_of(small)) // MIB + 6
         large = prober.probe(beyond)
 
     budget = prober.budgets[0].budget
-    assert large.peak is not None
     assert budget == CARD * TARGET
     assert (small.verdict, large.verdict) == (Verdict.FITS, Verdict.OVER)
-    assert small.peak <= budget < large.peak
-    assert large.peak - small.peak == pytest.approx((beyond - 10) * MIB, abs=4 * MIB)
+    assert peak_of(small) <= budget < peak_of(large)
+    assert peak_of(large) - peak_of(small) == pytest.approx((beyond - 10) * MIB, abs=4 * MIB)
 
 
 def test_what_is_resident_is_told_apart_from_what_grows(tmp_path: Path) -> None:
@@ -123,8 +57,7 @@ def test_one_group_of_workers_serves_many_sizes(tmp_path: Path) -> None:
         again = prober.probe(10)
         workers = workers_of(os.getpid())
 
-    assert first.peak is not None
-    assert again.peak == pytest.approx(first.peak, abs=2 * MIB)
+    assert again.peak == pytest.approx(peak_of(first), abs=2 * MIB)
     assert workers == [worker]
 
 
@@ -138,8 +71,7 @@ def test_a_refused_allocation_is_out_of_memory_and_the_next_size_gets_a_fresh_wo
         fits = prober.probe(10)
 
     assert (refused.verdict, refused.peak) == (Verdict.OOM, None)
-    assert refused.reason is not None
-    assert "Cannot allocate memory" in refused.reason
+    assert "Cannot allocate memory" in (refused.reason or "")
     assert after == []
     assert fits.verdict is Verdict.FITS
 
@@ -151,8 +83,7 @@ def test_beyond_the_guards_limit_a_workers_own_allocation_fails(tmp_path: Path) 
         fits = prober.probe(10)
 
     assert (stopped.verdict, stopped.peak, fits.verdict) == (Verdict.OVER, None, Verdict.FITS)
-    assert stopped.reason is not None
-    assert stopped.reason.startswith("stopped at the hard limit: ")
+    assert (stopped.reason or "").startswith("stopped at the hard limit: ")
 
 
 def test_a_reading_past_the_hard_limit_stops_the_probe(tmp_path: Path) -> None:
@@ -245,7 +176,8 @@ def test_above_the_share_of_host_memory_a_size_is_over(tmp_path: Path) -> None:
 
         trial = prober.probe(5)
 
-    assert (trial.verdict, trial.reason) == (Verdict.OVER, "host memory")
+    assert trial.verdict is Verdict.OVER
+    assert trial.reason == "host memory: 54.0 GiB in use, 51.2 GiB allowed"
 
 
 @pytest.mark.parametrize(
@@ -314,14 +246,11 @@ def test_the_evaluation_batch_holds_the_target_too(tmp_path: Path) -> None:
     with prober_of(tmp_path, toy()) as prober:
         trained, evaluated = prober.probe(40), prober.probe(40, "evaluate")
         size = tune_evaluation(prober, trained)
-        peak = prober.probe(size, "evaluate").peak
+        largest = prober.probe(size, "evaluate")
 
-    assert trained.peak is not None
-    assert evaluated.peak is not None
-    assert trained.peak - evaluated.peak == pytest.approx(20 * MIB, abs=2 * MIB)
+    assert peak_of(trained) - peak_of(evaluated) == pytest.approx(20 * MIB, abs=2 * MIB)
     assert size >= 40
-    assert peak is not None
-    assert peak <= CARD * TARGET
+    assert peak_of(largest) <= CARD * TARGET
 
 
 def test_of_unequal_micro_batches_the_evaluation_batch_is_no_smaller_than_the_smallest(
@@ -385,8 +314,7 @@ def test_the_largest_size_that_fits_is_found(tmp_path: Path) -> None:
 
     assert outcome.answer is not None
     assert outcome.answer.verdict is Verdict.FITS
-    assert outcome.answer.peak is not None
-    assert 0.97 * CARD * TARGET < outcome.answer.peak <= CARD * TARGET
+    assert 0.97 * CARD * TARGET < peak_of(outcome.answer) <= CARD * TARGET
     assert not outcome.interrupted
 
 
@@ -448,7 +376,7 @@ def test_a_closed_prober_leaves_no_worker(tmp_path: Path) -> None:
 SUPERVISOR = """
 import sys
 from pathlib import Path
-from tests.autotune.tuning.test_prober import prober_of
+from tests.support.probers import prober_of
 from tests.support.toy_workload import toy
 folder = Path(sys.argv[1])
 with prober_of(folder, toy(how="hang", at=int(sys.argv[2]))) as prober:
