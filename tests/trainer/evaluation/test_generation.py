@@ -13,16 +13,12 @@ import torch
 
 from tests.support import tiny
 from trainer.batching.collator import Collator
-from trainer.config.settings import WorkloadSettings
 from trainer.data.encoder import Encoder
 from trainer.data.readers import bundled
-from trainer.data.token_store import open_store
 from trainer.evaluation.evaluator import Answering, evaluate_with_answers
 from trainer.evaluation.generation import answer, dry_run_generation
-from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
 
-SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
 ROWS, LONGEST = range(13), 9
 
 
@@ -34,9 +30,8 @@ def parts(family: str) -> tuple[Engine, Collator]:
             if weight.ndim > 1:
                 weight.mul_(10)
     encoder = Encoder(tiny.tokenizer(), is_causal=family in tiny.CAUSAL)
-    store = open_store((bundled("valid"),), encoder, max_source=64, max_target=64)
-    start = getattr(model.config, "decoder_start_token_id", None)
-    return Engine(make_accelerator(SETTINGS), model, SETTINGS), Collator(store, encoder, start)
+    engine = tiny.engine(model, device="cpu", dropout=0.0)
+    return engine, tiny.collator(model, encoder, bundled("valid"))
 
 
 def step_by_step(engine: Engine, collator: Collator, row: int) -> list[int]:
