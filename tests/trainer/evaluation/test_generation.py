@@ -1,10 +1,8 @@
 """Many answers at once are the ones that a model gives one by one; what its maker set stays out."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from tests.support import tiny
+from tests.support.commands import two_processes
 from trainer.batching.collator import Collator
 from trainer.data.encoder import Encoder
 from trainer.data.readers import bundled
@@ -121,14 +120,6 @@ class Full:
         return self.synchronize
 
 
-TWO = """\
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from tests.trainer.evaluation.test_generation import evaluation
-print("FOUND" + json.dumps(evaluation()))
-"""
-
-
 def evaluation() -> list[Any]:
     """[is main, loss, BLEU, samples] of an evaluation on this process's share."""
     engine, collator = parts("t5")
@@ -140,20 +131,11 @@ def evaluation() -> list[Any]:
     return [is_main, found.loss, found.bleu, [sample.answer for sample in found.samples]]
 
 
-def test_ranks_share_the_rows_and_one_scores_all(tmp_path: Path) -> None:
+def test_ranks_share_the_rows_and_one_scores_all() -> None:
     """5 rows on two gloo processes, 3 and 2 of them, under DDP: the figures of one process."""
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    root = str(Path(__file__).parents[3])
+    printed = two_processes("tests.trainer.evaluation.test_generation")
 
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(script), root],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stderr
-    lines = [line.split("FOUND")[1] for line in done.stdout.splitlines() if "FOUND" in line]
+    lines = [line.split("FOUND")[1] for line in printed.splitlines() if "FOUND" in line]
     (_, loss, bleu, answers), (_, other_loss, other_bleu, _) = sorted(
         map(json.loads, lines), reverse=True
     )
@@ -162,3 +144,7 @@ def test_ranks_share_the_rows_and_one_scores_all(tmp_path: Path) -> None:
     assert bleu == pytest.approx(one_bleu)
     assert answers == one_answers
     assert other_bleu is None
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"FOUND{json.dumps(evaluation())}\n")

@@ -1,10 +1,7 @@
 """FSDP2 on gloo processes: the same steps as one process, sharded memory, checkpoints that know no shards."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from safetensors.torch import load_file
 from autotune.choices import DeviceKind
 from bench.small import save_small
 from tests.support import sharded_script as script
-from tests.support.commands import ROOT, start, steps
+from tests.support.commands import start, steps, two_processes
 from tests.support.processes import deadline, wait_until
 from tests.support.runs import chosen, notices, rows_file, run
 from trainer.batching.step_loader import zero_weight_batch
@@ -42,15 +39,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two processes that trained each kind of model."""
     folder = tmp_path_factory.mktemp("run")
-    done = subprocess.run(
-        [
-            sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-            "2", "-m", "tests.support.sharded_script", str(rows), str(folder), *KINDS,
-        ],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes("tests.support.sharded_script", str(rows), str(folder), *KINDS)
     return folder
 
 
