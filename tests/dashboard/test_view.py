@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def played(events: list[object], screen: Screen | None = None) -> Screen:
-    screen = screen or Screen()
-    for event in events:
-        screen = update(screen, event)
-    return screen
+    return reduce(update, events, screen or Screen())
 
 
 def readings(devices: int, used: int) -> ReadingTaken:
