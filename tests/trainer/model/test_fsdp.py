@@ -132,20 +132,19 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
 ) -> None:
     """`chatlm train --fsdp` on two processes; Ctrl-C; then one process."""
     options: dict[str, Any] = {
-        "data": (str(rows),), "model": str(save_small("t5", tmp_path / "model")),
-        "learning_rate": 1e-3, "precision": "fp32", "max_steps": 8, "dropout": 0.0, "seed": 5,
+        "model": str(save_small("t5", tmp_path / "model")), "learning_rate": 1e-3, "precision": "fp32", "max_steps": 8, "dropout": 0.0, "seed": 5,
     }  # fmt: skip
-    run(chosen("small", tmp_path / "whole", device=device, micro_batch=16, **options))
+    here: dict[str, Any] = {"data": (str(rows),), "device": device, **options}
+    run(chosen("small", tmp_path / "whole", micro_batch=16, **here))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     process = start(
         tmp_path, "train", "--device", device, "--plain", "--profile", "small", "--data", str(rows),
-        "--model", options["model"], "--learning-rate", "1e-3", "--precision", "fp32",
-        "--max-steps", "8", "--dropout", "0", "--seed", "5", "--output-dir", "parts",
-        "--num-processes", "2", "--micro-batch", "3", "--fsdp",
+        *flags, "--output-dir", "parts", "--num-processes", "2", "--micro-batch", "3", "--fsdp",
     )  # fmt: skip
     assert wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
-    said = run(chosen("small", tmp_path / "parts", device=device, micro_batch=5, **options))
+    said = run(chosen("small", tmp_path / "parts", micro_batch=5, **here))
 
     assert process.returncode == 130, err
     assert "sharded over 2 processes" in out
