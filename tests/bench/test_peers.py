@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from io import StringIO
@@ -15,6 +13,7 @@ import pytest
 from autotune.tuning.probe import Load
 from bench.peer import STEPS, Steps, accelerate, binsearch, bisection, power
 from bench.peers import Oracle, Ran, Task, Try, row, table
+from tests.support.processes import printed_by
 from trainer.config.settings import WorkloadSettings
 
 CAPACITY = 100
@@ -151,9 +150,7 @@ def test_nothing_heavy_is_imported_before_a_tuner_runs() -> None:
     """So that what an import takes can be told from what a step takes."""
     code = "import sys, bench.peer; print({'torch', 'lightning', 'accelerate'} & set(sys.modules))"
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert done.stdout == "set()\n"
+    assert printed_by(code) == "set()\n"
 
 
 TASK = Task(settings=WorkloadSettings(), effective=32, card=1000, ceiling=64, folder=Path("unused"))

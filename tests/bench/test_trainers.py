@@ -1,8 +1,8 @@
 """The comparison with other trainers: that it counts alike, that runs meet in rounds, and `plain` is plain."""
 
 import importlib.util
-import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from bench.plain import in_order
 from bench.table import accumulation_rows, docs, read
 from bench.trainer_runs import Ran, Task, figures, last_loss, run_ours, run_peer, to_loss
 from bench.trainer_tasks import make_profile
+from tests.support.data_files import json_lines
 from trainer.data.readers import bundled, read_rows
 
 ROWS = 8
@@ -170,16 +171,12 @@ def test_the_measured_norms_are_flat_where_they_are_ours() -> None:
 
 def task(folder: Path, micro_batch: int) -> Task:
     """The first bundled rows, all of them in every step."""
-    data = folder / "rows.jsonl"
-    pairs = [
-        {"prompt": row.prompt, "response": row.response}
-        for row, _ in zip(read_rows(bundled("train")), range(ROWS), strict=False)
-    ]
-    data.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    rows = islice(read_rows(bundled("train")), ROWS)
+    pairs = [{"prompt": row.prompt, "response": row.response} for row in rows]
     made = Task(
         model="chatlm-tiny",
         is_causal=False,
-        data=str(data),
+        data=str(json_lines(folder, pairs)),
         tokens="",
         folder=str(folder),
         profile=str(folder / "profile.toml"),

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,7 @@ def step(number: int, loss: float = 2.0, **more: float) -> StepEnded:
 
 
 def played(*events: object) -> Screen:
-    screen = Screen()
-    for event in events:
-        screen = update(screen, event)
-    return screen
+    return reduce(update, events, Screen())
 
 
 TUNING = TuningStarted(model="chatlm-tiny", target=0.625, ceiling=256, devices=(budget(),))

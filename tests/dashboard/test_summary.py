@@ -73,47 +73,35 @@ def test_unequal_sizes_are_all_named() -> None:
     assert first.startswith("micro-batch 12 + 6 on 2 devices, accumulation 2, effective batch 36")
 
 
+KNEE = profile(trials=(row(1, 52.1), row(24, 405.0), row(56, 411.0), row(64, 420.0, "over")))
+
+
 @pytest.mark.parametrize(
-    ("loaders", "words"),
+    ("found", "line"),
     [
-        (0, "evaluation batch 224, no loader process per device"),
-        (1, "evaluation batch 224, 1 loader process per device"),
-        (4, "evaluation batch 224, 4 loader processes per device"),
+        (profile(eval_batch=224), "evaluation batch 224, no loader process per device"),
+        (profile(eval_batch=224, loaders=1), "evaluation batch 224, 1 loader process per device"),
+        (profile(eval_batch=224, loaders=4), "evaluation batch 224, 4 loader processes per device"),
+        (
+            profile(128, 128, accumulation=1, before=32),
+            "the effective batch grew from 32 to 128, to hold a whole micro-batch per device; the "
+            "learning rate stays, unless you train with --scale-lr sqrt (x 2.00) or linear (x 4.00)",
+        ),
+        (
+            profile(32, 64, ranks=2, accumulation=1),
+            "there is room for about 90 sequences per device: --effective-batch 180 would use it",
+        ),
+        (
+            KNEE,
+            "the knee is micro-batch 24: the smallest tried that is as fast (within 3 %); --prefer "
+            "throughput tunes for it, and holds less memory",
+        ),
     ],
+    ids=["no loader", "a loader", "loaders", "grown, with both scalings", "room", "knee"],
 )
-def test_the_evaluation_batch_and_the_loaders_share_a_line(loaders: int, words: str) -> None:
-    assert words in lines(profile(eval_batch=224, loaders=loaders))
-
-
-def test_a_grown_effective_batch_offers_both_scalings_of_the_learning_rate() -> None:
-    grown = profile(128, 128, accumulation=1, before=32)
-
-    words = next(line for line in lines(grown) if "grew" in line)
-
-    assert words == (
-        "the effective batch grew from 32 to 128, to hold a whole micro-batch per device; the "
-        "learning rate stays, unless you train with --scale-lr sqrt (x 2.00) or linear (x 4.00)"
-    )
-
-
-def test_room_that_the_effective_batch_leaves_is_offered() -> None:
-    full = profile(32, 64, ranks=2, accumulation=1)
-
-    assert (
-        "there is room for about 90 sequences per device: --effective-batch 180 would use it"
-        in lines(full, estimated_capacity=90)
-    )
-
-
-def test_a_knee_below_the_answer_is_named_with_the_option_that_takes_it() -> None:
-    found = profile(trials=(row(1, 52.1), row(24, 405.0), row(56, 411.0), row(64, 420.0, "over")))
-
-    words = next(line for line in lines(found) if "knee" in line)
-
-    assert words == (
-        "the knee is micro-batch 24: the smallest tried that is as fast (within 3 %); --prefer "
-        "throughput tunes for it, and holds less memory"
-    )
+def test_what_a_user_may_want_to_know_has_a_line(found: Profile, line: str) -> None:
+    """Where there is something to do, with the option that does it."""
+    assert line in lines(found, estimated_capacity=90)
 
 
 def test_the_knee_of_unequal_devices_names_all_sizes() -> None:

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def played(events: list[object], screen: Screen | None = None) -> Screen:
-    screen = screen or Screen()
-    for event in events:
-        screen = update(screen, event)
-    return screen
+    return reduce(update, events, screen or Screen())
 
 
 def readings(devices: int, used: int) -> ReadingTaken:
@@ -265,13 +263,6 @@ def test_the_target_line_of_a_device_is_at_its_share() -> None:
     assert bar.count("█") == 25  # 28 GiB in use, less 8 of others
 
 
-def test_memory_is_said_in_words_too() -> None:
-    text = drawn(SCREENS["tuning"], 120)
-
-    for words in ("others 8.00", "ours 20.0", "peak 32.0", "free 52.0", "budget 40.0"):
-        assert f"{words} GiB" in text
-
-
 def test_a_host_device_takes_the_workers_memory_for_ours() -> None:
     device = DeviceReading(device="cpu", name="host memory", total=64 * GIB, used=20 * GIB)
     budget = DeviceBudget(
@@ -287,25 +278,11 @@ def test_a_host_device_takes_the_workers_memory_for_ours() -> None:
     assert "host RAM" not in text
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_bracket_and_the_running_size_are_shown(width: int) -> None:
-    text = drawn(SCREENS["tuning"], width)
-
-    assert "in doubt  141 … 149   of 1 … 4,096   running 143" in text
-
-
 def test_the_fit_line_needs_two_measured_trials() -> None:
     one, two = played(tuning()[:3]), played(tuning()[:4])
 
     assert "≈" not in drawn(one, 80)
     assert "peak ≈ 3.74 GiB + 261 MiB × size" in drawn(two, 80)
-
-
-def test_the_outcome_names_the_answer_and_its_headroom() -> None:
-    text = drawn(SCREENS["tuned"], 80)
-
-    assert "answer    ✓ 143   holds 39.9 GiB   headroom 102 MiB" in text
-    assert "busy" not in text  # the meters no longer tell of the run
 
 
 @pytest.mark.parametrize(
@@ -388,22 +365,35 @@ def test_a_noisy_speed_has_its_spread_where_there_is_room() -> None:
     assert "411   +-3 %" in ascii
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_unequal_sizes_are_shown_as_one_trial(width: int) -> None:
-    two, four = (drawn(SCREENS[name], width) for name in ("unequal", "many unequal"))
-
-    assert "answer    ✓ 143 + 70   holds" in two
-    assert "143 + 70  ✓ fits" in two
-    assert "answer    ✓ 143 + 143 + 70 + 70" in four
-    assert "70–143  ✓ fits" in four  # short enough for a column
+MEMORY = ["others 8.00", "ours 20.0", "peak 32.0", "free 52.0", "budget 40.0"]
+BRACKET = ["in doubt  141 … 149   of 1 … 4,096   running 143"]
+OUTCOME = ["answer    ✓ 143   holds 39.9 GiB   headroom 102 MiB"]
 
 
-def test_the_trials_next_to_the_bracket_are_kept() -> None:
-    text = drawn(SCREENS["many trials"], 80)
-
-    assert "59  ✓ fits" in text
-    assert "150  ▲ over" in text
-    assert "  2  ✓ fits" not in text
+@pytest.mark.parametrize(
+    ("name", "widths", "words", "absent"),
+    [
+        ("tuning", [120], [f"{part} GiB" for part in MEMORY], []),
+        ("tuning", WIDTHS, BRACKET, []),
+        ("tuned", [80], OUTCOME, ["busy"]),  # the meters no longer tell of the run
+        ("unequal", WIDTHS, ["answer    ✓ 143 + 70   holds", "143 + 70  ✓ fits"], []),
+        # short enough for a column
+        ("many unequal", WIDTHS, ["answer    ✓ 143 + 143 + 70 + 70", "70–143  ✓ fits"], []),
+        ("many trials", [80], ["59  ✓ fits", "150  ▲ over"], ["  2  ✓ fits"]),
+    ],
+    ids=[
+        "memory in words too",
+        "the bracket and the running size",
+        "the answer and its headroom",
+        "unequal sizes as one trial",
+        "many unequal sizes as one trial",
+        "the trials next to the bracket",
+    ],
+)
+def test_a_frame_says(name: str, widths: list[int], words: list[str], absent: list[str]) -> None:
+    for text in (drawn(SCREENS[name], width) for width in widths):
+        assert [part for part in words if part not in text] == []
+        assert [part for part in absent if part in text] == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)

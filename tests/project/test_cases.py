@@ -71,10 +71,3 @@ def test_every_case_has_a_test_that_is_there() -> None:
     untested = [row.number for row in rows() if not row.tests]
 
     assert (missing, untested) == ([], [])
-
-
-def test_every_module_that_is_named_is_there() -> None:
-    """The page points at no file of the past."""
-    named = set(MODULE.findall(PAGE.read_text()))
-
-    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []

@@ -1,6 +1,8 @@
-"""The map of CONTRIBUTING.md is today's, and the files that docs/architecture.md names are there."""
+"""The map of CONTRIBUTING.md is today's, and the files that pages name are there."""
 
 import re
+
+import pytest
 
 from bench.map import PAGE, ROOT, replaced
 
@@ -12,9 +14,10 @@ def test_the_map_is_drawn_from_the_code_of_today() -> None:
     assert replaced(page) == page
 
 
-def test_every_file_of_a_trip_is_there() -> None:
+@pytest.mark.parametrize("page", ["architecture.md", "cases.md"])
+def test_every_file_of_a_page_is_there(page: str) -> None:
     """A trip through files of the past leads nowhere."""
-    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs" / "architecture.md").read_text())
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs" / page).read_text())
 
     assert named
     assert [name for name in named if not (ROOT / name).is_file()] == []

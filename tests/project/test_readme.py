@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from bench import peers, simulate
 from bench.table import docs, read, table
 
@@ -10,31 +12,29 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def test_every_measured_figure_is_the_files() -> None:
-    """`python -m bench.table` prints the table that the README shows."""
-    assert table() in README
+SIMULATED = read("search-simulated")
 
 
-def test_the_peers_table_is_the_files() -> None:
-    """What `make bench` prints of ours beside the other tuners."""
-    assert peers.table(read("peers-cpu")) in README
+@pytest.mark.parametrize(
+    ("page", "tables"),
+    [
+        ("README.md", [table(), peers.table(read("peers-cpu"))]),
+        ("docs/search.md", [simulate.table(SIMULATED)]),
+        ("docs/training.md", docs().split("\n\n")),
+    ],
+)
+def test_every_measured_figure_is_the_files(page: str, tables: list[str]) -> None:
+    """`python -m bench.table` prints the tables that the pages show."""
+    text = (ROOT / page).read_text()
+
+    assert [part for part in tables if part not in text] == []
 
 
-def test_the_simulated_table_is_the_files() -> None:
-    """On its own page; the README quotes one figure of it."""
-    document = read("search-simulated")
-    probes = document["algorithms"]["chatlm"]["all"]["probes_mean"]
+def test_the_simulated_figure_is_the_files() -> None:
+    """The README quotes one of its table."""
+    probes = SIMULATED["algorithms"]["chatlm"]["all"]["probes_mean"]
 
-    assert simulate.table(document) in (ROOT / "docs" / "search.md").read_text()
     assert f"after {probes:.1f} on average in simulation" in README
-
-
-def test_the_trainers_tables_are_the_files() -> None:
-    """On their own page, each from the file that is named over it."""
-    page = (ROOT / "docs" / "training.md").read_text()
-
-    for part in docs().split("\n\n"):
-        assert part in page
 
 
 def test_every_file_that_it_points_to_is_there() -> None:

@@ -46,6 +46,18 @@ def output_of(folder: Path, *arguments: str, timeout: float = 120) -> str:
     return done.stdout
 
 
+def two_processes(module: str, *arguments: str) -> str:
+    """What this module prints on two processes under torchrun; it must succeed."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        [sys.executable, "-P", *launcher, "-m", module, *arguments],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def plant_bombs(folder: Path) -> None:
     """Modules of our names that raise when they are imported, as the user's current folder may have."""
     bomb = "raise SystemExit('the wrong module was imported')\n"

@@ -7,12 +7,16 @@ from typing import Any
 
 import profiles
 from autotune.choices import DeviceKind
+from autotune.devices.group import EmulatedDevices
+from autotune.devices.host import HostMeter
+from autotune.devices.selection import DeviceSelection
 from tests.support.probers import notices as notices
 from trainer.config.options import TrainOptions
 from trainer.config.resolve import resolve
 from trainer.config.settings import TrainSettings, WorkloadSettings
 from trainer.events import Progress, StepEnded, TrainingEnded
 from trainer.run.loop import train
+from trainer.supervisor.job import TrainJob
 
 Messages = list[Progress]
 
@@ -37,6 +41,15 @@ def settings(rows: Path, output: Path, **changes: Any) -> TrainSettings:
         checkpoint_every=2, profile="small",
     )  # fmt: skip
     return replace(run, **changes)
+
+
+def train_job(folder: Path) -> TrainJob:
+    """Such a run under a supervisor that nobody listens to, on one emulated card."""
+    return TrainJob(
+        settings=settings(folder / "rows.jsonl", folder / "run"), profile=profiles.load("small"),
+        devices=DeviceSelection(group=EmulatedDevices(2**30, 1), world_size=1), host=HostMeter(),
+        emit=lambda event: None, log_path=folder / "log",
+    )  # fmt: skip
 
 
 def chosen(

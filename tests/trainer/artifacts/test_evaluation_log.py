@@ -12,11 +12,7 @@ import pytest
 
 from autotune.errors import UsageError
 from tests.support.runs import chosen, ended, notices, rows_file, run
-from trainer.artifacts.evaluation_log import (
-    Best,
-    EvaluationHistory,
-    evaluation_record,
-)
+from trainer.artifacts.evaluation_log import Best, EvaluationHistory, evaluation_record
 from trainer.artifacts.jsonl_log import JsonlLog
 from trainer.artifacts.loss_plot import draw_loss, smoothed
 from trainer.config.settings import TrainSettings, WorkloadSettings
@@ -36,14 +32,17 @@ def settings(**values: Any) -> TrainSettings:
     )
 
 
+def read_back(event: Evaluated, folder: Path) -> dict[str, Any]:
+    """What the file of evaluations holds of it."""
+    log = JsonlLog(folder / "evaluations.jsonl")
+    log.add(evaluation_record(event))
+    (record,) = log.read()
+    return record
+
+
 def test_an_evaluation_comes_back_from_its_file(tmp_path: Path) -> None:
     """One line, whatever line ends a text holds; the perplexity beside the loss."""
-    file = tmp_path / "evaluations.jsonl"
-
-    JsonlLog(file).add(evaluation_record(EVENT))
-
-    (record,) = JsonlLog(file).read()
-    assert record == {
+    assert read_back(EVENT, tmp_path) == {
         **asdict(EVENT),
         "samples": [asdict(SAMPLE)],
         "perplexity": pytest.approx(math.exp(0.5)),
@@ -53,11 +52,8 @@ def test_an_evaluation_comes_back_from_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e6])
 def test_a_diverged_loss_is_written_as_json(tmp_path: Path, loss: float) -> None:
     """JSON has no infinity, and a double no such exponential."""
-    file = tmp_path / "evaluations.jsonl"
+    record = read_back(Evaluated(step=1, loss=loss), tmp_path)
 
-    JsonlLog(file).add(evaluation_record(Evaluated(step=1, loss=loss)))
-
-    (record,) = JsonlLog(file).read()
     assert record["loss"] == (loss if math.isfinite(loss) else None)
 
 

@@ -1,7 +1,5 @@
 """No micro-batch of the data takes more than the one that a probe and a dry run take."""
 
-import copy
-import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.support import tiny
-from trainer.batching.collator import Batch, Collator
-from trainer.config.settings import WorkloadSettings
+from tests.support.data_files import json_lines
+from trainer.batching.collator import Batch
 from trainer.data.encoder import Encoder
-from trainer.data.token_store import open_store
-from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
-
-SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -65,13 +59,9 @@ def test_a_padded_micro_batch_takes_no_more_than_the_worst(family: str, tmp_path
     """Of the same shape: where nothing at all is padded, most models make no mask and hold less."""
     model = tiny.tiny(family)
     rows = [{"prompt": "天" * n, "response": "地" * n} for n in (60, 50, 40, 60)]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     encoder = Encoder(tiny.tokenizer(), is_causal=not model.config.is_encoder_decoder)
-    store = open_store((str(file),), encoder, max_source=256, max_target=256)
-    start = getattr(model.config, "decoder_start_token_id", None)
-    collator = Collator(store, encoder, start)
-    engine = Engine(make_accelerator(SETTINGS), copy.deepcopy(model), SETTINGS)
+    collator = tiny.collator(model, encoder, json_lines(tmp_path, rows), longest=256)
+    engine = tiny.engine(model, device="cpu", dropout=0.0)
     engine.preallocate(collator.worst_case_batch(1))
     padded, worst = collator.batch([0, 1, 2, 3]), collator.worst_case_batch(4)
     assert padded.labels.shape == worst.labels.shape

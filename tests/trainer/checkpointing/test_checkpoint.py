@@ -6,7 +6,6 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import transformers
 from safetensors.torch import load_file
 
 from autotune.errors import OutputError
+from tests.support import tiny
 from tests.support.commands import steps
 from tests.support.runs import Messages, ended, notices, rows_file, run, settings
 from tests.support.tokenisers import tokenizer
@@ -25,15 +25,10 @@ from trainer.artifacts.run_folder import RunFolder
 from trainer.batching.collator import Collator
 from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint, verify
 from trainer.checkpointing.export import export_model
-from trainer.config.settings import WorkloadSettings
 from trainer.data.encoder import Encoder
-from trainer.data.token_store import open_store
 from trainer.events import CheckpointSaved, Evaluated, TrainingEnded
-from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
 from trainer.model.loading import load_model
-
-WORKLOAD = WorkloadSettings(max_source_length=16, max_target_length=16, dropout=0.0, seed=3)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,6 +61,12 @@ def stopped(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def left(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, to spoil and to resume."""
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
 def weights(folder: Path) -> dict[str, Any]:
     return load_file(folder / "model.safetensors")
 
@@ -79,19 +80,17 @@ def an_engine(rows: Path, *, freeze: str | None = None) -> Engine:
     model = load_model("chatlm-tiny", dropout=0.0, seed=3).model
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(freeze is None or not name.startswith(freeze))
-    engine = Engine(make_accelerator(WORKLOAD), model, WORKLOAD)
-    engine.preallocate(collator(rows).worst_case_batch(1))
+    engine = tiny.engine(model, dropout=0.0, seed=3)
+    engine.preallocate(collator(model, rows).worst_case_batch(1))
     return engine
 
 
-def collator(rows: Path) -> Collator:
-    encoder = Encoder(tokenizer(), is_causal=False)
-    store = open_store((str(rows),), encoder, max_source=16, max_target=16)
-    return Collator(store, encoder, decoder_start=0)
+def collator(model: Any, rows: Path) -> Collator:
+    return tiny.collator(model, Encoder(tokenizer(), is_causal=False), rows, longest=16)
 
 
 def take_step(engine: Engine, rows: Path) -> None:
-    batch = collator(rows).batch([1, 2, 3])
+    batch = collator(engine.unwrapped, rows).batch([1, 2, 3])
     engine.forward_backward([batch], target_tokens=batch.target_tokens)
     engine.optimizer_step(1e-3)
 
@@ -117,32 +116,26 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard_limit))
 
 
-def test_a_resume_is_the_run_itself_bit_for_bit(
-    whole: Path, stopped: Path, rows: Path, tmp_path: Path
-) -> None:
+def test_a_resume_is_the_run_itself_bit_for_bit(whole: Path, left: Path, rows: Path) -> None:
     """Stopped after steps 5 and 7: the same weights, the same numbers, and a second resume works."""
-    folder = shutil.copytree(stopped, tmp_path / "run")
-
-    second = run(settings(rows, folder), stop_after=7)
-    third = run(settings(rows, folder))
+    second = run(settings(rows, left), stop_after=7)
+    third = run(settings(rows, left))
 
     assert "resuming after step 5 of 8" in notices(second)
     assert "resuming after step 7 of 8" in notices(third)
-    assert are_equal(weights(folder), weights(whole))
-    for own, other in zip(steps(folder), steps(whole), strict=True):
+    assert are_equal(weights(left), weights(whole))
+    for own, other in zip(steps(left), steps(whole), strict=True):
         for key in ("step", "samples", "tokens", "loss", "grad_norm", "learning_rate"):
             assert own[key] == other[key]
 
 
 def test_a_resume_with_another_cut_ends_with_the_same_weights(
-    whole: Path, stopped: Path, rows: Path, tmp_path: Path
+    whole: Path, left: Path, rows: Path
 ) -> None:
     """To float32's precision: sums come in another order. A loader process cuts and pads alike."""
-    folder = shutil.copytree(stopped, tmp_path / "run")
+    run(settings(rows, left, micro_batch=3, overhead=10.0, profile="standard", loader_workers=1))
 
-    run(settings(rows, folder, micro_batch=3, overhead=10.0, profile="standard", loader_workers=1))
-
-    own, other = weights(folder), weights(whole)
+    own, other = weights(left), weights(whole)
     assert all(torch.allclose(own[key], other[key], rtol=1e-5, atol=1e-5) for key in other)
 
 
@@ -234,11 +227,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
-    damage: str, stopped: Path, rows: Path, tmp_path: Path
+    damage: str, left: Path, rows: Path
 ) -> None:
     """The notice names it and its fault; it is set aside, so that its number is free."""
     break_it, fault = DAMAGES[damage]
-    folder = RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+    folder = RunFolder(left)
     break_it(folder.path / "checkpoint-5")
     engine = an_engine(rows)
     said: list[str] = []
@@ -256,10 +249,10 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_unasked(
-    stopped: Path, rows: Path, tmp_path: Path
+    left: Path, rows: Path
 ) -> None:
     """They may be repaired, and the metrics are the only trace: nothing is touched."""
-    folder = RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+    folder = RunFolder(left)
     for checkpoint in folder.checkpoints():
         truncate(checkpoint)
 
@@ -365,17 +358,14 @@ def test_metrics_that_cannot_be_written_are_told_with_what_to_do(
     assert journal.read() == [{"step": 1}]
 
 
-def test_a_line_that_a_kill_has_torn_is_done_again(
-    whole: Path, stopped: Path, rows: Path, tmp_path: Path
-) -> None:
+def test_a_line_that_a_kill_has_torn_is_done_again(whole: Path, left: Path, rows: Path) -> None:
     """So is one of a step after the checkpoint."""
-    folder = shutil.copytree(stopped, tmp_path / "run")
-    with (folder / "metrics.jsonl").open("a") as file:
+    with (left / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "loss": 0.0}\n{"step": 7, "lo')
 
-    run(settings(rows, folder))
+    run(settings(rows, left))
 
-    assert [record["loss"] for record in steps(folder)] == [r["loss"] for r in steps(whole)]
+    assert [record["loss"] for record in steps(left)] == [r["loss"] for r in steps(whole)]
 
 
 def test_frozen_weights_come_back_from_the_base_model(rows: Path, tmp_path: Path) -> None:
@@ -427,33 +417,30 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_filled(
 
 
 def test_a_final_model_that_is_half_there_claims_nothing(
-    stopped: Path, whole: Path, rows: Path, tmp_path: Path
+    left: Path, whole: Path, rows: Path
 ) -> None:
     """Its files move in one by one, the configuration last; here the tokenizer's place is taken."""
-    folder = shutil.copytree(stopped, tmp_path / "run")
-    (folder / "tokenizer.json").mkdir()
-    (folder / "tokenizer.json" / "in the way").touch()
+    (left / "tokenizer.json").mkdir()
+    (left / "tokenizer.json" / "in the way").touch()
 
     with pytest.raises(OutputError, match="resumes from checkpoint-6"):
-        run(settings(rows, folder))
+        run(settings(rows, left))
 
-    assert not (folder / "config.json").exists()
-    assert not (folder / ".model").exists()
-    assert json.loads((folder / "run.json").read_text())["finished"] is False
-    shutil.rmtree(folder / "tokenizer.json")
-    run(settings(rows, folder))
-    assert json.loads((folder / "run.json").read_text())["finished"] is True
-    assert are_equal(weights(folder), weights(whole))
+    assert not (left / "config.json").exists()
+    assert not (left / ".model").exists()
+    assert json.loads((left / "run.json").read_text())["finished"] is False
+    shutil.rmtree(left / "tokenizer.json")
+    run(settings(rows, left))
+    assert json.loads((left / "run.json").read_text())["finished"] is True
+    assert are_equal(weights(left), weights(whole))
 
 
-def test_a_final_model_for_which_the_disk_is_too_full_is_not_begun(
-    stopped: Path, rows: Path, tmp_path: Path
-) -> None:
+def test_a_final_model_for_which_the_disk_is_too_full_is_not_begun(left: Path, rows: Path) -> None:
     """safetensors' own writer is refused; checkpoints stand, nothing claims to be a model."""
-    folder = RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+    folder = RunFolder(left)
 
     with files_of_at_most(2**20), pytest.raises(OutputError) as caught:
-        run(replace(settings(rows, folder.path), checkpoint_every=100))
+        run(settings(rows, left, checkpoint_every=100))
 
     assert str(caught.value).startswith(f"cannot write {folder.path / 'model.safetensors'} (")
     assert not (folder.path / "config.json").exists()

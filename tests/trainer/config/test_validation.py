@@ -8,6 +8,8 @@ from autotune.errors import UsageError
 from trainer.config.settings import WorkloadSettings
 from trainer.config.validation import check_workload
 
+NO_LORA = "--lora-alpha and --lora-targets do nothing without LoRA; give --lora-rank too, like 16"
+
 
 @pytest.mark.parametrize(
     ("values", "message"),
@@ -17,14 +19,8 @@ from trainer.config.validation import check_workload
             {"lora_rank": 4, "lora_alpha": 0.0},
             "--lora-alpha 0 is out of range; give a number above 0",
         ),
-        (
-            {"lora_alpha": 8.0},
-            "--lora-alpha and --lora-targets do nothing without LoRA; give --lora-rank too, like 16",
-        ),
-        (
-            {"lora_targets": ("q",)},
-            "--lora-alpha and --lora-targets do nothing without LoRA; give --lora-rank too, like 16",
-        ),
+        ({"lora_alpha": 8.0}, NO_LORA),
+        ({"lora_targets": ("q",)}, NO_LORA),
         (
             {"lora_rank": 4, "freeze": "encoder"},
             "--lora-rank 4 does not go with --freeze encoder: LoRA freezes all weights; "

@@ -34,22 +34,24 @@ TRAIN = bundled("train.jsonl")
 VALID = bundled("valid.jsonl")
 
 
-def test_the_bundled_data_are_what_the_script_writes(tmp_path: Path) -> None:
-    make_data.write(tmp_path)
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        (make_data, ("train.jsonl", "valid.jsonl")),
+        (make_tokenizer, ("tokenizer.json", "tokenizer_config.json")),
+    ],
+)
+def test_the_bundled_files_are_what_the_scripts_write(
+    script: Any, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    script.write(tmp_path)
 
-    for name in ("train.jsonl", "valid.jsonl"):
-        assert (tmp_path / name).read_bytes() == (make_data.FOLDER / name).read_bytes()
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (script.FOLDER / name).read_bytes()
 
 
 def test_another_seed_gives_other_data() -> None:
     assert make_data.rows(1) != make_data.rows(2)
-
-
-def test_the_bundled_tokenizer_is_what_the_script_writes(tmp_path: Path) -> None:
-    make_tokenizer.write(tmp_path)
-
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / name).read_bytes() == (make_tokenizer.FOLDER / name).read_bytes()
 
 
 def test_a_file_that_was_edited_is_named_as_stale(tmp_path: Path) -> None:

@@ -34,15 +34,43 @@ def learnt_texts(encoder: Encoder, encoded: Encoded) -> list[str]:
     return [text(encoder.tokenizer, part) for part in [*parts, encoded.target]]
 
 
-@pytest.mark.parametrize("template", [TURNS, None])
-def test_every_answer_is_learnt_with_its_end(template: str | None) -> None:
-    """By the template, and without one; nothing of the other turns."""
+MORNING = Row((("user", "早"), ("assistant", "早。"), ("user", "好")), "好。")
+THOUGHT = Row((("user", "早"), ("assistant", "<think>嗯</think>早。"), ("user", "好")), "好。")
+ANSWERS = ["等于二。[EOS]", "不客气。[EOS]", "再见。[EOS]"]
+SEPARATED = ["等于二。[SEP]", "不客气。[SEP]", "再见。[SEP][EOS]"]
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "learnt", "is_last_only"),
+    [
+        (TURNS, ROW, ANSWERS, False),
+        (None, ROW, ANSWERS, False),
+        # turns end with a token of their own; the end of sequence follows the last
+        (TURNS.replace("[EOS]", "[SEP]"), ROW, SEPARATED, False),
+        (FORGETFUL, THOUGHT, ["好。[EOS]"], True),
+        (FORGETFUL, MORNING, ["早。[EOS]", "好。[EOS]"], False),
+        # there is nothing that the first turn could be predicted from
+        (TURNS, Row(MORNING.turns[1:], "好。"), ["好。[EOS]"], True),
+    ],
+    ids=[
+        "each by the template",
+        "each without a template",
+        "the end of turn without the line break behind it",
+        "the last where the template rewrites earlier turns",
+        "each where there was no thinking to leave out",
+        "from the second on where the assistant begins",
+    ],
+)
+def test_every_answer_is_learnt_with_its_end(
+    template: str | None, row: Row, learnt: list[str], is_last_only: bool
+) -> None:
+    """Unless it cannot be; nothing of the other turns."""
     encoder = Encoder(tokenizer(template), is_causal=True)
 
-    (encoded,) = encoder.encode([ROW])
+    (encoded,) = encoder.encode([row])
 
-    assert learnt_texts(encoder, encoded) == ["等于二。[EOS]", "不客气。[EOS]", "再见。[EOS]"]
-    assert not encoded.is_last_only
+    assert learnt_texts(encoder, encoded) == learnt
+    assert encoded.is_last_only == is_last_only
 
 
 def test_a_source_is_what_the_model_reads_when_it_is_asked() -> None:
@@ -64,40 +92,6 @@ def test_without_a_template_turns_are_laid_end_to_end() -> None:
     (encoded,) = Encoder(own, is_causal=True).encode([ROW])
 
     assert text(own, encoded.source) == "短\n一加一等于几?等于二。[EOS]Thanks!不客气。[EOS]再见"
-
-
-def test_the_end_of_turn_is_learnt_without_the_line_break_behind_it() -> None:
-    """A template whose turns end with a token of their own; the end of sequence follows the last."""
-    own = tokenizer(TURNS.replace("[EOS]", "[SEP]"))
-    encoder = Encoder(own, is_causal=True)
-
-    (encoded,) = encoder.encode([ROW])
-
-    assert learnt_texts(encoder, encoded) == ["等于二。[SEP]", "不客气。[SEP]", "再见。[SEP][EOS]"]
-
-
-@pytest.mark.parametrize("thinking", ["", "<think>嗯</think>"])
-def test_a_template_that_rewrites_earlier_turns_teaches_the_last_answer(thinking: str) -> None:
-    """Where it really does so: without thinking there is nothing to leave out."""
-    encoder = Encoder(tokenizer(FORGETFUL), is_causal=True)
-    turns = (("user", "早"), ("assistant", thinking + "早。"), ("user", "好"))
-
-    (encoded,) = encoder.encode([Row(turns, "好。")])
-
-    assert encoded.is_last_only == bool(thinking)
-    assert learnt_texts(encoder, encoded) == (
-        ["好。[EOS]"] if thinking else ["早。[EOS]", "好。[EOS]"]
-    )
-
-
-def test_a_conversation_that_the_assistant_begins_is_learnt_from_the_second_answer_on() -> None:
-    """There is nothing that its first turn could be predicted from by the template."""
-    encoder = Encoder(tokenizer(TURNS), is_causal=True)
-
-    (encoded,) = encoder.encode([Row((("assistant", "早。"), ("user", "好")), "好。")])
-
-    assert encoded.is_last_only
-    assert learnt_texts(encoder, encoded) == ["好。[EOS]"]
 
 
 def test_a_template_that_refuses_a_conversation_says_why() -> None:
@@ -190,9 +184,7 @@ def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
 def test_what_is_not_learnt_as_it_stands_is_said(tmp_path: Path) -> None:
     """Cut sources, empty answers, turns that the template rewrites; each with its number."""
     encoder = Encoder(tokenizer(FORGETFUL), is_causal=True)
-    thought = Row((("user", "早"), ("assistant", "<think>嗯</think>早。"), ("user", "好")), "好。")
-    rows = [PLAIN, thought, Row(PLAIN.turns, ""), thought]
-
+    rows = [PLAIN, THOUGHT, Row(PLAIN.turns, ""), THOUGHT]
     most = len(encoder.encode([PLAIN])[0].source)
 
     store = stored(tmp_path, rows, encoder, max_source=most)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autotune.errors import DataError
 from tests.support.data_files import Write, as_json, every_format, json_lines, pairs, parquet
-from trainer.data.readers import ADVICE, Row, bundled, count_rows, read_rows
+from trainer.data.readers import ADVICE, Row, count_rows, read_rows
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -143,12 +143,6 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> No
     assert [row.prompt for row in rows_of(path)] == ["a", "c"]
 
 
-def test_the_bundled_files_have_rows() -> None:
-    """Both of them."""
-    assert next(read_rows(bundled("train"))).prompt
-    assert next(read_rows(bundled("valid"))).response
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -195,31 +189,31 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 @every_format
-def test_a_missing_column_is_named_beside_those_found(tmp_path: Path, write: Write) -> None:
-    """Before any row is looked at."""
-    path = write(tmp_path, [{"prompt": "a", "answer": "b", "id": 1}])
-
-    assert error_of(path) == (
-        f"{path} has no column response (found: answer, id, prompt); "
-        f"rename its columns to prompt and response, or give messages"
-    )
-
-
-@every_format
 @pytest.mark.parametrize(
     ("record", "fault"),
     [
-        ({"prompt": "a", "response": None}, "column response: it is missing or null"),
-        ({"prompt": 17, "response": "b"}, "column prompt: it is int '17', not text"),
+        (
+            {"prompt": "a", "answer": "b", "id": 1},  # said before any row is looked at
+            " has no column response (found: answer, id, prompt); rename its columns to prompt and "
+            "response, or give messages",
+        ),
+        (
+            {"prompt": "a", "response": None},
+            ", row 1, column response: it is missing or null; make it a string or drop the row",
+        ),
+        (
+            {"prompt": 17, "response": "b"},
+            ", row 1, column prompt: it is int '17', not text; make it a string or drop the row",
+        ),
     ],
 )
-def test_what_is_not_text_is_named_by_row_and_column(
+def test_what_is_missing_or_no_text_is_named_by_row_and_column(
     tmp_path: Path, write: Write, record: dict[str, Any], fault: str
 ) -> None:
     """With what stands there; rows count from 1, as lines do."""
     path = write(tmp_path, [record])
 
-    assert error_of(path) == f"{path}, row 1, {fault}; make it a string or drop the row"
+    assert error_of(path) == f"{path}{fault}"
 
 
 @pytest.mark.parametrize("write", [as_json, json_lines])

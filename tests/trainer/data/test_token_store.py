@@ -16,10 +16,8 @@ from trainer.data.encoder import Encoder
 from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, cache_folder, open_store
 
-
-@pytest.fixture(scope="session")
-def encoder() -> Encoder:
-    return Encoder(tokenizer(), is_causal=False)
+ENCODER = Encoder(tokenizer(), is_causal=False)
+CAUSAL = Encoder(tokenizer(), is_causal=True)
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +32,8 @@ def written(folder: Path, texts: Sequence[tuple[str, str]], name: str = "rows.js
     return str(json_lines(folder, [{"prompt": p, "response": r} for p, r in texts], name))
 
 
-def opened(*paths: str, encoder: Encoder, max_source: int = 64, max_target: int = 64) -> TokenStore:
-    return open_store(paths, encoder, max_source=max_source, max_target=max_target)
+def opened(*paths: str, by: Encoder = ENCODER, source: int = 64, target: int = 64) -> TokenStore:
+    return open_store(paths, by, max_source=source, max_target=target)
 
 
 TEXTS = [
@@ -49,8 +47,8 @@ TEXTS = [
 # --- the encoder
 
 
-def text_of(encoder: Encoder, ids: Any) -> str:
-    text: str = encoder.tokenizer.decode(ids, skip_special_tokens=True)
+def text_of(ids: Any) -> str:
+    text: str = ENCODER.tokenizer.decode(ids, skip_special_tokens=True)
     return text.replace(" ", "")
 
 
@@ -58,55 +56,53 @@ def row(prompt: str, response: str) -> Row:
     return Row((("user", prompt),), response)
 
 
-def test_source_and_target_end_with_the_end_of_sequence(encoder: Encoder) -> None:
+def test_source_and_target_end_with_the_end_of_sequence() -> None:
     """And hold the text, whole, before it."""
-    (encoded,) = encoder.encode([row("一加一等于几。", "等于二。")])
+    (encoded,) = ENCODER.encode([row("一加一等于几。", "等于二。")])
     source, target = encoded.source, encoded.target
 
-    assert source[-1] == target[-1] == encoder.tokenizer.eos_token_id
-    assert encoder.eos not in (*source[:-1], *target[:-1])
-    assert text_of(encoder, source) == "一加一等于几。"
-    assert text_of(encoder, target) == "等于二。"
+    assert source[-1] == target[-1] == ENCODER.tokenizer.eos_token_id
+    assert ENCODER.eos not in (*source[:-1], *target[:-1])
+    assert text_of(source) == "一加一等于几。"
+    assert text_of(target) == "等于二。"
 
 
 def test_a_causal_target_alone_has_an_end() -> None:
     """The prompt goes on into the answer; an empty one still has a token to predict from."""
-    causal = Encoder(tokenizer(), is_causal=True)
+    whole, empty = CAUSAL.encode([row("你好", "好"), row("", "好")])
 
-    whole, empty = causal.encode([row("你好", "好"), row("", "好")])
-
-    assert causal.eos not in whole.source
-    assert whole.target[-1] == causal.eos
+    assert CAUSAL.eos not in whole.source
+    assert whole.target[-1] == CAUSAL.eos
     assert len(empty.source) == 1
 
 
 @given(st.lists(st.integers(5, 100), max_size=40), st.integers(1, 50))
-def test_what_is_cut_keeps_what_counts(encoder: Encoder, ids: list[int], longest: int) -> None:
+def test_what_is_cut_keeps_what_counts(ids: list[int], longest: int) -> None:
     """A source its beginning and its end of sequence."""
-    whole = [*ids, encoder.eos]
+    whole = [*ids, ENCODER.eos]
 
-    source = encoder.fit_source(whole, longest)
+    source = ENCODER.fit_source(whole, longest)
 
     assert len(source) == min(len(whole), longest)
-    assert source[-1] == encoder.eos
+    assert source[-1] == ENCODER.eos
     assert source[:-1] == whole[: len(source) - 1]
 
 
 def test_a_causal_prompt_keeps_its_last_part() -> None:
     """The question stands at its end."""
-    assert Encoder(tokenizer(), is_causal=True).fit_source([1, 2, 3, 4], 2) == [3, 4]
+    assert CAUSAL.fit_source([1, 2, 3, 4], 2) == [3, 4]
 
 
-def test_a_small_vocabulary_takes_two_bytes_a_token(encoder: Encoder) -> None:
+def test_a_small_vocabulary_takes_two_bytes_a_token() -> None:
     """Every id of the bundled tokenizer fits."""
-    assert encoder.dtype is np.uint16
-    assert max(encoder.tokenizer.get_vocab().values()) < 2**16
+    assert ENCODER.dtype is np.uint16
+    assert max(ENCODER.tokenizer.get_vocab().values()) < 2**16
 
 
-def test_the_identity_is_that_of_what_encoding_depends_on(encoder: Encoder) -> None:
+def test_the_identity_is_that_of_what_encoding_depends_on() -> None:
     """The same for the same tokenizer, another for another kind of model."""
-    assert Encoder(tokenizer(), is_causal=False).tokenizer_hash == encoder.tokenizer_hash
-    assert Encoder(tokenizer(), is_causal=True).tokenizer_hash != encoder.tokenizer_hash
+    assert Encoder(tokenizer(), is_causal=False).tokenizer_hash == ENCODER.tokenizer_hash
+    assert CAUSAL.tokenizer_hash != ENCODER.tokenizer_hash
 
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:
@@ -126,11 +122,11 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
 # --- the store
 
 
-def test_a_store_holds_what_the_encoder_made(tmp_path: Path, encoder: Encoder) -> None:
+def test_a_store_holds_what_the_encoder_made(tmp_path: Path) -> None:
     """Row by row, with their lengths; mapped from the disk, two bytes a token."""
-    store = opened(written(tmp_path, TEXTS), encoder=encoder)
+    store = opened(written(tmp_path, TEXTS))
 
-    pairs = [(e.source, e.target) for e in encoder.encode([row(*texts) for texts in TEXTS])]
+    pairs = [(e.source, e.target) for e in ENCODER.encode([row(*texts) for texts in TEXTS])]
     rows = np.arange(len(store))
     assert len(store) == len(TEXTS)
     assert [store.source(i).tolist() for i in range(4)] == [source for source, _ in pairs]
@@ -144,30 +140,30 @@ def test_a_store_holds_what_the_encoder_made(tmp_path: Path, encoder: Encoder) -
     assert isinstance(store.offsets, np.memmap)
 
 
-def test_more_rows_than_are_read_at_once_stay_in_order(tmp_path: Path, encoder: Encoder) -> None:
+def test_more_rows_than_are_read_at_once_stay_in_order(tmp_path: Path) -> None:
     """Files follow each other as they were given."""
     first = written(tmp_path, [(f"{i}", "甲") for i in range(1500)], "first.jsonl")
     second = written(tmp_path, [(f"{i}", "乙") for i in range(1500, 1600)], "second.jsonl")
 
-    store = opened(first, second, encoder=encoder)
+    store = opened(first, second)
 
     assert len(store) == 1600
-    assert [text_of(encoder, store.source(i)) for i in (0, 1023, 1024, 1499, 1500, 1599)] == [
+    assert [text_of(store.source(i)) for i in (0, 1023, 1024, 1499, 1500, 1599)] == [
         "0", "1023", "1024", "1499", "1500", "1599",
     ]  # fmt: skip
-    assert text_of(encoder, store.target(1499)) == "甲"
-    assert text_of(encoder, store.target(1500)) == "乙"
+    assert text_of(store.target(1499)) == "甲"
+    assert text_of(store.target(1500)) == "乙"
 
 
-def test_what_was_cut_is_counted(tmp_path: Path, encoder: Encoder) -> None:
+def test_what_was_cut_is_counted(tmp_path: Path) -> None:
     """Rows, of each side; exactly as long as allowed is not cut."""
     path = written(tmp_path, TEXTS)
-    encoded = encoder.encode([row(*texts) for texts in TEXTS])
+    encoded = ENCODER.encode([row(*texts) for texts in TEXTS])
     lengths = np.array([[len(e.source), len(e.target)] for e in encoded])
     most_source, most_target = sorted(lengths[:, 0])[1], sorted(lengths[:, 1])[2]
 
-    cut = opened(path, encoder=encoder, max_source=int(most_source), max_target=int(most_target))
-    whole = opened(path, encoder=encoder)
+    cut = opened(path, source=int(most_source), target=int(most_target))
+    whole = opened(path)
 
     counts = (cut.stats.cut_sources, cut.stats.cut_targets)
     assert counts == tuple((lengths > [most_source, most_target]).sum(0))
@@ -181,15 +177,15 @@ def test_what_was_cut_is_counted(tmp_path: Path, encoder: Encoder) -> None:
 
 
 def test_a_store_is_tokenised_once(
-    tmp_path: Path, encoder: Encoder, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is known by content: another name or folder for the same file is the same store."""
-    first = opened(written(tmp_path, TEXTS), encoder=encoder)
+    first = opened(written(tmp_path, TEXTS))
     (tmp_path / "copy").mkdir()
     copy = written(tmp_path / "copy", TEXTS, "renamed.jsonl")
     monkeypatch.setattr(Encoder, "encode", _never)
 
-    again = opened(copy, encoder=encoder)
+    again = opened(copy)
 
     assert np.array_equal(again.tokens, first.tokens)
     assert len(list(cache.glob("[!.]*"))) == 1
@@ -199,51 +195,47 @@ def _never(*_: object) -> Any:
     raise AssertionError("tokenised again")
 
 
-def test_what_changes_the_tokens_makes_another_store(
-    tmp_path: Path, encoder: Encoder, cache: Path
-) -> None:
+def test_what_changes_the_tokens_makes_another_store(tmp_path: Path, cache: Path) -> None:
     """The content, the order of the files, a length, the kind of model."""
     one, two = written(tmp_path, TEXTS), written(tmp_path, TEXTS[:2], "two.jsonl")
 
-    opened(one, encoder=encoder)
-    opened(one, two, encoder=encoder)
-    opened(two, one, encoder=encoder)
-    opened(one, encoder=encoder, max_source=32)
-    opened(one, encoder=encoder, max_target=32)
-    opened(one, encoder=Encoder(tokenizer(), is_causal=True))
+    opened(one)
+    opened(one, two)
+    opened(two, one)
+    opened(one, source=32)
+    opened(one, target=32)
+    opened(one, by=CAUSAL)
     written(tmp_path, TEXTS[1:])
-    opened(one, encoder=encoder)
+    opened(one)
 
     assert len(list(cache.glob("[!.]*"))) == 7
 
 
-def test_a_damaged_file_leaves_no_store(tmp_path: Path, encoder: Encoder, cache: Path) -> None:
+def test_a_damaged_file_leaves_no_store(tmp_path: Path, cache: Path) -> None:
     """What was read of it before is not kept."""
     path = written(tmp_path, [("问", "答")] * 1500)
     whole = Path(path).read_bytes()
     Path(path).write_bytes(whole[:-4])
 
     with pytest.raises(DataError, match=r"rows\.jsonl, line 1500 is damaged or cut off"):
-        opened(path, encoder=encoder)
+        opened(path)
 
     assert [file for file in cache.iterdir() if file.is_dir()] == []
 
 
-def test_a_missing_file_is_named(tmp_path: Path, encoder: Encoder) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """Before anything is written."""
-    with pytest.raises(DataError, match=r"data file .*none\.jsonl is not there; give --data"):
-        opened(str(tmp_path / "none.jsonl"), encoder=encoder)
+    with pytest.raises(DataError, match=r"data file .*none\.jsonl is not there; give a Parquet"):
+        opened(str(tmp_path / "none.jsonl"))
 
 
-def test_a_file_that_cannot_be_read_is_not_blamed_on_the_cache(
-    tmp_path: Path, encoder: Encoder, cache: Path
-) -> None:
+def test_a_file_that_cannot_be_read_is_not_blamed_on_the_cache(tmp_path: Path, cache: Path) -> None:
     """With the system's reason."""
     path = written(tmp_path, TEXTS)
     with pytest.MonkeyPatch.context() as patched:  # permission bits do not bind the superuser
         patched.setattr(Path, "open", _forbidden)
         with pytest.raises(DataError) as caught:
-            opened(path, encoder=encoder)
+            opened(path)
 
     assert str(caught.value) == f"cannot read {path}: Permission denied"
     assert not cache.exists()
@@ -254,14 +246,14 @@ def _forbidden(path: Path, *_: object) -> Any:
 
 
 def test_a_cache_that_cannot_be_written_is_named(
-    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the variable that moves it."""
     path = written(tmp_path, TEXTS)
     monkeypatch.setenv("CHATLM_CACHE", f"{path}/cache")
 
     with pytest.raises(OutputError) as caught:
-        opened(path, encoder=encoder)
+        opened(path)
 
     assert str(caught.value) == (
         f"cannot write the token cache {path}/cache: Not a directory; set CHATLM_CACHE to a folder "

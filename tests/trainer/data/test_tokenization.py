@@ -7,9 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 
 from autotune.errors import DataError
 from tests.support.data_files import Write, every_format, json_lines, pairs, parquet
+from tests.support.processes import wait_until
 from tests.support.tokenisers import tokenizer
 from trainer.data import tokenization
 from trainer.data.encoder import Encoded, Encoder
@@ -217,10 +217,10 @@ def test_a_killed_writer_is_followed_by_one_that_waited(
     waiter = threading.Thread(target=lambda: stores.append(opened(path, progress=told.append)))
 
     with subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) as process:
-        _until(lambda: bool(list(cache.glob(".partial-*/stats.json"))))
+        assert wait_until(lambda: bool(list(cache.glob(".partial-*/stats.json"))))
         counted.clear()
         waiter.start()
-        _until(lambda: len(told) >= 2)
+        assert wait_until(lambda: len(told) >= 2)
         encoded_while_waiting = sum(counted)
         process.send_signal(signal.SIGKILL)
         waiter.join(timeout=60)
@@ -231,14 +231,6 @@ def test_a_killed_writer_is_followed_by_one_that_waited(
     assert told[0].rows < told[1].rows + 1
     assert 0 < sum(counted) < ROWS
     assert contents(stores[0]) == whole
-
-
-def _until(claim: Callable[[], bool]) -> None:
-    """Waits until it holds."""
-    deadline = time.monotonic() + 60
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_who_waits_can_be_stopped(tmp_path: Path, cache: Path) -> None:

@@ -1,10 +1,8 @@
 """Many answers at once are the ones that a model gives one by one; what its maker set stays out."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +10,14 @@ import pytest
 import torch
 
 from tests.support import tiny
+from tests.support.commands import two_processes
 from trainer.batching.collator import Collator
-from trainer.config.settings import WorkloadSettings
 from trainer.data.encoder import Encoder
 from trainer.data.readers import bundled
-from trainer.data.token_store import open_store
 from trainer.evaluation.evaluator import Answering, evaluate_with_answers
 from trainer.evaluation.generation import answer, dry_run_generation
-from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
 
-SETTINGS = WorkloadSettings(device="cpu", dropout=0.0)
 ROWS, LONGEST = range(13), 9
 
 
@@ -34,9 +29,8 @@ def parts(family: str) -> tuple[Engine, Collator]:
             if weight.ndim > 1:
                 weight.mul_(10)
     encoder = Encoder(tiny.tokenizer(), is_causal=family in tiny.CAUSAL)
-    store = open_store((bundled("valid"),), encoder, max_source=64, max_target=64)
-    start = getattr(model.config, "decoder_start_token_id", None)
-    return Engine(make_accelerator(SETTINGS), model, SETTINGS), Collator(store, encoder, start)
+    engine = tiny.engine(model, device="cpu", dropout=0.0)
+    return engine, tiny.collator(model, encoder, bundled("valid"))
 
 
 def step_by_step(engine: Engine, collator: Collator, row: int) -> list[int]:
@@ -126,14 +120,6 @@ class Full:
         return self.synchronize
 
 
-TWO = """\
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from tests.trainer.evaluation.test_generation import evaluation
-print("FOUND" + json.dumps(evaluation()))
-"""
-
-
 def evaluation() -> list[Any]:
     """[is main, loss, BLEU, samples] of an evaluation on this process's share."""
     engine, collator = parts("t5")
@@ -145,20 +131,11 @@ def evaluation() -> list[Any]:
     return [is_main, found.loss, found.bleu, [sample.answer for sample in found.samples]]
 
 
-def test_ranks_share_the_rows_and_one_scores_all(tmp_path: Path) -> None:
+def test_ranks_share_the_rows_and_one_scores_all() -> None:
     """5 rows on two gloo processes, 3 and 2 of them, under DDP: the figures of one process."""
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    root = str(Path(__file__).parents[3])
+    printed = two_processes("tests.trainer.evaluation.test_generation")
 
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(script), root],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stderr
-    lines = [line.split("FOUND")[1] for line in done.stdout.splitlines() if "FOUND" in line]
+    lines = [line.split("FOUND")[1] for line in printed.splitlines() if "FOUND" in line]
     (_, loss, bleu, answers), (_, other_loss, other_bleu, _) = sorted(
         map(json.loads, lines), reverse=True
     )
@@ -167,3 +144,7 @@ def test_ranks_share_the_rows_and_one_scores_all(tmp_path: Path) -> None:
     assert bleu == pytest.approx(one_bleu)
     assert answers == one_answers
     assert other_bleu is None
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"FOUND{json.dumps(evaluation())}\n")

@@ -138,17 +138,6 @@ def test_lora_says_how_little_it_trains() -> None:
     assert trainable_summary(tiny("llama")) is None
 
 
-def test_targets_that_the_model_lacks_are_answered_with_those_it_has() -> None:
-    """Typed as T5's for a Llama."""
-    with pytest.raises(UsageError) as caught:
-        engine(tiny("llama"), lora_rank=4, lora_targets=("q", "v"))
-
-    assert str(caught.value) == (
-        "--lora-targets q v names no layers that LoRA can adapt in a llama; its linear layers are "
-        "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
-    )
-
-
 def test_a_missing_peft_is_answered_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is trained."""
     monkeypatch.setitem(sys.modules, "peft", None)  # as an import that fails
@@ -183,13 +172,28 @@ def test_a_frozen_encoder_answers_as_before_while_the_decoder_learns(family: str
     assert norms[-1] < norms[0]
 
 
-@pytest.mark.parametrize("family", CAUSAL)
-def test_a_model_without_an_encoder_cannot_freeze_it(family: str) -> None:
-    """And what to do instead."""
-    with pytest.raises(UsageError) as caught:
-        adapt(tiny(family), WorkloadSettings(freeze="encoder"))
+NO_ENCODER = (
+    "--freeze encoder is for models with an encoder, and {} has none; leave it out, or train a small "
+    "part of the model with --lora-rank 16"
+)
+NO_SUCH_LAYERS = (
+    "--lora-targets q v names no layers that LoRA can adapt in a llama; its linear layers are "
+    "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+)
 
-    assert str(caught.value) == (
-        f"--freeze encoder is for models with an encoder, and {family} has none; leave it out, or "
-        f"train a small part of the model with --lora-rank 16"
-    )
+
+@pytest.mark.parametrize(
+    ("family", "values", "message"),
+    [
+        ("llama", {"lora_rank": 4, "lora_targets": ("q", "v")}, NO_SUCH_LAYERS),  # typed as T5's
+        *((family, {"freeze": "encoder"}, NO_ENCODER.format(family)) for family in CAUSAL),
+    ],
+)
+def test_a_part_that_the_model_lacks_is_answered_with_what_to_do(
+    family: str, values: dict[str, Any], message: str
+) -> None:
+    """Its own layers, or another option."""
+    with pytest.raises(UsageError) as caught:
+        adapt(tiny(family), WorkloadSettings(**values))
+
+    assert str(caught.value) == message

@@ -1,6 +1,5 @@
 """The architectures that people fine-tune, tiny and at random: one gradient however a step is cut."""
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from autotune.errors import ModelError
 from autotune.plan import cut
 from tests.support import tiny
+from tests.support.data_files import json_lines
 from tests.support.tokenisers import TURNS, tokenizer
 from trainer.batching.collator import IGNORED, Collator
 from trainer.data.encoder import Encoder
@@ -53,9 +53,7 @@ TALKS = [
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("CHATLM_CACHE", str(tmp_path / "cache"))
     rows = [{"messages": [{"role": r, "content": c} for r, c in talk]} for talk in TALKS]
-    path = tmp_path / "talks.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(path)
+    return str(json_lines(tmp_path, rows))
 
 
 def parts(family: str, data: str) -> tuple[Engine, Collator, Encoder]:

@@ -1,10 +1,7 @@
 """FSDP2 on gloo processes: the same steps as one process, sharded memory, checkpoints that know no shards."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from safetensors.torch import load_file
 from autotune.choices import DeviceKind
 from bench.small import save_small
 from tests.support import sharded_script as script
-from tests.support.commands import ROOT, start, steps
+from tests.support.commands import start, steps, two_processes
 from tests.support.processes import deadline, wait_until
 from tests.support.runs import chosen, notices, rows_file, run
 from trainer.batching.step_loader import zero_weight_batch
@@ -42,15 +39,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two processes that trained each kind of model."""
     folder = tmp_path_factory.mktemp("run")
-    done = subprocess.run(
-        [
-            sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-            "2", "-m", "tests.support.sharded_script", str(rows), str(folder), *KINDS,
-        ],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes("tests.support.sharded_script", str(rows), str(folder), *KINDS)
     return folder
 
 
@@ -143,20 +132,19 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
 ) -> None:
     """`chatlm train --fsdp` on two processes; Ctrl-C; then one process."""
     options: dict[str, Any] = {
-        "data": (str(rows),), "model": str(save_small("t5", tmp_path / "model")),
-        "learning_rate": 1e-3, "precision": "fp32", "max_steps": 8, "dropout": 0.0, "seed": 5,
+        "model": str(save_small("t5", tmp_path / "model")), "learning_rate": 1e-3, "precision": "fp32", "max_steps": 8, "dropout": 0.0, "seed": 5,
     }  # fmt: skip
-    run(chosen("small", tmp_path / "whole", device=device, micro_batch=16, **options))
+    here: dict[str, Any] = {"data": (str(rows),), "device": device, **options}
+    run(chosen("small", tmp_path / "whole", micro_batch=16, **here))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     process = start(
         tmp_path, "train", "--device", device, "--plain", "--profile", "small", "--data", str(rows),
-        "--model", options["model"], "--learning-rate", "1e-3", "--precision", "fp32",
-        "--max-steps", "8", "--dropout", "0", "--seed", "5", "--output-dir", "parts",
-        "--num-processes", "2", "--micro-batch", "3", "--fsdp",
+        *flags, "--output-dir", "parts", "--num-processes", "2", "--micro-batch", "3", "--fsdp",
     )  # fmt: skip
     assert wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
-    said = run(chosen("small", tmp_path / "parts", device=device, micro_batch=5, **options))
+    said = run(chosen("small", tmp_path / "parts", micro_batch=5, **here))
 
     assert process.returncode == 130, err
     assert "sharded over 2 processes" in out

@@ -87,28 +87,26 @@ def test_a_model_that_the_hub_does_not_give_is_named() -> None:
     assert message.endswith("); presets: chatlm-0.2b, chatlm-tiny")
 
 
+SAVE_BOTH = "save the model and its tokenizer there, both with save_pretrained"
+
+
 @pytest.mark.parametrize(
-    ("file", "lacks"),
-    [("model.safetensors", "weights (*.safetensors)"), ("tokenizer.json", "tokenizer (tokenizer.json)")],
-)  # fmt: skip
-def test_a_folder_that_lacks_a_part_is_refused(model: Path, file: str, lacks: str) -> None:
+    ("file", "said"),
+    [
+        ("model.safetensors", f"has a config.json but no weights (*.safetensors); {SAVE_BOTH}"),
+        ("tokenizer.json", f"has a config.json but no tokenizer (tokenizer.json); {SAVE_BOTH}"),
+        (
+            "config.json",
+            "is not a model folder: it has no config.json; give --model a folder that "
+            "save_pretrained wrote, or a preset: chatlm-0.2b, chatlm-tiny",
+        ),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_refused(model: Path, file: str, said: str) -> None:
     """transformers would make up an empty tokenizer, and train on nothing but unknown tokens."""
     (model / file).unlink()
 
-    assert error_of(model) == (
-        f"{model} has a config.json but no {lacks}; save the model and its tokenizer there, both "
-        f"with save_pretrained"
-    )
-
-
-def test_a_folder_without_a_configuration_is_no_model(model: Path) -> None:
-    """Whatever else is in it."""
-    (model / "config.json").unlink()
-
-    assert error_of(model) == (
-        f"{model} is not a model folder: it has no config.json; give --model a folder that "
-        f"save_pretrained wrote, or a preset: chatlm-0.2b, chatlm-tiny"
-    )
+    assert error_of(model) == f"{model} {said}"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5])

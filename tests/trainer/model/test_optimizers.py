@@ -13,16 +13,23 @@ from tests.support.tiny import batch, engine, tiny, trained
 from trainer.model.engine import Engine
 from trainer.model.optimizers import make_optimizer
 
-NAMES = get_args(Optimizer)
 
-
-def needs(optimizer: Optimizer) -> None:
-    if optimizer == "adamw-8bit":
+@pytest.fixture(params=get_args(Optimizer))
+def name(request: pytest.FixtureRequest) -> Any:
+    """Each optimizer that can be chosen here."""
+    if request.param == "adamw-8bit":
         pytest.importorskip("bitsandbytes")
+    return request.param
 
 
 def train(engine: Engine, steps: int, rate: float) -> list[float]:
     return trained(engine, batch(engine.unwrapped, 4, 10, 8), steps=steps, rate=rate)
+
+
+def state(engine: Engine) -> list[torch.Tensor]:
+    """What the optimizer holds of all weights."""
+    values = (value for one in engine.raw_optimizer.state.values() for value in one.values())
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def weights(engine: Engine) -> Any:
@@ -30,10 +37,8 @@ def weights(engine: Engine) -> Any:
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-@pytest.mark.parametrize("name", NAMES)
 def test_a_step_after_preallocate_is_the_step_without_it(name: Optimizer, family: str) -> None:
     """To the bit, and so is the one after it; the weights and gradients are untouched before."""
-    needs(name)
     model = tiny(family)
     resident, plain = engine(model, optimizer=name), engine(model, optimizer=name)
 
@@ -44,19 +49,12 @@ def test_a_step_after_preallocate_is_the_step_without_it(name: Optimizer, family
     assert torch.equal(weights(resident), weights(plain))
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_the_state_is_resident_before_the_first_step(name: Optimizer) -> None:
     """A step allocates no more of it."""
-    needs(name)
     own = engine(tiny("t5"), optimizer=name)
 
     def held() -> int:
-        return sum(
-            value.untyped_storage().nbytes()
-            for state in own.raw_optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, torch.Tensor) and value.ndim > 0
-        )
+        return sum(part.untyped_storage().nbytes() for part in state(own) if part.ndim > 0)
 
     own.preallocate(batch(own.unwrapped, 1, 5, 5))
     before = held()
@@ -66,10 +64,8 @@ def test_the_state_is_resident_before_the_first_step(name: Optimizer) -> None:
     assert held() == before
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_a_step_is_as_long_as_its_learning_rate(name: Optimizer) -> None:
     """Twice the rate moves each matrix twice as far; none moves farther than the rate, in the mean."""
-    needs(name)
     model = tiny("t5")
 
     moved = []
@@ -83,10 +79,8 @@ def test_a_step_is_as_long_as_its_learning_rate(name: Optimizer) -> None:
     assert 0.5 < max(moved[0]) <= 1.01
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_the_loss_falls(name: Optimizer) -> None:
     """On one batch, by a third in 20 steps."""
-    needs(name)
     own = engine(tiny("llama"), optimizer=name)
     data = batch(own.unwrapped, 4, 10, 8)
 
@@ -103,14 +97,7 @@ def test_adafactor_holds_a_row_and_a_column_for_a_matrix() -> None:
     own = engine(tiny("t5"), optimizer="adafactor")
     own.preallocate(batch(own.unwrapped, 1, 5, 5))
 
-    state = sum(
-        value.numel()
-        for one in own.raw_optimizer.state.values()
-        for value in one.values()
-        if isinstance(value, torch.Tensor)
-    )
-
-    assert state < 0.05 * weights(own).numel()
+    assert sum(part.numel() for part in state(own)) < 0.05 * weights(own).numel()
 
 
 def test_weight_decay_pulls_at_matrices_alone() -> None:

@@ -1,6 +1,5 @@
 """Models that look positions up in a table take sequences of so many tokens, and no longer ones."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import transformers
 
 from autotune.errors import UsageError
 from tests.support import tiny
+from tests.support.data_files import json_lines
 from tests.support.runs import Messages, run, settings
 from trainer.config.settings import TrainSettings
 from trainer.events import Built, Evaluated
@@ -61,9 +61,8 @@ def test_positions_that_count_from_the_padding_are_fewer(kind: str) -> None:
 
 def long_run(family: str, folder: Path, *, words: int) -> TrainSettings:
     """A run of one step on rows whose prompt and response have about that many tokens each."""
-    rows = folder / "rows.jsonl"
     text = " ".join(str(n) for n in range(words))
-    rows.write_text(f"{json.dumps({'prompt': text, 'response': text})}\n" * 8)
+    rows = json_lines(folder, [{"prompt": text, "response": text}] * 8)
     plain = settings(rows, folder / "run", max_steps=1, eval_data=(str(rows),), generate_rows=2)
     workload = replace(
         plain.workload, model=str(tiny.save(family, folder / family)),

@@ -109,9 +109,8 @@ OTHERS = {
 @pytest.mark.parametrize("said", SHARED_MEMORY_OF_NCCL.values(), ids=SHARED_MEMORY_OF_NCCL)
 def test_nccls_shared_memory_is_answered_with_its_size_and_each_cure(said: str) -> None:
     """Among all else that is said then, of NCCL's system error too."""
-    told = advice(f"some words before\n{said}\nConnection closed by peer\n")
+    told = advice(f"some words before\n{said}\nConnection closed by peer\n") or ""
 
-    assert told is not None
     assert shared_memory() in told
     assert "set NCCL_SHM_DISABLE=1, or use --backend gloo" in told
 
@@ -119,9 +118,8 @@ def test_nccls_shared_memory_is_answered_with_its_size_and_each_cure(said: str) 
 @pytest.mark.parametrize("said", LOADERS.values(), ids=LOADERS)
 def test_a_loader_without_shared_memory_is_answered_with_its_cures(said: str) -> None:
     """NCCL's would not help."""
-    told = advice(said)
+    told = advice(said) or ""
 
-    assert told is not None
     assert "in Docker, run with --shm-size 1g" in told
     assert "set loader_workers = 0 in the profile" in told
     assert "NCCL" not in told
@@ -137,9 +135,8 @@ def test_a_bus_error_is_shared_memory_whatever_is_said() -> None:
 @pytest.mark.parametrize(("said", "cure"), OTHERS.values(), ids=OTHERS)
 def test_a_network_that_fails_is_answered_with_what_to_set(said: str, cure: str) -> None:
     """The interface, the address, the port, or the process to look at."""
-    told = advice(said)
+    told = advice(said) or ""
 
-    assert told is not None
     assert cure in told
 
 

@@ -1,6 +1,7 @@
 """A profile trains what it was tuned with; what the user chooses otherwise is obeyed, and probed once."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,51 +62,35 @@ def test_a_profile_s_loader_workers_reach_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "words"),
+    ("run", "choice", "words"),
     [
-        ({"optimizer": "adafactor"}, "optimizer adamw, now adafactor"),
-        ({"freeze": "encoder"}, "freeze none, now encoder"),
-        ({"lora_rank": 8}, "lora rank none, now 8"),
-        ({"neftune_alpha": 5.0}, "neftune alpha none, now 5.0"),
-        ({"compile": True}, "compile off, now on"),
-        ({"fsdp": True}, "fsdp off, now on"),
-        ({"gradient_checkpointing": True}, "gradient checkpointing off, now on"),
+        ({}, {"optimizer": "adafactor"}, ["optimizer adamw, now adafactor"]),
+        ({}, {"freeze": "encoder"}, ["freeze none, now encoder"]),
+        ({}, {"lora_rank": 8}, ["lora rank none, now 8"]),
+        ({}, {"neftune_alpha": 5.0}, ["neftune alpha none, now 5.0"]),
+        ({}, {"compile": True}, ["compile off, now on"]),
+        ({}, {"fsdp": True}, ["fsdp off, now on"]),
+        ({}, {"gradient_checkpointing": True}, ["gradient checkpointing off, now on"]),
+        # False is a choice; only None leaves it to the profile
+        (LORA, {"gradient_checkpointing": False}, ["gradient checkpointing on, now off"]),
+        (
+            LORA,
+            {"lora_rank": 64, "lora_targets": ("q", "v", "o")},
+            ["lora rank 4, now 64", "lora targets q + k, now q + v + o"],
+        ),
     ],
 )
 def test_what_the_user_chooses_otherwise_is_obeyed_and_probed(
-    choice: dict[str, Any], words: str
+    run: dict[str, Any], choice: dict[str, Any], words: list[str]
 ) -> None:
     """What differs from the profile's is said: that causes the one probe before the run."""
-    profile = tuned()
+    profile = tuned(**run)
 
     settings = run_of(profile, **choice)
 
-    ((name, value),) = choice.items()
-    assert getattr(settings.workload, name) == value
-    assert said(profile, settings) == [words]
-
-
-def test_what_was_on_can_be_turned_off() -> None:
-    """False is a choice; only None leaves it to the profile."""
-    profile = tuned(gradient_checkpointing=True, compile=True)
-
-    settings = run_of(profile, gradient_checkpointing=False)
-
-    assert not settings.workload.gradient_checkpointing
-    assert settings.workload.compile
-    assert said(profile, settings) == ["gradient checkpointing on, now off"]
-
-
-def test_another_rank_on_other_layers_is_probed() -> None:
-    """Both are named."""
-    profile = tuned(**LORA)
-
-    settings = run_of(profile, lora_rank=64, lora_targets=("q", "v", "o"))
-
-    assert said(profile, settings) == [
-        "lora rank 4, now 64",
-        "lora targets q + k, now q + v + o",
-    ]
+    obeyed = replace(run_of(profile).workload, **choice)
+    assert settings.workload == obeyed
+    assert said(profile, settings) == words
 
 
 def test_every_choice_has_its_place_in_profile_and_choices() -> None:

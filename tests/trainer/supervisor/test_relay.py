@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pytest
 
-import profiles
 from autotune.cause import Cause
-from autotune.devices.group import EmulatedDevices
-from autotune.devices.host import HostMeter
-from autotune.devices.selection import DeviceSelection
 from autotune.errors import ChatlmError
 from autotune.workers.group import WorkerGroup
 from autotune.workers.messages import Failed
 from autotune.workers.watchdog import Watchdog
-from tests.support.runs import settings
+from tests.support.runs import train_job
 from trainer.events import FromTrainer
-from trainer.supervisor.job import TrainJob
 from trainer.supervisor.relay import Relay, hang_notice
 
 
@@ -33,16 +28,15 @@ def test_a_run_that_may_hang_is_told_with_the_processes_to_look_at() -> None:
 
 def test_what_a_worker_refuses_keeps_its_hint_apart(tmp_path: Path) -> None:
     """The command line joins the two, and nothing before it."""
-    host, log = HostMeter(), tmp_path / "log"
-    job = TrainJob(
-        settings=settings(tmp_path / "rows.jsonl", tmp_path / "run"), profile=profiles.load("small"),
-        devices=DeviceSelection(group=EmulatedDevices(2**30, 1), world_size=1), host=host,
-        emit=lambda event: None, log_path=log,
-    )  # fmt: skip
+    job = train_job(tmp_path)
     refused = Failed(cause=Cause.REFUSED, text="a row is empty", hint="drop it")
     with (
         WorkerGroup[FromTrainer](
-            ["true"], messages=FromTrainer, environment=os.environ, log_path=log, host=host
+            ["true"],
+            messages=FromTrainer,
+            environment=os.environ,
+            log_path=job.log_path,
+            host=job.host,
         ) as workers,
         pytest.raises(ChatlmError) as caught,
     ):

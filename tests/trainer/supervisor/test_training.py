@@ -4,12 +4,8 @@ from pathlib import Path
 
 import pytest
 
-import profiles
-from autotune.devices.group import EmulatedDevices
-from autotune.devices.host import HostMeter
-from autotune.devices.selection import DeviceSelection
 from autotune.errors import ChatlmError, DeviceError
-from tests.support.runs import settings
+from tests.support.runs import train_job
 from trainer.supervisor import training
 from trainer.supervisor.job import TrainJob
 
@@ -24,14 +20,9 @@ def test_a_device_that_others_filled_meanwhile_is_told_with_both_hints(
         raise next(ends)
 
     monkeypatch.setattr(training, "supervise", supervise)
-    job = TrainJob(
-        settings=settings(tmp_path / "rows.jsonl", tmp_path / "run"), profile=profiles.load("small"),
-        devices=DeviceSelection(group=EmulatedDevices(2**30, 1), world_size=1), host=HostMeter(),
-        emit=lambda event: None, log_path=tmp_path / "log",
-    )  # fmt: skip
 
     with pytest.raises(ChatlmError) as caught:
-        training.finish(job, is_compared=False)
+        training.finish(train_job(tmp_path), is_compared=False)
 
     assert caught.value.what == "others hold all"
     assert caught.value.hint == "wait; the same command resumes the run"
