@@ -1,5 +1,6 @@
 """What every test needs: caches of its own, no hub, no process left behind by a test that failed."""
 
+import ctypes
 import gc
 import os
 import site
@@ -21,7 +22,7 @@ def pytest_sessionstart() -> None:
     """Lets the kernel forget the libraries' files, which are read again on use.
 
     Files that pip has just written lie in its page cache in large pieces, of which a process that maps
-    them holds 200 MiB instead of 110: on a card of 1 GiB that the CPU plays, other sizes would fit.
+    them holds 200 MiB instead of 110: on an emulated card of 1 GiB other sizes would fit.
     """
     for folder in site.getsitepackages():
         for library in Path(folder).rglob("*.so*"):
@@ -49,6 +50,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+PR_SET_CHILD_SUBREAPER = 36
 CHILD_EVENTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec"}
 """Python's audit events of a process that starts another."""
 _is_quick_test_running = False
@@ -59,6 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # whose parent has ended is ours to end
     if config.getoption("--quick"):
         sys.addaudithook(_skip_at_a_child)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 def test_leaves_a_child():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    subprocess.run("sleep 300 & echo $! > orphan", shell=True)
     Path("pid").write_text(str(child.pid))
     assert False
 
@@ -37,11 +38,12 @@ def run(suite: Path, *arguments: str) -> str:
 
 
 def test_a_failed_test_leaves_no_process_behind(suite: Path) -> None:
-    """It would hold memory that the next test measures."""
+    """It would hold memory that the next test measures; one whose parent has ended counts too."""
     printed = run(suite)
 
     assert "1 failed, 1 passed" in printed
     assert not psutil.pid_exists(int((suite / "pid").read_text()))
+    assert not psutil.pid_exists(int((suite / "orphan").read_text()))
 
 
 def test_a_quick_run_skips_what_starts_a_process(suite: Path) -> None:

@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from autotune.errors import ChatlmError, DeviceError, WorkerError
@@ -370,7 +369,7 @@ def test_a_closed_prober_leaves_no_worker(tmp_path: Path) -> None:
         workers = workers_of(os.getpid())
 
     assert len(workers) == 1
-    assert [worker for worker in workers if worker.is_running()] == []
+    assert still_running(workers) == []
 
 
 SUPERVISOR = """
@@ -434,4 +433,4 @@ def test_of_several_ranks_the_killed_one_explains_the_crash_of_the_others(tmp_pa
     assert trial.verdict is Verdict.FITS
     assert notices(events) == ["probe 5: the worker was killed (SIGKILL); trying once more"]
     assert len(workers) == len(trial.device_peaks) == 2
-    assert [worker for worker in workers if psutil.pid_exists(worker.pid)] == []
+    assert still_running(workers) == []
