@@ -390,7 +390,7 @@ def test_a_log_that_no_error_names_goes_however_it_ends(
     assert not list(logs.glob("autotune-*"))
 
 
-def test_in_workers_the_answer_fits_beside_a_neighbour_who_came_in_mid_search(
+def test_in_workers_the_answer_fits_beside_a_tenant_who_came_in_mid_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sizes that had fitted before are held to the new budget."""

@@ -167,7 +167,7 @@ def test_a_trial_is_held_against_the_budgets_of_its_own_time() -> None:
     assert budget_of(earlier, (budget(gib=4),)) == 3 * GIB
 
 
-def test_a_neighbour_that_came_changes_earlier_verdicts_and_the_budget() -> None:
+def test_a_tenant_that_came_changes_earlier_verdicts_and_the_budget() -> None:
     """As in the engine: evidence stays, what it is held against moves."""
     large = replace(trial(8, 3 * GIB), budgets=(budget(gib=4),))
     failed = replace(trial(16, None, Verdict.OOM), budgets=(budget(gib=4),))

@@ -43,7 +43,7 @@ def trials(events: Path) -> list[Trial]:
     return [event.trial for _, event in read_events(events) if isinstance(event, ProbeEnded)]
 
 
-def test_the_card_with_a_neighbour_decides(tmp_path: Path) -> None:
+def test_the_card_with_a_tenant_decides(tmp_path: Path) -> None:
     """The answer is the size that the card whose tenant holds 5.4 GB can take."""
     events = tmp_path / "events.jsonl"
     done = autotune(

@@ -195,7 +195,7 @@ def test_a_first_probe_loads_kernels(before: int, change: int) -> None:
     st.integers(CONTEXT_LOADING + 1, 8 * GIB),
     st.sampled_from([CONTEXT_DRIFT, CONTEXT_LOADING]),
 )
-def test_what_moves_further_is_a_neighbour(before: int, change: int, growth: int) -> None:
+def test_what_moves_further_is_a_tenant(before: int, change: int, growth: int) -> None:
     """In both directions, and told to the byte."""
     now = [before + change, before - change]
 
