@@ -1,5 +1,6 @@
 """A tuning that has its answer, and its end."""
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def test_ctrl_c_while_the_workers_are_ended_loses_no_answer(
 
     def interrupted(prober: WorkerProber) -> None:
         close(prober)
-        raise KeyboardInterrupt
+        if sys.exception() is None:  # --quick ends the tuning where it would start a worker
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(WorkerProber, "close", interrupted)
     options = AutotuneOptions(device="cpu", vram_limit="400MiB", max_batch=2)
