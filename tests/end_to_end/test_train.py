@@ -222,13 +222,17 @@ def test_an_interrupted_tokenising_resumes(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_launcher_of_the_users_own_works_too(tmp_path: Path) -> None:
-    """`accelerate launch -m trainer`: no supervisor, a line of JSON for each thing that happens."""
+    """`accelerate launch -m chatlm.trainer`: no supervisor, a line of JSON for each thing that happens."""
     (tmp_path / "profiles").mkdir()  # as `chatlm autotune` leaves one
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    flags = ["-m", "trainer", "--profile", "small", "--max-steps", "2", "--device", "cpu"]
+    flags = ["--profile", "small", "--max-steps", "2", "--device", "cpu", "--generate-rows", "4"]
 
     done = subprocess.run(
-        [*launch, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [*launch, "-m", "chatlm.trainer", *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
     assert done.returncode == 0, done.stderr
