@@ -23,7 +23,7 @@ from bench.trainer_runs import Ran, Task, run_ours, run_peer
 from bench.trainer_tasks import make_model, make_profile, write_tokens
 from bench.trainers import versions
 from profiles.schema import RunSection
-from trainer.data.readers import bundled, read_rows
+from trainer.reading.readers import bundled, read_rows
 
 SAMPLES = 16
 CUTS = (1, 2, 4, 8)

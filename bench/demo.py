@@ -90,7 +90,7 @@ def exact_match(folder: str) -> float:
     import transformers
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from trainer.data.readers import bundled, read_rows
+    from trainer.reading.readers import bundled, read_rows
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder)

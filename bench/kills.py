@@ -311,7 +311,7 @@ def write_profile(folder: Path) -> Path:
 
 def write_rows(folder: Path) -> Path:
     """The first of the bundled rows: an epoch, and so an evaluation, is 12 steps."""
-    from trainer.data.readers import bundled, read_rows
+    from trainer.reading.readers import bundled, read_rows
 
     rows = []
     for row in read_rows(bundled("train")):

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.commands import CHATLM, write_result
-from trainer.data.readers import bundled, read_rows
+from trainer.reading.readers import bundled, read_rows
 
 PROMISE = 60 * 10**6
 """Bytes."""

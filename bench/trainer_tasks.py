@@ -13,7 +13,7 @@ from bench.commands import CHATLM
 from bench.peers import TOKENIZER
 from bench.trainer_runs import Task, environment
 from profiles.schema import BatchSection, Profile, RunSection
-from trainer.data.readers import bundled
+from trainer.reading.readers import bundled
 
 LLAMAS = {
     "llama-tiny": {

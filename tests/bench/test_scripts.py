@@ -12,7 +12,7 @@ from bench import rows_2m
 from bench.gpu import Bench, Skipped, against_probe, figures, table
 from bench.repeat import Run, Tuning, as_tuning, summary, timed
 from bench.sampling import summary as summary_of_samples
-from trainer.data.readers import read_rows
+from trainer.reading.readers import read_rows
 
 
 def tuning(answer: int = 100, *verdicts: str, peak: int = 900) -> Tuning:

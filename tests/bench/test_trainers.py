@@ -18,7 +18,7 @@ from bench.table import accumulation_rows, docs, read
 from bench.trainer_runs import Ran, Task, figures, last_loss, run_ours, run_peer, to_loss
 from bench.trainer_tasks import make_profile
 from tests.support.data_files import json_lines
-from trainer.data.readers import bundled, read_rows
+from trainer.reading.readers import bundled, read_rows
 
 ROWS = 8
 STEPS = 4

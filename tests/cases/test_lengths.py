@@ -25,9 +25,9 @@ from trainer.batching.step_loader import Steps
 from trainer.config.options import TrainOptions
 from trainer.config.resolve import resolve
 from trainer.config.settings import WorkloadSettings
-from trainer.data.readers import bundled
 from trainer.data.sample_order import PlainSteps, SampleOrder, count_steps
 from trainer.model.loading import load_model
+from trainer.reading.readers import bundled
 from trainer.supervisor.fingerprint import differences, fingerprint, previous_sizes
 from trainer.workload import build
 

@@ -4,10 +4,10 @@ import torch
 
 from tests.support import tiny
 from trainer.config.settings import WorkloadSettings
-from trainer.data.readers import bundled
 from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
 from trainer.model.loading import load_model
+from trainer.reading.readers import bundled
 from trainer.workload import build
 
 SETTINGS = WorkloadSettings(max_source_length=16, max_target_length=16)

@@ -18,10 +18,10 @@ from tests.support import tiny
 from tests.support.commands import output_of, steps
 from tests.support.runs import chosen, rows_file
 from trainer.config.settings import WorkloadSettings
-from trainer.data.readers import bundled
 from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
 from trainer.model.loading import load_model
+from trainer.reading.readers import bundled
 from trainer.run.loop import take_steps
 from trainer.run.setup import prepare
 from trainer.run.state import Run

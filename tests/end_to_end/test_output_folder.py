@@ -14,8 +14,8 @@ import pytest
 
 from dashboard.event_log import read_events
 from tests.support.commands import output_of, steps
-from trainer.data.readers import bundled
 from trainer.events import Evaluated
+from trainer.reading.readers import bundled
 
 QUESTIONS = 24
 COPIES = 30

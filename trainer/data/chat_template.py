@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from trainer.data.readers import Row
+from trainer.reading.row import Row
 
 
 @dataclass(frozen=True, slots=True)

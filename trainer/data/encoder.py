@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from autotune.errors import DataError, ModelError
 from trainer.data.chat_template import Rendered, render
-from trainer.data.readers import Row
+from trainer.reading.row import Row
 
 Span = tuple[int, int]
 """The first token or character, and the first one after the last."""

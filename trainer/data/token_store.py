@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 
 from autotune.errors import DataError, OutputError
 from trainer.data.encoder import Encoder
-from trainer.data.readers import check_file, count_rows
 from trainer.data.tokenization import TELL_EVERY, Interrupted, StoreStats, tokenise
 from trainer.events import Tokenising
+from trainer.reading.readers import check_file, count_rows
 
 VERSION = 3
 """Part of the name: a change of format or of encoding makes old stores unreachable."""

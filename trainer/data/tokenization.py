@@ -22,8 +22,9 @@ import numpy as np
 from autotune.errors import DataError
 from autotune.files import write_text
 from trainer.data.encoder import Encoded, Encoder
-from trainer.data.readers import Row, count_rows, read_rows
 from trainer.events import Tokenising
+from trainer.reading.readers import count_rows, read_rows
+from trainer.reading.row import Row
 
 CHUNK_ROWS = 4096
 CHUNK_CHARACTERS = 1 << 19

@@ -7,12 +7,12 @@ from accelerate import Accelerator
 
 from trainer.batching.collator import Collator
 from trainer.config.settings import WorkloadSettings
-from trainer.data.readers import bundled
 from trainer.data.token_store import open_store
 from trainer.events import Tokenising
 from trainer.model.engine import Engine
 from trainer.model.loading import Loaded, load_model
 from trainer.model.position_limits import check_positions
+from trainer.reading.readers import bundled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

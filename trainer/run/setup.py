@@ -13,7 +13,6 @@ from trainer.checkpointing.checkpoint import resume
 from trainer.config.launch_environment import overrule
 from trainer.config.run_config import save_run
 from trainer.config.settings import TrainSettings
-from trainer.data.readers import bundled
 from trainer.data.sample_order import count_steps
 from trainer.evaluation.evaluator import Answering, dry_run_evaluation
 from trainer.evaluation.generation import DEFAULT_GENERATION_BATCH, dry_run_generation
@@ -21,6 +20,7 @@ from trainer.events import Built, Say, TrainingStarted
 from trainer.model.accelerator import make_accelerator, precision
 from trainer.model.adapters import default_learning_rate, trainable_summary
 from trainer.model.loading import fingerprint_info
+from trainer.reading.readers import bundled
 from trainer.run.parts import make_engine, make_parts
 from trainer.run.rank_agreement import check_alike
 from trainer.run.state import Run

@@ -21,7 +21,7 @@ from trainer.config.launch_environment import wants_gloo
 from trainer.config.options import AutotuneOptions, Backend, TrainOptions
 from trainer.config.resolve import resolve, workload_settings
 from trainer.config.settings import TrainSettings, WorkloadSettings
-from trainer.data.readers import check_files
+from trainer.reading.readers import check_files
 
 Listen = Callable[[], AbstractContextManager[tuple[Emit, Path]]]
 """Opens the listeners of a command: where events go, and the text log."""

@@ -10,8 +10,8 @@ from autotune.errors import DataError
 from tests.support.data_files import json_lines
 from tests.support.tokenisers import FORGETFUL, PICKY, TURNS, tokenizer
 from trainer.data.encoder import Encoded, Encoder
-from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, open_store
+from trainer.reading.row import Row
 
 LONG = (
     ("system", "短"),
@@ -21,7 +21,13 @@ LONG = (
     ("assistant", "不客气。"),
     ("user", "再见"),
 )
-ROW = Row(LONG, "再见。")
+
+
+def conversation(*turns: tuple[str, str]) -> Row:
+    return Row.conversation(turns)
+
+
+ROW = conversation(*LONG, ("assistant", "再见。"))
 
 
 def text(of: Any, ids: Any) -> str:
@@ -34,8 +40,10 @@ def learnt_texts(encoder: Encoder, encoded: Encoded) -> list[str]:
     return [text(encoder.tokenizer, part) for part in [*parts, encoded.target]]
 
 
-MORNING = Row((("user", "早"), ("assistant", "早。"), ("user", "好")), "好。")
-THOUGHT = Row((("user", "早"), ("assistant", "<think>嗯</think>早。"), ("user", "好")), "好。")
+MORNING = conversation(("user", "早"), ("assistant", "早。"), ("user", "好"), ("assistant", "好。"))
+THOUGHT = conversation(
+    ("user", "早"), ("assistant", "<think>嗯</think>早。"), ("user", "好"), ("assistant", "好。")
+)
 ANSWERS = ["等于二。[EOS]", "不客气。[EOS]", "再见。[EOS]"]
 SEPARATED = ["等于二。[SEP]", "不客气。[SEP]", "再见。[SEP][EOS]"]
 
@@ -50,7 +58,7 @@ SEPARATED = ["等于二。[SEP]", "不客气。[SEP]", "再见。[SEP][EOS]"]
         (FORGETFUL, THOUGHT, ["好。[EOS]"], True),
         (FORGETFUL, MORNING, ["早。[EOS]", "好。[EOS]"], False),
         # there is nothing that the first turn could be predicted from
-        (TURNS, Row(MORNING.turns[1:], "好。"), ["好。[EOS]"], True),
+        (TURNS, Row(MORNING.messages[1:]), ["好。[EOS]"], True),
     ],
     ids=[
         "each by the template",
@@ -128,13 +136,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stored(folder: Path, rows: list[Row], encoder: Encoder, max_source: int = 64) -> TokenStore:
-    every = [(*row.turns, ("assistant", row.response)) for row in rows]
-    records = [{"messages": [{"role": r, "content": c} for r, c in turns]} for turns in every]
+    records = [{"messages": [message.as_dict() for message in row.messages]} for row in rows]
     path = str(json_lines(folder, records))
     return open_store((path,), encoder, max_source=max_source, max_target=64)
 
 
-PLAIN = Row((("user", "你好"),), "你好！")
+PLAIN = Row.pair("你好", "你好！")
 
 
 def test_learnt_tokens_are_kept_beside_the_others(tmp_path: Path) -> None:
@@ -184,7 +191,7 @@ def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
 def test_what_is_not_learnt_as_it_stands_is_said(tmp_path: Path) -> None:
     """Cut sources, empty answers, turns that the template rewrites; each with its number."""
     encoder = Encoder(tokenizer(FORGETFUL), is_causal=True)
-    rows = [PLAIN, THOUGHT, Row(PLAIN.turns, ""), THOUGHT]
+    rows = [PLAIN, THOUGHT, Row.pair("你好", ""), THOUGHT]
     most = len(encoder.encode([PLAIN])[0].source)
 
     store = stored(tmp_path, rows, encoder, max_source=most)

@@ -13,8 +13,8 @@ from autotune.errors import DataError, ModelError, OutputError
 from tests.support.data_files import json_lines
 from tests.support.tokenisers import tokenizer
 from trainer.data.encoder import Encoder
-from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, cache_folder, open_store
+from trainer.reading.row import Row
 
 ENCODER = Encoder(tokenizer(), is_causal=False)
 CAUSAL = Encoder(tokenizer(), is_causal=True)
@@ -53,7 +53,7 @@ def text_of(ids: Any) -> str:
 
 
 def row(prompt: str, response: str) -> Row:
-    return Row((("user", prompt),), response)
+    return Row.pair(prompt, response)
 
 
 def test_source_and_target_end_with_the_end_of_sequence() -> None:

@@ -20,10 +20,10 @@ from tests.support.processes import wait_until
 from tests.support.tokenisers import tokenizer
 from trainer.data import tokenization
 from trainer.data.encoder import Encoded, Encoder
-from trainer.data.readers import Row
 from trainer.data.token_store import TokenStore, open_store
 from trainer.data.tokenization import Interrupted, StoreStats
 from trainer.events import Tokenising
+from trainer.reading.row import Row
 
 ROWS = 1000
 CHUNK = 100
@@ -291,7 +291,7 @@ def test_memory_does_not_grow_with_the_rows(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight times the rows, about the same peak; a JSON list is read a piece at a time too."""
-    monkeypatch.setattr("trainer.data.readers.PIECE", 1 << 14)
+    monkeypatch.setattr("trainer.reading.readers.PIECE", 1 << 14)
     peaks = []
     for count in (ROWS, ROWS + 1, 8 * ROWS):  # the first fills caches
         path = write(tmp_path, pairs(count))

@@ -13,10 +13,10 @@ from tests.support import tiny
 from tests.support.commands import two_processes
 from trainer.batching.collator import Collator
 from trainer.data.encoder import Encoder
-from trainer.data.readers import bundled
 from trainer.evaluation.evaluator import Answering, evaluate_with_answers
 from trainer.evaluation.generation import answer, dry_run_generation
 from trainer.model.engine import Engine
+from trainer.reading.readers import bundled
 
 ROWS, LONGEST = range(13), 9
 

@@ -12,9 +12,9 @@ from autotune.partition import Costs
 from autotune.plan import cut
 from tests.support import sharded_script, tiny
 from trainer.batching.collator import Collator
-from trainer.data.readers import bundled
 from trainer.evaluation.evaluator import dry_run_evaluation, evaluate
 from trainer.model.engine import Engine
+from trainer.reading.readers import bundled
 
 STEP = 16
 Parts = tuple[Engine, Collator]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from autotune.errors import DataError
 from tests.support.data_files import Write, as_json, every_format, json_lines, pairs, parquet
-from trainer.data.readers import ADVICE, Row, count_rows, read_rows
+from trainer.reading.readers import ADVICE, count_rows, read_rows
+from trainer.reading.row import Row
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -33,20 +34,22 @@ def test_rows_are_the_same_in_every_format(tmp_path: Path, write: Write) -> None
     rows = rows_of(path)
 
     assert [row.response for row in rows] == [f"答 {i}" for i in range(2500)]
-    assert rows[2] == Row((("user", "第 2 问？？"),), "答 2")
+    assert rows[2] == Row.pair("第 2 问？？", "答 2")
     assert rows[2].prompt == "第 2 问？？"
 
 
 @every_format
 def test_a_conversation_ends_with_the_answer_to_learn(tmp_path: Path, write: Write) -> None:
     """The turns before it are the source."""
-    turns = (("system", "短"), ("user", "早"), ("assistant", "早。"), ("user", "?"))
-    messages = [{"role": role, "content": text} for role, text in (*turns, ("assistant", "好"))]
+    turns = [
+        ("system", "短"), ("user", "早"), ("assistant", "早。"), ("user", "?"), ("assistant", "好"),
+    ]  # fmt: skip
+    messages = [{"role": role, "content": text} for role, text in turns]
     path = write(tmp_path, [{"messages": messages}])
 
     (row,) = rows_of(path)
 
-    assert row == Row(turns, "好")
+    assert row == Row.conversation(turns)
     assert row.prompt == "短\n早\n早。\n?"
 
 
@@ -103,7 +106,7 @@ def test_a_json_list_reads_the_same_in_any_pieces(
     path.write_text(json.dumps(listed, indent=indent, ensure_ascii=plain), encoding="utf-8")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("trainer.data.readers.PIECE", piece)
+        patched.setattr("trainer.reading.readers.PIECE", piece)
         rows = rows_of(path)
 
     assert [{"prompt": row.prompt, "response": row.response} for row in rows] == records

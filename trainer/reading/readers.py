@@ -9,7 +9,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autotune.errors import DataError, first_line
+from trainer.reading.row import ANSWERS, Row
 
 BATCH_ROWS = 1024
 PIECE = 1 << 20
@@ -25,20 +25,6 @@ PIECE = 1 << 20
 ADVICE = "give a Parquet, JSON or JSON-lines file with the columns prompt and response"
 BOM = b"\xef\xbb\xbf"
 """What Windows puts before UTF-8 text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sample: the turns up to the last answer, and that answer."""
-
-    turns: tuple[tuple[str, str], ...]
-    """(role, content); a prompt is one turn of the user."""
-    response: str
-
-    @property
-    def prompt(self) -> str:
-        """The turns as one text, for a model without a chat template."""
-        return "\n".join(content for _, content in self.turns)
 
 
 def bundled(name: str) -> str:
@@ -252,7 +238,7 @@ def _row(record: dict[str, Any], path: str, number: int) -> Row:
         return _conversation(record["messages"], path, number)
     for column in ("prompt", "response"):
         _check_text(record.get(column), f"{path}, row {number}, column {column}")
-    return Row((("user", record["prompt"]),), record["response"])
+    return Row.pair(record["prompt"], record["response"])
 
 
 def _conversation(messages: Any, path: str, number: int) -> Row:
@@ -269,12 +255,12 @@ def _conversation(messages: Any, path: str, number: int) -> Row:
                 raise DataError(
                     f"{where}: a turn without a text `role` and `content`", "fix the row or drop it"
                 )
-    if turns[-1][0] != "assistant":
+    if turns[-1][0] != ANSWERS:
         raise DataError(
             f"{where}: the last turn is {turns[-1][0]!r}, not 'assistant'",
             "end each row with the answer to learn",
         )
-    return Row(tuple(turns[:-1]), turns[-1][1])
+    return Row.conversation(turns)
 
 
 def _check_text(value: Any, where: str) -> None:
