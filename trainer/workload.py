@@ -45,9 +45,7 @@ class SftWorkload:
             "model": settings.model,
             "rows": len(store),
             "precision": precision(settings),
-            "notice": store.truncation_notice(
-                settings.max_source_length, settings.max_target_length
-            ),
+            "notice": parts.data_notice(settings),
             "fingerprint": fingerprint_info(parts.loaded, store, accelerator.num_processes),
         }
 

@@ -1,80 +1,189 @@
-"""Renders a conversation with the model's chat template, and finds the assistant's text in it.
+"""Renders a conversation with the model's chat template, and finds the answers in its text.
 
-An answer's text is found by prefix: the text through that turn begins with the text before it. If a
-template rewrites earlier turns (Qwen3's drops their thinking), only the last answer counts in the loss.
+The text is the template's own, of the whole conversation. An answer is what the template adds after the
+words that open an answer; its end of turn belongs to it.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 
-from trainer.reading.row import Row
+from trainer.reading.row import Message, Row
+
+Span = tuple[int, int]
+"""The first token or character, and the first one after the last."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Names of the field that holds what a model thinks before it answers."""
+
+Messages = Sequence[Mapping[str, Any]]
+Write = Callable[..., str]
+"""The template: messages, and `opened`, whether words follow that open an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """One row as text."""
 
-    source: str
-    """Everything before the last answer, with the words that open it."""
-    target: str
-    """The last answer, and the template's end of turn."""
-    loss_spans: tuple[tuple[int, int], ...] = ()
-    """The characters of the source that are earlier answers, with their ends of turn."""
+    text: str
+    """The whole conversation; it ends with the last answer."""
+    begin: int
+    """The characters before the last answer."""
+    content: Span
+    """The characters of that answer's content; empty, at `begin`, where the template rewrites it."""
+    loss_spans: tuple[Span, ...] = ()
+    """The characters of the earlier answers that the loss counts, with their ends of turn."""
     is_last_only: bool = False
-    """Whether there are earlier answers, and the template rewrites them."""
+    """Whether the template rewrites an earlier answer that the loss should count."""
+    is_altered: bool = False
+    """Whether the template leaves out a part of the last answer."""
 
 
 def render(tokenizer: Any, row: Row) -> Rendered:
-    """The row by the tokenizer's template; raises TemplateError where that refuses the turns."""
-    source = _text(tokenizer, row.turns, opened=True)
-    whole = _text(tokenizer, (*row.turns, ("assistant", row.response)), opened=False)
-    target = row.response
-    if whole.startswith(source):
-        target = _said(whole[len(source) :], row.response)
-    spans = []
-    for number, (role, content) in enumerate(row.turns):
-        if role != "assistant":
-            continue
-        span = _span(tokenizer, row.turns[: number + 1], content, source)
-        if span is None:
-            return Rendered(source, target, is_last_only=True)
-        spans.append(span)
-    return Rendered(source, target, tuple(spans))
+    """The row by the tokenizer's template.
+
+    Earlier answers are learnt if the template writes them as it would have written them at their time;
+    Qwen3's leaves out earlier thinking. An answer before any other message follows from nothing, and is
+    not learnt.
+
+    Raises:
+        TemplateError: the template refuses the turns, or does not write their tools.
+    """
+
+    def write(messages: Messages, *, opened: bool = False, tools: Sequence[Any] = row.tools) -> str:
+        return _text(tokenizer, messages, tools, opened=opened)
+
+    messages = _with_arguments(write, [message.as_dict() for message in row.messages])
+    text = write(messages)
+    _check_tools(write, messages, text, has_tools=bool(row.tools))
+    begin = _begin(write, messages, text)
+    bare = row.response.strip()
+    first = text.find(bare, begin) if bare else -1
+    content = (begin, begin) if first < 0 else (first, first + len(bare))
+    spans = [
+        _earlier(write, messages[: number + 1], text)
+        for number, message in enumerate(row.messages[:-1])
+        if message.is_learnt and number > 0
+    ]
+    known = tuple(span for span in spans if span is not None)
+    return Rendered(
+        text, begin, content,
+        loss_spans=known if len(known) == len(spans) else (),
+        is_last_only=len(known) < len(spans),
+        is_altered=_is_altered(row.messages[-1], text, begin),
+    )  # fmt: skip
 
 
-def _span(
-    tokenizer: Any, turns: Sequence[tuple[str, str]], content: str, source: str
-) -> tuple[int, int] | None:
-    """The span of the last of the turns in the source; None if the template rewrote it."""
-    if len(turns) == 1:  # the assistant speaks first: no text can be before it
-        return None
+def _begin(write: Write, messages: Messages, text: str) -> int:
+    """Where the last of the messages, an answer, begins in the text."""
+    before = messages[:-1]
+    if not before:
+        return 0
+    opened = write(before, opened=True)
+    if text.startswith(opened):
+        return len(opened)
+    # The words that open an answer are not all written into a conversation (DeepSeek-R1: `<think>`). An
+    # answer may begin as those words do, like `<b>`: it begins where its content is found.
+    common = _common(opened, text)
+    bare = _bare(messages[-1])
+    first = text.rfind(bare, 0, common + len(bare))
+    return first if first >= 0 and common - first <= len(bare) else common
+
+
+def _earlier(write: Write, messages: Messages, text: str) -> Span | None:
+    """The span of the last of the messages, an answer, in the text; None if the template rewrote it."""
     try:
-        before = _text(tokenizer, turns[:-1], opened=True)
-        through = _text(tokenizer, turns, opened=False)
+        begin = _begin(write, messages, text)
+        through = write(messages)
     except TemplateError:
         return None
-    if not (through.startswith(before) and source.startswith(through)):
-        return None
-    return len(before), len(before) + len(_said(through[len(before) :], content))
+    if text.startswith(through):
+        return begin, len(through)
+    # a template may end a conversation with more than a turn (Phi-3: `<|endoftext|>`)
+    end = _common(through, text)
+    bare = _bare(messages[-1])
+    first = through.find(bare, begin)
+    return (begin, end) if bare and 0 <= first <= end - len(bare) else None
 
 
-def _said(written: str, content: str) -> str:
-    """What the model says in a turn: through the end-of-turn token, without the line break after it.
+def _common(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
-    In a template without such a token the line break ends the turn.
+
+def _bare(message: Mapping[str, Any]) -> str:
+    return (message.get("content") or "").strip()
+
+
+def _is_altered(message: Message, text: str, begin: int) -> bool:
+    """Whether a part of an answer is not in the text; spaces and line breaks do not count."""
+    extra = (message.extra.get(name) for name in REASONING)
+    parts = [message.text, *(part for part in extra if isinstance(part, str))]
+    if all(part.strip() in text[begin:] for part in parts):
+        return False
+    squeezed = "".join(text.split())
+    return not all("".join(part.split()) in squeezed for part in parts)
+
+
+def _with_arguments(write: Write, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, with the arguments of tool calls as the template takes them: text or objects.
+
+    OpenAI's form is JSON text. Many templates write it as JSON once more, with its quotes escaped.
     """
-    bare = content.strip()
-    ends = written.rfind(bare) + len(bare) if bare else 0
-    said = written.rstrip()
-    return said if len(said) > ends else written
+    texts = [
+        call["function"]["arguments"]
+        for call in _calls(messages)
+        if isinstance(call["function"].get("arguments"), str)
+    ]
+    if not texts:
+        return messages
+    try:
+        text = write(messages)
+    except TemplateError:  # it reads them as objects
+        pass
+    else:
+        if not any(json.dumps(each, ensure_ascii=False) in text for each in texts):
+            return messages
+    return [
+        {**message, "tool_calls": [_parsed(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
 
 
-def _text(tokenizer: Any, turns: Sequence[tuple[str, str]], *, opened: bool) -> str:
-    messages = [{"role": role, "content": content} for role, content in turns]
-    text: str = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=opened
-    )
+def _parsed(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    except (TypeError, ValueError, KeyError):  # objects already, or no JSON
+        return dict(call)
+
+
+def _calls(messages: Messages) -> Iterator[Mapping[str, Any]]:
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
+                yield call
+
+
+def _check_tools(write: Write, messages: Messages, text: str, *, has_tools: bool) -> None:
+    """Raises TemplateError where the text is the same without the tools, or without their calls."""
+    if has_tools and write(messages, tools=()) == text:
+        raise TemplateError("it does not write `tools`")
+    without = [{k: v for k, v in message.items() if k != "tool_calls"} for message in messages]
+    if without != list(messages) and write(without) == text:
+        raise TemplateError("it does not write `tool_calls`")
+
+
+def _text(tokenizer: Any, messages: Messages, tools: Sequence[Any], *, opened: bool) -> str:
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=opened
+        )
+    except (TypeError, ValueError, LookupError, AttributeError) as error:  # of its expressions
+        raise TemplateError(str(error)) from error
     return text

@@ -23,7 +23,7 @@ from trainer.data.tokenization import TELL_EVERY, Interrupted, StoreStats, token
 from trainer.events import Tokenising
 from trainer.reading.readers import check_file, count_rows
 
-VERSION = 3
+VERSION = 4
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
 
 Numbers = npt.NDArray[np.int64]
@@ -76,26 +76,6 @@ class TokenStore:
     def longest(self) -> tuple[int, int]:
         """Tokens of the longest source and of the longest target."""
         return self.stats.longest_source[1], self.stats.longest_target[1]
-
-    def truncation_notice(self, max_source: int, max_target: int) -> str | None:
-        """A line about rows that the model does not learn in full, None without such rows."""
-        stats, said = self.stats, []
-        if stats.cut_sources or stats.cut_targets:
-            said.append(
-                f"truncated {stats.cut_sources:,} of {len(self):,} sources to {max_source} tokens "
-                f"and {stats.cut_targets:,} targets to {max_target}"
-            )
-        if stats.empty_responses:
-            said.append(
-                f"{stats.empty_responses:,} of {len(self):,} responses are empty: only their end "
-                f"counts in the loss"
-            )
-        if stats.last_only:
-            said.append(
-                f"of {stats.last_only:,} conversations only the last answer counts in the loss: the "
-                f"chat template rewrites the turns before it"
-            )
-        return "; ".join(said) or None
 
 
 def open_store(

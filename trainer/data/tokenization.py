@@ -6,6 +6,7 @@ begins, sources at even places, targets at odd ones. If the loss counts answers 
 `stats.json` is replaced about once a second and says how much is safely on disk.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -54,13 +55,23 @@ class StoreStats:
     empty_responses: int = 0
     last_only: int = 0
     """Conversations whose earlier answers the loss does not count, though it should."""
+    altered: int = 0
+    """Answers of which the chat template leaves out a part."""
+    spelled: int = 0
+    """Rows whose text spells a special token."""
+    spelling: str | None = None
+    """The first of those tokens."""
     has_loss_mask: bool = False
     """Whether the loss counts tokens of any source."""
     longest_source: list[int] = field(default_factory=lambda: [0, 0])
     """(row, tokens)"""
     longest_target: list[int] = field(default_factory=lambda: [0, 0])
     longest_both: list[int] = field(default_factory=lambda: [0, 0])
+    largest_id: list[int] = field(default_factory=lambda: [0, 0])
+    """(row, token id)"""
     seconds: float = 0.0
+    digest: str = ""
+    """SHA-256 of the tokens and of what is learnt, once all rows are written."""
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -129,6 +140,17 @@ def tokenise(
             if stop:
                 raise Interrupted(f"tokenising was interrupted after {stats.rows:,} rows")
         writer.save()
+        stats.digest = content_digest(folder, stats)
+        stats.save(folder)
+
+
+def content_digest(folder: Path, stats: StoreStats) -> str:
+    """SHA-256 of the store's files: the same for the same learnt tokens, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name in stats.sizes():
+        with (folder / name).open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 Chunk = tuple[int, list[Row]]
@@ -168,6 +190,7 @@ class _Writer:
     def __init__(self, folder: Path, encoder: Encoder, max_source: int, max_target: int) -> None:
         self._folder = folder
         self._encoder = encoder
+        self._dtype = encoder.dtype
         self._most = max_source, max_target
         self._files: dict[str, Any] = {}
         self.stats = self._kept()
@@ -195,24 +218,29 @@ class _Writer:
         source_counts = np.zeros(len(encoded), dtype=np.int32)
         place = 0
         for number, (row, each) in enumerate(zip(rows, encoded, strict=True)):
-            source = encoder.fit_source(each.source, self._most[0])
-            target = each.target[: self._most[1]]  # a target that is cut has no end-of-sequence
+            # a target that is cut has no end
+            source, target = encoder.fit(each, max_source=self._most[0], max_target=self._most[1])
             for first, last in each.loss_spans_in_last(len(source)):
                 loss_spans.append((place + first, place + last))
                 source_counts[number] += last - first
             sequences += (source, target)
             place += len(source) + len(target)
-            stats.cut_sources += len(each.source) > self._most[0]
-            stats.cut_targets += len(each.target) > self._most[1]
-            stats.empty_responses += not row.response
+            stats.cut_sources += len(source) < len(each.source)
+            stats.cut_targets += len(target) < len(each.target)
+            stats.empty_responses += not row.messages[-1].content and not row.messages[-1].extra
             stats.last_only += each.is_last_only
+            stats.altered += each.is_altered
+            stats.spelled += each.spelled is not None
+            stats.spelling = stats.spelling or each.spelled
         lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
         flat = itertools.chain.from_iterable(sequences)
-        self._file("tokens.bin").write(np.fromiter(flat, encoder.dtype, count=place).tobytes())
+        tokens = np.fromiter(flat, self._dtype, count=place)
+        self._file("tokens.bin").write(tokens.tobytes())
         self._file("offsets.bin").write((stats.tokens + lengths.cumsum()).tobytes())
         if loss_spans or stats.has_loss_mask:
             self._add_loss_mask(loss_spans, source_counts, place)
         self._note_longest(lengths)
+        self._note_largest(tokens, lengths)
         stats.file_rows = len(encoded) + (stats.file_rows if file == stats.file else 0)
         stats.file = file
         stats.rows += len(encoded)
@@ -249,13 +277,19 @@ class _Writer:
             if sizes[row] > known[1]:
                 known[:] = stats.rows + row, int(sizes[row])
 
+    def _note_largest(self, tokens: Any, lengths: Any) -> None:
+        place = int(tokens.argmax())
+        if tokens[place] > self.stats.largest_id[1]:
+            row = int(np.searchsorted(lengths.cumsum(), place, side="right")) // 2
+            self.stats.largest_id[:] = self.stats.rows + row, int(tokens[place])
+
     def _kept(self) -> StoreStats:
         """The stats that an interruption left; empty ones if a file is shorter than they say."""
         stats = StoreStats.read(self._folder)
         held = {file.name: file.stat().st_size for file in self._folder.iterdir()}
         if stats and all(held.get(name, 0) >= size for name, size in stats.sizes().items()):
             return stats
-        return StoreStats(width=np.dtype(self._encoder.dtype).itemsize)
+        return StoreStats(width=np.dtype(self._dtype).itemsize)
 
     def _file(self, name: str) -> Any:
         if name not in self._files:

@@ -87,7 +87,7 @@ def _greedy(engine: Engine, collator: Collator, longest: int) -> Iterator[PreTra
         num_beams=1,
         use_cache=True,  # training set the model's own to False
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
-        eos_token_id=collator.encoder.eos,
+        eos_token_id=[collator.encoder.eos, collator.encoder.end],
         pad_token_id=collator.encoder.pad,
     )
     try:
@@ -104,7 +104,7 @@ def _generate(model: PreTrainedModel, collator: Collator, rows: Sequence[int]) -
     # after the prompt or the start token
     begin = inputs["input_ids"].shape[1] if encoder.is_causal else 1
     for ids in output[:, begin:].cpu().numpy():  # (answer,)
-        ends = np.flatnonzero(ids == encoder.eos)
+        ends = np.flatnonzero((ids == encoder.eos) | (ids == encoder.end))
         yield ids[: ends[0]] if len(ends) else ids
 
 

@@ -25,7 +25,9 @@ class Message:
         return self.content or ""
 
     def as_dict(self) -> dict[str, Any]:
-        return {"role": self.role, "content": self.content, **self.extra}
+        """The message for a template; null content is left out, since templates write it as `None`."""
+        content = {} if self.content is None else {"content": self.content}
+        return {"role": self.role, **content, **self.extra}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,6 @@ class Row:
     def conversation(cls, turns: Sequence[tuple[str, str]]) -> Self:
         """A conversation of (role, content) that ends with an answer; every answer is learnt."""
         return cls(tuple(Message(r, c, is_learnt=r == ANSWERS) for r, c in turns))
-
-    @property
-    def turns(self) -> tuple[tuple[str, str], ...]:
-        """(role, text) of the messages before the last."""
-        return tuple((message.role, message.text) for message in self.messages[:-1])
 
     @property
     def prompt(self) -> str:

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from trainer.batching.collator import Collator
 from trainer.config.settings import WorkloadSettings
+from trainer.data.notices import data_notice
 from trainer.data.token_store import open_store
 from trainer.events import Tokenising
 from trainer.model.engine import Engine
@@ -25,6 +26,15 @@ class Parts:
     """None without evaluation data."""
     parameters: int
     """Number of the model's parameters; adapters are not counted."""
+
+    def data_notice(self, settings: WorkloadSettings) -> str | None:
+        """A line about training rows that are not learnt as they stand in the file."""
+        return data_notice(
+            self.collator.store.stats,
+            is_causal=self.loaded.encoder.is_causal,
+            max_source=settings.max_source_length,
+            max_target=settings.max_target_length,
+        )
 
 
 def make_parts(

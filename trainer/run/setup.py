@@ -134,7 +134,7 @@ def disk_need(parameters: int, trained: int, keep: int) -> int:
 def say_started(run: Run) -> None:
     settings, workload = run.settings, run.settings.workload
     store = run.parts.collator.store
-    run.notice(store.truncation_notice(workload.max_source_length, workload.max_target_length))
+    run.notice(run.parts.data_notice(workload))
     run.notice(trainable_summary(run.engine.unwrapped))
     if run.engine.is_sharded:
         run.notice(f"sharded over {run.plan.world_size} processes (FSDP2)")

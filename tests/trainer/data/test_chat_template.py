@@ -1,5 +1,6 @@
 """Which tokens of a conversation the loss counts: every answer and its end, by the chat template."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from autotune.errors import DataError
 from tests.support.data_files import json_lines
 from tests.support.tokenisers import FORGETFUL, PICKY, TURNS, tokenizer
 from trainer.data.encoder import Encoded, Encoder
+from trainer.data.notices import data_notice
 from trainer.data.token_store import TokenStore, open_store
 from trainer.reading.row import Row
 
@@ -45,28 +47,40 @@ THOUGHT = conversation(
     ("user", "早"), ("assistant", "<think>嗯</think>早。"), ("user", "好"), ("assistant", "好。")
 )
 ANSWERS = ["等于二。[EOS]", "不客气。[EOS]", "再见。[EOS]"]
-SEPARATED = ["等于二。[SEP]", "不客气。[SEP]", "再见。[SEP][EOS]"]
+LINES = [f"{answer}\n" for answer in ANSWERS]
+SEPARATED = [line.replace("[EOS]", "[SEP]") for line in LINES]
+BARE = [line.replace("[EOS]", "") for line in LINES[:2]]
 
 
 @pytest.mark.parametrize(
     ("template", "row", "learnt", "is_last_only"),
     [
-        (TURNS, ROW, ANSWERS, False),
+        (TURNS, ROW, LINES, False),
         (None, ROW, ANSWERS, False),
-        # turns end with a token of their own; the end of sequence follows the last
+        # turns end with a token of their own: the model stops there, and nothing is added
         (TURNS.replace("[EOS]", "[SEP]"), ROW, SEPARATED, False),
-        (FORGETFUL, THOUGHT, ["好。[EOS]"], True),
-        (FORGETFUL, MORNING, ["早。[EOS]", "好。[EOS]"], False),
+        # turns end with a line break, at which no model stops
+        (TURNS.replace("[EOS]", ""), ROW, [*BARE, "再见。\n[EOS]"], False),
+        (FORGETFUL, THOUGHT, ["好。[EOS]\n"], True),
+        (FORGETFUL, MORNING, ["早。[EOS]\n", "好。[EOS]\n"], False),
         # there is nothing that the first turn could be predicted from
-        (TURNS, Row(MORNING.messages[1:]), ["好。[EOS]"], True),
+        (
+            TURNS,
+            Row((MORNING.messages[1], *MORNING.messages)),
+            ["早。[EOS]\n", "好。[EOS]\n"],
+            False,
+        ),
+        (None, Row((MORNING.messages[1], *MORNING.messages)), ["早。[EOS]", "好。[EOS]"], False),
     ],
     ids=[
         "each by the template",
         "each without a template",
-        "the end of turn without the line break behind it",
+        "with the template's own end of turn",
+        "with an end where the template has none",
         "the last where the template rewrites earlier turns",
         "each where there was no thinking to leave out",
         "from the second on where the assistant begins",
+        "from the second on without a template",
     ],
 )
 def test_every_answer_is_learnt_with_its_end(
@@ -135,10 +149,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.data.tokenization.CHUNK_ROWS", 2)
 
 
-def stored(folder: Path, rows: list[Row], encoder: Encoder, max_source: int = 64) -> TokenStore:
+def stored(
+    folder: Path, rows: list[Row], encoder: Encoder, max_source: int = 64, max_target: int = 64
+) -> TokenStore:
     records = [{"messages": [message.as_dict() for message in row.messages]} for row in rows]
     path = str(json_lines(folder, records))
-    return open_store((path,), encoder, max_source=max_source, max_target=64)
+    return open_store((path,), encoder, max_source=max_source, max_target=max_target)
 
 
 PLAIN = Row.pair("你好", "你好！")
@@ -158,7 +174,8 @@ def test_learnt_tokens_are_kept_beside_the_others(tmp_path: Path) -> None:
     assert [int(store.loss_mask(row).sum()) for row in range(len(rows))] == earlier
     assert (store.loss_mask_lengths(every) - store.target_lengths(every)).tolist() == earlier
     assert (
-        text(encoder.tokenizer, store.source(3)[store.loss_mask(3)]) == "等于二。[EOS]不客气。[EOS]"
+        text(encoder.tokenizer, store.source(3)[store.loss_mask(3)])
+        == "等于二。[EOS]\n不客气。[EOS]\n"
     )
 
 
@@ -171,34 +188,43 @@ def test_rows_without_earlier_answers_need_no_loss_mask(tmp_path: Path) -> None:
     assert not (store.folder / "loss_mask.bin").exists()
 
 
-def test_a_long_conversation_loses_its_beginning(tmp_path: Path) -> None:
-    """An earlier answer in whole or in part; the first token that stays is predicted from nothing."""
+def test_a_conversation_has_both_limits_together(tmp_path: Path) -> None:
+    """Beyond them it loses its beginning, down to the source's limit; then its answer loses its end."""
     encoder = Encoder(tokenizer(TURNS), is_causal=True)
     (whole,) = encoder.encode([ROW])
-    second = whole.loss_spans[1]
+    every = [*whole.source, *whole.target]
 
-    for length in range(1, len(whole.source) + 1):
-        store = stored(tmp_path, [ROW], encoder, max_source=length)
-        begin = len(whole.source) - length
-        marked = [i for first, last in whole.loss_spans for i in range(first, last) if i > begin]
-        assert (np.flatnonzero(store.loss_mask(0)) + begin).tolist() == marked
-        assert store.target(0).tolist() == whole.target
-        assert store.stats.cut_sources == (begin > 0)
-
-    assert second[0] < len(whole.source)
+    for limits in itertools.product((2, 9, len(whole.source), 200), (2, len(whole.target), 200)):
+        store = stored(tmp_path, [ROW], encoder, *limits)
+        kept = [*store.source(0), *store.target(0)]
+        assert len(kept) == min(sum(limits), len(every))
+        gone = len(whole.source) - len(store.source(0))
+        assert kept == every[gone : gone + len(kept)]
+        if len(every) > sum(limits):
+            assert len(store.target(0)) == min(
+                len(whole.target), max(limits[1], sum(limits) - len(whole.source))
+            )
+        marked = [i for first, last in whole.loss_spans for i in range(first, last) if i > gone]
+        assert (np.flatnonzero(store.loss_mask(0)) + gone).tolist() == marked
+        assert store.stats.cut_sources == (gone > 0)
+        assert store.stats.cut_targets == (len(store.target(0)) < len(whole.target))
 
 
 def test_what_is_not_learnt_as_it_stands_is_said(tmp_path: Path) -> None:
-    """Cut sources, empty answers, turns that the template rewrites; each with its number."""
+    """Cut and rewritten rows, empty answers, special tokens in prose; each with its number."""
     encoder = Encoder(tokenizer(FORGETFUL), is_causal=True)
-    rows = [PLAIN, THOUGHT, Row.pair("你好", ""), THOUGHT]
-    most = len(encoder.encode([PLAIN])[0].source)
+    spelled = Row.pair("[EOS]是什么？", "[EOS]是结束。")
+    rows = [PLAIN, THOUGHT, Row.pair("你好", ""), THOUGHT, spelled]
+    lengths = [len(e.source) + len(e.target) for e in encoder.encode(rows)]
+    most = lengths[3] - 1
 
-    store = stored(tmp_path, rows, encoder, max_source=most)
+    store = stored(tmp_path, rows, encoder, max_source=most - 6, max_target=6)
 
-    assert store.truncation_notice(most, 64) == (
-        f"truncated 2 of 4 sources to {most} tokens and 0 targets to 64; 1 of 4 responses are "
+    assert data_notice(store.stats, is_causal=True, max_source=most - 6, max_target=6) == (
+        f"cut the beginning of {sum(length > most for length in lengths)} of 5 conversations, to {most} "
+        f"tokens, and the end of 0 answers; 1 of 5 responses are "
         f"empty: only their end counts in the loss; of 2 conversations only the last answer counts in "
-        f"the loss: the chat template rewrites the turns before it"
+        f"the loss: the chat template rewrites the turns before it; the text of 1 of 5 rows spells a "
+        f"special token (first '[EOS]'), which becomes that token"
     )
-    assert store.target(2).tolist() == [encoder.eos]
+    assert text(encoder.tokenizer, store.target(2)) == "[EOS]\n"

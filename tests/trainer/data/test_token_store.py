@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from autotune.errors import DataError, ModelError, OutputError
 from tests.support.data_files import json_lines
 from tests.support.tokenisers import tokenizer
-from trainer.data.encoder import Encoder
+from trainer.data.encoder import Encoded, Encoder
+from trainer.data.notices import data_notice
 from trainer.data.token_store import TokenStore, cache_folder, open_store
 from trainer.reading.row import Row
 
@@ -78,19 +79,20 @@ def test_a_causal_target_alone_has_an_end() -> None:
 
 @given(st.lists(st.integers(5, 100), max_size=40), st.integers(1, 50))
 def test_what_is_cut_keeps_what_counts(ids: list[int], longest: int) -> None:
-    """A source its beginning and its end of sequence."""
-    whole = [*ids, ENCODER.eos]
+    """A source its beginning and its end of sequence; a target its beginning."""
+    whole = Encoded([*ids, ENCODER.eos], [*ids, ENCODER.eos])
 
-    source = ENCODER.fit_source(whole, longest)
+    source, target = ENCODER.fit(whole, max_source=longest, max_target=longest)
 
-    assert len(source) == min(len(whole), longest)
+    assert len(source) == len(target) == min(len(whole.source), longest)
     assert source[-1] == ENCODER.eos
-    assert source[:-1] == whole[: len(source) - 1]
+    assert source[:-1] == whole.source[: len(source) - 1]
+    assert target == whole.target[:longest]
 
 
 def test_a_causal_prompt_keeps_its_last_part() -> None:
     """The question stands at its end."""
-    assert CAUSAL.fit_source([1, 2, 3, 4], 2) == [3, 4]
+    assert CAUSAL.fit(Encoded([1, 2, 3, 4], [5]), max_source=2, max_target=1) == ([3, 4], [5])
 
 
 def test_a_small_vocabulary_takes_two_bytes_a_token() -> None:
@@ -170,10 +172,10 @@ def test_what_was_cut_is_counted(tmp_path: Path) -> None:
     assert cut.longest() == (most_source, most_target)
     targets = [each.target[:most_target] for each in encoded]  # one that is cut has no end
     assert [cut.target(i).tolist() for i in range(4)] == targets
-    assert cut.truncation_notice(5, 7) == (
+    assert data_notice(cut.stats, is_causal=False, max_source=5, max_target=7) == (
         f"truncated {counts[0]} of 4 sources to 5 tokens and {counts[1]} targets to 7"
     )
-    assert whole.truncation_notice(64, 64) is None
+    assert data_notice(whole.stats, is_causal=False, max_source=64, max_target=64) is None
 
 
 def test_a_store_is_tokenised_once(
