@@ -1,5 +1,6 @@
 """A run that is resumed: what it is, what it takes, and that nothing is tuned anew."""
 
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import transformers
 import profiles
 from autotune.devices.host import HostMeter
 from autotune.devices.selection import open_devices
+from autotune.errors import OutputError
 from autotune.events import ProbeStarted
 from tests.support import runs
 from tests.support.commands import output_of, start, steps
@@ -118,6 +120,28 @@ def test_a_resume_searches_nothing_and_counts_on_whatever_its_cut(
         assert (part["step"], part["samples"]) == (one["step"], one["samples"])
         assert part["tokens"] == one["tokens"]
         assert part["loss"] == pytest.approx(one["loss"], abs=1e-4)
+
+
+def test_a_resume_on_other_rows_is_refused_before_a_step(tmp_path: Path) -> None:
+    """Rows that were appended would change the order of all; the same rows as before go on."""
+    rows, folder = rows_file(tmp_path / "rows.jsonl", 40), tmp_path / "run"
+    of_run = runs.settings(rows, folder)
+    runs.run(of_run, stop_after=3)
+    before = (folder / "run.json").read_text()
+    moved = Path(shutil.copy(rows, tmp_path / "moved.jsonl"))
+    rows.write_text(rows.read_text() + rows.read_text())
+
+    with pytest.raises(OutputError) as caught:
+        runs.run(of_run)
+    ended = runs.ended(runs.run(runs.settings(moved, folder)))
+
+    assert re.fullmatch(
+        rf"the data of the run in {folder} has changed: 40 rows of [\d,]+ tokens, now 80 rows of [\d,]+ "
+        "tokens; put the data back to resume, use --fresh to begin anew, or another --output-dir",
+        str(caught.value),
+    )
+    assert '"finished": false' in before
+    assert ended.result["steps"] == of_run.max_steps
 
 
 def test_where_activations_set_the_peak_a_resume_takes_no_more_than_a_fresh_start(

@@ -15,7 +15,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,19 @@ OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.
         "loss.svg", "adapter", "tracking")  # fmt: skip
 """What a run leaves beside its checkpoints and run.json. config.json comes first: it marks a model.
 run.toml and profile.toml are replaced, never removed: the new run may read them (`--config … --fresh`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRecord:
+    """What a run learns, by content: file names and formats may change."""
+
+    rows: int
+    tokens: int
+    digest: str
+    """The token store's."""
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} rows of {self.tokens:,} tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +98,31 @@ class RunFolder:
         return run_key
 
     def claim(
-        self, run_key: dict[str, Any], *, fresh: bool, learning_rate: float | None = None
+        self,
+        run_key: dict[str, Any],
+        *,
+        fresh: bool,
+        learning_rate: float | None = None,
+        data: DataRecord | None = None,
     ) -> None:
         """Makes the folder this run's, after `check`; an unfinished part of the run stays.
 
-        `learning_rate` is the run's peak rate, the user's or the default.
+        `learning_rate` is the run's peak rate, the user's or the default; `data`, what it learns.
+
+        Raises:
+            OutputError: as `check` does, or the unfinished part was trained on other data.
         """
         run_key = self.check(run_key, fresh=fresh)
+        if not fresh:
+            self._check_data(data)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
                 self._clear()
             self._tidy()
-            self._write({"identity": run_key, "learning_rate": learning_rate, "finished": False})
+            record = None if data is None else asdict(data)
+            rate = {"learning_rate": learning_rate}
+            self._write({"identity": run_key, **rate, "data": record, "finished": False})
         except OSError as error:
             raise OutputError(
                 f"cannot write to {self.path}: {error.strerror}", "choose another --output-dir"
@@ -130,6 +155,22 @@ class RunFolder:
         known = self._read()
         assert known is not None
         self._write({**known, **values})
+
+    def _check_data(self, data: DataRecord | None) -> None:
+        known = (self._read() or {}).get("data")
+        if known is None or data is None or not self.checkpoints():
+            return
+        old = DataRecord(**known)
+        if old.digest != data.digest:
+            what = (
+                f"{old}, now {data}"
+                if str(old) != str(data)
+                else f"as before {old}, of other content"
+            )
+            raise OutputError(
+                f"the data of the run in {self.path} has changed: {what}",
+                "put the data back to resume, use --fresh to begin anew, or another --output-dir",
+            )
 
     def _check_ours(self) -> None:
         """Raises OutputError if other things are in the folder: not even `--fresh` removes those."""

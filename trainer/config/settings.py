@@ -106,8 +106,19 @@ class TrainSettings(RunOptions, Settings):
         )
 
     def run_key(self) -> dict[str, Any]:
-        """What must be the same to resume a run; only how a step is cut and computed may change."""
-        cut = ("device", "memory_limit", "backend", "gradient_checkpointing", "compile", "fsdp")
+        """What must be the same to resume a run; only how a step is cut and computed may change.
+
+        The data is compared by content, once it is tokenised.
+        """
+        cut = (
+            "data",
+            "device",
+            "memory_limit",
+            "backend",
+            "gradient_checkpointing",
+            "compile",
+            "fsdp",
+        )
         workload = {k: v for k, v in self.workload.as_json().items() if k not in cut}
         return {"workload": workload, **{name: getattr(self, name) for name in RUN_KEY_FIELDS}}
 

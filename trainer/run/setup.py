@@ -8,7 +8,7 @@ from accelerate.utils import broadcast_object_list
 
 from autotune.events import Notice
 from trainer.artifacts.evaluation_log import EvaluationHistory
-from trainer.artifacts.run_folder import RunFolder
+from trainer.artifacts.run_folder import DataRecord, RunFolder
 from trainer.checkpointing.checkpoint import resume
 from trainer.config.launch_environment import overrule
 from trainer.config.run_config import save_run
@@ -61,7 +61,9 @@ def prepare(
     if accelerator.is_main_process:
         trained = sum(p.numel() for p in engine.trainable.values())
         folder.check_space(disk_need(parts.parameters, trained, settings.keep_checkpoints))
-        folder.claim(settings.run_key(), fresh=settings.fresh, learning_rate=rate)
+        stats = store.stats
+        data = DataRecord(rows=stats.rows, tokens=stats.tokens, digest=stats.digest)
+        folder.claim(settings.run_key(), fresh=settings.fresh, learning_rate=rate, data=data)
         save_run(folder.path, settings, rate)
     accelerator.wait_for_everyone()
     run = Run(

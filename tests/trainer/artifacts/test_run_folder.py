@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import OutputError
-from trainer.artifacts.run_folder import RunFolder
+from trainer.artifacts.run_folder import DataRecord, RunFolder
 from trainer.config.settings import TrainSettings, WorkloadSettings
 
 RUN = TrainSettings(
@@ -81,6 +81,36 @@ def test_a_finished_run_is_not_trained_again_unasked(folder: RunFolder) -> None:
         f"{folder.path} holds this run, which is finished; use --fresh to train it again, or another "
         f"--output-dir"
     )
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        (DataRecord(rows=5, tokens=60, digest="b"), "4 rows of 50 tokens, now 5 rows of 60 tokens"),
+        (
+            DataRecord(rows=4, tokens=50, digest="b"),
+            "as before 4 rows of 50 tokens, of other content",
+        ),
+    ],
+)
+def test_a_run_is_not_resumed_on_other_data(folder: RunFolder, now: DataRecord, says: str) -> None:
+    """Its order of samples and its schedule would be others'; the same rows in another file are the same."""
+    then = DataRecord(rows=4, tokens=50, digest="a")
+    folder.claim(RUN, fresh=False, data=then)
+    (folder.path / "checkpoint-1").mkdir()
+    before = contents(folder.path)
+
+    folder.claim(RUN, fresh=False, data=then)
+    with pytest.raises(OutputError) as caught:
+        folder.claim(RUN, fresh=False, data=now)
+
+    assert contents(folder.path) == before
+    assert str(caught.value) == (
+        f"the data of the run in {folder.path} has changed: {says}; put the data back to resume, use "
+        f"--fresh to begin anew, or another --output-dir"
+    )
+    folder.claim(RUN, fresh=True, data=now)
+    assert folder.checkpoints() == []
 
 
 @pytest.mark.parametrize("finished", [False, True])
