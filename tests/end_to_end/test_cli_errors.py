@@ -282,10 +282,10 @@ def test_a_data_file_that_is_missing_or_empty_is_refused_at_once(
     train = (*FAST, "--data", "good.jsonl", option)
 
     assert chatlm(*train, "gone.jsonl").message.startswith(
-        "data file gone.jsonl is not there; give a Parquet, JSON or JSON-lines file"
+        "data file gone.jsonl is not there; give Parquet, Arrow, JSON, JSON lines"
     )
     assert chatlm(*train, "empty.jsonl").message.startswith(
-        "data file empty.jsonl is empty (0 bytes); give a Parquet"
+        "data file empty.jsonl is empty (0 bytes); give Parquet"
     )
     assert chatlm(*train, ".").message.startswith("data file . is a folder, not a file; ")
     assert left() == set()

@@ -13,7 +13,7 @@ from trainer.events import Tokenising
 from trainer.model.engine import Engine
 from trainer.model.loading import Loaded, load_model
 from trainer.model.position_limits import check_positions
-from trainer.reading.readers import bundled
+from trainer.reading.readers import bundled, find_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ def make_parts(
 
     def collate(files: tuple[str, ...]) -> Collator:
         store = open_store(
-            files,
+            find_files(files),
             loaded.encoder,
             max_source=settings.max_source_length,
             max_target=settings.max_target_length,

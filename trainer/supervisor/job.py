@@ -21,7 +21,7 @@ from trainer.config.launch_environment import wants_gloo
 from trainer.config.options import AutotuneOptions, Backend, TrainOptions
 from trainer.config.resolve import resolve, workload_settings
 from trainer.config.settings import TrainSettings, WorkloadSettings
-from trainer.reading.readers import check_files
+from trainer.reading.readers import look
 
 Listen = Callable[[], AbstractContextManager[tuple[Emit, Path]]]
 """Opens the listeners of a command: where events go, and the text log."""
@@ -102,10 +102,11 @@ def open_tune_job(options: AutotuneOptions, *, workload: str, listen: Listen) ->
         if options.effective_batch is not None:  # a base profile's may grow to one per device
             effective = options.effective_batch
             Plan(micro_batch=1, effective_batch=effective, world_size=devices.world_size)
-        check_files(options.data, options.eval_data)
         settings = workload_settings(options, base, device=devices.group.kind)
+        how_read = look((*settings.data, *(options.eval_data or ())))
         with listen() as (emit, log_path):
-            _notify(emit, devices.notice, shared_memory_notice(devices, options.backend, loaders=0))
+            shortage_of = shared_memory_notice(devices, options.backend, loaders=0)
+            _notify(emit, *how_read, devices.notice, shortage_of)
             yield TuneJob(
                 options=options, settings=settings, workload=workload, base=base, path=path,
                 limits=limits, vram_limit=vram_limit, devices=devices, host=host, emit=emit,
@@ -131,16 +132,17 @@ def open_train_job(options: TrainOptions, *, listen: Listen) -> Iterator[TrainJo
         vram_limit=profile.memory.vram_limit_bytes,
         host=host,
     ) as devices:
-        check_files(options.data, options.eval_data)
         settings = resolve(
             profile, options, device=devices.group.kind, world_size=devices.world_size
         )
+        how_read = look((*settings.workload.data, *settings.eval_data))
         RunFolder(Path(settings.output_dir)).check(settings.run_key(), fresh=settings.fresh)
         with listen() as (emit, log_path):
             loaders = profile.run.loader_workers
             interrupted = f"profile {options.profile} is from an interrupted tuning: more may fit"
             _notify(
                 emit,
+                *how_read,
                 devices.notice,
                 shared_memory_notice(devices, options.backend, loaders=loaders),
                 interrupted if profile.interrupted else None,

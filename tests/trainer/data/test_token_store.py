@@ -227,7 +227,7 @@ def test_a_damaged_file_leaves_no_store(tmp_path: Path, cache: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """Before anything is written."""
-    with pytest.raises(DataError, match=r"data file .*none\.jsonl is not there; give a Parquet"):
+    with pytest.raises(DataError, match=r"data file .*none\.jsonl is not there; give Parquet"):
         opened(str(tmp_path / "none.jsonl"))
 
 

@@ -182,7 +182,7 @@ def test_a_fault_in_a_row_keeps_nothing(tmp_path: Path, cache: Path) -> None:
     """The fixed file is another one."""
     path = json_lines(tmp_path, [*pairs(ROWS), {"prompt": "x"}])
 
-    with pytest.raises(DataError, match=f"row {ROWS + 1}, column response: it is missing or null"):
+    with pytest.raises(DataError, match=f"row {ROWS + 1} has no column response"):
         opened(path)
 
     assert folders(cache) == []
@@ -291,7 +291,7 @@ def test_memory_does_not_grow_with_the_rows(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight times the rows, about the same peak; a JSON list is read a piece at a time too."""
-    monkeypatch.setattr("trainer.reading.readers.PIECE", 1 << 14)
+    monkeypatch.setattr("trainer.reading.json_cursor.PIECE", 1 << 14)
     peaks = []
     for count in (ROWS, ROWS + 1, 8 * ROWS):  # the first fills caches
         path = write(tmp_path, pairs(count))

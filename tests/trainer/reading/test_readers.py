@@ -1,6 +1,7 @@
 """Rows from Parquet, JSON and JSON lines, and what is said of files that hold none."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from autotune.errors import DataError
 from tests.support.data_files import Write, as_json, every_format, json_lines, pairs, parquet
-from trainer.reading.readers import ADVICE, count_rows, read_rows
+from trainer.reading.kinds import ADVICE
+from trainer.reading.readers import count_rows, read_rows
 from trainer.reading.row import Row
 
 
@@ -106,7 +108,7 @@ def test_a_json_list_reads_the_same_in_any_pieces(
     path.write_text(json.dumps(listed, indent=indent, ensure_ascii=plain), encoding="utf-8")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("trainer.reading.readers.PIECE", piece)
+        patched.setattr("trainer.reading.json_cursor.PIECE", piece)
         rows = rows_of(path)
 
     assert [{"prompt": row.prompt, "response": row.response} for row in rows] == records
@@ -125,7 +127,7 @@ def test_a_json_list_that_is_none_says_where(tmp_path: Path, text: str, fault: s
     path = tmp_path / "rows.json"
     path.write_text(text)
 
-    assert error_of(path) == f"{path} is damaged or cut off: {fault}; copy the file again"
+    assert error_of(path) == f"{path}, row 2 is damaged or cut off: {fault}; copy the file again"
 
 
 @every_format
@@ -181,11 +183,11 @@ def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     """By its content; a name that promises Parquet is held to it."""
-    text, named = tmp_path / "rows.csv", tmp_path / "rows.parquet"
-    text.write_text("prompt,response\na,b\n")
+    text, named = tmp_path / "rows.txt", tmp_path / "rows.parquet"
+    text.write_text("Some words about the data.\n")
     named.write_text("prompt,response\na,b\n")
 
-    assert error_of(text) == f"{text} is neither Parquet nor JSON nor JSON lines; {ADVICE}"
+    assert error_of(text) == f"{text} is neither Parquet, Arrow, JSON nor CSV; {ADVICE}"
     assert error_of(named) == (
         f"{named} is not a Parquet file: it begins with b'prom', not with b'PAR1'; {ADVICE}"
     )
@@ -197,8 +199,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     [
         (
             {"prompt": "a", "answer": "b", "id": 1},  # said before any row is looked at
-            " has no column response (found: answer, id, prompt); rename its columns to prompt and "
-            "response, or give messages",
+            " has no column response (found: answer, id, prompt); name them with --prompt-column "
+            "and --response-column, or --messages-column",
         ),
         (
             {"prompt": "a", "response": None},
@@ -255,7 +257,7 @@ ANSWER = {"role": "assistant", "content": "b"}
         ("hello", "not a list of at least two turns; fix the row or drop it"),
         (
             [QUESTION, {"role": "assistant"}],
-            "a turn without a text `role` and `content`; fix the row or drop it",
+            "turn 2 ('assistant') has null content and no tool calls; fix the row or drop it",
         ),
         (
             [ANSWER, QUESTION],
@@ -305,7 +307,7 @@ def test_a_json_file_that_is_cut_off_is_refused(
     whole = path.read_bytes()
     path.write_bytes(whole[: max(1, int(len(whole) * share))])
 
-    assert error_of(path).startswith(f"{path} is damaged or cut off: ")
+    assert re.match(rf"{path}(, row \d+)? is damaged or cut off: ", error_of(path))
 
 
 @given(missing=st.integers(2, 30))

@@ -1,0 +1,120 @@
+"""Records from Parquet and Arrow files, a batch at a time."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from autotune.errors import DataError, first_line
+from trainer.reading.faults import Fault, shown
+from trainer.reading.layouts import Columns, useful
+from trainer.reading.streams import COPY_AGAIN, DataFile, Table
+
+STREAM = b"\xff\xff\xff\xff"
+"""What an Arrow stream begins with; a file begins with ARROW1."""
+BATCH_ROWS = 1024
+BATCH_BYTES = 16 << 20
+"""A batch ends at either limit, as far as the file says how large its rows are."""
+
+
+def parquet_table(file: DataFile, columns: Columns, skip: int) -> Table:
+    """The records after the first `skip`; does not read a row group that is skipped whole."""
+    with _named(file), file.seekable() as path, pq.ParquetFile(path, memory_map=True) as table:
+        names = _checked_names(table.schema_arrow)
+    return Table("Parquet", names, _parquet_records(file, useful(names, columns), skip))
+
+
+def arrow_table(file: DataFile, columns: Columns, skip: int) -> Table:
+    """The records after the first `skip` of a file or a stream."""
+    with _named(file), _opened(file) as reader:
+        names = _checked_names(reader.schema)
+    return Table("Arrow", names, _arrow_records(file, useful(names, columns), skip))
+
+
+def _parquet_records(file: DataFile, names: list[str], skip: int) -> Iterator[dict[str, Any]]:
+    with _named(file), file.seekable() as path, pq.ParquetFile(path, memory_map=True) as table:
+        for group in range(table.num_row_groups):
+            about = table.metadata.row_group(group)
+            if skip >= about.num_rows:
+                skip -= about.num_rows
+                continue
+            for batch in table.iter_batches(
+                batch_size=_batch_rows(about.num_rows, about.total_byte_size), row_groups=[group],
+                columns=names, use_threads=False,
+            ):  # fmt: skip
+                yield from batch.slice(skip).to_pylist()
+                skip = max(0, skip - len(batch))
+
+
+def _arrow_records(file: DataFile, names: list[str], skip: int) -> Iterator[dict[str, Any]]:
+    with _named(file), _opened(file, names) as reader:
+        for batch in _batches(reader):
+            size = _batch_rows(len(batch), batch.nbytes)
+            for first in range(min(skip, len(batch)), len(batch), size):
+                yield from batch.slice(first, size).to_pylist()
+            skip = max(0, skip - len(batch))
+
+
+@contextmanager
+def _opened(file: DataFile, names: Sequence[str] | None = None) -> Iterator[Any]:
+    """A reader of the file or the stream, with those columns alone."""
+    is_stream = file.head.startswith(STREAM)
+    with ExitStack() as stack:
+        source = stack.enter_context(
+            file.open()
+            if is_stream and file.codec
+            else pa.memory_map(stack.enter_context(file.seekable()))
+        )
+        open_ = pa.ipc.open_stream if is_stream else pa.ipc.open_file
+        options = pa.ipc.IpcReadOptions()
+        if names is not None:
+            with _opened(file) as whole:
+                options.included_fields = [whole.schema.names.index(name) for name in names]
+        yield stack.enter_context(open_(source, options=options))
+
+
+def _batches(reader: Any) -> Iterator[Any]:
+    if isinstance(reader, pa.RecordBatchFileReader):
+        yield from map(reader.get_batch, range(reader.num_record_batches))
+    else:
+        yield from reader
+
+
+def _batch_rows(rows: int, size: int) -> int:
+    """How many of the rows, which take `size` bytes, are taken at once."""
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, size)))
+
+
+def _checked_names(schema: Any) -> list[str]:
+    """The names of the columns; raises Fault where a column or a field of a struct is there twice."""
+    for where, group in _named_fields("", list(schema)):
+        if twice := next((name for name in group if group.count(name) > 1), None):
+            what = f"has the column {shown(twice)} twice" + (f" in {shown(where)}" if where else "")
+            raise Fault(what, "drop or rename one")
+    names: list[str] = schema.names
+    return names
+
+
+def _named_fields(where: str, fields: Sequence[Any]) -> Iterator[tuple[str, list[str]]]:
+    """The names of each group of fields, and of the structs within, by the column that they are in."""
+    yield where, [field.name for field in fields]
+    for field in fields:
+        inner = field.type
+        while (value := getattr(inner, "value_type", None)) is not None:  # a list or a dictionary
+            inner = value
+        if pa.types.is_struct(inner):
+            inside = [inner.field(number) for number in range(inner.num_fields)]
+            yield from _named_fields(where or field.name, inside)
+
+
+@contextmanager
+def _named(file: DataFile) -> Iterator[None]:
+    """Turns errors of Arrow into one that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file.path} is damaged or cut off: {first_line(error)}", COPY_AGAIN
+        ) from error

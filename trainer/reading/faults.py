@@ -1,0 +1,36 @@
+"""What is wrong with a record, and values as messages show them."""
+
+from typing import Any
+
+FIX_ROW = "fix the row or drop it"
+NOT_TEXT = "make it a string or drop the row"
+
+
+class Fault(Exception):
+    """What is wrong, in which column, and what to do; the reader adds the file and the row."""
+
+    def __init__(self, what: str, hint: str, *, column: str | None = None) -> None:
+        super().__init__(what)
+        self.what, self.hint, self.column = what, hint, column
+
+
+def check_text(value: Any, column: str, turn: str = "") -> None:
+    """Raises Fault where it is no text, or no whole text; `turn` says where in the column."""
+    if not isinstance(value, str):
+        what = "is missing or null" if value is None else f"is {kind(value)}, not text"
+        raise Fault(f"{turn or 'it'} {what}", NOT_TEXT, column=column)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"half a character, {value[error.start]!r}, at place {error.start}"
+        raise Fault(half, "fix the text or drop the row", column=column) from error
+
+
+def kind(value: Any) -> str:
+    """The type and the beginning of a value."""
+    return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def shown(name: str) -> str:
+    """The name of a column, safe for a terminal."""
+    return name if name and name.isprintable() and name == name.strip() else repr(name)

@@ -1,0 +1,194 @@
+"""Records from JSON of any size and shape, a piece at a time.
+
+Shapes: a list of objects; objects one after another, in lines or not; a list under one key
+(`{"data": [...]}`); columns, as lists (`{"prompt": [...]}`) or as pandas writes them
+(`{"prompt": {"0": ...}}`).
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+from autotune.errors import DataError
+from trainer.reading.faults import Fault, kind, shown
+from trainer.reading.json_cursor import Cursor, DuplicateKey, parse
+from trainer.reading.layouts import Columns, find_layout
+from trainer.reading.streams import COPY_AGAIN, DataFile, Table
+
+LOOK_AHEAD = 16 << 20
+"""Characters of the first object that tell its shape; a row is smaller."""
+FIX_LINE = "fix the line or copy the file again (JSON lines hold one object a line, JSON a list)"
+
+Part = Literal["scalar", "objects", "list", "object"]
+"""What a key of the first object holds; `objects` is a list of them."""
+
+
+def json_table(file: DataFile, columns: Columns, skip: int) -> Table:
+    """The records after the first `skip`; raises DataError where the first object is damaged."""
+    with file.open_text() as stream:
+        cursor = Cursor(stream)
+        with _named(file, lambda: f"line {cursor.lines + 1}"):
+            if cursor.peek() == "[":
+                return _table("JSON", file, _values(file, in_list=True), skip)
+            began = cursor.lines
+            parts, is_whole = _parts(cursor)
+            is_one_line = cursor.lines == began
+            follows = is_whole and cursor.peek() != ""
+            is_one_line = is_one_line and (not follows or cursor.lines > began)
+    if follows or (is_whole and _is_row(parts, columns)):
+        if is_one_line:
+            return Table("JSON lines", None, _lines(file, skip))
+        return _table("JSON objects", file, _values(file, in_list=False), skip)
+    for part in ("list", "object"):
+        if layout := find_layout(tuple(k for k, held in parts.items() if held == part), columns):
+            return _table("JSON columns", file, _columns(file, layout.used), skip)
+    lists = [key for key, held in parts.items() if held == "objects"]
+    if len(lists) == 1:
+        return _table(f"JSON under {shown(lists[0])}", file, _wrapped(file, lists[0]), skip)
+    if lists:
+        raise _several_lists(lists)
+    return _table("JSON", file, _values(file, in_list=False), skip)
+
+
+def _parts(cursor: Cursor) -> tuple[dict[str, Part], bool]:
+    """What the keys of the object hold, and whether it was passed as a whole.
+
+    A list of objects that is longer than any row is the only part that counts.
+    """
+    parts: dict[str, Part] = {}
+    for key in cursor.members():
+        if key in parts:
+            raise DuplicateKey(key)
+        parts[key] = _part(cursor, LOOK_AHEAD)
+        if parts[key] == "objects" and cursor.passed > LOOK_AHEAD:
+            return {key: "objects"}, False
+    return parts, True
+
+
+def _part(cursor: Cursor, most: float) -> Part:
+    """What the value is; moves past it, or out of a list of objects after `most` characters."""
+    first = cursor.peek()
+    if first != "[":
+        cursor.skip()
+        return "object" if first == "{" else "scalar"
+    held: Part | None = None
+    for _ in cursor.members():
+        held = held or ("objects" if cursor.peek() == "{" else "list")
+        cursor.value()
+        if held == "objects" and cursor.passed > most:
+            break
+    return held or "list"
+
+
+def _is_row(parts: dict[str, Part], columns: Columns) -> bool:
+    """Whether the object is a row itself: it has texts or turns where a layout looks for them."""
+    names = tuple(key for key, held in parts.items() if held in ("scalar", "objects"))
+    return find_layout(names, columns) is not None
+
+
+def _several_lists(lists: Sequence[str]) -> Fault:
+    return Fault(
+        f"holds several lists: {', '.join(map(shown, lists))}", "give a file with one of them"
+    )
+
+
+def _table(words: str, file: DataFile, values: Iterator[Any], skip: int) -> Table:
+    def records() -> Iterator[dict[str, Any]]:
+        number = 0
+        with _named(file, lambda: f"row {number + 1}"):
+            for number, value in enumerate(values, start=1):
+                if number > skip:
+                    yield _object(value, file, f"row {number}")
+
+    return Table(words, None, records())
+
+
+def _object(value: Any, file: DataFile, place: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise DataError(
+        f"{file.path}, {place} is {kind(value)}, not an object",
+        f'write each {place.split()[0]} as {{"prompt": "...", "response": "..."}}',
+    )
+
+
+def _values(file: DataFile, *, in_list: bool) -> Iterator[Any]:
+    """The items of a list, or values one after another."""
+    with file.open_text() as stream:
+        cursor = Cursor(stream)
+        if in_list:
+            for _ in cursor.members():
+                yield cursor.value()
+            cursor.check_end()
+        while cursor.peek():
+            yield cursor.value()
+
+
+def _wrapped(file: DataFile, wanted: str) -> Iterator[Any]:
+    """The items of the list under that key."""
+    with file.open_text() as stream:
+        cursor = Cursor(stream)
+        passed: set[str] = set()
+        for key in cursor.members():
+            if key in passed:
+                raise DuplicateKey(key)
+            passed.add(key)
+            if key == wanted:
+                for _ in cursor.members():
+                    yield cursor.value()
+            elif _part(cursor, float("inf")) == "objects":
+                raise _several_lists([wanted, key])
+        cursor.check_end()
+
+
+def _columns(file: DataFile, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Records from columns, each read by a stream of its own, in step."""
+    with ExitStack() as streams:
+        opened = [streams.enter_context(file.open_text()) for _ in names]
+        columns = [
+            _column(Cursor(stream), name) for stream, name in zip(opened, names, strict=True)
+        ]
+        for items in itertools.zip_longest(*columns):
+            if None in items or len({key for key, _ in items}) > 1:
+                raise ValueError(
+                    f"the columns {' and '.join(map(shown, names))} differ in their rows"
+                )
+            yield {name: value for name, (_, value) in zip(names, items, strict=True)}
+
+
+def _column(cursor: Cursor, wanted: str) -> Iterator[tuple[str, Any]]:
+    """The values of a column, and their keys where it is an object."""
+    for name in cursor.members():
+        if name != wanted:
+            cursor.skip()
+            continue
+        for key in cursor.members():
+            yield key, cursor.value()
+        return
+
+
+def _lines(file: DataFile, skip: int) -> Iterator[dict[str, Any]]:
+    with file.open_text() as stream:
+        number = 0
+        with _named(file, lambda: f"line {number}", FIX_LINE):
+            for number, line in enumerate(stream, start=1):
+                if line.isspace():
+                    continue
+                if skip:
+                    skip -= 1
+                    continue
+                record = parse(line.decode())
+                yield record if type(record) is dict else _object(record, file, f"line {number}")
+
+
+@contextmanager
+def _named(file: DataFile, place: Callable[[], str], advice: str = COPY_AGAIN) -> Iterator[None]:
+    """Turns errors of the reader into errors that name the place."""
+    try:
+        yield
+    except DuplicateKey as error:
+        what = f"{file.path}, {place()} has the key {shown(error.key)} twice in one object"
+        raise DataError(what, "keep one of the two") from error
+    except (ValueError, RecursionError) as error:
+        raise file.damaged(error, place(), advice) from error

@@ -1,0 +1,191 @@
+"""Which columns of a record are what: the layouts of public data sets, each as one `Row`.
+
+A record's layout follows from the names of its columns that are not null; capitals and surrounding
+blanks do not count.
+"""
+
+import difflib
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.reading.conversations import (
+    earlier_turns,
+    messages_of,
+    said,
+    through_last_learnt,
+    tools_of,
+)
+from trainer.reading.faults import NOT_TEXT, Fault, check_text, shown
+from trainer.reading.row import ANSWERS, Message, Row
+
+PAIRS = (
+    ("prompt", "response"), ("prompt", "completion"), ("question", "answer"), ("query", "response"),
+    ("instruction", "output"),
+)  # fmt: skip
+"""Names of a prompt and its answer; the first pair that a record has wins, also over messages."""
+CONVERSATIONS = ("messages", "conversations", "conversation")
+BESIDE = ("system", "history", "tools")
+"""Columns that belong to any layout."""
+KNOWN = frozenset([*(name for pair in PAIRS for name in pair), *CONVERSATIONS, *BESIDE, "input"])
+NAME_THEM = "name them with --prompt-column and --response-column, or --messages-column"
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns that the user named; None leaves the choice to the known layouts."""
+
+    prompt: str | None = None
+    response: str | None = None
+    messages: str | None = None
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.prompt, self.response, self.messages) if name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The columns to read, by their names in the record: a prompt and a response, or messages."""
+
+    prompt: str = ""
+    response: str = ""
+    messages: str = ""
+    """Empty where prompt and response are read."""
+    input: str | None = None
+    """The second part of the prompt."""
+    system: str | None = None
+    history: str | None = None
+    tools: str | None = None
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The names of the columns that are read."""
+        main = (self.prompt, self.input, self.response, self.messages)
+        return tuple(name for name in (*main, self.system, self.history, self.tools) if name)
+
+    @property
+    def is_bare(self) -> bool:
+        return not (self.system or self.history or self.tools)
+
+    @property
+    def words(self) -> str:
+        """How the columns are read, for people."""
+        if self.messages:
+            text = f"{shown(self.messages)} is the conversation"
+        else:
+            also = f" and {shown(self.input)} are" if self.input else " is"
+            text = f"{shown(self.prompt)}{also} the prompt, {shown(self.response)} the answer"
+        beside = [shown(name) for name in (self.system, self.history, self.tools) if name]
+        return f"{text}, with {' and '.join(beside)}" if beside else text
+
+    def row(self, record: Mapping[str, Any]) -> Row:
+        """The record as a row; raises Fault."""
+        if self.messages:
+            messages = messages_of(record[self.messages], self.messages)
+        else:
+            prompt, response = self._prompt(record), record[self.response]
+            if self.is_bare and isinstance(prompt, str) and isinstance(response, str):
+                check_text(prompt, self.prompt)
+                check_text(response, self.response)
+                return Row.pair(prompt, response)  # nearly every row
+            messages = [*said(prompt, "user", self.prompt), *said(response, ANSWERS, self.response)]
+        if self.history:
+            messages = [*earlier_turns(record[self.history], self.history), *messages]
+        if self.system:
+            messages = [*self._system(record[self.system], messages), *messages]
+        learnt = through_last_learnt(messages, self.messages or self.response)
+        return Row(tuple(learnt), tools_of(record[self.tools], self.tools) if self.tools else ())
+
+    def _prompt(self, record: Mapping[str, Any]) -> Any:
+        """The prompt, and the input in a line of its own; a blank one of the two is left out."""
+        prompt = record[self.prompt]
+        if self.input is None or not isinstance(prompt, str):
+            return prompt
+        check_text(record[self.input], self.input)
+        return "\n".join(text for text in (prompt, record[self.input]) if text.strip())
+
+    def _system(self, text: Any, messages: Sequence[Message]) -> list[Message]:
+        assert self.system
+        check_text(text, self.system)
+        if not text.strip():
+            return []
+        if messages[0].role != "system":
+            return [Message("system", text)]
+        if messages[0].content != text:
+            what = "the conversation begins with another system message"
+            raise Fault(what, "drop one of the two", column=self.system)
+        return []
+
+
+@functools.lru_cache(maxsize=1024)
+def find_layout(names: tuple[str, ...], columns: Columns) -> Layout | None:
+    """The layout of a record with those columns; None if it has none. Raises Fault."""
+    known = _by_known_name(names)
+
+    def find(name: str) -> str:
+        return name if name in names else known.get(normal(name), "")
+
+    beside: dict[str, Any] = {name: known.get(name) for name in BESIDE}
+    for prompt, response in () if columns.messages else PAIRS:
+        asked, answered = find(columns.prompt or prompt), find(columns.response or response)
+        if asked and answered:
+            more = known.get("input") if normal(asked) == "instruction" else None
+            return Layout(prompt=asked, response=answered, input=more, **beside)
+    for name in (columns.messages,) if columns.messages else () if columns.named else CONVERSATIONS:
+        if find(name):
+            return Layout(messages=find(name), **beside)
+    return None
+
+
+def row_of(record: Mapping[str, Any], columns: Columns) -> Row:
+    """The record as a row; raises Fault."""
+    layout = find_layout(tuple([name for name, v in record.items() if v is not None]), columns)
+    if layout is None:
+        layout = find_layout(tuple(record), columns)
+        if layout is None:
+            raise missing_column(record, columns)
+        null = next(name for name in layout.used if record[name] is None)
+        raise Fault("it is missing or null", NOT_TEXT, column=null)
+    return layout.row(record)
+
+
+def missing_column(names: Iterable[str], columns: Columns) -> Fault:
+    """What a record with those columns lacks."""
+    names = list(names)
+    found = f"(found: {', '.join(sorted(map(shown, names))) or 'none'})"
+    known = set(map(normal, names))
+    for name in columns.named:
+        if normal(name) not in known:
+            near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(shown, near))}?" if near else "name another"
+            return Fault(f"has no column {shown(name)} {found}", hint)
+    for prompt, response in PAIRS:
+        if columns.prompt or prompt in known:
+            return Fault(f"has no column {response} {found}", NAME_THEM)
+        if columns.response or response in known:
+            return Fault(f"has no column {prompt} {found}", NAME_THEM)
+    return Fault(f"has no columns that are known {found}", NAME_THEM)
+
+
+def useful(names: Iterable[str], columns: Columns) -> list[str]:
+    """Those of the columns that a layout may read."""
+    wanted = KNOWN | set(map(normal, columns.named))
+    return [name for name in names if normal(name) in wanted]
+
+
+def normal(name: str) -> str:
+    """The name as layouts compare it."""
+    return name.strip().lower()
+
+
+def _by_known_name(names: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in names:
+        known = normal(name)
+        if known in found and known in KNOWN:
+            both = f"{shown(found[known])} and {shown(name)}"
+            raise Fault(f"has the columns {both}, which are one name here", "drop one")
+        found[known] = name
+    return found

@@ -1,0 +1,191 @@
+"""A data file's bytes: unpacked, and as UTF-8. The first bytes tell what it is, not its name."""
+
+import codecs
+import io
+import shlex
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from autotune.errors import DataError, first_line
+
+HEAD = 4096
+"""Bytes that tell what a file is."""
+CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""Compressions by the bytes that they begin with."""
+SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+KINDS = (
+    ".parquet", ".pq", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".arrow", ".feather", ".ipc",
+)  # fmt: skip
+"""How the names of data files in a folder end, before the suffix of a compression."""
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+"""The longer one first: UTF-32's begins with UTF-16's."""
+NULS: dict[tuple[bool, ...], str] = {
+    (False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be",
+    (False, True, True, True): "utf-32-le", (True, True, True, False): "utf-32-be",
+}  # fmt: skip
+"""Encodings by the zero bytes among the first four of a text that begins with two ASCII characters."""
+COPY_AGAIN = "copy the file again"
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file, its compression and its encoding if it is text."""
+
+    path: str
+    """As the user gave it."""
+    codec: str | None
+    encoding: str
+    head: bytes
+    """The first bytes, unpacked."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Compression and encoding, where they are not the usual."""
+        encoding = self.encoding.upper().removesuffix("-LE").removesuffix("-BE")
+        return tuple(filter(None, (self.codec, encoding if encoding != "UTF-8" else None)))
+
+    @property
+    def stem(self) -> str:
+        """The file's name in small letters, without the suffix of its compression."""
+        name = Path(self.path).name.lower()
+        return name.removesuffix(next((s for s in SUFFIXES if name.endswith(s)), ""))
+
+    @property
+    def beginning(self) -> bytes:
+        """The first bytes of its text, as UTF-8 where they are whole characters."""
+        return self.head.decode(self.encoding, "ignore").removeprefix("\ufeff").encode()
+
+    def open(self) -> BinaryIO:
+        """Its bytes, unpacked."""
+        if self.codec is None:
+            return Path(self.path).open("rb")
+        return _buffered(self._unpacked())
+
+    def open_text(self) -> BinaryIO:
+        """Its text as UTF-8, without a byte order mark."""
+        if self.encoding != "utf-8":
+            raw = pa.OSFile(self.path) if self.codec is None else self._unpacked()
+            return _buffered(pa.transcoding_input_stream(raw, self.encoding, "utf-8"))
+        stream = self.open()
+        if self.head.startswith(codecs.BOM_UTF8):
+            stream.read(len(codecs.BOM_UTF8))
+        return stream
+
+    @contextmanager
+    def seekable(self) -> Iterator[str]:
+        """The path of its bytes, unpacked into a temporary file if need be."""
+        if self.codec is None:
+            yield self.path
+            return
+        # not /tmp, which may be memory
+        folder = tempfile.gettempdir() if tempfile.tempdir else "/var/tmp"
+        with tempfile.NamedTemporaryFile(dir=folder) as unpacked, self.open() as stream:
+            while piece := stream.read(1 << 20):
+                unpacked.write(piece)
+            unpacked.flush()
+            yield unpacked.name
+
+    def damaged(self, error: BaseException, place: str = "", advice: str = COPY_AGAIN) -> DataError:
+        """What to say of a file, or of a place in it like `line 3`, that cannot be read."""
+        is_cut = isinstance(error, UnicodeDecodeError) and "unexpected end" in error.reason
+        if isinstance(error, UnicodeDecodeError) and self.encoding == "utf-8" and not is_cut:
+            return self._not_utf_8()
+        # a JSON error's text also has a place, which counts from the piece that was read
+        reason = getattr(error, "msg", None) or first_line(error)
+        where = f"{self.path}, {place}" if place else self.path
+        return DataError(f"{where} is damaged or cut off: {reason}", advice)
+
+    def _unpacked(self) -> Any:
+        return pa.CompressedInputStream(pa.OSFile(self.path), self.codec)
+
+    def _not_utf_8(self) -> DataError:
+        """Where the first byte is that is not UTF-8, and how to convert the file; reads it again."""
+        place, around, bad = self._first_bad_byte()
+        name = Path(self.path)
+        new = shlex.quote(f"{name.name.removesuffix(name.suffix)}.utf8{Path(self.stem).suffix}")
+        old, convert = shlex.quote(self.path), f"iconv -f {_guess(around)} -t UTF-8"
+        command = f"{self.codec} -dc {old} | {convert}" if self.codec else f"{convert} {old}"
+        what = f"{self.path} is not UTF-8: byte 0x{bad:02X} at {place:,}"
+        return DataError(what, f"convert it: {command} > {new}")
+
+    def _first_bad_byte(self) -> tuple[int, bytes, int]:
+        """Where it is, the bytes around it, and the byte."""
+        decoder, passed = codecs.getincrementaldecoder("utf-8")(), 0
+        with self.open() as stream:
+            while piece := stream.read(1 << 20):
+                try:
+                    decoder.decode(piece)
+                except UnicodeDecodeError as error:
+                    text, first = error.object, error.start
+                    around = text[max(0, first - 64) : first + HEAD]
+                    return passed + len(piece) - len(text) + first, around, text[first]
+                passed += len(piece)
+        raise AssertionError(f"{self.path} has changed: it is UTF-8 now")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The records of a file."""
+
+    kind: str
+    """What the file is, for people: `CSV`."""
+    columns: Sequence[str] | None
+    """None where each record has its own, as in JSON."""
+    records: Iterator[dict[str, Any]]
+    """After the skipped ones. Raises DataError, Fault and OSError."""
+
+
+def inspect(path: str) -> DataFile:
+    """The file's compression and encoding.
+
+    Raises:
+        DataError: it is cut off, or its name says another compression than its bytes.
+        OSError: it cannot be read.
+    """
+    with Path(path).open("rb") as stream:
+        head = stream.read(HEAD)
+    codec = next((codec for magic, codec in CODECS.items() if head.startswith(magic)), None)
+    promised = SUFFIXES.get(Path(path).suffix.lower())
+    if promised and codec != promised:
+        raise DataError(
+            f"{path} is not {promised}: it begins with {head[:4]!r}",
+            f"rename it without {Path(path).suffix} if it is not packed, or copy it again",
+        )
+    if codec is not None:
+        file = DataFile(path, codec, "utf-8", b"")
+        try:
+            with file.open() as stream:
+                head = stream.read(HEAD)
+        except OSError as error:
+            raise file.damaged(error) from error
+    return DataFile(path, codec, _encoding(head), head)
+
+
+def _encoding(head: bytes) -> str:
+    for mark, encoding in BOMS:
+        if head.startswith(mark):
+            return encoding
+    return NULS.get(tuple(byte == 0 for byte in head[:4]), "utf-8")
+
+
+def _guess(text: bytes) -> str:
+    """The encoding that the bytes may have: in Chinese text bytes above 127 come in pairs."""
+    high = [byte > 127 for byte in text]
+    alone = sum(
+        here and not before and not after
+        for before, here, after in zip([False, *high], high, [*high[1:], False], strict=False)
+    )
+    return "GB18030" if alone * 4 < sum(high) else "CP1252"
+
+
+def _buffered(raw: Any) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(raw, 1 << 16))
