@@ -59,6 +59,11 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor, or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def fill(target: Tensor, content: Tensor) -> None:
     """Copies the full content, which every rank has, into the target or this rank's shard."""
     with torch.no_grad():
