@@ -26,6 +26,7 @@ from trainer.model.finite import NotFinite, Part
 from trainer.model.fsdp import full_tensor, gathered, shard
 from trainer.model.neftune import add_noise
 from trainer.model.optimizers import make_optimizer, reset_step_counters
+from trainer.model.unused import fill_gradients, may_leave_out, with_weights
 
 MOST_SKIPS = 16
 """Steps in a row that fp16's loss scale may skip. It begins at 2^16 and each skip halves it: the next
@@ -46,6 +47,8 @@ class Engine:
         """Whether the last step was skipped because its fp16 gradients were not finite."""
         self._skips = 0
         """Steps that were skipped in a row, up to the last one."""
+        self._leaves_out = False
+        """Whether a rank may leave weights out of a forward pass; see `trainer.model.unused`."""
         model.config.use_cache = False
         self.adapter = adapt(model, settings)
         """peft's view of the model, None without LoRA."""
@@ -108,6 +111,8 @@ class Engine:
             batch = padded(batch, getattr(self.unwrapped.config, "max_position_embeddings", None))
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
         logits = forward(**inputs).logits  # (batch, seq, vocabulary)
+        if self._leaves_out and torch.is_grad_enabled():
+            logits = with_weights(logits, self.trainable.values())
         return F.cross_entropy(
             logits.flatten(0, 1).float(),
             batch.labels.to(device).flatten(),
@@ -172,11 +177,25 @@ class Engine:
     def preallocate(self, batch: Batch) -> None:
         """Allocates gradients and optimizer state without changing weights or state.
 
-        Otherwise the first optimizer step would allocate them, after the first batch had fitted.
+        Otherwise the first optimizer step would allocate them, after the first batch had fitted. Every
+        trained weight has both from here on, also one that the batch does not use.
         """
+        if self.accelerator.num_processes > 1 and not self.is_sharded:
+            self._leaves_out = self.any_rank(self._leaves_weights_out(batch))
         self.dry_run([batch])
+        fill_gradients(self.unwrapped)
         self.raw_optimizer.step()  # learning rate and gradients are zero: only the counters move
         reset_step_counters(self.raw_optimizer)
+
+    def _leaves_weights_out(self, batch: Batch) -> bool:
+        """Whether the configuration says so, or a backward pass on this rank alone shows it."""
+        if may_leave_out(self.unwrapped.config.to_dict()):
+            return True
+        with self.accelerator.no_sync(self.model):
+            torch.autograd.backward(self.summed_loss(batch))
+        leaves_out = any(weight.grad is None for weight in self.trainable.values())
+        self.raw_optimizer.zero_grad(set_to_none=True)
+        return leaves_out
 
     def any_rank(self, claim: bool) -> bool:
         """Whether the claim holds on any rank. Ranks must agree before a collective."""

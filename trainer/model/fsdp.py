@@ -19,18 +19,23 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from trainer.model.unused import may_leave_out, use_all_weights
+
 
 def shard(model: PreTrainedModel, device: torch.device, world_size: int) -> None:
     """Shards each block and the rest of the model, in place and on the device.
 
     Weights stay float32; bf16 is autocast, as without sharding.
     """
+    leaves_out = may_leave_out(model.config.to_dict())
     # T5's blocks return views of their inputs; nothing changes those in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world_size,))
     blocks = _block_names(model)
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
+            if leaves_out:
+                use_all_weights(module)
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
