@@ -53,6 +53,10 @@ class NothingFits(ChatlmError):
     """Not even one sequence per device holds the target."""
 
 
+class DivergedError(ChatlmError):
+    """A loss, a gradient or a weight that is not finite."""
+
+
 class OutputError(ChatlmError):
     """A folder that cannot be written, or that holds something else."""
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from autotune.errors import DivergedError
 from autotune.partition import Costs
 from autotune.plan import Plan, choose_effective
 from autotune.tuning.probe import Load
@@ -12,6 +13,7 @@ from trainer.batching.step_loader import Steps, load_steps, loaders_memory
 from trainer.config.settings import WorkloadSettings
 from trainer.data.sample_order import PlainSteps, SampleOrder
 from trainer.model.accelerator import make_accelerator, precision
+from trainer.model.finite import NotFinite
 from trainer.model.loading import fingerprint_info
 from trainer.run.parts import make_engine, make_parts
 
@@ -66,7 +68,15 @@ class SftWorkload:
         self.engine.forward_backward(batches, target_tokens=sum(b.target_tokens for b in batches))
 
     def optimizer_step(self) -> None:
-        self.engine.optimizer_step(PROBE_LEARNING_RATE)
+        try:
+            self.engine.optimizer_step(PROBE_LEARNING_RATE)
+        except NotFinite as error:
+            raise DivergedError(
+                f"a {error.part} of {self.workload_info['model']} is not finite (inf or NaN) in "
+                f"{self.workload_info['precision']}, at a learning rate of {PROBE_LEARNING_RATE:g}: a run "
+                f"would stop there",
+                "use --precision fp32 or bf16, or look at the model's weights and the longest rows",
+            ) from None
 
     def evaluate(self, size: int) -> Load:
         batch = self._eval_collator.worst_case_batch(size)

@@ -14,7 +14,7 @@ from typing import Any
 
 from autotune.partition import Costs
 from autotune.plan import Plan
-from tests.support.tiny import collator
+from tests.support.tiny import SPARSE, collator, tiny
 from trainer.artifacts.run_folder import RunFolder
 from trainer.batching.collator import Collator
 from trainer.batching.step_loader import Steps
@@ -39,10 +39,20 @@ CLIP = 0.5
 
 def load(kind: str) -> Loaded:
     """In double precision: float32 rounds a ReLU's input of 3e-7 to either side of the kink."""
+    import torch
+
     loaded = load_model("chatlm-tiny", dropout=0.0, seed=3)
     if kind == "seq2seq":
         return replace(loaded, model=loaded.model.double())
-    import torch
+    if kind in SPARSE:
+        model = tiny(kind, seed=3).double()
+        if kind == "qwen2_moe":
+            model.set_experts_implementation("eager")  # the others take no doubles
+        for module in model.modules():
+            if type(module).__name__ == "SwitchTransformersTop1Router":
+                module.dtype = torch.float64  # it casts its weights to a type of its own
+        encoder = Encoder(loaded.encoder.tokenizer, is_causal=not model.config.is_encoder_decoder)
+        return replace(loaded, model=model, encoder=encoder)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(3)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 SEQ2SEQ = ("t5", "mt5", "bart")
 CAUSAL = ("gpt2", "llama", "qwen2")
 FAMILIES = (*SEQ2SEQ, *CAUSAL)
+SPARSE = ("switch", "qwen2_moe")
+"""Seq2seq with a module for each expert, and causal with all experts in one tensor."""
 
 
 def tiny(family: str, *, seed: int = 0, dropout: float = 0.0, layers: int = 2) -> Any:
@@ -37,6 +39,14 @@ def tiny(family: str, *, seed: int = 0, dropout: float = 0.0, layers: int = 2) -
         "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 510, "bos_token_id": 3,
         "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout,
     }  # fmt: skip
+    qwen2_moe = {
+        **llama, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+        "num_experts": 16, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    switch = {
+        **t5, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "num_experts": 16,
+        "router_jitter_noise": 0.0,
+    }  # fmt: skip
     kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "t5": (hf.T5ForConditionalGeneration, hf.T5Config, t5),
         "mt5": (hf.MT5ForConditionalGeneration, hf.MT5Config, t5),
@@ -44,6 +54,12 @@ def tiny(family: str, *, seed: int = 0, dropout: float = 0.0, layers: int = 2) -
         "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, gpt2),
         "llama": (hf.LlamaForCausalLM, hf.LlamaConfig, llama),
         "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, llama),
+        "qwen2_moe": (hf.Qwen2MoeForCausalLM, hf.Qwen2MoeConfig, qwen2_moe),
+        "switch": (
+            hf.SwitchTransformersForConditionalGeneration,
+            hf.SwitchTransformersConfig,
+            switch,
+        ),
     }
     model, config, values = kinds[family]
     with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
+import numpy as np
 import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -12,7 +13,7 @@ from autotune.devices.processes import proportional
 from autotune.partition import Costs
 from autotune.plan import Plan, cut
 from trainer.batching.collator import IGNORED, Batch, Collator
-from trainer.data.sample_order import StepOrder
+from trainer.data.sample_order import Rows, StepOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class RankStep:
     batches: list[Batch]
     target_tokens: int
     """Target tokens of the whole step, over all ranks."""
+    rows: Rows
+    """This rank's row numbers, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Steps(Dataset[RankStep]):
         if self.in_step:
             most = max(map(len, ranks))
             batches += [zero_weight_batch(batches[0])] * (most - len(batches))
-        return RankStep(batches, self.collator.target_tokens(rows))
+        own = rows[np.concatenate(ranks[self.rank])]
+        return RankStep(batches, self.collator.target_tokens(rows), own)
 
 
 def zero_weight_batch(batch: Batch) -> Batch:

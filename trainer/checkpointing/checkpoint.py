@@ -35,6 +35,7 @@ from trainer.checkpointing.state_dict import (
     states,
 )
 from trainer.model.engine import Engine
+from trainer.model.finite import is_finite
 
 FORMAT = 1
 PARTS = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -57,7 +58,7 @@ class Position:
     """The best evaluation so far."""
 
 
-def _tensors(engine: Engine) -> dict[str, dict[str, Tensor]]:
+def checkpoint_tensors(engine: Engine) -> dict[str, dict[str, Tensor]]:
     """Tensors by file and name."""
     weights = {name: parameter.detach() for name, parameter in engine.trainable.items()}
     return {"model.safetensors": weights, "optimizer.safetensors": states(engine)}
@@ -75,7 +76,7 @@ def save_checkpoint(
     """
     final = folder.path / f"checkpoint-{position.step}"
     scaler = engine.accelerator.scaler
-    parts = _tensors(engine)
+    parts = checkpoint_tensors(engine)
     state = {
         "format": FORMAT,
         **asdict(position),
@@ -127,7 +128,7 @@ def resume(folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> int
             f"{state['frozen']}, now {own})",
             "put the base model back, or use --fresh to start anew",
         )
-    for name, tensors in _tensors(engine).items():
+    for name, tensors in checkpoint_tensors(engine).items():
         fill_from(path / name, tensors, engine)
     for name, values in state["optimizer"].items():
         engine.raw_optimizer.state[engine.trainable[name]].update(values)
@@ -138,11 +139,16 @@ def resume(folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> int
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Returns `state.json`; raises Damaged where a file is missing, altered, of another version."""
+    """Returns `state.json`; raises Damaged where a file is missing, altered, of another version, or where
+    weights are not finite."""
     check_manifest(path, PARTS)
     state = read_object(path / "state.json")
     if state.get("format") != FORMAT:
         raise Damaged(f"its format is {state.get('format')}, this version reads {FORMAT}")
+    with TensorFile(path / PARTS[0]) as file:
+        for name in file.shapes():
+            if not is_finite(file.read(name)):
+                raise Damaged(f"{name} in {PARTS[0]} is not finite (inf or NaN)")
     return state
 
 
@@ -175,7 +181,7 @@ def _last_undamaged(
 
 def _check_fits(path: Path, engine: Engine) -> None:
     """Raises OutputError where the file's tensors are not those of this model and optimizer."""
-    for name, tensors in _tensors(engine).items():
+    for name, tensors in checkpoint_tensors(engine).items():
         with TensorFile(path / name) as file:
             there = file.shapes()
         here = {key: tuple(tensor.shape) for key, tensor in tensors.items()}

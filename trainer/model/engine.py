@@ -22,9 +22,16 @@ from trainer.batching.collator import IGNORED, Batch
 from trainer.config.settings import WorkloadSettings
 from trainer.model.adapters import adapt
 from trainer.model.compilation import compiled, padded
+from trainer.model.finite import NotFinite, Part
 from trainer.model.fsdp import full_tensor, gathered, shard
 from trainer.model.neftune import add_noise
 from trainer.model.optimizers import make_optimizer, reset_step_counters
+from trainer.model.unused import fill_gradients, may_leave_out, with_weights
+
+MOST_SKIPS = 16
+"""Steps in a row that fp16's loss scale may skip. It begins at 2^16 and each skip halves it: the next
+skip is at a scale of 1, so the gradient itself is beyond fp16. The scale doubles at most once in 2,000
+steps, so a healthy run skips one step at a time after its first few."""
 
 
 class Engine:
@@ -38,6 +45,10 @@ class Engine:
         self.clip_norm = clip_norm
         self.skipped = False
         """Whether the last step was skipped because its fp16 gradients were not finite."""
+        self._skips = 0
+        """Steps that were skipped in a row, up to the last one."""
+        self._leaves_out = False
+        """Whether a rank may leave weights out of a forward pass; see `trainer.model.unused`."""
         model.config.use_cache = False
         self.adapter = adapt(model, settings)
         """peft's view of the model, None without LoRA."""
@@ -58,6 +69,8 @@ class Engine:
         self.optimizer = accelerator.prepare(self.raw_optimizer)
         # `evaluation_mode`: autocast without DDP
         self.model = accelerator.prepare_model(model, evaluation_mode=self.is_sharded)
+        self._loss = torch.zeros((), device=accelerator.device)
+        """This rank's loss since the last optimizer step."""
         self._compiled = compiled(self.model) if settings.compile else None
         self.memory: DeviceMemory = HostMemory() if settings.device == "cpu" else CudaMemory()
         if settings.memory_limit is not None:
@@ -85,17 +98,21 @@ class Engine:
                 loss = self.summed_loss(batch)
                 self.accelerator.backward(loss * scale)
             total += loss.detach()
+        self._loss = self._loss + total
         return total
 
     def summed_loss(self, batch: Batch) -> Tensor:
         """Cross entropy summed over the target tokens of a micro-batch."""
         device = self.accelerator.device
-        forward = self.model
+        # without gradients ranks run unequal numbers of passes, and DDP's pass exchanges buffers
+        forward = self.model if torch.is_grad_enabled() else self.unwrapped
         if self._compiled is not None and self.model.training:
             forward = self._compiled
             batch = padded(batch, getattr(self.unwrapped.config, "max_position_embeddings", None))
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
         logits = forward(**inputs).logits  # (batch, seq, vocabulary)
+        if self._leaves_out and torch.is_grad_enabled():
+            logits = with_weights(logits, self.trainable.values())
         return F.cross_entropy(
             logits.flatten(0, 1).float(),
             batch.labels.to(device).flatten(),
@@ -123,34 +140,74 @@ class Engine:
         In fp16 the norm is taken after unscaling. Where it is not finite the scaler skips the step and
         halves its scale. Accelerate's `optimizer_step_was_skipped` is wrong for fused optimizers, which
         skip inside their kernel.
+
+        Raises:
+            NotFinite: on every rank, before the step, if the loss or the norm of one is not finite, or
+                fp16 skipped too many steps in a row.
         """
         clipped = self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         norm = float(full_tensor(clipped))
         self.skipped = self.accelerator.scaler is not None and not math.isfinite(norm)
+        self._skips = self._skips + 1 if self.skipped else 0
+        self._check_finite(norm)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
+        self._zero_gradients()
         return norm
+
+    def _check_finite(self, norm: float) -> None:
+        """Raises NotFinite where this step must not be taken; one collective.
+
+        The norm's read has waited for the device already. A lower loss scale does not cure a loss.
+        """
+        is_fp16 = self.accelerator.scaler is not None
+        loss_fails = not math.isfinite(self._loss.item())
+        norm_fails = self._skips > MOST_SKIPS if is_fp16 else not math.isfinite(norm)
+        if not self.any_rank(loss_fails or norm_fails):
+            return
+        if self.any_rank(loss_fails):
+            raise NotFinite(Part.LOSS)
+        raise NotFinite(Part.SCALED_GRADIENT if is_fp16 else Part.GRADIENT)
+
+    def _zero_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=False)
+        self._loss = torch.zeros_like(self._loss)
 
     def preallocate(self, batch: Batch) -> None:
         """Allocates gradients and optimizer state without changing weights or state.
 
-        Otherwise the first optimizer step would allocate them, after the first batch had fitted.
+        Otherwise the first optimizer step would allocate them, after the first batch had fitted. Every
+        trained weight has both from here on, also one that the batch does not use.
         """
+        if self.accelerator.num_processes > 1 and not self.is_sharded:
+            self._leaves_out = self.any_rank(self._leaves_weights_out(batch))
         self.dry_run([batch])
+        fill_gradients(self.unwrapped)
         self.raw_optimizer.step()  # learning rate and gradients are zero: only the counters move
         reset_step_counters(self.raw_optimizer)
 
+    def _leaves_weights_out(self, batch: Batch) -> bool:
+        """Whether the configuration says so, or a backward pass on this rank alone shows it."""
+        if may_leave_out(self.unwrapped.config.to_dict()):
+            return True
+        with self.accelerator.no_sync(self.model):
+            torch.autograd.backward(self.summed_loss(batch))
+        leaves_out = any(weight.grad is None for weight in self.trainable.values())
+        self.raw_optimizer.zero_grad(set_to_none=True)
+        return leaves_out
+
     def any_rank(self, claim: bool) -> bool:
         """Whether the claim holds on any rank. Ranks must agree before a collective."""
+        if self.accelerator.num_processes == 1:
+            return claim
         claims = torch.tensor([float(claim)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(claims, reduction="sum").item() > 0)
 
     def dry_run(self, batches: Sequence[Batch]) -> None:
         """Runs forward and backward and drops the gradients, so that a lack of memory shows now."""
         self.forward_backward(batches, target_tokens=1)
-        self.optimizer.zero_grad(set_to_none=False)
+        self._zero_gradients()
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

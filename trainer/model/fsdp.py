@@ -19,18 +19,23 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from trainer.model.unused import may_leave_out, use_all_weights
+
 
 def shard(model: PreTrainedModel, device: torch.device, world_size: int) -> None:
     """Shards each block and the rest of the model, in place and on the device.
 
     Weights stay float32; bf16 is autocast, as without sharding.
     """
+    leaves_out = may_leave_out(model.config.to_dict())
     # T5's blocks return views of their inputs; nothing changes those in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world_size,))
     blocks = _block_names(model)
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
+            if leaves_out:
+                use_all_weights(module)
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
@@ -57,6 +62,11 @@ def gathered(model: nn.Module) -> Iterator[None]:
 def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor in full (a collective), or the tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor, or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def fill(target: Tensor, content: Tensor) -> None:

@@ -18,6 +18,8 @@ from trainer.checkpointing.checkpoint import Position, save_checkpoint
 from trainer.config.settings import TrainSettings
 from trainer.evaluation.evaluator import evaluate_with_answers
 from trainer.events import CheckpointSaved, Say, StepEnded, TrainingEnded
+from trainer.model.finite import NotFinite
+from trainer.run.divergence import check_weights, diverged_step
 from trainer.run.lr_schedule import rate_share
 from trainer.run.results import save_results
 from trainer.run.setup import prepare
@@ -42,10 +44,13 @@ def train(
     first = run.done
     finished = take_steps(run)
     if finished:
+        check_weights(run)
         save_results(run)
     seconds = time.monotonic() - started
     samples = (run.done - first) * run.plan.effective_batch
     best = run.evaluations.best
+    if skipped := run.skipped_steps():
+        run.notice(f"fp16's loss scale skipped {skipped:,} of {run.done:,} steps")
     result = {
         "output_dir": str(run.folder.path),
         "steps": run.done,
@@ -56,6 +61,7 @@ def train(
         "peak_bytes": run.peak,
         "best_step": None if best is None else best.step,
         "best_loss": None if best is None else best.loss,
+        "skipped_steps": skipped,
     }
     if run.is_main:
         say(TrainingEnded(result=result, interrupted=not finished))
@@ -108,7 +114,10 @@ def take_step(run: Run, step: RankStep, started: float) -> bool:
     torch.manual_seed(step_seed(run))
     rate = run.learning_rate * rate_share(settings.schedule, run.done, run.steps, settings.warmup)
     loss = engine.forward_backward(step.batches, target_tokens=step.target_tokens)
-    norm = engine.optimizer_step(rate)
+    try:
+        norm = engine.optimizer_step(rate)
+    except NotFinite as error:
+        raise diverged_step(run, step, error.part) from None
     run.done += 1
     record, stop = step_record(
         run, step, loss,
@@ -147,6 +156,7 @@ def checkpoint_is_due(run: Run) -> bool:
 
 
 def save(run: Run) -> None:
+    check_weights(run)
     position = Position(
         step=run.done,
         steps=run.steps,
@@ -174,6 +184,12 @@ def evaluate(run: Run) -> None:
     event = evaluate_with_answers(
         run.engine, collator, step=run.done, size=run.eval_size, answering=run.answering
     )
+    if not math.isfinite(event.loss):
+        check_weights(run)
+        run.notice(
+            f"the evaluation after step {run.done} has a loss that is not finite (inf or NaN): it counts "
+            f"as worse than every other; look at the rows of --eval-data"
+        )
     run.evaluations = run.evaluations.then(run.done, event.loss)
     record = evaluation_record(event)
     track(run.engine.accelerator, "evaluation", record)

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
+from autotune.errors import ModelError
 from trainer.batching.collator import Collator
 from trainer.config.settings import WorkloadSettings
 from trainer.data.notices import data_notice
 from trainer.data.token_store import open_store
 from trainer.events import Tokenising
 from trainer.model.engine import Engine
+from trainer.model.finite import first_not_finite
 from trainer.model.loading import Loaded, load_model
 from trainer.model.position_limits import check_positions
 from trainer.reading.readers import bundled, find_files
@@ -78,7 +81,23 @@ def make_parts(
 def make_engine(
     accelerator: Accelerator, parts: Parts, settings: WorkloadSettings, **options: float
 ) -> Engine:
-    """The engine with these options of its own, its gradients and optimizer state allocated."""
+    """The engine with these options of its own, its gradients and optimizer state allocated.
+
+    Raises:
+        ModelError: a weight of the model is not finite.
+    """
     engine = Engine(accelerator, parts.loaded.model, settings, **options)
+    check_finite(engine, settings.model)
     engine.preallocate(parts.collator.worst_case_batch(1))
     return engine
+
+
+def check_finite(engine: Engine, model: str) -> None:
+    """Raises ModelError on every rank where a weight is not finite, also a frozen one: it is exported too."""
+    name = first_not_finite(dict(engine.unwrapped.named_parameters()))
+    if engine.any_rank(name is not None):
+        names = [found for found in gather_object([name]) if found is not None]
+        raise ModelError(
+            f"{names[0]} in the weights of {model} is not finite (inf or NaN)",
+            "use an earlier checkpoint of that model, or download it again",
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from autotune.errors import OutputError
 from tests.support import tiny
@@ -25,6 +25,7 @@ from trainer.artifacts.run_folder import RunFolder
 from trainer.batching.collator import Collator
 from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint, verify
 from trainer.checkpointing.export import export_model
+from trainer.checkpointing.manifest import write_manifest
 from trainer.data.encoder import Encoder
 from trainer.events import CheckpointSaved, Evaluated, TrainingEnded
 from trainer.model.engine import Engine
@@ -207,6 +208,15 @@ def change_the_step(checkpoint: Path) -> None:
     file.write_text(file.read_text().replace('"step": 5', '"step": 6'))
 
 
+def write_nan(checkpoint: Path) -> None:
+    """As an older version saved it: the checksum is that of the file."""
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["shared.weight"][3, 4] = torch.nan
+    save_file(weights, checkpoint / "model.safetensors")
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (truncate, "optimizer.safetensors has 1,000 bytes instead of "),
     "flipped": (flip_a_byte, "model.safetensors is altered: its checksum is not the manifest's"),
@@ -222,6 +232,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "manifest.json is altered",
     ),
+    "not finite": (write_nan, "shared.weight in model.safetensors is not finite (inf or NaN)"),
 }  # fmt: skip
 
 
