@@ -10,9 +10,9 @@ from trainer.config.settings import WorkloadSettings
 from trainer.data.readers import bundled
 from trainer.data.token_store import open_store
 from trainer.events import Tokenising
+from trainer.model.data_fit import check_positions, check_vocabulary
 from trainer.model.engine import Engine
 from trainer.model.loading import Loaded, load_model
-from trainer.model.position_limits import check_positions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ def make_parts(
     Raises:
         ModelError: the model cannot be loaded.
         DataError, OutputError, Interrupted: as `open_store` does.
-        UsageError: a row has more tokens than the model takes.
+        UsageError: a row has more tokens than the model takes, or a token that it does not have.
     """
     loaded = load_model(settings.model, dropout=settings.dropout, seed=settings.seed)
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
@@ -54,6 +54,7 @@ def make_parts(
             should_stop=should_stop,
         )
         collator = Collator(store, loaded.encoder, start)
+        check_vocabulary(loaded.model, collator)
         check_positions(loaded.model, collator)
         return collator
 

@@ -11,8 +11,8 @@ from trainer.config.settings import TrainSettings
 from trainer.data.sample_order import GroupedSteps, PlainSteps, SampleOrder, StepOrder
 from trainer.evaluation.evaluator import Answering
 from trainer.events import Say
+from trainer.model.data_fit import max_answer_tokens
 from trainer.model.engine import Engine
-from trainer.model.position_limits import max_answer_tokens
 from trainer.run.parts import Parts
 
 
