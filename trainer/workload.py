@@ -41,13 +41,12 @@ class SftWorkload:
         self._eval_collator = parts.eval_collator or parts.collator
         self.engine = make_engine(accelerator, parts, settings)
         self.memory = self.engine.memory
+        cut = store.truncation_notice(settings.max_source_length, settings.max_target_length)
         self.workload_info = {
             "model": settings.model,
             "rows": len(store),
             "precision": precision(settings),
-            "notice": store.truncation_notice(
-                settings.max_source_length, settings.max_target_length
-            ),
+            "notice": "; ".join(filter(None, [*parts.loaded.notices, cut])) or None,
             "fingerprint": fingerprint_info(parts.loaded, store, accelerator.num_processes),
         }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from autotune.partition import Costs
 from autotune.plan import Plan
-from tests.support.tiny import collator
+from tests.support.tiny import collator, original
 from trainer.artifacts.run_folder import RunFolder
 from trainer.batching.collator import Collator
 from trainer.batching.step_loader import Steps
@@ -50,8 +50,9 @@ def load(kind: str) -> Loaded:
         vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, pad_token_id=0, bos_token_id=3, eos_token_id=1,
     )  # fmt: skip
+    model = LlamaForCausalLM(config).double()
     encoder = Encoder(loaded.encoder.tokenizer, is_causal=True)
-    return replace(loaded, model=LlamaForCausalLM(config).double(), encoder=encoder)
+    return replace(loaded, model=model, original=original(model, encoder))
 
 
 def collate(loaded: Loaded, rows: str) -> Collator:
@@ -109,10 +110,13 @@ def main(kind: str, rows: str, folder: RunFolder) -> dict[str, Any]:
         done = stop
         size = 3 + engine.accelerator.process_index  # unequal numbers of forward passes
         found["evaluations"].append(evaluate(engine, collator, size=size))
-        save_checkpoint(folder, engine, progress(done), loaded.encoder.tokenizer, keep=9)
+        save_checkpoint(folder, engine, progress(done), loaded.original, keep=9)
         engine.accelerator.wait_for_everyone()
         found["held"].append(held(engine))
-    export_model(folder, engine, loaded.encoder.tokenizer, describe=lambda hidden: None)
+    export_model(
+        folder, engine, loaded.original,
+        dtype=engine.unwrapped.dtype, max_new_tokens=16, describe=lambda hidden: None,
+    )  # fmt: skip
     engine.accelerator.wait_for_everyone()
     return {**found, "rank": engine.accelerator.process_index}
 

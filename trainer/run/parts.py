@@ -41,7 +41,12 @@ def make_parts(
         DataError, OutputError, Interrupted: as `open_store` does.
         UsageError: a row has more tokens than the model takes, or a token that it does not have.
     """
-    loaded = load_model(settings.model, dropout=settings.dropout, seed=settings.seed)
+    loaded = load_model(
+        settings.model,
+        dropout=settings.dropout,
+        seed=settings.seed,
+        trust_remote_code=settings.trust_remote_code,
+    )
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
 
     def collate(files: tuple[str, ...]) -> Collator:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+
 from autotune.events import Notice
 from autotune.plan import Plan
 from trainer.artifacts.evaluation_log import EvaluationHistory
@@ -14,6 +16,8 @@ from trainer.events import Say
 from trainer.model.data_fit import max_answer_tokens
 from trainer.model.engine import Engine
 from trainer.run.parts import Parts
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(slots=True)
@@ -61,6 +65,12 @@ class Run:
         wanted = self.settings.max_new_tokens or max(c.store.longest()[1] for c in collators)
         room = max_answer_tokens(self.engine.unwrapped, collators[-1])
         return wanted if room is None else min(wanted, room)
+
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """Of the final model's weights: --export-dtype, or the checkpoint's that the run began with."""
+        chosen = self.settings.export_dtype
+        return self.parts.loaded.original.dtype if chosen == "auto" else DTYPES[chosen]
 
     def is_due(self, every: int | None) -> bool:
         """Whether the last step is a multiple of `every`; with None, whether it completed an epoch."""
