@@ -47,7 +47,7 @@ class SftWorkload:
             "model": settings.model,
             "rows": len(store),
             "precision": precision(settings),
-            "notice": parts.data_notice(settings),
+            "notice": "; ".join(parts.notices(settings)) or None,
             "fingerprint": fingerprint_info(parts.loaded, store, accelerator.num_processes),
         }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from autotune.partition import Costs
 from autotune.plan import Plan
-from tests.support.tiny import SPARSE, collator, tiny
+from tests.support.tiny import SPARSE, collator, original, tiny
 from trainer.artifacts.run_folder import RunFolder
 from trainer.batching.collator import Collator
 from trainer.batching.step_loader import Steps
@@ -52,7 +52,7 @@ def load(kind: str) -> Loaded:
             if type(module).__name__ == "SwitchTransformersTop1Router":
                 module.dtype = torch.float64  # it casts its weights to a type of its own
         encoder = Encoder(loaded.encoder.tokenizer, is_causal=not model.config.is_encoder_decoder)
-        return replace(loaded, model=model, encoder=encoder)
+        return replace(loaded, model=model, original=original(model, encoder))
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(3)
@@ -60,8 +60,9 @@ def load(kind: str) -> Loaded:
         vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, pad_token_id=0, bos_token_id=3, eos_token_id=1,
     )  # fmt: skip
+    model = LlamaForCausalLM(config).double()
     encoder = Encoder(loaded.encoder.tokenizer, is_causal=True)
-    return replace(loaded, model=LlamaForCausalLM(config).double(), encoder=encoder)
+    return replace(loaded, model=model, original=original(model, encoder))
 
 
 def collate(loaded: Loaded, rows: str) -> Collator:
@@ -119,10 +120,13 @@ def main(kind: str, rows: str, folder: RunFolder) -> dict[str, Any]:
         done = stop
         size = 3 + engine.accelerator.process_index  # unequal numbers of forward passes
         found["evaluations"].append(evaluate(engine, collator, size=size))
-        save_checkpoint(folder, engine, progress(done), loaded.encoder.tokenizer, keep=9)
+        save_checkpoint(folder, engine, progress(done), loaded.original, keep=9)
         engine.accelerator.wait_for_everyone()
         found["held"].append(held(engine))
-    export_model(folder, engine, loaded.encoder.tokenizer, describe=lambda hidden: None)
+    export_model(
+        folder, engine, loaded.original,
+        dtype=engine.unwrapped.dtype, max_new_tokens=16, describe=lambda hidden: None,
+    )  # fmt: skip
     engine.accelerator.wait_for_everyone()
     return {**found, "rank": engine.accelerator.process_index}
 

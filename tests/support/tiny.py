@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from trainer.batching.collator import Batch, Collator
     from trainer.data.encoder import Encoder
     from trainer.model.engine import Engine
+    from trainer.model.original import Original
 
 SEQ2SEQ = ("t5", "mt5", "bart")
 CAUSAL = ("gpt2", "llama", "qwen2")
@@ -132,6 +133,22 @@ def gradient(engine: "Engine", batches: list["Batch"], tokens: int) -> tuple[Any
     loss = engine.forward_backward(batches, target_tokens=tokens)
     found = (p.grad.flatten() for p in engine.unwrapped.parameters() if p.grad is not None)
     return torch.cat(list(found)), loss.item() / tokens
+
+
+def original(model: Any, encoder: "Encoder") -> "Original":
+    """What the export writes beside the weights of a model that was not loaded from a folder."""
+    import torch
+
+    from trainer.model.original import KeptTokenizer, Original
+
+    return Original(
+        config=copy.deepcopy(model.config),
+        generation_config=copy.deepcopy(model.generation_config),
+        encoder=encoder,
+        tokenizer=KeptTokenizer.of(encoder.tokenizer),
+        dtype=torch.float32,
+        folder=None,
+    )
 
 
 def collator(model: Any, encoder: "Encoder", file: str | Path, *, longest: int = 64) -> "Collator":

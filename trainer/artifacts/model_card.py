@@ -1,4 +1,4 @@
-"""The card of a final model: `README.md`, which the hub shows, and `generation_config.json`.
+"""The card of a final model: `README.md`, which the hub shows.
 
 Every figure is from the run; unknown ones are left out. No tensors.
 """
@@ -37,28 +37,13 @@ class CardInfo:
     peak: int
     """Peak of the fullest device, bytes."""
     device: str
-    max_new_tokens: int
-    decoder_start: int | None
     evaluation: Mapping[str, Any] | None
     """The last object of `evaluations.jsonl`."""
 
 
 def write_card(folder: Path, info: CardInfo, *, plot: bool) -> None:
-    """Writes both files into a saved model's folder; `plot` says whether loss.png exists."""
+    """Writes it into a saved model's folder; `plot` says whether loss.png exists."""
     (folder / "README.md").write_text(card(info, plot=plot), "utf-8")
-    file = folder / "generation_config.json"
-    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    file.write_text(json.dumps(generation_config(known, info), indent=2) + "\n", "utf-8")
-
-
-def generation_config(known: Mapping[str, Any], info: CardInfo) -> dict[str, Any]:
-    """The base model's values with the run's answer length and token ids."""
-    # without what max_new_tokens replaces, and forced tokens, which training targets do not have
-    stale = ("max_length", "forced_bos_token_id", "forced_eos_token_id", "_from_model_config")
-    kept = {key: value for key, value in known.items() if key not in stale}
-    start = {} if info.decoder_start is None else {"decoder_start_token_id": info.decoder_start}
-    ids = {"eos_token_id": info.encoder.eos, "pad_token_id": info.encoder.pad}
-    return {**kept, **start, **ids, "max_new_tokens": info.max_new_tokens}
 
 
 def card(info: CardInfo, *, plot: bool) -> str:

@@ -24,7 +24,7 @@ from autotune import files
 from autotune.errors import OutputError
 from trainer.artifacts.evaluation_log import Best
 from trainer.artifacts.run_folder import RunFolder, refusals
-from trainer.checkpointing.export import write_model_config
+from trainer.checkpointing.export import write_model_files
 from trainer.checkpointing.manifest import Damaged, check_manifest, read_object, write_manifest
 from trainer.checkpointing.safetensors_io import TensorFile, in_order, write_tensors
 from trainer.checkpointing.state_dict import (
@@ -36,6 +36,7 @@ from trainer.checkpointing.state_dict import (
 )
 from trainer.model.engine import Engine
 from trainer.model.finite import is_finite
+from trainer.model.original import Original
 
 FORMAT = 1
 PARTS = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -65,7 +66,7 @@ def checkpoint_tensors(engine: Engine) -> dict[str, dict[str, Tensor]]:
 
 
 def save_checkpoint(
-    folder: RunFolder, engine: Engine, position: Position, tokenizer: Any, *, keep: int
+    folder: RunFolder, engine: Engine, position: Position, original: Original, *, keep: int
 ) -> Path:
     """Writes `checkpoint-<step>`, then removes all but the last `keep` and the best.
 
@@ -96,7 +97,7 @@ def save_checkpoint(
             write_tensors(temporary / name, in_order(tensors), contents(tensors))
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
         if state["frozen"] is None:
-            write_model_config(engine.unwrapped, tokenizer, temporary)
+            write_model_files(engine.unwrapped, original, temporary)
         write_manifest(temporary)
     for old in folder.checkpoints()[:-keep]:
         if position.best is None or old.name != f"checkpoint-{position.best.step}":

@@ -82,6 +82,9 @@ class WorkloadOptions:
         "auto: the profile's, else bf16 or fp16 on a GPU, fp32 on a CPU.", "auto"
     )
     optimizer: Optimizer | None = flag("Else the profile's, or adamw.", None)
+    trust_remote_code: bool = flag(
+        "Run the model's own Python code; each command asks anew.", False
+    )
     gradient_checkpointing: bool | None = flag("Keep few activations; compute them again.", None)
     freeze: Literal[Freeze, "none"] | None = flag("Do not train a seq2seq model's encoder.", None)
     lora_rank: int | None = flag("Train LoRA adapters of this rank; 0: none.", None, least=0)
@@ -133,6 +136,9 @@ class RunOptions:
     fresh: bool = flag("Replace an unfinished run, or resume it.", False, names="--fresh/--resume")
     checkpoint_every: int | None = flag("Save every N steps; else each epoch.", None, least=1)
     keep_checkpoints: int = flag("Keep the last N and the best.", 2, least=1)
+    export_dtype: Literal["auto", Precision] = flag(
+        "Of the final model's weights; auto: as the model's checkpoint.", "auto"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +156,7 @@ class TrainOptions(RunOptions, WorkloadOptions):
 
 PANELS = {
     "What is trained": (
-        "eval_data", "precision", "optimizer", "freeze", "lora_rank", "lora_alpha",
+        "eval_data", "trust_remote_code", "precision", "optimizer", "freeze", "lora_rank", "lora_alpha",
         "lora_targets", "neftune_alpha", "dropout", "gradient_checkpointing", "compile",
         "max_source_length", "max_target_length",
     ),
@@ -160,6 +166,8 @@ PANELS = {
         "weight_decay", "clip_norm", "length_grouping",
     ),
     "Evaluation and logs": ("eval_every", "patience", "generate_rows", "max_new_tokens", "track"),
-    "The run's folder": ("output_dir", "fresh", "checkpoint_every", "keep_checkpoints"),
+    "The run's folder": (
+        "output_dir", "fresh", "checkpoint_every", "keep_checkpoints", "export_dtype",
+    ),
 }  # fmt: skip
 """The headings in `--help`; fields under none come first."""

@@ -17,6 +17,9 @@ from autotune.errors import OutputError, UsageError
 from trainer.config.options import TrainOptions
 from trainer.config.settings import TrainSettings
 
+OF_ONE_START = ("fresh", "trust_remote_code")
+"""Choices that belong to one start, not to the run: no run.toml holds them."""
+
 
 def load_run(path: Path) -> dict[str, Any]:
     """The file's choices by the names of `TrainOptions`; keys may have dashes or underscores.
@@ -39,8 +42,14 @@ def load_run(path: Path) -> dict[str, Any]:
             raise UsageError(f"--config {path} has {both}, which are one key", "keep one")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            keys = [key for key in known if key != "trust_remote_code"]
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(keys)}"
             raise UsageError(f"--config {path} has an unknown key {name}", hint)
+        if name == "trust_remote_code":
+            raise UsageError(
+                f"--config {path} has {key}, and no file may ask to run a model's code",
+                "remove it there, and give --trust-remote-code on the command line",
+            )
         chosen[name] = value
     options = _checked(chosen, path)
     return {name: getattr(options, name) for name in chosen}
@@ -84,8 +93,7 @@ def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> Non
         "freeze": settings.workload.freeze or "none",
         "lora_rank": settings.workload.lora_rank or 0,
     }
-    # --fresh belongs to one start, not to the run
-    names = [field.name for field in fields(TrainOptions) if field.name != "fresh"]
+    names = [field.name for field in fields(TrainOptions) if field.name not in OF_ONE_START]
     chosen = {name: values[name] for name in names if values.get(name) not in (None, ())}
     text = tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()})
     try:

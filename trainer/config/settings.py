@@ -57,6 +57,8 @@ class WorkloadSettings(Settings):
     compile: bool = False
     fsdp: bool = False
     gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    """Whether the model's own Python code may run. No profile or file asks for it."""
     dropout: float | None = None
     """None keeps the model's own."""
     seed: int = 0
@@ -110,16 +112,9 @@ class TrainSettings(RunOptions, Settings):
 
         The data is compared by content, once it is tokenised.
         """
-        cut = (
-            "data",
-            "device",
-            "memory_limit",
-            "backend",
-            "gradient_checkpointing",
-            "compile",
-            "fsdp",
-        )
-        workload = {k: v for k, v in self.workload.as_json().items() if k not in cut}
+        cut = ("device", "memory_limit", "backend", "gradient_checkpointing", "compile", "fsdp")
+        left_out = (*cut, "data", "trust_remote_code")  # the latter belongs to one start
+        workload = {k: v for k, v in self.workload.as_json().items() if k not in left_out}
         return {"workload": workload, **{name: getattr(self, name) for name in RUN_KEY_FIELDS}}
 
 

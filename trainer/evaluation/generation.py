@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from autotune.devices.allocator import is_out_of_memory
 from trainer.batching.collator import Collator, padded_inputs
 from trainer.model.engine import Engine
+from trainer.model.original import ends
 
 Ids = npt.NDArray[np.int64]
 
@@ -78,7 +79,10 @@ def dry_run_generation(engine: Engine, collator: Collator, *, most: int, longest
 
 @contextmanager
 def _greedy(engine: Engine, collator: Collator, longest: int) -> Iterator[PreTrainedModel]:
-    """The model set to greedy decoding, without its own settings (beams, a forced first token)."""
+    """The model set to greedy decoding until any of its ends, without its own beams and limits.
+
+    A forced first token is kept where training targets begin with it, as NLLB's do with a language.
+    """
     model = engine.unwrapped
     before = model.generation_config
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -87,13 +91,19 @@ def _greedy(engine: Engine, collator: Collator, longest: int) -> Iterator[PreTra
         num_beams=1,
         use_cache=True,  # training set the model's own to False
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
-        eos_token_id=[collator.encoder.eos, collator.encoder.end],
+        eos_token_id=ends(before, collator.encoder),
+        forced_bos_token_id=_forced_first(before, collator),
         pad_token_id=collator.encoder.pad,
     )
     try:
         yield model
     finally:
         model.generation_config = before
+
+
+def _forced_first(generation: GenerationConfig | None, collator: Collator) -> int | None:
+    forced: int | None = getattr(generation, "forced_bos_token_id", None)
+    return forced if collator.store.target(0)[:1].tolist() == [forced] else None
 
 
 def _generate(model: PreTrainedModel, collator: Collator, rows: Sequence[int]) -> Iterator[Ids]:
@@ -103,9 +113,10 @@ def _generate(model: PreTrainedModel, collator: Collator, rows: Sequence[int]) -
     output = generate(**inputs)
     # after the prompt or the start token
     begin = inputs["input_ids"].shape[1] if encoder.is_causal else 1
+    stops = model.generation_config.eos_token_id
     for ids in output[:, begin:].cpu().numpy():  # (answer,)
-        ends = np.flatnonzero((ids == encoder.eos) | (ids == encoder.end))
-        yield ids[: ends[0]] if len(ends) else ids
+        found = np.flatnonzero(np.isin(ids, stops))
+        yield ids[: found[0]] if len(found) else ids
 
 
 def _fill_cache(engine: Engine, collator: Collator, size: int, longest: int) -> int:

@@ -79,16 +79,14 @@ def add_lora(model: PreTrainedModel, settings: WorkloadSettings, rank: int) -> A
         ) from error
 
 
-def export(model: PreTrainedModel, adapter: Any, folder: Path) -> None:
-    """Writes the model for `from_pretrained`, with adapters merged, and the adapters beside it.
-
-    Merging is in place and ends training.
-    """
-    if adapter is not None:
-        # without the argument peft asks the hub whether the vocabulary has grown
-        adapter.save_pretrained(folder / ADAPTER_FOLDER, save_embedding_layers=False)
-        model = adapter.merge_and_unload()
-    model.save_pretrained(folder)
+def merged(model: PreTrainedModel, adapter: Any, folder: Path) -> PreTrainedModel:
+    """The model with its adapters merged, in place, which ends training; writes them into the folder."""
+    if adapter is None:
+        return model
+    # without the argument peft asks the hub whether the vocabulary has grown
+    adapter.save_pretrained(folder / ADAPTER_FOLDER, save_embedding_layers=False)
+    whole: PreTrainedModel = adapter.merge_and_unload()
+    return whole
 
 
 def default_learning_rate(own: float, settings: WorkloadSettings) -> float:

@@ -1,15 +1,16 @@
-"""Loads a run's model and its encoder: presets with random weights, local folders, hub ids.
+"""Models and encoders by name: a preset, a folder of the user's, an adapter's folder, or a hub id.
 
-Master weights are float32 whatever the checkpoint holds; `accelerator` sets the precision.
+Weights are loaded in float32. Whatever is missing or does not belong together is an error, never a
+random weight. The files around the weights are kept for the export (`original`).
 """
 
-import difflib
+import copy
 import hashlib
 import json
-import textwrap
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +24,24 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.modeling_utils import get_state_dict_dtype, load_state_dict
 
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ModelError
 from trainer.data.encoder import Encoder
 from trainer.data.token_store import TokenStore
+from trainer.model.custom_code import REFUSAL, check_tokenizer_class, code_notice, refusal
+from trainer.model.original import KeptTokenizer, Original
+from trainer.model.presets import MODEL_PRESETS
+from trainer.model.sources import (
+    WEIGHTS,
+    Source,
+    check_vocabulary_is_there,
+    find_source,
+    load_error,
+    tokenizer_error,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A T5 shape with random weights; the decoder has as many layers as the encoder."""
-
-    shape: dict[str, int]
-    learning_rate: float
-    vocabulary: int | None = None
-    """None takes the bundled tokenizer's."""
-    dropout: float = 0.1
-
-
-MODEL_PRESETS = {
-    "chatlm-0.2b": Preset(
-        {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12, "num_layers": 10},
-        learning_rate=3e-4, vocabulary=29298,
-    ),
-    "chatlm-tiny": Preset(
-        {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4, "num_layers": 2},
-        learning_rate=3e-3, dropout=0.0,  # so small a model does not overfit in minutes
-    ),
-}  # fmt: skip
 PRETRAINED_LEARNING_RATE = 1e-4
 
 
@@ -59,6 +50,13 @@ DROPOUTS = (
     "activation_dropout", "embd_pdrop", "attn_pdrop", "classifier_dropout",
 )  # fmt: skip
 """Names of the dropout rates in model configurations; the main one of each family comes first."""
+WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "module": "DistributedDataParallel",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
+"""Parts that wrappers add to the names of weights, where a checkpoint was saved without unwrapping."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,53 +64,123 @@ class Loaded:
     """A model on the CPU, its encoder and its defaults."""
 
     model: PreTrainedModel
-    encoder: Encoder
+    original: Original
     learning_rate: float
     config_hash: str
     """Name and a hash of the configuration."""
+    notices: tuple[str, ...] = ()
+    """What the user should know of how it was loaded."""
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.original.encoder
 
 
-def load_model(name: str, *, dropout: float | None, seed: int) -> Loaded:
-    """The preset, folder or hub model of that name, in float32.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What is read before any weights."""
+
+    source: Source
+    config: Any
+    tokenizer: KeptTokenizer
+    encoder: Encoder
+
+
+def load_encoder(name: str, *, trust_remote_code: bool = False) -> Encoder:
+    """The encoder of a model; reads its configuration and its tokenizer, no weights.
 
     Raises:
-        ModelError: there is no such model, or its folder lacks a configuration, weights or tokenizer.
+        ModelError: as `load_model` does, where it is not about weights.
     """
+    return _load_head(name, trust_remote_code).encoder
+
+
+def load_model(
+    name: str, *, dropout: float | None, seed: int, trust_remote_code: bool = False
+) -> Loaded:
+    """The preset, folder, adapter or hub model of that name, in float32.
+
+    Raises:
+        ModelError: there is no such model; its folder lacks a configuration, weights or tokenizer; a
+            package is missing; or it needs code of its own and may not run it.
+    """
+    head = _load_head(name, trust_remote_code)
+    config = head.config
+    own_dropouts = {key: getattr(config, key) for key in DROPOUTS if hasattr(config, key)}
+    _set_dropout(config, dropout)
+    notices: list[str | None] = []
     if name in MODEL_PRESETS:
-        return _preset(name, dropout, seed)
-    if Path(name).is_dir():
-        _check_folder(Path(name))
+        dtype = torch.float32
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: Any = T5ForConditionalGeneration(config)
     else:
-        _check_hub_id(name)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        _set_dropout(config, dropout)
-        with_report: Any = kind.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # `_check_weights` names them
-            output_loading_info=True,
-        )
-        model, report = with_report
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # a damaged file may raise any error of the library that reads it
-        if is_out_of_memory(error):
-            raise
-        raise _load_error(name, error) from error
-    _check_weights(name, report)
+        dtype = _stored_dtype(head)
+        model = _with_weights(head, notices, trust_remote_code)
+        if head.source.adapter is not None:
+            model = _merged(model, head.source)
+            notices.append(f"the adapter {name} is merged into its base model {head.source.base}")
+        tokenizer = head.tokenizer.tokenizer
+        notices.append(code_notice(head.source.base, model, tokenizer, trusted=trust_remote_code))
+    written = copy.deepcopy(model.config)
+    for key, rate in own_dropouts.items():
+        setattr(written, key, rate)
+    base = Path(head.source.base)
+    preset = MODEL_PRESETS.get(name)
     return Loaded(
         model=model,
-        encoder=Encoder(tokenizer, is_causal=not config.is_encoder_decoder),
-        learning_rate=PRETRAINED_LEARNING_RATE,
+        original=Original(
+            config=written,
+            generation_config=copy.deepcopy(model.generation_config),
+            encoder=head.encoder,
+            tokenizer=head.tokenizer,
+            dtype=dtype,
+            folder=base if base.is_dir() else None,
+        ),
+        learning_rate=PRETRAINED_LEARNING_RATE if preset is None else preset.learning_rate,
         config_hash=config_hash(name, config),
+        notices=tuple(filter(None, notices)),
     )
 
 
-def _preset(name: str, dropout: float | None, seed: int) -> Loaded:
+def _load_head(name: str, trust_remote_code: bool) -> Head:
+    source = find_source(name)
+    try:
+        if name in MODEL_PRESETS:
+            config = None
+        else:
+            config = AutoConfig.from_pretrained(source.base, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a damaged file may raise any error of the library that reads it
+        raise _refused(source.base, error) or load_error(source.base, error) from error
+    try:
+        if not trust_remote_code:
+            check_tokenizer_class(source.tokenizer)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            source.tokenizer,
+            trust_remote_code=trust_remote_code,
+            config=None if source.adapter is None else config,  # an adapter's folder has none
+        )
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _refused(source.tokenizer, error) or tokenizer_error(
+            source.tokenizer, error
+        ) from error
+    check_vocabulary_is_there(source.tokenizer, tokenizer)
+    kept = KeptTokenizer.of(tokenizer)
+    if config is None:
+        config = _preset_config(name, tokenizer)
+    encoder = Encoder(tokenizer, is_causal=not config.is_encoder_decoder)
+    return Head(source=source, config=config, tokenizer=kept, encoder=encoder)
+
+
+def _refused(name: str, error: Exception) -> ModelError | None:
+    """The error where the model needs code of its own, which was not asked for."""
+    return refusal(name) if REFUSAL in str(error) else None
+
+
+def _preset_config(name: str, tokenizer: Any) -> T5Config:
     preset = MODEL_PRESETS[name]
-    tokenizer = AutoTokenizer.from_pretrained(str(resources.files("trainer") / "assets/tokenizer"))
     special: dict[str, Any] = {**preset.shape, "decoder_start_token_id": tokenizer.pad_token_id}
     config = T5Config(
         vocab_size=preset.vocabulary or len(tokenizer),
@@ -121,16 +189,94 @@ def _preset(name: str, dropout: float | None, seed: int) -> Loaded:
         feed_forward_proj="relu",
         **special,
     )
-    _set_dropout(config, preset.dropout if dropout is None else dropout)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = T5ForConditionalGeneration(config)
-    return Loaded(
-        model=model,
-        encoder=Encoder(tokenizer, is_causal=False),
-        learning_rate=preset.learning_rate,
-        config_hash=config_hash(name, config),
-    )
+    _set_dropout(config, preset.dropout)
+    return config
+
+
+def _with_weights(head: Head, notices: list[str | None], trust_remote_code: bool) -> Any:
+    """The base model with its weights. Names that a wrapper has prefixed are read without its prefix."""
+    name = head.source.base
+    kind = AutoModelForSeq2SeqLM if head.config.is_encoder_decoder else AutoModelForCausalLM
+
+    def load(**options: Any) -> tuple[Any, Mapping[str, Any]]:
+        with_report: Any = kind.from_pretrained(
+            name,
+            config=copy.deepcopy(head.config),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # `_check_weights` names them
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+        model, report = with_report
+        return model, report
+
+    try:
+        model, report = load()
+        if report["missing_keys"] and (prefixes := _wrappers(report["unexpected_keys"])):
+            parts = "|".join(map(re.escape, prefixes))
+            model, report = load(key_mapping={rf"(^|\.)(?:(?:{parts})\.)+": r"\1"})
+            made_by = " and ".join(f"{prefix}. ({WRAPPERS[prefix]})" for prefix in prefixes)
+            notices.append(f"the weights of {name} have names with {made_by}: read without it")
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise _refused(name, error) or load_error(name, error) from error
+    _check_weights(name, report)
+    return model
+
+
+def _wrappers(names: set[str]) -> list[str]:
+    """The wrappers whose parts are in those names."""
+    parts = {part for name in names for part in name.split(".")}
+    return [wrapper for wrapper in WRAPPERS if wrapper in parts]
+
+
+def _merged(model: Any, source: Source) -> Any:
+    """The model with the adapter merged into its weights."""
+    import peft
+
+    assert source.adapter is not None
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 reads an attribute by a name that transformers 5.23 deprecates
+            warnings.simplefilter("ignore", FutureWarning)
+            # it would train on without a part of the adapter
+            warnings.filterwarnings("error", message=".*Found missing adapter keys")
+            adapted = peft.PeftModel.from_pretrained(model, source.adapter)
+        if adapted.active_peft_config.is_prompt_learning:
+            kind = adapted.active_peft_config.peft_type.value
+            raise ModelError(
+                f"{source.adapter} is an adapter of kind {kind}, which adds tokens and cannot be merged",
+                f"train on from its base model: --model {source.base}",
+            )
+        return adapted.merge_and_unload()
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"the adapter {source.adapter} does not fit its base model {source.base}: {reason}",
+            "give it the base model that it was trained on (base_model_name_or_path in "
+            "adapter_config.json)",
+        ) from error
+
+
+def _stored_dtype(head: Head) -> torch.dtype:
+    """The dtype of the checkpoint's weights, as transformers finds it: by configuration, or in a file."""
+    named = head.config.dtype
+    if named is not None:
+        return named if isinstance(named, torch.dtype) else getattr(torch, str(named))
+    files = sorted(file for pattern in WEIGHTS for file in Path(head.source.base).glob(pattern))
+    if not files:  # a hub id: its configuration names the dtype of weights that are not float32
+        return torch.float32
+    try:
+        tensors = load_state_dict(str(files[0]), map_location="meta")
+    except Exception as error:
+        raise load_error(head.source.base, error) from error
+    find: Any = get_state_dict_dtype
+    dtype: torch.dtype = find(tensors)
+    return dtype
 
 
 def _set_dropout(config: Any, dropout: float | None) -> None:
@@ -148,32 +294,6 @@ def config_hash(name: str, config: Any) -> str:
     return f"{label} {hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{folder} is not a model folder: it has no config.json",
-            f"give --model a folder that save_pretrained wrote, or a preset: {', '.join(MODEL_PRESETS)}",
-        )
-    for what, patterns in (
-        ("weights", ("*.safetensors", "pytorch_model*.bin")),
-        # without these files transformers makes an empty tokenizer: all text becomes unknown
-        ("tokenizer", ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")),
-    ):
-        if not any(file for pattern in patterns for file in folder.glob(pattern)):
-            raise ModelError(
-                f"{folder} has a config.json but no {what} ({patterns[0]})",
-                "save the model and its tokenizer there, both with save_pretrained",
-            )
-
-
-def _check_hub_id(name: str) -> None:
-    """Raises ModelError for a name that no hub has; a request would take half a minute."""
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
-        raise ModelError(f"there is no model folder {name}", _presets_near(name))
-    if difflib.get_close_matches(name, MODEL_PRESETS, n=1, cutoff=0.8):
-        raise ModelError(f"there is no model {name!r}", _presets_near(name))
-
-
 def _check_weights(name: str, report: Mapping[str, Any]) -> None:
     """Raises ModelError where weights do not match the configuration: they would be random."""
     missing = sorted(report["missing_keys"])
@@ -184,21 +304,6 @@ def _check_weights(name: str, report: Mapping[str, Any]) -> None:
             f"and {len(other)} have another shape (first {wrong[0]})",
             "copy both from one model",
         )
-
-
-def _load_error(name: str, error: Exception) -> ModelError:
-    text = str(error) or type(error).__name__
-    reason = textwrap.shorten(text, 200, placeholder=" …").rstrip(".:")
-    if Path(name).is_dir():
-        hint = "copy the folder again, or save it anew with save_pretrained"
-        return ModelError(f"cannot load the model in {name}: {reason}", hint)
-    what = f"{name!r} is not a preset or a folder, and the hub does not give it ({reason})"
-    return ModelError(what, _presets_near(name))
-
-
-def _presets_near(name: str) -> str:
-    near = difflib.get_close_matches(name, MODEL_PRESETS, n=1)
-    return f"did you mean {near[0]}?" if near else f"presets: {', '.join(MODEL_PRESETS)}"
 
 
 def fingerprint_info(loaded: Loaded, store: TokenStore, world_size: int) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def save(run: Run) -> None:
         best=run.evaluations.best,
     )
     path = save_checkpoint(
-        run.folder, run.engine, position, run.parts.loaded.encoder.tokenizer,
+        run.folder, run.engine, position, run.parts.loaded.original,
         keep=run.settings.keep_checkpoints,
     )  # fmt: skip
     if run.is_main:

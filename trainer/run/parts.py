@@ -12,10 +12,10 @@ from trainer.config.settings import WorkloadSettings
 from trainer.data.notices import data_notice
 from trainer.data.token_store import open_store
 from trainer.events import Tokenising
+from trainer.model.data_fit import check_positions, check_vocabulary
 from trainer.model.engine import Engine
 from trainer.model.finite import first_not_finite
 from trainer.model.loading import Loaded, load_model
-from trainer.model.position_limits import check_positions
 from trainer.reading.readers import bundled, find_files
 
 
@@ -30,14 +30,15 @@ class Parts:
     parameters: int
     """Number of the model's parameters; adapters are not counted."""
 
-    def data_notice(self, settings: WorkloadSettings) -> str | None:
-        """A line about training rows that are not learnt as they stand in the file."""
-        return data_notice(
+    def notices(self, settings: WorkloadSettings) -> list[str]:
+        """Lines about the model, and about training rows that are not learnt as they stand in the file."""
+        cut = data_notice(
             self.collator.store.stats,
             is_causal=self.loaded.encoder.is_causal,
             max_source=settings.max_source_length,
             max_target=settings.max_target_length,
         )
+        return [*self.loaded.notices, *filter(None, [cut])]
 
 
 def make_parts(
@@ -52,9 +53,14 @@ def make_parts(
     Raises:
         ModelError: the model cannot be loaded.
         DataError, OutputError, Interrupted: as `open_store` does.
-        UsageError: a row has more tokens than the model takes.
+        UsageError: a row has more tokens than the model takes, or a token that it does not have.
     """
-    loaded = load_model(settings.model, dropout=settings.dropout, seed=settings.seed)
+    loaded = load_model(
+        settings.model,
+        dropout=settings.dropout,
+        seed=settings.seed,
+        trust_remote_code=settings.trust_remote_code,
+    )
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
 
     def collate(files: tuple[str, ...]) -> Collator:
@@ -67,6 +73,7 @@ def make_parts(
             should_stop=should_stop,
         )
         collator = Collator(store, loaded.encoder, start)
+        check_vocabulary(loaded.model, collator)
         check_positions(loaded.model, collator)
         return collator
 

@@ -8,7 +8,7 @@ from trainer.artifacts.loss_plot import draw_loss
 from trainer.artifacts.model_card import CardInfo, write_card
 from trainer.checkpointing.export import export_model
 from trainer.model.accelerator import precision
-from trainer.model.loading import MODEL_PRESETS
+from trainer.model.presets import MODEL_PRESETS
 from trainer.run.state import Run
 
 
@@ -17,7 +17,8 @@ def save_results(run: Run) -> None:
     info = card_info(run)
     has_plot = run.is_main and draw(run)
     export_model(
-        run.folder, run.engine, run.parts.loaded.encoder.tokenizer,
+        run.folder, run.engine, run.parts.loaded.original,
+        dtype=run.export_dtype, max_new_tokens=run.longest_answer,
         describe=lambda folder: write_card(folder, info, plot=has_plot),
     )  # fmt: skip
     if run.is_main:
@@ -54,7 +55,5 @@ def card_info(run: Run) -> CardInfo:
         loss=run.loss if not metrics else metrics[-1]["loss"],
         peak=max((record["device_peak_bytes"] for record in metrics), default=run.peak),
         device=", ".join(sorted(set(settings.device_names))) or own,
-        max_new_tokens=run.longest_answer,
-        decoder_start=getattr(parts.loaded.model.config, "decoder_start_token_id", None),
         evaluation=evaluations[-1] if evaluations else None,
     )

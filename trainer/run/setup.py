@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate.utils import broadcast_object_list
 
 from autotune.events import Notice
@@ -133,11 +134,23 @@ def disk_need(parameters: int, trained: int, keep: int) -> int:
     return 4 * (parameters + 3 * trained * (keep + 2))
 
 
+def export_notice(run: Run) -> str | None:
+    """A line where the final model's weights will be less exact than the trained ones, which are float32."""
+    if run.export_dtype == torch.float32:
+        return None
+    chosen = run.settings.export_dtype != "auto"
+    why = "as --export-dtype says" if chosen else "as the model's checkpoint"
+    name = str(run.export_dtype).removeprefix("torch.")
+    return f"weights are trained in float32; the final model will be {name}, {why}"
+
+
 def say_started(run: Run) -> None:
     settings, workload = run.settings, run.settings.workload
     store = run.parts.collator.store
-    run.notice(run.parts.data_notice(workload))
+    for text in run.parts.notices(workload):
+        run.notice(text)
     run.notice(trainable_summary(run.engine.unwrapped))
+    run.notice(export_notice(run))
     if run.engine.is_sharded:
         run.notice(f"sharded over {run.plan.world_size} processes (FSDP2)")
     if run.done:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+
 from autotune.events import Notice
 from autotune.plan import Plan
 from trainer.artifacts.evaluation_log import EvaluationHistory
@@ -11,9 +13,11 @@ from trainer.config.settings import TrainSettings
 from trainer.data.sample_order import GroupedSteps, PlainSteps, SampleOrder, StepOrder
 from trainer.evaluation.evaluator import Answering
 from trainer.events import Say
+from trainer.model.data_fit import max_answer_tokens
 from trainer.model.engine import Engine
-from trainer.model.position_limits import max_answer_tokens
 from trainer.run.parts import Parts
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(slots=True)
@@ -65,6 +69,12 @@ class Run:
     def skipped_steps(self) -> int:
         """Steps that fp16's loss scale skipped, those before a resume included; on the main process."""
         return sum(bool(record["skipped"]) for record in self.folder.metrics.read())
+
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """Of the final model's weights: --export-dtype, or the checkpoint's that the run began with."""
+        chosen = self.settings.export_dtype
+        return self.parts.loaded.original.dtype if chosen == "auto" else DTYPES[chosen]
 
     def is_due(self, every: int | None) -> bool:
         """Whether the last step is a multiple of `every`; with None, whether it completed an epoch."""

@@ -30,6 +30,7 @@ from trainer.data.encoder import Encoder
 from trainer.events import CheckpointSaved, Evaluated, TrainingEnded
 from trainer.model.engine import Engine
 from trainer.model.loading import load_model
+from trainer.model.original import Original
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,7 +104,11 @@ def progress(step: int, best: Best | None = None) -> Position:
 
 
 def save(folder: RunFolder, engine: Engine, at: Position, *, keep: int = 2) -> Path:
-    return save_checkpoint(folder, engine, at, tokenizer(), keep=keep)
+    return save_checkpoint(folder, engine, at, original(engine), keep=keep)
+
+
+def original(engine: Engine) -> Original:
+    return tiny.original(engine.unwrapped, Encoder(tokenizer(), is_causal=False))
 
 
 @contextmanager
@@ -184,7 +189,10 @@ def test_generation_defaults_that_transformers_refuses_to_save_stop_no_run(
         engine.unwrapped.generation_config.save_pretrained(tmp_path)
 
     path = save(folder, engine, progress(1))
-    export_model(folder, engine, tokenizer(), describe=lambda hidden: None)
+    export_model(
+        folder, engine, original(engine),
+        dtype=torch.float32, max_new_tokens=9, describe=lambda hidden: None,
+    )  # fmt: skip
 
     assert (path / "generation_config.json").is_file()
     assert (tmp_path / "generation_config.json").is_file()

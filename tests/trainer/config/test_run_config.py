@@ -7,12 +7,13 @@ import pytest
 
 import profiles
 from autotune.errors import OutputError, UsageError
+from profiles.schema import RunSection
 from trainer.artifacts.run_folder import RunFolder
 from trainer.config.flags import parse
 from trainer.config.options import PANELS, AutotuneOptions, TrainOptions, WorkloadOptions
 from trainer.config.resolve import resolve
 from trainer.config.run_config import load_run, save_run
-from trainer.config.settings import TrainSettings, WorkloadSettings
+from trainer.config.settings import WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
 
 
 def written(folder: Path, text: str) -> Path:
@@ -181,3 +182,29 @@ def test_a_process_of_its_own_reads_the_file_too(tmp_path: Path) -> None:
     given = parse(["--config", str(file), "--max-steps", "9"], help=None, read=load_run)
 
     assert given == {"max_steps": 9, "epochs": 2.0}
+
+
+def test_no_file_asks_to_run_a_models_code(tmp_path: Path) -> None:
+    """Each command asks by its flag: neither a run.toml nor a profile holds or grants it."""
+    asked = resolved(TrainOptions(profile="small", trust_remote_code=True))
+    silent = resolved(TrainOptions(profile="small"))
+
+    repeated = saved_options(tmp_path, asked)
+    refused = refusal_of(written(tmp_path, "trust-remote-code = true\n"))
+
+    assert asked.workload.trust_remote_code
+    assert not repeated.trust_remote_code
+    assert asked.run_key() == silent.run_key()
+    assert "trust_remote_code" not in {*WHAT_IS_TRAINED, *RunSection.model_fields}
+    assert refused.endswith(
+        "has trust-remote-code, and no file may ask to run a model's code; remove it there, and give "
+        "--trust-remote-code on the command line"
+    )
+
+
+def test_the_dtype_of_the_export_is_the_runs_choice_and_not_its_key(tmp_path: Path) -> None:
+    """A resume may choose another one; the run's file keeps it."""
+    chosen = resolved(TrainOptions(profile="small", export_dtype="bf16"))
+
+    assert saved_options(tmp_path, chosen).export_dtype == "bf16"
+    assert chosen.run_key() == resolved(TrainOptions(profile="small")).run_key()

@@ -86,6 +86,39 @@ def test_what_the_models_maker_set_stays_out_and_is_put_back() -> None:
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_an_answer_ends_at_any_of_the_makers_ends(kind: str) -> None:
+    """Not only at the one that training teaches."""
+    engine, collator = parts(kind)
+    plain = {
+        r: ids.tolist()
+        for r, ids in answer(engine, collator, ROWS, size=5, longest=LONGEST).items()
+    }
+    end = next(ids[2] for ids in plain.values() if len(ids) > 3)
+    config: Any = engine.unwrapped.generation_config
+    config.eos_token_id = [end, collator.encoder.eos]
+
+    found = answer(engine, collator, ROWS, size=5, longest=LONGEST)
+
+    for row, ids in plain.items():
+        assert found[row].tolist() == (ids[: ids.index(end)] if end in ids else ids)
+
+
+def test_a_forced_token_is_kept_where_targets_begin_with_it() -> None:
+    """As NLLB's do with a language; elsewhere training never saw it."""
+    engine, collator = parts("bart")
+    config: Any = engine.unwrapped.generation_config
+    first = int(collator.store.target(0)[0])
+
+    config.forced_bos_token_id = first
+    forced = answer(engine, collator, ROWS, size=5, longest=LONGEST)
+    config.forced_bos_token_id = first + 1
+    free = answer(engine, collator, ROWS, size=5, longest=LONGEST)
+
+    assert {ids[0] for ids in forced.values()} == {first}
+    assert {int(ids[0]) for ids in free.values() if len(ids)} != {first + 1}
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_as_many_are_answered_at_once_as_training_has_left_room_for(kind: str) -> None:
     """Never more than there are rows; one where there is no room at all."""
     engine, collator = parts(kind)

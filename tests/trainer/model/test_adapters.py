@@ -17,7 +17,7 @@ from trainer.model.adapters import (
     LORA_LEARNING_RATE,
     adapt,
     default_learning_rate,
-    export,
+    merged,
     trainable_summary,
 )
 
@@ -39,7 +39,7 @@ def test_adapters_alone_are_trained_and_the_export_is_merged(family: str, tmp_pa
     names = list(own.trainable)
     after = {n: p.detach().clone() for n, p in own.unwrapped.named_parameters()}
     answer = logits(own.unwrapped, data)
-    export(own.unwrapped, own.adapter, tmp_path)
+    merged(own.unwrapped, own.adapter, tmp_path).save_pretrained(tmp_path)
 
     kind: Any = AutoModelForSeq2SeqLM if base.config.is_encoder_decoder else AutoModelForCausalLM
     loaded, report = kind.from_pretrained(tmp_path, output_loading_info=True)
@@ -65,7 +65,7 @@ def test_the_adapter_beside_the_export_is_the_same_on_the_base(tmp_path: Path) -
     data = batch(base, 4, 12, 8)
     trained(own, data)
     answer = logits(own.unwrapped, data)
-    export(own.unwrapped, own.adapter, tmp_path)
+    merged(own.unwrapped, own.adapter, tmp_path).save_pretrained(tmp_path)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

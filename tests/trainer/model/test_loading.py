@@ -1,15 +1,21 @@
 """Models and their folders: what is loaded, and what is said of what cannot be."""
 
-import json
+import importlib.util
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from autotune.errors import ModelError
-from trainer.model.loading import load_model
+from tests.support import model_folders, tiny
+from tests.support.runs import rows_file, run, settings
+from trainer.model.loading import load_encoder, load_model
+from trainer.model.sources import load_error
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +48,7 @@ def error_of(name: str | Path) -> str:
 
 
 def configure(model: Path, **values: Any) -> None:
-    file = model / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    model_folders.change(model / "config.json", **values)
 
 
 def test_a_folder_is_loaded_as_it_was_saved(saved: Path) -> None:
@@ -153,3 +158,247 @@ def test_an_unknown_or_wrong_configuration_is_refused(model: Path) -> None:
 
     assert "Validation error for field 'd_model'" in wrong
     assert "model type `t9`" in unknown
+
+
+def weights_of(name: str | Path) -> dict[str, Any]:
+    return load_model(str(name), dropout=None, seed=0).model.state_dict()
+
+
+def are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_tokenizer_of_bytes_needs_no_file(tmp_path: Path) -> None:
+    """ByT5's."""
+    encoder = load_encoder(str(model_folders.byt5(tmp_path)))
+
+    assert encoder.tokenizer("hi").input_ids == [107, 108, 1]
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "gpt2", "bart"])
+@pytest.mark.parametrize("settings", [None, "{}"])
+def test_an_empty_tokenizer_is_refused(family: str, settings: str | None, tmp_path: Path) -> None:
+    """transformers makes one, or says what no user understands; settings alone are no vocabulary."""
+    tiny.save(family, tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(settings)
+
+    assert error_of(tmp_path) == (
+        f"{tmp_path} has a config.json but no tokenizer (tokenizer.json); {SAVE_BOTH}"
+    )
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """As if these packages were not installed."""
+
+    def find(module: str) -> Any:
+        return None if module in packages else importlib.util.find_spec(module)
+
+    monkeypatch.setattr("trainer.model.sources.find_spec", find)
+
+
+@pytest.mark.parametrize("package", ["sentencepiece", "protobuf"])
+def test_a_package_that_a_tokenizer_needs_is_named(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers tries tiktoken next, and asks for that."""
+    folder = model_folders.spiece_only(tmp_path)
+    without(monkeypatch, {"protobuf": "google.protobuf"}.get(package, package))
+    if package == "protobuf":
+        monkeypatch.setattr(
+            "trainer.model.sources._is_installed", lambda module: module != "google.protobuf"
+        )
+
+    assert error_of(folder) == (
+        f"the tokenizer of {folder} needs {package}, which is not installed; "
+        f"run `pip install {package}`"
+    )
+
+
+def test_a_tiktoken_file_asks_for_tiktoken(tmp_path: Path) -> None:
+    """Llama 3's is called tokenizer.model too."""
+    if importlib.util.find_spec("tiktoken") is not None:
+        pytest.skip("tiktoken is installed")
+    tiny.save("llama", tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\nIw== 2\n")
+
+    assert error_of(tmp_path).endswith(
+        "needs tiktoken, which is not installed; run `pip install tiktoken`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "package"),
+    [
+        (ModuleNotFoundError("No module named 'jieba'", name="jieba"), "jieba"),
+        (ModuleNotFoundError("No module named 'google'", name="google.protobuf"), "protobuf"),
+        (ImportError("packages not found: einops. Run `pip install einops`"), "einops"),
+        (ImportError("X requires the Sacremoses library but it was not found"), "sacremoses"),
+        (ImportError("blobfile is not installed. Please install it by running `pip install blobfile`."), "blobfile"),
+    ],
+)  # fmt: skip
+def test_a_missing_package_is_what_the_error_or_its_cause_names(
+    error: ImportError, package: str
+) -> None:
+    """As transformers, tiktoken and Python word it."""
+    outer = ValueError("could not load")
+    outer.__cause__ = error
+
+    assert str(load_error("./model", outer)) == (
+        f"./model needs {package}, which is not installed; run `pip install {package}`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("_orig_mod.", "_orig_mod. (torch.compile)"),
+        ("module.", "module. (DistributedDataParallel)"),
+        ("module._orig_mod.", "_orig_mod. (torch.compile) and module. (DistributedDataParallel)"),
+    ],
+)
+def test_weights_that_a_wrapper_named_are_read_without_its_prefix(
+    prefix: str, said: str, tmp_path: Path
+) -> None:
+    """And the user is told."""
+    plain = tiny.save("t5", tmp_path / "plain")
+    folder = model_folders.wrapped(tmp_path / "wrapped", prefix)
+
+    loaded = load_model(str(folder), dropout=None, seed=0)
+
+    assert are_equal(loaded.model.state_dict(), weights_of(plain))
+    assert loaded.notices == (f"the weights of {folder} have names with {said}: read without it",)
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+@pytest.mark.parametrize("place", ["as it is", "beside"])
+def test_an_adapter_is_loaded_on_its_base(
+    has_tokenizer: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged, so that it answers as peft's model does; the base may be named from the adapter's folder."""
+    base = tiny.save("llama", tmp_path / "base")
+    folder = model_folders.adapter(tmp_path / "adapter", base, tokenizer=has_tokenizer)
+    if place == "beside":
+        model_folders.change(folder / "adapter_config.json", base_model_name_or_path="../base")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    adapted: Any = AutoModelForCausalLM.from_pretrained(base)
+    adapted.load_adapter(str(folder))
+
+    loaded = load_model(str(folder), dropout=None, seed=0)
+
+    model: Any = loaded.model
+    assert torch.allclose(model(ids).logits, adapted(ids).logits, atol=1e-5)
+    assert not torch.allclose(
+        model(ids).logits, AutoModelForCausalLM.from_pretrained(base)(ids).logits
+    )
+    assert not [name for name in model.state_dict() if "lora" in name]
+    assert load_encoder(str(folder)).tokenizer_hash == load_encoder(str(base)).tokenizer_hash
+    assert "merged into its base model" in loaded.notices[0]
+
+
+def test_an_adapter_that_cannot_be_loaded_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its base is gone, or an adapter too, or another model; or peft is missing."""
+    base = tiny.save("llama", tmp_path / "base")
+    folder = model_folders.adapter(tmp_path / "adapter", base)
+    config = folder / "adapter_config.json"
+
+    with monkeypatch.context() as patch:
+        without(patch, "peft")
+        no_peft = error_of(folder)
+    model_folders.change(config, base_model_name_or_path="/gone/base")
+    gone = error_of(folder)
+    model_folders.change(config, base_model_name_or_path=str(tiny.save("gpt2", tmp_path / "other")))
+    other = error_of(folder)
+    second = model_folders.adapter(tmp_path / "second", base)
+    model_folders.change(config, base_model_name_or_path=str(second))
+    chained = error_of(folder)
+    config.write_text("[]")
+    damaged = error_of(folder)
+
+    assert no_peft == (
+        f"{folder} is an adapter, and peft, which reads it, is not installed; run `pip install peft`"
+    )
+    assert gone == (
+        f"{folder} is an adapter of /gone/base, and there is no such folder; put its base model there, "
+        f"or write the folder where it is as base_model_name_or_path in its adapter_config.json"
+    )
+    assert other.startswith(f"the adapter {folder} does not fit its base model {tmp_path}/other: ")
+    assert chained.startswith(f"{folder} is an adapter of {second}, which is an adapter too; merge")
+    assert damaged.startswith(f"{config} is damaged (")
+
+
+def test_the_adapter_of_a_presets_run_leads_to_the_merged_model(tmp_path: Path) -> None:
+    """A preset's weights are random: nobody has the base that the adapter was trained on."""
+    rows = rows_file(tmp_path / "rows.jsonl", 8)
+    plain = settings(rows, tmp_path / "run", max_steps=1)
+    run(replace(plain, workload=replace(plain.workload, lora_rank=2)))
+
+    message = error_of(tmp_path / "run/adapter")
+
+    assert message == (
+        f"{tmp_path}/run/adapter is an adapter, and its base model is not known: "
+        f"base_model_name_or_path in its adapter_config.json is empty; "
+        f"give --model {tmp_path}/run, the merged model"
+    )
+    load_model(str(tmp_path / "run"), dropout=None, seed=0)
+
+
+def test_the_adapter_of_a_run_is_the_merged_model_on_its_base(tmp_path: Path) -> None:
+    """`--model RUN/adapter` trains on from where the run ended."""
+    base = tiny.save("llama", tmp_path / "base")
+    plain = settings(rows_file(tmp_path / "rows.jsonl", 8), tmp_path / "run", max_steps=2)
+    run(
+        replace(
+            plain,
+            learning_rate=0.1,
+            workload=replace(plain.workload, model=str(base), lora_rank=2),
+        )
+    )
+
+    adapted, merged = (weights_of(tmp_path / name) for name in ("run/adapter", "run"))
+
+    assert all(torch.allclose(adapted[key], merged[key], atol=1e-6) for key in merged)
+    assert not are_equal(merged, weights_of(base))
+
+
+@pytest.mark.parametrize(
+    ("make", "file"),
+    [
+        (model_folders.unknown_kind_with_code, "my_lm.py"),
+        (model_folders.tokenizer_with_code, "my_tokenizer.py"),
+    ],
+)
+def test_code_of_a_models_own_is_refused_by_name_and_run_when_asked(
+    make: Callable[[Path], Path], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is asked on the terminal."""
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code")
+    )
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("asked on the terminal"))
+    folder = make(tmp_path / "model")
+
+    refused = error_of(folder)
+    loaded = load_model(str(folder), dropout=None, seed=0, trust_remote_code=True)
+
+    assert refused == (
+        f"{folder} needs Python code of its own ({file}), which is not run by default; "
+        f"read the code, and give --trust-remote-code if you trust it"
+    )
+    assert loaded.notices[0].startswith(f"running Python code of {folder}: {file} (")
+
+
+def test_an_encoder_is_the_models_and_needs_no_weights(saved: Path, model: Path) -> None:
+    """Configuration and tokenizer are read alone."""
+    (model / "model.safetensors").write_bytes(b"nothing")
+
+    encoder = load_encoder(str(model))
+
+    assert encoder.tokenizer_hash == load_encoder("chatlm-tiny").tokenizer_hash
+    assert not encoder.is_causal

@@ -13,9 +13,9 @@ from autotune.plan import cut
 from tests.support import sharded_script, sparse_script, tiny
 from tests.support.commands import two_processes
 from trainer.batching.collator import Collator
-from trainer.data.readers import bundled
 from trainer.model.engine import Engine
 from trainer.model.unused import may_leave_out, with_weights
+from trainer.reading.readers import bundled
 
 
 @pytest.fixture(scope="module")

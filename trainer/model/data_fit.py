@@ -1,7 +1,7 @@
-"""The longest sequence of a model that has a table of positions.
+"""Whether a model can take the data: its tables of tokens and of positions have so many rows.
 
-Rotary and relative positions (Llama, Qwen, T5) take any length. GPT-2, OPT and BART have a table, and
-a longer sequence fails inside a step with an index out of range.
+A larger id fails inside a step with an index out of range, or on a GPU with an assertion of CUDA's.
+Rotary and relative positions (Llama, Qwen, T5) take any length; GPT-2, OPT and BART have a table.
 """
 
 from typing import Any
@@ -47,6 +47,37 @@ def check_positions(model: Any, collator: Collator) -> None:
                 f"the longest sequence of the data has {longest} tokens, and the model takes {most}",
                 f"lower {flag} to {most} at most",
             )
+
+
+def check_vocabulary(model: Any, collator: Collator) -> None:
+    """Raises UsageError where a token of the data, or the padding, is not in the model's vocabulary."""
+    size = vocabulary_size(model)
+    if size is None:
+        return
+    encoder = collator.encoder
+    row, token = collator.store.stats.largest_id
+    known = f"the model's embedding has {size:,} rows (ids 0 to {size - 1:,})"
+    if token >= size:
+        what = f"row {row + 1:,} of the data has the token id {token:,}"
+    elif encoder.pad >= size:
+        what = f"the padding token has the id {encoder.pad:,}"
+    else:
+        return
+    tokens = len(encoder.tokenizer)
+    raise UsageError(
+        f"{what}, and {known}; the tokenizer has {tokens:,} tokens",
+        f"use the tokenizer that belongs to the model, or enlarge the model: "
+        f"model.resize_token_embeddings({tokens}), then save_pretrained",
+    )
+
+
+def vocabulary_size(model: Any) -> int | None:
+    """Token ids that every table of the model has: embeddings of both sides and the output head."""
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if model.config.is_encoder_decoder:
+        tables.append(model.get_decoder().get_input_embeddings())
+    weights = (getattr(table, "weight", None) for table in tables)
+    return min((len(weight) for weight in weights if weight is not None), default=None)
 
 
 def max_answer_tokens(model: Any, collator: Collator) -> int | None:

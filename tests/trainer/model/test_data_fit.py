@@ -1,7 +1,8 @@
-"""Models that look positions up in a table take sequences of so many tokens, and no longer ones."""
+"""Data that a model cannot take are refused by a count: too long, or with tokens that it does not have."""
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.support.data_files import json_lines
 from tests.support.runs import Messages, run, settings
 from trainer.config.settings import TrainSettings
 from trainer.events import Built, Evaluated
-from trainer.model.position_limits import positions
+from trainer.model.data_fit import check_vocabulary, positions, vocabulary_size
 from trainer.workload import build
 
 TABLE = {"gpt2": 510, "bart": 512}
@@ -92,3 +93,66 @@ def test_answers_end_where_the_positions_do(tmp_path: Path) -> None:
     (evaluated,) = [event for event in run(chosen) if isinstance(event, Evaluated)]
 
     assert evaluated.generated_rows == 2
+
+
+def collator(*, largest: list[int], pad: int = 0, tokens: int = 2053) -> Any:
+    """What `check_vocabulary` reads of a collator: the largest id and its row, and the tokenizer."""
+    stats = SimpleNamespace(largest_id=largest)
+    encoder = SimpleNamespace(pad=pad, tokenizer=range(tokens))
+    return SimpleNamespace(store=SimpleNamespace(stats=stats), encoder=encoder)
+
+
+HINT = (
+    "use the tokenizer that belongs to the model, or enlarge the model: "
+    "model.resize_token_embeddings(2053), then save_pretrained"
+)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_token_that_the_model_does_not_have_is_refused(family: str) -> None:
+    """With its row, counted from 1, and both sizes; so is a padding token that was added."""
+    model = tiny.tiny(family)
+
+    check_vocabulary(model, collator(largest=[6, 2047]))
+    with pytest.raises(UsageError) as of_data:
+        check_vocabulary(model, collator(largest=[6, 2048]))
+    with pytest.raises(UsageError) as of_padding:
+        check_vocabulary(model, collator(largest=[6, 9], pad=2048))
+
+    known = (
+        "and the model's embedding has 2,048 rows (ids 0 to 2,047); the tokenizer has 2,053 tokens"
+    )
+    assert str(of_data.value) == f"row 7 of the data has the token id 2,048, {known}; {HINT}"
+    assert str(of_padding.value) == f"the padding token has the id 2,048, {known}; {HINT}"
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_an_output_head_with_fewer_rows_counts(family: str) -> None:
+    """The loss reads a label as an index into it."""
+    model = tiny.tiny(family)
+    model.set_output_embeddings(torch.nn.Linear(32, 2000, bias=False))
+
+    assert vocabulary_size(model) == 2000
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_tokenizer_that_has_grown_is_refused_before_a_step(family: str, tmp_path: Path) -> None:
+    """Tokens were added, and the model's embedding was never resized: before a run and before a probe."""
+    folder = tiny.save(family, tmp_path / family)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["<table>", "<report>"])
+    tokenizer.save_pretrained(folder)
+    plain = {"prompt": "one", "response": "two"}
+    rows = json_lines(
+        tmp_path, [plain, plain, {"prompt": "sum <table>", "response": "<report> six"}]
+    )
+    chosen = settings(rows, tmp_path / "run", max_steps=1)
+    chosen = replace(chosen, workload=replace(chosen.workload, model=str(folder)))
+    said: Messages = []
+
+    with pytest.raises(UsageError, match="row 3 of the data has the token id 2,049, and"):
+        run(chosen, heard=said)
+    with pytest.raises(UsageError, match="the tokenizer has 2,050 tokens; use the tokenizer"):
+        build({**chosen.workload.as_json(), "effective": 8, "effective_fixed": False})
+
+    assert not [event for event in said if isinstance(event, Built)]
