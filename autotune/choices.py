@@ -3,6 +3,8 @@
 from typing import Literal
 
 DeviceKind = Literal["cuda", "cpu"]
+ModelPreset = Literal["chatlm-tiny", "chatlm-0.2b"]
+"""Models with random weights; also where a folder has such a name."""
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["adamw", "adafactor", "adamw-8bit"]
 Freeze = Literal["encoder"]

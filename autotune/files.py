@@ -1,5 +1,6 @@
 """Files and folders: whether a place can be written, and writes that appear whole or not at all."""
 
+import glob
 import math
 import os
 import shutil
@@ -61,6 +62,25 @@ def write_text(path: Path, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def is_found(name: str) -> bool:
+    """Whether it names a file or a folder, or a pattern that matches one."""
+    try:
+        return Path(name).exists() or any(glob.iglob(name, recursive=True))  # noqa: PTH207
+    except OSError:  # too long, or not to be looked into
+        return False
+
+
+def find_beside(name: str, folder: Path) -> str:
+    """The name, as the current folder finds it, else as `folder` does; unchanged if neither does."""
+    beside = str(folder.absolute() / name)
+    return beside if name and not is_found(name) and is_found(beside) else name
+
+
+def absolute(name: str) -> str:
+    """The name as any folder finds it; unchanged if it finds nothing here, as a hub id."""
+    return os.path.abspath(name) if name and is_found(name) else name  # noqa: PTH100  resolves `..`
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,14 @@ The trainer follows every key or refuses it. An unknown key is an error that nam
 """
 
 import difflib
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from autotune.choices import Freeze, Optimizer, Precision
+from autotune.choices import Freeze, ModelPreset, Optimizer, Precision
 from autotune.errors import PlanError, ProfileError
+from autotune.files import find_beside
 from autotune.plan import MicroBatch, Plan
 from autotune.search import knee
 from autotune.verdict import Verdict
@@ -65,6 +67,10 @@ class RunSection(Section):
     model: str | None = None
     """The tuned model; `train` trains it unless `--model` says otherwise."""
     data: list[str] | None = None
+    prompt_column: str | None = None
+    """None takes the one that a known layout of columns has; so do the next two."""
+    response_column: str | None = None
+    messages_column: str | None = None
     precision: Precision | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -85,6 +91,15 @@ class RunSection(Section):
     optimizer: Optimizer = "adamw"
     loader_workers: Annotated[int, Field(ge=0)] = 0
     environment: dict[str, str] = {}
+
+    def found_from(self, folder: Path) -> Self:
+        """The same, with data and model that lie beside the profile's file, if they do."""
+        found: dict[str, Any] = {}
+        if self.data:
+            found["data"] = [find_beside(name, folder) for name in self.data]
+        if self.model and self.model not in get_args(ModelPreset):
+            found["model"] = find_beside(self.model, folder)
+        return self.model_copy(update=found)
 
 
 class TrialRow(Section):

@@ -28,7 +28,8 @@ def load(name_or_path: str) -> Profile:
         document = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{source} is not TOML: {error}", "fix it, or tune again") from error
-    return parse(document, source)
+    profile = parse(document, source)
+    return profile.model_copy(update={"run": profile.run.found_from(Path(source).parent)})
 
 
 def save(profile: Profile, path: Path) -> None:

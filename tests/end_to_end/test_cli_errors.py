@@ -279,6 +279,7 @@ def test_a_data_file_that_is_missing_or_empty_is_refused_at_once(
 ) -> None:
     """No worker needs to start for it."""
     (folder / "empty.jsonl").touch()
+    (folder / "none").mkdir()
     train = (*FAST, "--data", "good.jsonl", option)
 
     assert chatlm(*train, "gone.jsonl").message.startswith(
@@ -287,7 +288,7 @@ def test_a_data_file_that_is_missing_or_empty_is_refused_at_once(
     assert chatlm(*train, "empty.jsonl").message.startswith(
         "data file empty.jsonl is empty (0 bytes); give Parquet"
     )
-    assert chatlm(*train, ".").message.startswith("data file . is a folder, not a file; ")
+    assert chatlm(*train, "none").message.startswith("folder none has no data files (*.parquet, ")
     assert left() == set()
 
 

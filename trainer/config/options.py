@@ -75,9 +75,13 @@ class WorkloadOptions:
         "chatlm-tiny, chatlm-0.2b, a folder, or a hub id; else the profile's, or chatlm-tiny.", None
     )
     data: tuple[str, ...] | None = flag(
-        "Parquet, JSON or JSON lines; may be repeated; else the profile's, or bundled rows.", None
+        "A file, folder, 'pattern' or hub id; may be repeated; else the profile's, or bundled rows.",
+        None,
     )
     eval_data: tuple[str, ...] | None = flag("Files to evaluate on; may be repeated.", None)
+    prompt_column: str | None = flag("Its name in the data; else a known one.", None)
+    response_column: str | None = flag("Its name in the data; else a known one.", None)
+    messages_column: str | None = flag("The column of conversations.", None)
     precision: Literal["auto", Precision] = flag(
         "auto: the profile's, else bf16 or fp16 on a GPU, fp32 on a CPU.", "auto"
     )
@@ -156,7 +160,8 @@ class TrainOptions(RunOptions, WorkloadOptions):
 
 PANELS = {
     "What is trained": (
-        "eval_data", "trust_remote_code", "precision", "optimizer", "freeze", "lora_rank", "lora_alpha",
+        "eval_data", "prompt_column", "response_column", "messages_column", "trust_remote_code",
+        "precision", "optimizer", "freeze", "lora_rank", "lora_alpha",
         "lora_targets", "neftune_alpha", "dropout", "gradient_checkpointing", "compile",
         "max_source_length", "max_target_length",
     ),

@@ -8,7 +8,7 @@ from typing import Any
 from autotune.choices import DeviceKind
 from profiles import Profile
 from trainer.config.options import ScaleRule, TrainOptions, WorkloadOptions
-from trainer.config.settings import WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
+from trainer.config.settings import COLUMNS, WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
 from trainer.config.validation import check_training, check_workload
 
 
@@ -53,6 +53,8 @@ def workload_settings(
         UsageError: as `check_workload` does.
     """
     chosen = {**chosen_for(WorkloadSettings, options), "device": device}
+    if any(name in chosen for name in COLUMNS):  # they belong together
+        chosen = {**dict.fromkeys(COLUMNS), **chosen}
     if chosen["precision"] == "auto":
         del chosen["precision"]
     for name, without in (("freeze", "none"), ("lora_rank", 0)):
@@ -87,7 +89,7 @@ def rate_scale(profile: Profile, rule: ScaleRule | None) -> float:
 def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSettings:
     """The settings with the values of the profile's `[run]`."""
     run = profile.run
-    trained: dict[str, Any] = {name: getattr(run, name) for name in WHAT_IS_TRAINED}
+    trained: dict[str, Any] = {name: getattr(run, name) for name in (*WHAT_IS_TRAINED, *COLUMNS)}
     return replace(
         settings,
         model=run.model or settings.model,

@@ -6,13 +6,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 import profiles
 from autotune import files
+from autotune.choices import ModelPreset
 from autotune.errors import OutputError, UsageError
 from trainer.config.options import TrainOptions
 from trainer.config.settings import TrainSettings
@@ -52,7 +53,13 @@ def load_run(path: Path) -> dict[str, Any]:
             )
         chosen[name] = value
     options = _checked(chosen, path)
-    return {name: getattr(options, name) for name in chosen}
+    given = {name: getattr(options, name) for name in chosen}
+    for name in ("data", "eval_data"):
+        if given.get(name):
+            given[name] = tuple(files.find_beside(each, path.parent) for each in given[name])
+    if given.get("model") and given["model"] not in get_args(ModelPreset):
+        given["model"] = files.find_beside(given["model"], path.parent)
+    return given
 
 
 def _checked(chosen: Mapping[str, Any], path: Path) -> TrainOptions:
@@ -83,9 +90,10 @@ def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> Non
         or settings.plan(world_size) == profile.plan(world_size)
     )
     values = {
-        **asdict(settings.workload),
+        **asdict(settings.workload.located),
         **asdict(settings),
-        "profile": str(folder / "profile.toml"),
+        "eval_data": tuple(map(files.absolute, settings.eval_data)),
+        "profile": str((folder / "profile.toml").absolute()),
         "micro_batch": None if is_its_own else settings.micro_batch,
         "learning_rate": learning_rate,
         "num_processes": world_size,

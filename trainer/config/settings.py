@@ -3,20 +3,24 @@
 `resolve` makes them from a profile and the user's choices; `validation` checks them.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, TypeAdapter
 
-from autotune.choices import DeviceKind, Freeze, Optimizer, Precision
+from autotune.choices import DeviceKind, Freeze, ModelPreset, Optimizer, Precision
+from autotune.files import absolute
 from autotune.plan import Plan
 from trainer.config.options import Backend, RunOptions
+from trainer.reading.layouts import Columns
 
 WHAT_IS_TRAINED = (
     "optimizer", "freeze", "lora_rank", "lora_alpha", "lora_targets", "neftune_alpha", "compile",
     "fsdp", "gradient_checkpointing",
 )  # fmt: skip
 """Settings that a profile's `[run]` records under the same names; the user may override them."""
+COLUMNS = ("prompt_column", "response_column", "messages_column")
+"""Settings that say how the data are read; recorded in the same way."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,11 @@ class WorkloadSettings(Settings):
     model: str = "chatlm-tiny"
     """A preset, a local folder, or a hub id."""
     data: tuple[str, ...] = ()
-    """Files with prompts and responses; the bundled ones when empty."""
+    """Files, folders, patterns or hub ids; the bundled rows when empty."""
+    prompt_column: str | None = None
+    """None takes the one that a known layout of columns has."""
+    response_column: str | None = None
+    messages_column: str | None = None
     max_source_length: int = 256
     max_target_length: int = 256
     precision: Literal["auto", Precision] = "auto"
@@ -66,6 +74,17 @@ class WorkloadSettings(Settings):
     """Between processes; None takes what suits the device."""
     memory_limit: int | None = None
     """Bytes that one process may hold, on an emulated card."""
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.prompt_column, self.response_column, self.messages_column)
+
+    @property
+    def located(self) -> Self:
+        """The same, with data and model that any folder finds."""
+        is_preset = self.model in get_args(ModelPreset)
+        model = self.model if is_preset else absolute(self.model)
+        return replace(self, data=tuple(map(absolute, self.data)), model=model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +132,8 @@ class TrainSettings(RunOptions, Settings):
         The data is compared by content, once it is tokenised.
         """
         cut = ("device", "memory_limit", "backend", "gradient_checkpointing", "compile", "fsdp")
-        left_out = (*cut, "data", "trust_remote_code")  # the latter belongs to one start
-        workload = {k: v for k, v in self.workload.as_json().items() if k not in left_out}
+        left_out = (*cut, "data", *COLUMNS, "trust_remote_code")  # the last belongs to one start
+        workload = {k: v for k, v in self.workload.located.as_json().items() if k not in left_out}
         return {"workload": workload, **{name: getattr(self, name) for name in RUN_KEY_FIELDS}}
 
 

@@ -17,6 +17,12 @@ def check_workload(settings: WorkloadSettings) -> None:
     refused = "--fsdp does not go with"
     for is_refused, what, hint in (
         (
+            settings.messages_column is not None
+            and (settings.prompt_column, settings.response_column) != (None, None),
+            "--messages-column does not go with --prompt-column and --response-column",
+            "name the conversation, or the prompt and its response",
+        ),
+        (
             is_fp16 and settings.device == "cpu",
             "--precision fp16 needs a GPU: only CUDA has the loss scale that keeps its gradients from 0",
             "use --precision bf16, or fp32",

@@ -21,6 +21,7 @@ from autotune.errors import DataError, OutputError
 from trainer.data.encoder import Encoder
 from trainer.data.tokenization import TELL_EVERY, Interrupted, StoreStats, tokenise
 from trainer.events import Tokenising
+from trainer.reading.layouts import BY_NAME, Columns
 from trainer.reading.readers import check_file, count_rows
 
 VERSION = 4
@@ -81,6 +82,7 @@ class TokenStore:
 def open_store(
     paths: Sequence[str],
     encoder: Encoder,
+    columns: Columns = BY_NAME,
     *,
     max_source: int,
     max_target: int,
@@ -96,7 +98,7 @@ def open_store(
         OutputError: the cache folder cannot be written.
         Interrupted: `should_stop` said so; the next call resumes there.
     """
-    folder = cache_folder() / _name(paths, encoder, max_source, max_target)
+    folder = cache_folder() / _name(paths, encoder, columns, max_source, max_target)
     partial = folder.with_name(f".partial-{folder.name}")
     if not folder.exists():
         try:
@@ -105,7 +107,7 @@ def open_store(
             with _acquired(FileLock(lock), partial, paths, progress, should_stop):
                 if not folder.exists():  # else another process has made it meanwhile
                     tokenise(
-                        partial, paths, encoder, max_source=max_source, max_target=max_target,
+                        partial, paths, encoder, columns, max_source=max_source, max_target=max_target,
                         progress=progress, should_stop=should_stop,
                     )  # fmt: skip
                     partial.rename(folder)
@@ -164,9 +166,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatlm"
 
 
-def _name(paths: Sequence[str], encoder: Encoder, max_source: int, max_target: int) -> str:
+def _name(
+    paths: Sequence[str], encoder: Encoder, columns: Columns, max_source: int, max_target: int
+) -> str:
     digest = hashlib.sha256(
-        f"{VERSION} {encoder.tokenizer_hash} {max_source} {max_target}".encode()
+        f"{VERSION} {encoder.tokenizer_hash} {columns} {max_source} {max_target}".encode()
     )
     for path in paths:
         check_file(path)

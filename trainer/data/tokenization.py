@@ -24,6 +24,7 @@ from autotune.errors import DataError
 from autotune.files import write_text
 from trainer.data.encoder import Encoded, Encoder
 from trainer.events import Tokenising
+from trainer.reading.layouts import Columns
 from trainer.reading.readers import count_rows, read_rows
 from trainer.reading.row import Row
 
@@ -100,6 +101,7 @@ def tokenise(
     folder: Path,
     paths: Sequence[str],
     encoder: Encoder,
+    columns: Columns,
     *,
     max_source: int,
     max_target: int,
@@ -125,7 +127,7 @@ def tokenise(
     ):
         stats = writer.stats
         began -= stats.seconds
-        chunks = _chunks(paths, stats.file, stats.file_rows)
+        chunks = _chunks(paths, columns, stats.file, stats.file_rows)
         for chunk, encoded in _encoded_ahead(chunks, encoder):
             writer.add(chunk, encoded)
             now = time.monotonic()
@@ -157,11 +159,11 @@ Chunk = tuple[int, list[Row]]
 """The number of a file, and rows of it."""
 
 
-def _chunks(paths: Sequence[str], first: int, skip: int) -> Iterator[Chunk]:
+def _chunks(paths: Sequence[str], columns: Columns, first: int, skip: int) -> Iterator[Chunk]:
     for number, path in itertools.islice(enumerate(paths), first, None):
         rows: list[Row] = []
         characters = 0
-        for row in read_rows(path, skip=skip if number == first else 0):
+        for row in read_rows(path, columns, skip=skip if number == first else 0):
             rows.append(row)
             characters += len(row.prompt) + len(row.response)
             if len(rows) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:

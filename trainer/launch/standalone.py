@@ -18,6 +18,7 @@ from autotune.choices import DeviceKind
 from autotune.devices.allocator import is_out_of_memory
 from autotune.devices.processes import without_collection
 from autotune.errors import ChatlmError, UsageError
+from autotune.events import Notice
 from autotune.workers.launch import wants_cpu
 from trainer.artifacts.evaluation_log import evaluation_record
 from trainer.config.flags import parse
@@ -28,6 +29,7 @@ from trainer.config.run_config import load_run
 from trainer.config.settings import TrainSettings
 from trainer.data.tokenization import Interrupted
 from trainer.events import Evaluated, Progress, TrainingEnded
+from trainer.reading.readers import look
 from trainer.supervisor.failure_advice import advice
 
 
@@ -58,6 +60,8 @@ def train_standalone() -> int:
     should_stop = StopSignal()
     try:
         settings = _parse(sys.argv[1:])
+        workload = settings.workload
+        how_read = look((*workload.data, *settings.eval_data), workload.columns)
     except ChatlmError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # all ranks fail in the same way
             sys.stderr.write(f"chatlm: {error}\n")
@@ -71,6 +75,8 @@ def train_standalone() -> int:
         interrupted |= isinstance(event, TrainingEnded) and event.interrupted
         print_event(event, lines)
 
+    for text in how_read if os.environ.get("RANK", "0") == "0" else ():
+        say(Notice(text=text))
     try:
         # seconds of imports, after the flags are known to be good
         with without_collection():

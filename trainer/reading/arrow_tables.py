@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autotune.errors import DataError, first_line
-from trainer.reading.faults import Fault, shown
+from trainer.reading.faults import check_names, shown
 from trainer.reading.layouts import Columns, useful
 from trainer.reading.streams import COPY_AGAIN, DataFile, Table
 
@@ -22,14 +22,14 @@ BATCH_BYTES = 16 << 20
 def parquet_table(file: DataFile, columns: Columns, skip: int) -> Table:
     """The records after the first `skip`; does not read a row group that is skipped whole."""
     with _named(file), file.seekable() as path, pq.ParquetFile(path, memory_map=True) as table:
-        names = _checked_names(table.schema_arrow)
+        names = _names(table.schema_arrow)
     return Table("Parquet", names, _parquet_records(file, useful(names, columns), skip))
 
 
 def arrow_table(file: DataFile, columns: Columns, skip: int) -> Table:
     """The records after the first `skip` of a file or a stream."""
     with _named(file), _opened(file) as reader:
-        names = _checked_names(reader.schema)
+        names = _names(reader.schema)
     return Table("Arrow", names, _arrow_records(file, useful(names, columns), skip))
 
 
@@ -87,26 +87,22 @@ def _batch_rows(rows: int, size: int) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, size)))
 
 
-def _checked_names(schema: Any) -> list[str]:
-    """The names of the columns; raises Fault where a column or a field of a struct is there twice."""
-    for where, group in _named_fields("", list(schema)):
-        if twice := next((name for name in group if group.count(name) > 1), None):
-            what = f"has the column {shown(twice)} twice" + (f" in {shown(where)}" if where else "")
-            raise Fault(what, "drop or rename one")
+def _names(schema: Any) -> list[str]:
+    """The names of the columns; raises Fault where a struct within one has a field twice."""
+    for field in schema:
+        _check_fields(field.type, field.name)
     names: list[str] = schema.names
     return names
 
 
-def _named_fields(where: str, fields: Sequence[Any]) -> Iterator[tuple[str, list[str]]]:
-    """The names of each group of fields, and of the structs within, by the column that they are in."""
-    yield where, [field.name for field in fields]
-    for field in fields:
-        inner = field.type
-        while (value := getattr(inner, "value_type", None)) is not None:  # a list or a dictionary
-            inner = value
-        if pa.types.is_struct(inner):
-            inside = [inner.field(number) for number in range(inner.num_fields)]
-            yield from _named_fields(where or field.name, inside)
+def _check_fields(kind: Any, column: str) -> None:
+    while (inner := getattr(kind, "value_type", None)) is not None:  # of a list or a dictionary
+        kind = inner
+    if pa.types.is_struct(kind):
+        fields = [kind.field(number) for number in range(kind.num_fields)]
+        check_names([field.name for field in fields], f" in {shown(column)}")
+        for field in fields:
+            _check_fields(field.type, column)
 
 
 @contextmanager

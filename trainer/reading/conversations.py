@@ -1,6 +1,7 @@
 """From the turns of a record to messages: roles, texts, tool calls, and what the loss counts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trainer.reading.faults import FIX_ROW, Fault, check_text, kind, shown
@@ -11,29 +12,27 @@ ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), ANSWERS),
     **dict.fromkeys(("tool", "observation", "function_response", "tool_response", "function"), "tool"),
+    **dict.fromkeys(CALLS := ("function_call", "tool_call"), ANSWERS),
     "system": "system",
 }  # fmt: skip
-"""The roles by the names that public data sets give them; another role stays as it is."""
-CALLS = ("function_call", "tool_call")
-"""Roles of a turn that calls a tool, as JSON."""
+"""The roles by the names that public data sets give them; another role stays as it is.
+
+The content of those in `CALLS` is a call of a tool, as JSON.
+"""
 SAYS_MORE = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 """What an answer may say without content."""
-READ = ("role", "from", "content", "value", "weight", "train", "training", "function_call")
+MASKS = ("weight", "train", "training")
+"""Fields that say whether the loss counts an answer: OpenAI's and axolotl's."""
+READ = ("role", "from", "content", "value", "function_call", "train_detail", *MASKS)
 """Fields of a turn that do not travel to the template as they are."""
 
 
-def messages_of(value: Any, column: str, *, least: int = 2) -> list[Message]:
-    """The conversation in that column, a list of turns that ends with an answer; also as JSON text."""
-    value = _parsed(value, column)
-    if isinstance(value, dict) and all(isinstance(part, list) for part in value.values()):
-        # as `datasets` stores a sequence of structs: a list for each field
-        value = [
-            dict(zip(value, turn, strict=False)) for turn in zip(*value.values(), strict=False)
-        ]
-    if not isinstance(value, list) or len(value) < least:
-        turns = "two turns" if least == 2 else "one turn"
-        raise Fault(f"not a list of at least {turns}", FIX_ROW, column=column)
-    return [_message(turn, f"turn {n}", column) for n, turn in enumerate(value, start=1)]
+def messages_of(value: Any, column: str) -> list[Message]:
+    """The conversation in that column: a list of turns that ends with an answer, also as JSON text."""
+    turns = _turns(value, column)
+    if len(turns) < 2:
+        raise Fault("not a list of at least two turns", FIX_ROW, column=column)
+    return _answered(turns, column)
 
 
 def said(value: Any, role: str, column: str) -> list[Message]:
@@ -41,10 +40,9 @@ def said(value: Any, role: str, column: str) -> list[Message]:
     if not (isinstance(value, list) and value and isinstance(value[0], dict)):
         check_text(value, column)
         return [Message(role, value, is_learnt=role == ANSWERS)]
-    messages = messages_of(value, column, least=1)
     if role == ANSWERS:
-        return messages
-    return [Message(each.role, each.content, extra=each.extra) for each in messages]
+        return _answered(value, column)
+    return [replace(each, is_learnt=False) for each in _messages(value, column)]
 
 
 def earlier_turns(value: Any, column: str) -> list[Message]:
@@ -59,12 +57,6 @@ def earlier_turns(value: Any, column: str) -> list[Message]:
 
 def through_last_learnt(messages: Sequence[Message], column: str) -> Sequence[Message]:
     """The messages without those after the last learnt one, which cannot change the loss."""
-    if messages[-1].role != ANSWERS:
-        raise Fault(
-            f"the last turn is {messages[-1].role!r}, not 'assistant'",
-            "end each row with the answer to learn",
-            column=column,
-        )
     last = max((n for n, each in enumerate(messages) if each.is_learnt), default=None)
     if last is None:
         what = "no answer is learnt: each has weight 0 or train false"
@@ -80,25 +72,41 @@ def tools_of(value: Any, column: str) -> tuple[Any, ...]:
     return tuple(tools)
 
 
+def _turns(value: Any, column: str) -> list[Any]:
+    value = _parsed(value, column)
+    if isinstance(value, dict) and all(isinstance(part, list) for part in value.values()):
+        # as `datasets` stores a sequence of structs: a list for each field
+        return [dict(zip(value, turn, strict=False)) for turn in zip(*value.values(), strict=False)]
+    return value if isinstance(value, list) else []
+
+
+def _answered(turns: list[Any], column: str) -> list[Message]:
+    messages = _messages(turns, column)
+    if messages[-1].role != ANSWERS:
+        what = f"the last turn is {_first(turns[-1], 'role', 'from')!r}, not 'assistant'"
+        raise Fault(what, "end each row with the answer to learn", column=column)
+    return messages
+
+
+def _messages(turns: list[Any], column: str) -> list[Message]:
+    return [_message(turn, f"turn {n}", column) for n, turn in enumerate(turns, start=1)]
+
+
 def _message(turn: Any, place: str, column: str) -> Message:
-    role, content = None, None
-    if isinstance(turn, dict):
-        role = _first(turn, "role", "from")
-        content = _first(turn, "content", "value")
+    role = _first(turn, "role", "from") if isinstance(turn, dict) else None
     if not isinstance(role, str):
         raise Fault("a turn without a text `role` and `content`", FIX_ROW, column=column)
-    place = f"{place} ({role!r})"
+    place, is_call = f"{place} ({role!r})", role.lower() in CALLS
+    role, content = ROLES.get(role.lower(), role), _first(turn, "content", "value")
+    text = None if is_call else _text(content, place, column)
+    calls = content if is_call else turn.get("function_call")
     extra = {
         name: _clean(v, column) for name, v in turn.items() if v is not None and name not in READ
     }
-    if role.lower() in CALLS:
-        calls, content = content, None
-    else:
-        calls = turn.get("function_call")
     if calls is not None:
         extra["tool_calls"] = _calls(calls, place, column)
-    role = ROLES.get(role.lower(), ANSWERS if role.lower() in CALLS else role)
-    text = _text(content, place, column)
+    elif "tool_calls" in extra:
+        extra["tool_calls"] = _clean(_parsed(extra["tool_calls"], column), column)
     if text is None and not any(extra.get(name) for name in SAYS_MORE):
         what = f"{place} has null content and no tool calls"
         raise Fault(what, FIX_ROW, column=column)
@@ -128,17 +136,19 @@ def _text(content: Any, place: str, column: str) -> str | None:
 def _is_learnt(turn: Mapping[str, Any], role: str, place: str, column: str) -> bool:
     """Whether the loss counts it; raises Fault for a mask that cannot be followed."""
     learnt = role == ANSWERS
-    for name in ("weight", "train", "training"):
-        mask = turn.get(name)
-        if mask is None:
+    for name in MASKS:
+        if (mask := turn.get(name)) is None:
             continue
         if mask not in (0, 1):
-            what = f"{place} has {name} {mask!r}: only 0 and 1 can be learnt"
+            what = f"{place} has {name} {mask!r}: it can be 0 or 1 alone"
             raise Fault(what, FIX_ROW, column=column)
-        if mask and name != "weight" and role != ANSWERS:
-            what = f"{place} has {name} {mask!r}: only answers can be learnt"
+        if mask and role != ANSWERS and name != "weight":
+            what = f"{place} has {name} {mask!r}: answers alone can be learnt"
             raise Fault(what, FIX_ROW, column=column)
         learnt = learnt and bool(mask)
+    if turn.get("train_detail"):
+        what = f"{place} has train_detail: an answer is learnt as a whole, or not"
+        raise Fault(what, FIX_ROW, column=column)
     return learnt
 
 

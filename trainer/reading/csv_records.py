@@ -1,17 +1,21 @@
-"""Records from CSV and its kin: the delimiter that makes the header a known layout."""
+"""Records from CSV and its kin; the delimiter is the one that makes the header a known layout."""
 
 import csv
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from autotune.errors import DataError
 from trainer.reading.layouts import Columns, find_layout
 from trainer.reading.streams import DataFile, Table
 
-DELIMITERS = {",": "CSV", ";": "CSV with ;", "\t": "TSV", "|": "CSV with |"}
+DELIMITERS = {",": "CSV", "\t": "TSV", ";": "CSV with ;", "|": "CSV with |"}
 MOST_CHARACTERS = 1 << 27
-"""Of one field; a quote that is not closed would take the rest of the file."""
+"""Of one field: a quote that is not closed would take the rest of the file."""
+QUOTE = (
+    "put a field with a delimiter, a quote or a line break in double quotes, and double its quotes"
+)
 
 
 def csv_table(file: DataFile, columns: Columns, skip: int) -> Table | None:
@@ -26,32 +30,37 @@ def csv_table(file: DataFile, columns: Columns, skip: int) -> Table | None:
 
 
 def _header(file: DataFile, delimiter: str) -> tuple[str, ...]:
-    return tuple(next(_lines(file, delimiter), (0, []))[1])
+    """The first row; empty where its quotes contradict the delimiter."""
+    with _opened(file, delimiter) as rows:
+        try:
+            return tuple(next(filter(None, rows), ()))
+        except csv.Error:
+            return ()
 
 
 def _records(file: DataFile, delimiter: str, skip: int) -> Iterator[dict[str, Any]]:
-    lines = _lines(file, delimiter)
-    _, names = next(lines)
-    for number, (line, fields) in enumerate(lines, start=1):
-        if number <= skip:
-            continue
-        if len(fields) != len(names):
-            raise DataError(
-                f"{file.path}, row {number} (line {line}) has {len(fields)} fields, and the header "
-                f"{len(names)}",
-                f"put a field with {delimiter!r}, a quote or a line break in double quotes",
-            )
-        yield dict(zip(names, fields, strict=True))
+    with _opened(file, delimiter) as rows:
+        filled = filter(None, rows)  # a blank line has no fields
+        names = next(filled)
+        for number, fields in enumerate(filled, start=1):
+            if number <= skip:
+                continue
+            if len(fields) != len(names):
+                raise DataError(
+                    f"{file.path}, row {number} (through line {rows.line_num}) has {len(fields)} "
+                    f"fields, the header {len(names)}",
+                    QUOTE,
+                )
+            yield dict(zip(names, fields, strict=True))
 
 
-def _lines(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The line on which each row ends, and its fields; blank lines are passed over."""
+@contextmanager
+def _opened(file: DataFile, delimiter: str) -> Iterator[Any]:
+    """The rows as lists of text, as `csv.reader` gives them."""
     csv.field_size_limit(MOST_CHARACTERS)
     with file.open_text() as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
-            for fields in reader:
-                if fields:
-                    yield reader.line_num, fields
+            yield reader
         except (csv.Error, UnicodeDecodeError) as error:
-            raise file.damaged(error, f"line {reader.line_num}") from error
+            raise file.damaged(error, f"line {reader.line_num}", QUOTE) from error

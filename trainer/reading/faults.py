@@ -1,5 +1,7 @@
 """What is wrong with a record, and values as messages show them."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 FIX_ROW = "fix the row or drop it"
@@ -24,6 +26,13 @@ def check_text(value: Any, column: str, turn: str = "") -> None:
     except UnicodeEncodeError as error:
         half = f"half a character, {value[error.start]!r}, at place {error.start}"
         raise Fault(half, "fix the text or drop the row", column=column) from error
+
+
+def check_names(names: Sequence[str], where: str = "") -> None:
+    """Raises Fault where a column, or a field in `where`, has the name of another."""
+    for name, count in Counter(names).items():
+        if count > 1 and name.strip():
+            raise Fault(f"has {shown(name)} {count} times{where}", "drop or rename all but one")
 
 
 def kind(value: Any) -> str:

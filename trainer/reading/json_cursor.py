@@ -82,8 +82,8 @@ class Cursor:
                 item, end = _DECODER.raw_decode(self._text, self._place)
             except json.JSONDecodeError as error:
                 is_cut = error.pos + TAIL > len(self._text) or error.msg.startswith("Unterminated")
-                if self._is_all or not is_cut:
-                    raise
+                if self._is_all or not is_cut:  # its text has a place, which counts from the piece
+                    raise ValueError(error.msg) from error
             else:  # until the character after it is read: `1` may continue as `12`
                 if self._is_all or end < len(self._text):
                     self._place = end

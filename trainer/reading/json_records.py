@@ -8,12 +8,13 @@ Shapes: a list of objects; objects one after another, in lines or not; a list un
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from math import inf
 from typing import Any, Literal
 
 from autotune.errors import DataError
 from trainer.reading.faults import Fault, kind, shown
 from trainer.reading.json_cursor import Cursor, DuplicateKey, parse
-from trainer.reading.layouts import Columns, find_layout
+from trainer.reading.layouts import Columns, find_layout, useful
 from trainer.reading.streams import COPY_AGAIN, DataFile, Table
 
 LOOK_AHEAD = 16 << 20
@@ -32,7 +33,7 @@ def json_table(file: DataFile, columns: Columns, skip: int) -> Table:
             if cursor.peek() == "[":
                 return _table("JSON", file, _values(file, in_list=True), skip)
             began = cursor.lines
-            parts, is_whole = _parts(cursor)
+            parts, is_whole = _parts(cursor, columns)
             is_one_line = cursor.lines == began
             follows = is_whole and cursor.peek() != ""
             is_one_line = is_one_line and (not follows or cursor.lines > began)
@@ -51,7 +52,7 @@ def json_table(file: DataFile, columns: Columns, skip: int) -> Table:
     return _table("JSON", file, _values(file, in_list=False), skip)
 
 
-def _parts(cursor: Cursor) -> tuple[dict[str, Part], bool]:
+def _parts(cursor: Cursor, columns: Columns) -> tuple[dict[str, Part], bool]:
     """What the keys of the object hold, and whether it was passed as a whole.
 
     A list of objects that is longer than any row is the only part that counts.
@@ -60,8 +61,8 @@ def _parts(cursor: Cursor) -> tuple[dict[str, Part], bool]:
     for key in cursor.members():
         if key in parts:
             raise DuplicateKey(key)
-        parts[key] = _part(cursor, LOOK_AHEAD)
-        if parts[key] == "objects" and cursor.passed > LOOK_AHEAD:
+        parts[key] = _part(cursor, inf if useful([key], columns) else LOOK_AHEAD)
+        if parts[key] == "objects" and cursor.passed > LOOK_AHEAD and not useful([key], columns):
             return {key: "objects"}, False
     return parts, True
 
@@ -137,7 +138,7 @@ def _wrapped(file: DataFile, wanted: str) -> Iterator[Any]:
             if key == wanted:
                 for _ in cursor.members():
                     yield cursor.value()
-            elif _part(cursor, float("inf")) == "objects":
+            elif _part(cursor, inf) == "objects":
                 raise _several_lists([wanted, key])
         cursor.check_end()
 

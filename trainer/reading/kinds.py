@@ -6,6 +6,7 @@ from pathlib import Path
 from autotune.errors import DataError
 from trainer.reading.arrow_tables import STREAM, arrow_table, parquet_table
 from trainer.reading.csv_records import csv_table
+from trainer.reading.faults import check_names
 from trainer.reading.json_records import json_table
 from trainer.reading.layouts import Columns, find_layout, missing_column
 from trainer.reading.streams import DataFile, Table, inspect
@@ -47,8 +48,10 @@ def open_table(path: str, columns: Columns, skip: int = 0) -> tuple[Table, str]:
     check_file(path)
     file = inspect(path)
     table = _table(file, columns, skip)
-    if table.columns is not None and find_layout(tuple(table.columns), columns) is None:
-        raise missing_column(table.columns, columns)
+    if table.columns is not None:
+        check_names(table.columns)
+        if find_layout(tuple(table.columns), columns) is None:
+            raise missing_column(table.columns, columns)
     return table, ", ".join((table.kind, *file.words))
 
 
@@ -69,7 +72,7 @@ def _table(file: DataFile, columns: Columns, skip: int) -> Table:
         return json_table(file, columns, skip)
     if not text:
         return Table("text", None, iter(()))
-    if any(byte in CONTROL for byte in text):
+    if any(byte in CONTROL for byte in text.partition(b"\n")[0]):
         raise DataError(f"{file.path} is binary: it begins with {head[:8]!r}", ADVICE)
     if table := csv_table(file, columns, skip):
         return table

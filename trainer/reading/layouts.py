@@ -26,9 +26,10 @@ PAIRS = (
 )  # fmt: skip
 """Names of a prompt and its answer; the first pair that a record has wins, also over messages."""
 CONVERSATIONS = ("messages", "conversations", "conversation")
-BESIDE = ("system", "history", "tools")
-"""Columns that belong to any layout."""
-KNOWN = frozenset([*(name for pair in PAIRS for name in pair), *CONVERSATIONS, *BESIDE, "input"])
+KNOWN = frozenset(
+    [name for pair in PAIRS for name in pair]
+    + [*CONVERSATIONS, "input", "system", "history", "tools"]
+)
 NAME_THEM = "name them with --prompt-column and --response-column, or --messages-column"
 
 
@@ -43,6 +44,10 @@ class Columns:
     @property
     def named(self) -> tuple[str, ...]:
         return tuple(name for name in (self.prompt, self.response, self.messages) if name)
+
+
+BY_NAME = Columns()
+"""Nothing named: a record's columns are known by their names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +109,7 @@ class Layout:
         if self.input is None or not isinstance(prompt, str):
             return prompt
         check_text(record[self.input], self.input)
-        return "\n".join(text for text in (prompt, record[self.input]) if text.strip())
+        return "\n".join(text for text in (prompt, record[self.input]) if text.strip()) or prompt
 
     def _system(self, text: Any, messages: Sequence[Message]) -> list[Message]:
         assert self.system
@@ -127,12 +132,13 @@ def find_layout(names: tuple[str, ...], columns: Columns) -> Layout | None:
     def find(name: str) -> str:
         return name if name in names else known.get(normal(name), "")
 
-    beside: dict[str, Any] = {name: known.get(name) for name in BESIDE}
+    beside: dict[str, Any] = {"system": known.get("system"), "tools": known.get("tools")}
     for prompt, response in () if columns.messages else PAIRS:
         asked, answered = find(columns.prompt or prompt), find(columns.response or response)
         if asked and answered:
             more = known.get("input") if normal(asked) == "instruction" else None
-            return Layout(prompt=asked, response=answered, input=more, **beside)
+            history = known.get("history")
+            return Layout(prompt=asked, response=answered, input=more, history=history, **beside)
     for name in (columns.messages,) if columns.messages else () if columns.named else CONVERSATIONS:
         if find(name):
             return Layout(messages=find(name), **beside)

@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 from autotune.errors import DataError, first_line
 from trainer.reading.faults import FIX_ROW, Fault, shown
 from trainer.reading.kinds import ADVICE, check_file, open_table
-from trainer.reading.layouts import Columns, find_layout, row_of
+from trainer.reading.layouts import BY_NAME, Columns, find_layout, row_of
 from trainer.reading.row import Row
 from trainer.reading.sources import find_files
 from trainer.reading.streams import COPY_AGAIN
 
 __all__ = ["Columns", "bundled", "check_file", "count_rows", "find_files", "look", "read_rows"]
-BY_NAME = Columns()
 
 
 def bundled(name: str) -> str:

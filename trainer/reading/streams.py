@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import os
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -87,11 +88,15 @@ class DataFile:
             yield self.path
             return
         # not /tmp, which may be memory
-        folder = tempfile.gettempdir() if tempfile.tempdir else "/var/tmp"
+        folder = os.environ.get("TMPDIR", "/var/tmp")
         with tempfile.NamedTemporaryFile(dir=folder) as unpacked, self.open() as stream:
             while piece := stream.read(1 << 20):
-                unpacked.write(piece)
-            unpacked.flush()
+                try:
+                    unpacked.write(piece)
+                    unpacked.flush()
+                except OSError as error:
+                    what = f"cannot unpack {self.path} into {folder}: {error.strerror}"
+                    raise DataError(what, "set TMPDIR to a folder with space") from error
             yield unpacked.name
 
     def damaged(self, error: BaseException, place: str = "", advice: str = COPY_AGAIN) -> DataError:
@@ -99,10 +104,8 @@ class DataFile:
         is_cut = isinstance(error, UnicodeDecodeError) and "unexpected end" in error.reason
         if isinstance(error, UnicodeDecodeError) and self.encoding == "utf-8" and not is_cut:
             return self._not_utf_8()
-        # a JSON error's text also has a place, which counts from the piece that was read
-        reason = getattr(error, "msg", None) or first_line(error)
         where = f"{self.path}, {place}" if place else self.path
-        return DataError(f"{where} is damaged or cut off: {reason}", advice)
+        return DataError(f"{where} is damaged or cut off: {first_line(error)}", advice)
 
     def _unpacked(self) -> Any:
         return pa.CompressedInputStream(pa.OSFile(self.path), self.codec)

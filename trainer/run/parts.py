@@ -67,6 +67,7 @@ def make_parts(
         store = open_store(
             find_files(files),
             loaded.encoder,
+            settings.columns,
             max_source=settings.max_source_length,
             max_target=settings.max_target_length,
             progress=progress,

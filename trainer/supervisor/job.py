@@ -103,7 +103,7 @@ def open_tune_job(options: AutotuneOptions, *, workload: str, listen: Listen) ->
             effective = options.effective_batch
             Plan(micro_batch=1, effective_batch=effective, world_size=devices.world_size)
         settings = workload_settings(options, base, device=devices.group.kind)
-        how_read = look((*settings.data, *(options.eval_data or ())))
+        how_read = look((*settings.data, *(options.eval_data or ())), settings.columns)
         with listen() as (emit, log_path):
             shortage_of = shared_memory_notice(devices, options.backend, loaders=0)
             _notify(emit, *how_read, devices.notice, shortage_of)
@@ -135,7 +135,7 @@ def open_train_job(options: TrainOptions, *, listen: Listen) -> Iterator[TrainJo
         settings = resolve(
             profile, options, device=devices.group.kind, world_size=devices.world_size
         )
-        how_read = look((*settings.workload.data, *settings.eval_data))
+        how_read = look((*settings.workload.data, *settings.eval_data), settings.workload.columns)
         RunFolder(Path(settings.output_dir)).check(settings.run_key(), fresh=settings.fresh)
         with listen() as (emit, log_path):
             loaders = profile.run.loader_workers

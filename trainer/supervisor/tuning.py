@@ -147,6 +147,7 @@ def make_profile(outcome: Outcome, job: TuneJob) -> Profile:
     """The profile of an outcome that has an answer."""
     trial, extras = outcome.answer, outcome.extras
     assert trial is not None
+    settings = job.settings.located
     plan = Plan(
         micro_batch=trial.sizes,
         effective_batch=_effective_batch(job, trial),
@@ -177,12 +178,15 @@ def make_profile(outcome: Outcome, job: TuneJob) -> Profile:
             shares=None if fractions is None else list(fractions),
         ),
         run=RunSection(
-            model=job.settings.model,
-            data=list(job.settings.data) or None,
+            model=settings.model,
+            data=list(settings.data) or None,
+            prompt_column=settings.prompt_column,
+            response_column=settings.response_column,
+            messages_column=settings.messages_column,
             precision=outcome.workload_info["precision"],
-            max_source_length=job.settings.max_source_length,
-            max_target_length=job.settings.max_target_length,
-            **what_is_trained(job.settings),
+            max_source_length=settings.max_source_length,
+            max_target_length=settings.max_target_length,
+            **what_is_trained(settings),
             loader_workers=(
                 job.base.run.loader_workers if extras.loaders is None else extras.loaders
             ),
