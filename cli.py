@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from autotune.errors import ChatlmError
 from trainer.config.flags import Config, Given, with_flags
-from trainer.config.options import AutotuneOptions, TrainOptions
+from trainer.config.options import AutotuneOptions, DataOptions, TrainOptions
 
 
 class Commands(TyperGroup):
@@ -52,11 +52,20 @@ TRAIN_EXAMPLES = _examples(
     "train --profile tuned --data rows.jsonl --epochs 3",
     "train --profile small --micro-batch 4 --output-dir model_save/try --fresh",
 )
+DATA_EXAMPLES = _examples(
+    "data rows.jsonl --model ./my-model", "data 'shards/*.parquet' --row 17 --json"
+)
 PROFILES_EXAMPLES = _examples("profiles list", "profiles show fast")
 MONITOR_EXAMPLES = _examples("monitor", "monitor --once --json")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live screen.")]
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE", help="Files, folders, 'patterns' or a hub id; else the profile's."
+    ),
+]
 Events = Annotated[Path | None, typer.Option(help="Record every event in this file.", hidden=True)]
 
 
@@ -150,6 +159,17 @@ def train(
     _print({"schema": 1, **ended.result} if as_json else words)
     if ended.interrupted:
         raise typer.Exit(130)
+
+
+@app.command(epilog=DATA_EXAMPLES)
+@with_flags(DataOptions)
+def data(given: Given, files: Files = None, as_json: AsJson = False) -> None:
+    """Show rows as a model would be trained on them: their tokens, those it learns, what is cut."""
+    from dashboard import data_page
+    from trainer.supervisor.inspection import inspect_data
+
+    found = inspect_data(DataOptions(**given), files or (), progress=data_page.progress())
+    _print(data_page.as_json(found)) if as_json else data_page.print_data(found)
 
 
 @app.command(epilog=MONITOR_EXAMPLES)

@@ -68,27 +68,49 @@ def flag(
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkloadOptions:
-    """What a step's memory depends on: `autotune` and `train` share it."""
+class ReadingOptions:
+    """How rows become the tokens of a model: every command that reads data has it."""
 
     model: str | None = flag(
         "chatlm-tiny, chatlm-0.2b, a folder, or a hub id; else the profile's, or chatlm-tiny.", None
     )
+    prompt_column: str | None = flag("Its name in the data; else a known one.", None)
+    response_column: str | None = flag("Its name in the data; else a known one.", None)
+    messages_column: str | None = flag("The column of conversations.", None)
+    trust_remote_code: bool = flag(
+        "Run the model's own Python code; each command asks anew.", False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthOptions:
+    """The longest sequences."""
+
+    max_source_length: int | None = flag("Tokens; else the base profile's.", None, least=2)
+    max_target_length: int | None = flag("Tokens; else the base profile's.", None, least=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(LengthOptions, ReadingOptions):
+    """`chatlm data`."""
+
+    profile: str = flag("Name or path: its lengths, model and data count.", "fast")
+    row: int | None = flag("Show this row alone, in full; counted from 1.", None, least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadOptions(ReadingOptions):
+    """What a step's memory depends on: `autotune` and `train` share it."""
+
     data: tuple[str, ...] | None = flag(
         "A file, folder, 'pattern' or hub id; may be repeated; else the profile's, or bundled rows.",
         None,
     )
     eval_data: tuple[str, ...] | None = flag("Files to evaluate on; may be repeated.", None)
-    prompt_column: str | None = flag("Its name in the data; else a known one.", None)
-    response_column: str | None = flag("Its name in the data; else a known one.", None)
-    messages_column: str | None = flag("The column of conversations.", None)
     precision: Literal["auto", Precision] = flag(
         "auto: the profile's, else bf16 or fp16 on a GPU, fp32 on a CPU.", "auto"
     )
     optimizer: Optimizer | None = flag("Else the profile's, or adamw.", None)
-    trust_remote_code: bool = flag(
-        "Run the model's own Python code; each command asks anew.", False
-    )
     gradient_checkpointing: bool | None = flag("Keep few activations; compute them again.", None)
     freeze: Literal[Freeze, "none"] | None = flag("Do not train a seq2seq model's encoder.", None)
     lora_rank: int | None = flag("Train LoRA adapters of this rank; 0: none.", None, least=0)
@@ -103,7 +125,7 @@ class WorkloadOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutotuneOptions(WorkloadOptions):
+class AutotuneOptions(LengthOptions, WorkloadOptions):
     """`chatlm autotune`."""
 
     target_vram: float = flag("Share of each device to fill.", 0.6)
@@ -114,8 +136,6 @@ class AutotuneOptions(WorkloadOptions):
     max_batch: int | None = flag("Largest size to try.", None, least=1)
     prefer: Prefer = flag("The largest size, or the smallest of the fastest.", "memory")
     per_device: bool = flag("A micro-batch of its own for each card.", False)
-    max_source_length: int | None = flag("Tokens; else the base profile's.", None, least=2)
-    max_target_length: int | None = flag("Tokens; else the base profile's.", None, least=2)
     name: str = flag("Write ./profiles/NAME.toml.", "tuned")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from autotune.choices import DeviceKind
 from profiles import Profile
-from trainer.config.options import ScaleRule, TrainOptions, WorkloadOptions
+from trainer.config.options import ReadingOptions, ScaleRule, TrainOptions
 from trainer.config.settings import COLUMNS, WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
 from trainer.config.validation import check_training, check_workload
 
@@ -45,7 +45,7 @@ def resolve(
 
 
 def workload_settings(
-    options: WorkloadOptions, profile: Profile, *, device: str
+    options: ReadingOptions, profile: Profile, *, device: str
 ) -> WorkloadSettings:
     """Each setting from the user's choice, else from the profile, else its default.
 
@@ -55,7 +55,7 @@ def workload_settings(
     chosen = {**chosen_for(WorkloadSettings, options), "device": device}
     if any(name in chosen for name in COLUMNS):  # they belong together
         chosen = {**dict.fromkeys(COLUMNS), **chosen}
-    if chosen["precision"] == "auto":
+    if chosen.get("precision") == "auto":
         del chosen["precision"]
     for name, without in (("freeze", "none"), ("lora_rank", 0)):
         if chosen.get(name) == without:

@@ -140,12 +140,18 @@ def show(encoder: Encoder, number: int, row: Row, *, max_source: int, max_target
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token as it stands after those before it; together they are the whole text."""
     texts: list[str] = []
-    start, known = 0, ""
-    for place, last in enumerate(ids):
-        text = tokenizer.decode(ids[start : place + 1], clean_up_tokenization_spaces=False)
+    context, first, known = (
+        0,
+        0,
+        "",
+    )  # the tokens of the character before; of this one; the former's text
+    for place in range(len(ids)):
+        text = tokenizer.decode(ids[context : place + 1], clean_up_tokenization_spaces=False)
         is_whole = len(text) > len(known) and not text.endswith(INCOMPLETE)
-        is_whole |= place + 1 - start > LONGEST_CHARACTER
-        texts.append(text[len(known) :] if is_whole or place + 1 == len(ids) else "")
-        if is_whole:
-            start, known = place, tokenizer.decode([last], clean_up_tokenization_spaces=False)
+        if not is_whole and place - first < LONGEST_CHARACTER and place + 1 < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(known) :])
+        known = tokenizer.decode(ids[first : place + 1], clean_up_tokenization_spaces=False)
+        context, first = first, place + 1
     return texts
