@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from autotune.choices import ModelPreset
 from autotune.errors import ModelError
-from trainer.model.loading import load_model
+from trainer.model.loading import MODEL_PRESETS, load_model
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +154,8 @@ def test_an_unknown_or_wrong_configuration_is_refused(model: Path) -> None:
 
     assert "Validation error for field 'd_model'" in wrong
     assert "model type `t9`" in unknown
+
+
+def test_the_presets_are_those_that_a_profile_knows() -> None:
+    """A name among them is no folder."""
+    assert MODEL_PRESETS.keys() == set(get_args(ModelPreset))
