@@ -54,3 +54,41 @@ def test_a_folder_is_removed_by_its_name_first(tmp_path: Path) -> None:
     files.remove_folder(tmp_path / "run")
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "rows-*.jsonl", "./rows.jsonl", "sub/../rows.jsonl"]
+)
+def test_what_a_name_finds_has_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A pattern stays one."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "rows-1.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+
+    absolute = files.absolute(name)
+
+    assert absolute == str(tmp_path / Path(name).name)
+    assert files.absolute(absolute) == absolute
+
+
+@pytest.mark.parametrize("name", ["owner/name", "gone.jsonl", "none-*", "", "x" * 300])
+def test_a_name_that_finds_nothing_stays_as_it_is(name: str, tmp_path: Path) -> None:
+    """It may be a hub id, or is refused by who reads it."""
+    assert files.absolute(name) == name
+    assert files.find_beside(name, tmp_path) == name
+
+
+def test_the_current_folder_comes_before_the_files_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, name in (("here", "a"), ("beside", "a"), ("beside", "b")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).touch()
+    monkeypatch.chdir(tmp_path / "here")
+
+    assert files.find_beside("a", tmp_path / "beside") == "a"
+    assert files.find_beside("b", tmp_path / "beside") == str(tmp_path / "beside" / "b")
+    assert files.find_beside("b", Path("../beside")) == str(tmp_path / "here" / "../beside" / "b")

@@ -289,6 +289,7 @@ def test_a_data_file_that_is_missing_or_empty_is_refused_at_once(
         "data file empty.jsonl is empty (0 bytes); give Parquet"
     )
     assert chatlm(*train, "none").message.startswith("folder none has no data files (*.parquet, ")
+    (folder / "none").rmdir()
     assert left() == set()
 
 

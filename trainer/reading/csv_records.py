@@ -24,7 +24,7 @@ def csv_table(file: DataFile, columns: Columns, skip: int) -> Table | None:
     chosen = next((d for d, names in headers.items() if find_layout(names, columns)), None)
     if chosen is None:
         chosen = max(headers, key=lambda delimiter: len(headers[delimiter]))
-        if len(headers[chosen]) < 2 and not file.stem.endswith((".csv", ".tsv")):
+        if len(headers[chosen]) < 2 and not file.plain_name.lower().endswith((".csv", ".tsv")):
             return None
     return Table(DELIMITERS[chosen], headers[chosen], _records(file, chosen, skip))
 

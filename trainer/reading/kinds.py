@@ -64,7 +64,7 @@ def _table(file: DataFile, columns: Columns, skip: int) -> Table:
     for begins, what, advice in STRANGERS:
         if re.match(begins, head, re.DOTALL):
             raise DataError(f"{file.path} is {what}", advice)
-    if file.stem.endswith((".parquet", ".pq")):
+    if file.plain_name.lower().endswith((".parquet", ".pq")):
         what = f"it begins with {head[:4]!r}, not with b'PAR1'"
         raise DataError(f"{file.path} is not a Parquet file: {what}", ADVICE)
     text = file.beginning.lstrip()
@@ -72,7 +72,7 @@ def _table(file: DataFile, columns: Columns, skip: int) -> Table:
         return json_table(file, columns, skip)
     if not text:
         return Table("text", None, iter(()))
-    if any(byte in CONTROL for byte in text.partition(b"\n")[0]):
+    if any(byte in CONTROL for byte in text[: max(16, text.find(b"\n"))]):
         raise DataError(f"{file.path} is binary: it begins with {head[:8]!r}", ADVICE)
     if table := csv_table(file, columns, skip):
         return table

@@ -4,6 +4,7 @@ import codecs
 import io
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,10 +56,10 @@ class DataFile:
         return tuple(filter(None, (self.codec, encoding if encoding != "UTF-8" else None)))
 
     @property
-    def stem(self) -> str:
-        """The file's name in small letters, without the suffix of its compression."""
-        name = Path(self.path).name.lower()
-        return name.removesuffix(next((s for s in SUFFIXES if name.endswith(s)), ""))
+    def plain_name(self) -> str:
+        """The file's name without the suffix of its compression."""
+        name = Path(self.path)
+        return name.stem if name.suffix.lower() in SUFFIXES else name.name
 
     @property
     def beginning(self) -> bytes:
@@ -90,13 +91,14 @@ class DataFile:
         # not /tmp, which may be memory
         folder = os.environ.get("TMPDIR", "/var/tmp")
         with tempfile.NamedTemporaryFile(dir=folder) as unpacked, self.open() as stream:
-            while piece := stream.read(1 << 20):
-                try:
-                    unpacked.write(piece)
-                    unpacked.flush()
-                except OSError as error:
-                    what = f"cannot unpack {self.path} into {folder}: {error.strerror}"
-                    raise DataError(what, "set TMPDIR to a folder with space") from error
+            try:
+                shutil.copyfileobj(stream, unpacked)
+                unpacked.flush()
+            except OSError as error:
+                if error.strerror is None:  # of the stream
+                    raise
+                what = f"cannot unpack {self.path} into {folder}: {error.strerror}"
+                raise DataError(what, "set TMPDIR to a folder with space") from error
             yield unpacked.name
 
     def damaged(self, error: BaseException, place: str = "", advice: str = COPY_AGAIN) -> DataError:
@@ -113,8 +115,8 @@ class DataFile:
     def _not_utf_8(self) -> DataError:
         """Where the first byte is that is not UTF-8, and how to convert the file; reads it again."""
         place, around, bad = self._first_bad_byte()
-        name = Path(self.path)
-        new = shlex.quote(f"{name.name.removesuffix(name.suffix)}.utf8{Path(self.stem).suffix}")
+        name = Path(self.plain_name)
+        new = shlex.quote(f"{name.stem}.utf8{name.suffix}")
         old, convert = shlex.quote(self.path), f"iconv -f {_guess(around)} -t UTF-8"
         command = f"{self.codec} -dc {old} | {convert}" if self.codec else f"{convert} {old}"
         what = f"{self.path} is not UTF-8: byte 0x{bad:02X} at {place:,}"

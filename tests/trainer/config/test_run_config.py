@@ -14,6 +14,7 @@ from trainer.config.options import PANELS, AutotuneOptions, TrainOptions, Worklo
 from trainer.config.resolve import resolve
 from trainer.config.run_config import load_run, save_run
 from trainer.config.settings import WHAT_IS_TRAINED, TrainSettings, WorkloadSettings
+from trainer.reading.layouts import Columns
 
 
 def written(folder: Path, text: str) -> Path:
@@ -208,3 +209,75 @@ def test_the_dtype_of_the_export_is_the_runs_choice_and_not_its_key(tmp_path: Pa
 
     assert saved_options(tmp_path, chosen).export_dtype == "bf16"
     assert chosen.run_key() == resolved(TrainOptions(profile="small")).run_key()
+
+
+# --- data and models in other folders
+
+
+def test_what_lies_beside_a_file_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data and a model's folder, of a run file and of a profile."""
+    for name in ("rows.jsonl", "valid.jsonl", "model", "chatlm-tiny"):
+        (tmp_path / name).mkdir()
+    run = written(tmp_path, 'data = ["rows.jsonl"]\neval_data = ["v*.jsonl"]\nmodel = "model"\n')
+    profile = profiles.load("small")
+    section = profile.run.model_copy(update={"data": ["rows.jsonl"], "model": "chatlm-tiny"})
+    profiles.save(profile.model_copy(update={"run": section}), tmp_path / "own.toml")
+    monkeypatch.chdir(tmp_path.parent)
+
+    chosen = load_run(run)
+    loaded = profiles.load(str(tmp_path / "own.toml"))
+
+    assert chosen["data"] == (str(tmp_path / "rows.jsonl"),)
+    assert chosen["eval_data"] == (str(tmp_path / "v*.jsonl"),)
+    assert chosen["model"] == str(tmp_path / "model")
+    assert loaded.run.data == [str(tmp_path / "rows.jsonl")]
+    assert loaded.run.model == "chatlm-tiny"  # a preset's name means the preset
+
+
+def test_a_runs_key_and_file_do_not_depend_on_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run, started from two folders, is one run."""
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "model").mkdir()
+    keys, data = [], []
+    for folder, names in (
+        (tmp_path, ("rows.jsonl", "model")),
+        (tmp_path / "model", ("../rows.jsonl", ".")),
+    ):
+        monkeypatch.chdir(folder)
+        options = TrainOptions(profile="small", data=names[:1], eval_data=names[:1], model=names[1])
+        settings = resolved(options)
+        keys.append(settings.run_key())
+        save_run(tmp_path, settings, learning_rate=0.1)
+        monkeypatch.chdir("/")
+        data.append(load_run(tmp_path / "run.toml"))
+
+    assert keys[0] == keys[1]
+    assert [each["data"] for each in data] == [(str(tmp_path / "rows.jsonl"),)] * 2
+    assert [each["eval_data"] for each in data] == [(str(tmp_path / "rows.jsonl"),)] * 2
+    assert profiles.load(data[0]["profile"]).batch == profiles.load("small").batch
+
+
+# --- columns
+
+
+def test_columns_are_kept_in_a_profile_until_the_user_names_others(tmp_path: Path) -> None:
+    """All three together: a prompt's column does not go with a conversation's."""
+    profile = profiles.load("small")
+    section = profile.run.model_copy(update={"prompt_column": "ask", "response_column": "say"})
+    profiles.save(profile.model_copy(update={"run": section}), tmp_path / "own.toml")
+    own = str(tmp_path / "own.toml")
+
+    kept = resolved(TrainOptions(profile=own)).workload
+    other = resolved(TrainOptions(profile=own, messages_column="chat")).workload
+
+    assert kept.columns == Columns(prompt="ask", response="say")
+    assert other.columns == Columns(messages="chat")
+
+
+def test_a_conversation_and_a_prompt_are_not_named_together() -> None:
+    with pytest.raises(UsageError, match="--messages-column does not go with --prompt-column"):
+        resolved(TrainOptions(profile="small", messages_column="a", prompt_column="b"))

@@ -15,6 +15,7 @@ from tests.support.tokenisers import tokenizer
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.notices import data_notice
 from trainer.data.token_store import TokenStore, cache_folder, open_store
+from trainer.reading.layouts import Columns
 from trainer.reading.row import Row
 
 ENCODER = Encoder(tokenizer(), is_causal=False)
@@ -198,7 +199,7 @@ def _never(*_: object) -> Any:
 
 
 def test_what_changes_the_tokens_makes_another_store(tmp_path: Path, cache: Path) -> None:
-    """The content, the order of the files, a length, the kind of model."""
+    """The content, the order of the files, a length, the kind of model, the columns."""
     one, two = written(tmp_path, TEXTS), written(tmp_path, TEXTS[:2], "two.jsonl")
 
     opened(one)
@@ -207,10 +208,11 @@ def test_what_changes_the_tokens_makes_another_store(tmp_path: Path, cache: Path
     opened(one, source=32)
     opened(one, target=32)
     opened(one, by=CAUSAL)
+    open_store([one], ENCODER, Columns(prompt="response"), max_source=64, max_target=64)
     written(tmp_path, TEXTS[1:])
     opened(one)
 
-    assert len(list(cache.glob("[!.]*"))) == 7
+    assert len(list(cache.glob("[!.]*"))) == 8
 
 
 def test_a_damaged_file_leaves_no_store(tmp_path: Path, cache: Path) -> None:

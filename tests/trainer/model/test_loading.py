@@ -5,16 +5,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from autotune.choices import ModelPreset
 from autotune.errors import ModelError
 from tests.support import model_folders, tiny
 from tests.support.runs import rows_file, run, settings
 from trainer.model.loading import load_encoder, load_model
+from trainer.model.presets import MODEL_PRESETS
 from trainer.model.sources import load_error
 
 
@@ -402,3 +404,8 @@ def test_an_encoder_is_the_models_and_needs_no_weights(saved: Path, model: Path)
 
     assert encoder.tokenizer_hash == load_encoder("chatlm-tiny").tokenizer_hash
     assert not encoder.is_causal
+
+
+def test_the_presets_are_those_that_a_profile_knows() -> None:
+    """A name among them is no folder."""
+    assert MODEL_PRESETS.keys() == set(get_args(ModelPreset))
