@@ -83,7 +83,7 @@ class WorkloadOptions:
     )
     optimizer: Optimizer | None = flag("Else the profile's, or adamw.", None)
     trust_remote_code: bool = flag(
-        "Run the model's own Python code; each command asks anew.", False
+        "Run the model's own Python code; no file keeps this choice.", False
     )
     gradient_checkpointing: bool | None = flag("Keep few activations; compute them again.", None)
     freeze: Literal[Freeze, "none"] | None = flag("Do not train a seq2seq model's encoder.", None)

@@ -205,7 +205,8 @@ def _missing_package(error: BaseException, vocabularies: list[Path]) -> str | No
 
     Without sentencepiece transformers tries tiktoken next, and that is what its error asks for.
     """
-    for file in vocabularies:
+    is_read_alone = any(file.name == "tokenizer.json" for file in vocabularies)
+    for file in () if is_read_alone else vocabularies:
         if file.suffix in (".model", ".spm") and not _is_tiktoken(file):
             for module, package in (("sentencepiece",) * 2, ("google.protobuf", "protobuf")):
                 if not _is_installed(module):

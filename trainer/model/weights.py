@@ -56,10 +56,11 @@ def read_model(
 
     try:
         model, report = load()
-        if report["missing_keys"] and (prefixes := _wrappers(report["unexpected_keys"])):
-            parts = "|".join(map(re.escape, prefixes))
-            model, report = load(key_mapping={rf"(^|\.)(?:(?:{parts})\.)+": r"\1"})
-            made_by = " and ".join(f"{prefix}. ({WRAPPERS[prefix]})" for prefix in prefixes)
+        if (added := _added_to_names(report)) is not None:
+            pattern, made_by = added
+            renamed, report = load(key_mapping=pattern)
+            # not `renamed` itself: save_pretrained would write the names as they were
+            model.load_state_dict(renamed.state_dict())
             notices.append(f"the weights of {name} have names with {made_by}: read without it")
     except Exception as error:
         if is_out_of_memory(error):
@@ -72,10 +73,22 @@ def read_model(
     return _merged(model, source)
 
 
-def _wrappers(names: set[str]) -> list[str]:
-    """The wrappers whose parts are in those names."""
+def _added_to_names(report: Mapping[str, Any]) -> tuple[dict[str, str], str] | None:
+    """What is added to the names of the weights: transformers' mapping that removes it, and in words."""
+    missing, names = report["missing_keys"], report["unexpected_keys"]
     parts = {part for name in names for part in name.split(".")}
-    return [wrapper for wrapper in WRAPPERS if wrapper in parts]
+    if not missing or not names:
+        return None
+    if wrappers := [wrapper for wrapper in WRAPPERS if wrapper in parts]:
+        made_by = " and ".join(f"{wrapper}. ({WRAPPERS[wrapper]})" for wrapper in wrappers)
+        either = "|".join(map(re.escape, wrappers))
+        return {rf"(^|\.)(?:(?:{either})\.)+": r"\1"}, made_by
+    first = min(missing)
+    for name in names:
+        if name.endswith(f".{first}"):  # a class of the user's around the model, as Lightning's
+            prefix = name.removesuffix(first)
+            return {f"^{re.escape(prefix)}": ""}, f"{prefix} in front"
+    return None
 
 
 def _merged(model: Any, source: Source) -> Any:

@@ -92,6 +92,7 @@ def test_every_file_but_the_weights_is_the_bases(family: str, tmp_path: Path) ->
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "byt5": model_folders.byt5,
+    "names of torch.compile": lambda folder: model_folders.wrapped(folder, "_orig_mod."),
     "cutting tokenizer": model_folders.cutting_tokenizer,
     "bf16": lambda folder: model_folders.in_dtype("llama", folder, "bfloat16"),
     "bf16, not named": lambda folder: model_folders.in_dtype(

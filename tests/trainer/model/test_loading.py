@@ -258,6 +258,7 @@ def test_a_missing_package_is_what_the_error_or_its_cause_names(
     ("prefix", "said"),
     [
         ("_orig_mod.", "_orig_mod. (torch.compile)"),
+        ("net.", "net. in front"),
         ("module.", "module. (DistributedDataParallel)"),
         ("module._orig_mod.", "_orig_mod. (torch.compile) and module. (DistributedDataParallel)"),
     ],
