@@ -1,10 +1,13 @@
 """Model folders as people have them: other ends, dtypes, names of weights, code of their own."""
 
 import json
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.support import tiny
 
@@ -23,6 +26,14 @@ OWN_KIND = (
 OWN_TOKENIZER = (
     "from transformers import ByT5Tokenizer\n\n\nclass MyTokenizer(ByT5Tokenizer):\n    pass\n"
 )
+
+
+def own_code_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """transformers copies a model's code there, and imports it from there, until the test ends."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def change(file: Path, **values: Any) -> None:
@@ -135,20 +146,24 @@ def cutting_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def adapter(folder: Path, base: Path, *, tokenizer: bool = True) -> Path:
-    """What peft leaves of a training on that base: weights that change its answers."""
+def adapter(folder: Path, base: Path, *, tokenizer: bool = True, added: int = 0) -> Path:
+    """What peft leaves of a training on that base: weights that change its answers, and added tokens."""
     import peft
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
     model: Any = AutoModelForCausalLM.from_pretrained(base)
+    if added:
+        model.resize_token_embeddings(model.config.vocab_size + added, mean_resizing=False)
     config = peft.LoraConfig(
         r=4, task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # as in trainer.model.adapters
-        peft.get_peft_model(model, config).save_pretrained(str(folder))
+        peft.get_peft_model(model, config).save_pretrained(
+            str(folder), save_embedding_layers=bool(added)
+        )
     if tokenizer:
         tiny.tokenizer().save_pretrained(folder)
     return folder

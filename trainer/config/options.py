@@ -78,7 +78,7 @@ class ReadingOptions:
     response_column: str | None = flag("Its name in the data; else a known one.", None)
     messages_column: str | None = flag("The column of conversations.", None)
     trust_remote_code: bool = flag(
-        "Run the model's own Python code; each command asks anew.", False
+        "Run the model's own Python code; no file keeps this choice.", False
     )
 
 

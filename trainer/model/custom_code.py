@@ -25,6 +25,11 @@ REFUSAL = "custom code which must be executed"
 """A part of transformers' error where code is needed and may not run."""
 
 
+def refused(name: str, error: Exception) -> ModelError | None:
+    """The error where transformers refused to run code, None for other errors."""
+    return refusal(name) if REFUSAL in str(error) else None
+
+
 def refusal(name: str) -> ModelError:
     """The error for a model that does not load without its own code."""
     configs = (PreTrainedConfig.get_config_dict(name)[0], get_tokenizer_config(name))

@@ -7,9 +7,6 @@ random weight. The files around the weights are kept for the export (`original`)
 import copy
 import hashlib
 import json
-import re
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,30 +14,27 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.modeling_utils import get_state_dict_dtype, load_state_dict
 
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ModelError
 from trainer.data.encoder import Encoder
 from trainer.data.token_store import TokenStore
-from trainer.model.custom_code import REFUSAL, check_tokenizer_class, code_notice, refusal
+from trainer.model.custom_code import check_tokenizer_class, code_notice, refused
 from trainer.model.original import KeptTokenizer, Original
 from trainer.model.presets import MODEL_PRESETS
 from trainer.model.sources import (
-    WEIGHTS,
     Source,
     check_vocabulary_is_there,
     find_source,
     load_error,
     tokenizer_error,
 )
+from trainer.model.weights import read_model, stored_dtype
 
 PRETRAINED_LEARNING_RATE = 1e-4
 
@@ -50,13 +44,6 @@ DROPOUTS = (
     "activation_dropout", "embd_pdrop", "attn_pdrop", "classifier_dropout",
 )  # fmt: skip
 """Names of the dropout rates in model configurations; the main one of each family comes first."""
-WRAPPERS = {
-    "_orig_mod": "torch.compile",
-    "module": "DistributedDataParallel",
-    "_fsdp_wrapped_module": "FSDP",
-    "_checkpoint_wrapped_module": "activation checkpointing",
-}
-"""Parts that wrappers add to the names of weights, where a checkpoint was saved without unwrapping."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,11 +102,8 @@ def load_model(
             torch.manual_seed(seed)
             model: Any = T5ForConditionalGeneration(config)
     else:
-        dtype = _stored_dtype(head)
-        model = _with_weights(head, notices, trust_remote_code)
-        if head.source.adapter is not None:
-            model = _merged(model, head.source)
-            notices.append(f"the adapter {name} is merged into its base model {head.source.base}")
+        dtype = stored_dtype(head.source, config)
+        model = read_model(head.source, config, notices, trust_remote_code=trust_remote_code)
         tokenizer = head.tokenizer.tokenizer
         notices.append(code_notice(head.source.base, model, tokenizer, trusted=trust_remote_code))
     written = copy.deepcopy(model.config)
@@ -151,7 +135,9 @@ def _load_head(name: str, trust_remote_code: bool) -> Head:
         else:
             config = AutoConfig.from_pretrained(source.base, trust_remote_code=trust_remote_code)
     except Exception as error:  # a damaged file may raise any error of the library that reads it
-        raise _refused(source.base, error) or load_error(source.base, error) from error
+        if is_out_of_memory(error):
+            raise
+        raise refused(source.base, error) or load_error(source.base, error) from error
     try:
         if not trust_remote_code:
             check_tokenizer_class(source.tokenizer)
@@ -160,10 +146,10 @@ def _load_head(name: str, trust_remote_code: bool) -> Head:
             trust_remote_code=trust_remote_code,
             config=None if source.adapter is None else config,  # an adapter's folder has none
         )
-    except ModelError:
-        raise
     except Exception as error:
-        raise _refused(source.tokenizer, error) or tokenizer_error(
+        if isinstance(error, ModelError) or is_out_of_memory(error):
+            raise
+        raise refused(source.tokenizer, error) or tokenizer_error(
             source.tokenizer, error
         ) from error
     check_vocabulary_is_there(source.tokenizer, tokenizer)
@@ -172,11 +158,6 @@ def _load_head(name: str, trust_remote_code: bool) -> Head:
         config = _preset_config(name, tokenizer)
     encoder = Encoder(tokenizer, is_causal=not config.is_encoder_decoder)
     return Head(source=source, config=config, tokenizer=kept, encoder=encoder)
-
-
-def _refused(name: str, error: Exception) -> ModelError | None:
-    """The error where the model needs code of its own, which was not asked for."""
-    return refusal(name) if REFUSAL in str(error) else None
 
 
 def _preset_config(name: str, tokenizer: Any) -> T5Config:
@@ -193,92 +174,6 @@ def _preset_config(name: str, tokenizer: Any) -> T5Config:
     return config
 
 
-def _with_weights(head: Head, notices: list[str | None], trust_remote_code: bool) -> Any:
-    """The base model with its weights. Names that a wrapper has prefixed are read without its prefix."""
-    name = head.source.base
-    kind = AutoModelForSeq2SeqLM if head.config.is_encoder_decoder else AutoModelForCausalLM
-
-    def load(**options: Any) -> tuple[Any, Mapping[str, Any]]:
-        with_report: Any = kind.from_pretrained(
-            name,
-            config=copy.deepcopy(head.config),
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # `_check_weights` names them
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
-        model, report = with_report
-        return model, report
-
-    try:
-        model, report = load()
-        if report["missing_keys"] and (prefixes := _wrappers(report["unexpected_keys"])):
-            parts = "|".join(map(re.escape, prefixes))
-            model, report = load(key_mapping={rf"(^|\.)(?:(?:{parts})\.)+": r"\1"})
-            made_by = " and ".join(f"{prefix}. ({WRAPPERS[prefix]})" for prefix in prefixes)
-            notices.append(f"the weights of {name} have names with {made_by}: read without it")
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise _refused(name, error) or load_error(name, error) from error
-    _check_weights(name, report)
-    return model
-
-
-def _wrappers(names: set[str]) -> list[str]:
-    """The wrappers whose parts are in those names."""
-    parts = {part for name in names for part in name.split(".")}
-    return [wrapper for wrapper in WRAPPERS if wrapper in parts]
-
-
-def _merged(model: Any, source: Source) -> Any:
-    """The model with the adapter merged into its weights."""
-    import peft
-
-    assert source.adapter is not None
-    try:
-        with warnings.catch_warnings():
-            # peft 0.21 reads an attribute by a name that transformers 5.23 deprecates
-            warnings.simplefilter("ignore", FutureWarning)
-            # it would train on without a part of the adapter
-            warnings.filterwarnings("error", message=".*Found missing adapter keys")
-            adapted = peft.PeftModel.from_pretrained(model, source.adapter)
-        if adapted.active_peft_config.is_prompt_learning:
-            kind = adapted.active_peft_config.peft_type.value
-            raise ModelError(
-                f"{source.adapter} is an adapter of kind {kind}, which adds tokens and cannot be merged",
-                f"train on from its base model: --model {source.base}",
-            )
-        return adapted.merge_and_unload()
-    except ModelError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"the adapter {source.adapter} does not fit its base model {source.base}: {reason}",
-            "give it the base model that it was trained on (base_model_name_or_path in "
-            "adapter_config.json)",
-        ) from error
-
-
-def _stored_dtype(head: Head) -> torch.dtype:
-    """The dtype of the checkpoint's weights, as transformers finds it: by configuration, or in a file."""
-    named = head.config.dtype
-    if named is not None:
-        return named if isinstance(named, torch.dtype) else getattr(torch, str(named))
-    files = sorted(file for pattern in WEIGHTS for file in Path(head.source.base).glob(pattern))
-    if not files:  # a hub id: its configuration names the dtype of weights that are not float32
-        return torch.float32
-    try:
-        tensors = load_state_dict(str(files[0]), map_location="meta")
-    except Exception as error:
-        raise load_error(head.source.base, error) from error
-    find: Any = get_state_dict_dtype
-    dtype: torch.dtype = find(tensors)
-    return dtype
-
-
 def _set_dropout(config: Any, dropout: float | None) -> None:
     for key in () if dropout is None else DROPOUTS:
         if isinstance(getattr(config, key, None), float | int):
@@ -292,18 +187,6 @@ def config_hash(name: str, config: Any) -> str:
     text = json.dumps(values, sort_keys=True, default=str)
     label = Path(name).name if Path(name).is_dir() else name
     return f"{label} {hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _check_weights(name: str, report: Mapping[str, Any]) -> None:
-    """Raises ModelError where weights do not match the configuration: they would be random."""
-    missing = sorted(report["missing_keys"])
-    other = sorted(entry[0] for entry in report["mismatched_keys"])
-    if wrong := missing + other:
-        raise ModelError(
-            f"the weights of {name} do not belong to its config.json: {len(missing)} are missing "
-            f"and {len(other)} have another shape (first {wrong[0]})",
-            "copy both from one model",
-        )
 
 
 def fingerprint_info(loaded: Loaded, store: TokenStore, world_size: int) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def find_source(name: str) -> Source:
     """Where the model of that name is: a preset, a folder or a hub id.
 
     Raises:
-        ModelError: there is no such model; its folder lacks configuration or weights; an adapter's base
-            model is not found, or peft is not installed.
+        ModelError: there is no such model; its folder lacks a configuration; an adapter's base model is not
+            found, or peft is not installed.
     """
     if name in MODEL_PRESETS:
         return Source(base=name, tokenizer=BUNDLED_TOKENIZER)
@@ -113,8 +113,19 @@ def _check_folder(folder: Path) -> None:
             f"{folder} is not a model folder: it has no config.json",
             f"give --model a folder that save_pretrained wrote, or a preset: {', '.join(MODEL_PRESETS)}",
         )
-    if not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
+
+
+def weight_files(base: str) -> list[Path]:
+    """The files of a folder's weights, in order; none of a hub id.
+
+    Raises:
+        ModelError: it is a folder without weights.
+    """
+    folder = Path(base)
+    found = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+    if folder.is_dir() and not found:
         raise ModelError(f"{folder} has a config.json but no weights (*.safetensors)", SAVE_BOTH)
+    return found
 
 
 def _check_hub_id(name: str) -> None:
@@ -194,7 +205,8 @@ def _missing_package(error: BaseException, vocabularies: list[Path]) -> str | No
 
     Without sentencepiece transformers tries tiktoken next, and that is what its error asks for.
     """
-    for file in vocabularies:
+    is_read_alone = any(file.name == "tokenizer.json" for file in vocabularies)
+    for file in () if is_read_alone else vocabularies:
         if file.suffix in (".model", ".spm") and not _is_tiktoken(file):
             for module, package in (("sentencepiece",) * 2, ("google.protobuf", "protobuf")):
                 if not _is_installed(module):

@@ -23,10 +23,7 @@ OF_THE_RUN = {
 
 @pytest.fixture(autouse=True)
 def _own_code_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers copies a model's code there before it imports it."""
-    monkeypatch.setattr(
-        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
-    )
+    model_folders.own_code_cache(monkeypatch, tmp_path / "modules")
 
 
 def trained(base: Path, output: Path, **changes: Any) -> Messages:
@@ -95,6 +92,7 @@ def test_every_file_but_the_weights_is_the_bases(family: str, tmp_path: Path) ->
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "byt5": model_folders.byt5,
+    "names of torch.compile": lambda folder: model_folders.wrapped(folder, "_orig_mod."),
     "cutting tokenizer": model_folders.cutting_tokenizer,
     "bf16": lambda folder: model_folders.in_dtype("llama", folder, "bfloat16"),
     "bf16, not named": lambda folder: model_folders.in_dtype(
@@ -126,6 +124,20 @@ def test_a_lora_run_exports_the_bases_files_too(tmp_path: Path) -> None:
     plain = round_trip(base, tmp_path / "plain")
     assert differences(plain, tmp_path / "run", allowed=NEW) == []
     assert (tmp_path / "run/adapter/adapter_config.json").is_file()
+
+
+def test_a_run_on_an_adapter_trains_its_base_and_exports_the_bases_files(tmp_path: Path) -> None:
+    """Every weight is trained, the merged adapter's too; the result is a whole model."""
+    base = tiny.save("llama", tmp_path / "base")
+    adapter = model_folders.adapter(tmp_path / "adapter", base)
+
+    heard = notices(trained(adapter, tmp_path / "run", learning_rate=0.01))
+
+    plain = round_trip(base, tmp_path / "plain")
+    before, after = (load_file(f / "model.safetensors") for f in (plain, tmp_path / "run"))
+    assert differences(plain, tmp_path / "run", allowed=NEW) == []
+    assert not any(torch.equal(after[name], before[name]) for name in before)
+    assert not [text for text in heard if text.startswith("training ")]
 
 
 def test_a_checkpoint_is_a_model_with_the_bases_files(tmp_path: Path) -> None:

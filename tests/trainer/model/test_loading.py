@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from autotune.choices import ModelPreset
@@ -259,6 +260,7 @@ def test_a_missing_package_is_what_the_error_or_its_cause_names(
     ("prefix", "said"),
     [
         ("_orig_mod.", "_orig_mod. (torch.compile)"),
+        ("net.", "net. in front"),
         ("module.", "module. (DistributedDataParallel)"),
         ("module._orig_mod.", "_orig_mod. (torch.compile) and module. (DistributedDataParallel)"),
     ],
@@ -300,6 +302,19 @@ def test_an_adapter_is_loaded_on_its_base(
     assert not [name for name in model.state_dict() if "lora" in name]
     assert load_encoder(str(folder)).tokenizer_hash == load_encoder(str(base)).tokenizer_hash
     assert "merged into its base model" in loaded.notices[0]
+
+
+def test_tokens_that_were_added_with_an_adapter_are_there(tmp_path: Path) -> None:
+    """peft saves the resized embeddings, which do not fit the base model as it is."""
+    base = tiny.save("llama", tmp_path / "base")
+    folder = model_folders.adapter(tmp_path / "adapter", base, added=3)
+
+    loaded = load_model(str(folder), dropout=None, seed=0)
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    embedding = saved["base_model.model.model.embed_tokens.weight"]
+    assert torch.equal(loaded.model.state_dict()["model.embed_tokens.weight"], embedding)
+    assert loaded.original.config.vocab_size == 2051
 
 
 def test_an_adapter_that_cannot_be_loaded_says_what_to_do(
@@ -380,9 +395,7 @@ def test_code_of_a_models_own_is_refused_by_name_and_run_when_asked(
     make: Callable[[Path], Path], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody is asked on the terminal."""
-    monkeypatch.setattr(
-        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code")
-    )
+    model_folders.own_code_cache(monkeypatch, tmp_path / "code")
     monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("asked on the terminal"))
     folder = make(tmp_path / "model")
 
