@@ -12,13 +12,13 @@ import copy
 import logging
 import random
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import (
     DefaultFlowCallback,
     Trainer,
@@ -35,12 +35,11 @@ from autotune.api import Found, find_micro_batch
 from autotune.devices.current import OwnDevice, own_device
 from autotune.errors import DataError, UsageError
 from autotune.events import Emit
+from autotune.integrations.batch_check import BatchCheck
+from autotune.integrations.longest_rows import Collate, Key, TrainerRow, worst_case_rows
 from autotune.units import check_fraction, format_bytes, parse_bytes
 
 log = logging.getLogger("chatlm")
-
-TrainerRow = Mapping[str, Any]
-"""One sample, as the dataset gives it to the collator."""
 
 
 def tune_trainer(
@@ -48,20 +47,22 @@ def tune_trainer(
     *,
     target: float,
     vram_limit: int | str | None = None,
-    longest: Sequence[TrainerRow] | None = None,
+    longest: Sequence[TrainerRow] | Key | None = None,
     emit: Emit | None = None,
 ) -> Found:
     """Sets the largest micro-batch that holds the target; the effective batch stays what it is.
 
     Call it before `trainer.train()`. It tries only sizes that divide `per_device_train_batch_size ×
     gradient_accumulation_steps`, by the trainer's own training on a worst-case batch: the `longest`
-    rows, or those of the train dataset, which it reads once from end to end. It restores weights,
-    optimizer and random numbers.
+    rows, or those of the train dataset, which it reads once from end to end. Rows of text, messages or
+    images are collated one by one to measure them; a function as `longest` measures a row instead. It
+    restores weights, optimizer and random numbers.
 
     Raises:
         NothingFits: not even one sample; the trainer is as it was.
-        UsageError: several processes or devices, DeepSpeed or FSDP.
-        DataError: no rows to make the worst-case batch of.
+        UsageError: several processes or devices, DeepSpeed or FSDP; batches that are not of the size that
+            was asked for, as of a dataloader with a batch size of its own.
+        DataError: no rows to make the worst-case batch of, or rows that cannot be measured.
     """
     args = trainer.args
     if args.world_size > 1 or args.n_gpu > 1:
@@ -76,10 +77,15 @@ def tune_trainer(
         )
     before = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
     effective = before[0] * before[1]
-    rows = worst_case_rows(trainer.train_dataset) if longest is None else list(longest)
-    if not rows:
-        raise DataError("there are no rows to make a batch of", "give the trainer a train_dataset")
     with _kept(trainer):
+        if longest is None or callable(longest):
+            rows = worst_case_rows(trainer.train_dataset, row_collator(trainer), longest)
+        else:
+            rows = list(longest)
+        if not rows:
+            raise DataError(
+                "there are no rows to make a batch of", "give the trainer a train_dataset"
+            )
         found = find_micro_batch(
             ShadowTrainer(trainer, rows, effective),
             ceiling=effective,
@@ -147,42 +153,19 @@ class MemoryTargetCallback(TrainerCallback):
         self._open.close()
 
 
-def worst_case_rows(dataset: Any) -> list[TrainerRow]:
-    """The row that is longest in all its columns together, then those that are longest in one.
+def row_collator(trainer: Trainer) -> Collate:
+    """What the trainer's dataloader makes batches by: the collator, less the columns that it drops."""
+    loader: Any = None
 
-    Together they are padded to the longest source and the longest target. If one row is the longest
-    in all, the shortest row follows: a batch without padding has no mask, and may hold less.
+    def collate(rows: list[TrainerRow]) -> Any:
+        nonlocal loader
+        if loader is None:
+            shadow = copy.copy(trainer)
+            shadow.args, shadow.train_dataset = _quiet(trainer.args), rows
+            loader = shadow.get_train_dataloader()
+        return (getattr(loader, "collate_fn", None) or trainer.data_collator)(rows)
 
-    Raises:
-        DataError: a dataset without a length, which cannot be read from end to end.
-    """
-    if dataset is None:
-        return []
-    if not isinstance(dataset, Sized):
-        raise DataError(
-            "the train dataset has no length, so its longest rows cannot be looked for",
-            "give them as longest=[...]",
-        )
-    numbers = range(len(dataset))
-    lengths = [Counter({k: _length(v) for k, v in dataset[i].items()}) for i in numbers]  # type: ignore[index]
-    if not lengths:
-        return []
-    chosen = [max(numbers, key=lambda i: lengths[i].total())]
-    for name in lengths[chosen[0]]:
-        longest = max(numbers, key=lambda i: lengths[i][name])
-        if all(lengths[longest][name] > lengths[i][name] for i in chosen):
-            chosen.append(longest)
-    shortest = min(numbers, key=lambda i: lengths[i].total())
-    if len(chosen) == 1 and lengths[shortest] != lengths[chosen[0]]:
-        chosen.append(shortest)
-    return [dataset[i] for i in chosen]  # type: ignore[index]
-
-
-def _length(value: Any) -> int:
-    """Tokens or pixels of one column; 0 for a number or a text."""
-    if hasattr(value, "shape"):
-        return int(np.prod(value.shape))
-    return len(value) if isinstance(value, list | tuple) else 0
+    return collate
 
 
 class ShadowTrainer:
@@ -199,6 +182,8 @@ class ShadowTrainer:
         self._trainer.args = _quiet(trainer.args)
         self._trainer.model_init = None  # type: ignore[assignment]  # train() would build it anew
         self._trainer.lr_scheduler = None
+        self._check = BatchCheck(trainer.data_collator)
+        self._trainer.data_collator = self._check.collate
         self._trainer.control = TrainerControl()
         self._trainer.callback_handler = CallbackHandler(  # type: ignore[no-untyped-call]
             [DefaultFlowCallback()], trainer.model, trainer.processing_class, None, None
@@ -212,13 +197,32 @@ class ShadowTrainer:
         shadow.args.gradient_accumulation_steps = accumulation
         others = self._rows[1:size]  # one of each row, and the rest the longest of all
         batch = [self._rows[0]] * (size - len(others)) + list(others)
-        shadow.train_dataset = batch * accumulation
+        shadow.train_dataset = ProbeRows(batch, 2 * accumulation)
+        assert shadow.model is not None
         try:
-            shadow.train()
+            with self._check.watching(shadow.model, size):
+                shadow.train()
         finally:
             hook = getattr(shadow, "neftune_hook_handle", None)
             if hook is not None:  # a train() that fails leaves it in place
                 hook.remove()
+
+
+class ProbeRows(Dataset[TrainerRow]):
+    """The same rows again and again; a sampler of the user's may ask for any row of the real dataset.
+
+    There are twice as many as a step takes, so that a dataloader with larger batches of its own shows.
+    """
+
+    def __init__(self, batch: Sequence[TrainerRow], times: int) -> None:
+        self._batch = batch
+        self._times = times
+
+    def __len__(self) -> int:
+        return len(self._batch) * self._times
+
+    def __getitem__(self, number: int) -> TrainerRow:
+        return self._batch[number % len(self._batch)]
 
 
 def _quiet(args: TrainingArguments) -> TrainingArguments:

@@ -125,3 +125,20 @@ def test_a_compiled_run_is_the_run_without(tmp_path: Path, monkeypatch: pytest.M
     for fast, plain in pairs:
         assert fast["loss"] == pytest.approx(plain["loss"], rel=1e-5)
         assert fast["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
+
+
+def test_a_model_of_experts_is_tuned_and_trained_on_two_processes(tmp_path: Path) -> None:
+    """By the commands; each rank leaves other experts out."""
+    save("switch", tmp_path / "switch")
+    rows_file(tmp_path / "rows.jsonl", 40)
+    chosen = ("--device", "cpu", "--plain", "--model", "switch", "--data", "rows.jsonl")
+
+    tuned = output_of(tmp_path, "autotune", *chosen, "--num-processes", "2", "--max-batch", "2",
+                      "--vram-limit", "2GiB", "--target-vram", "0.9", "--json")  # fmt: skip
+    output_of(tmp_path, "train", *chosen, "--profile", "tuned", "--max-steps", "3",
+              "--output-dir", "run")  # fmt: skip
+
+    assert json.loads(tuned)["micro_batch_size"] == 2
+    assert len(json.loads(tuned)["devices"]) == 2
+    assert [step["step"] for step in steps(tmp_path / "run")] == [1, 2, 3]
+    hf.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")

@@ -44,9 +44,10 @@ def functions(file: str) -> frozenset[str]:
     return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
 
 
-def test_there_are_26_cases_in_their_order() -> None:
+def test_the_cases_are_numbered_in_their_order() -> None:
     """None is left out, and none counted twice."""
-    assert [row.number for row in rows()] == list(range(1, 27))
+    assert len(rows()) >= 26
+    assert [row.number for row in rows()] == list(range(1, len(rows()) + 1))
 
 
 def test_every_case_says_where_it_comes_from_and_what_becomes_of_it() -> None:

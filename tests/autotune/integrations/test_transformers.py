@@ -24,7 +24,7 @@ from transformers import (
 from autotune.api import Found
 from autotune.devices.processes import resident, trim
 from autotune.errors import DataError, NothingFits, UsageError
-from autotune.integrations.transformers import MemoryTargetCallback, tune_trainer, worst_case_rows
+from autotune.integrations.transformers import MemoryTargetCallback, tune_trainer
 from tests.support.toy_workload import MIB
 
 VOCABULARY = 512
@@ -270,29 +270,6 @@ def test_a_sequence_to_sequence_trainer_is_tuned_on_both_its_longest_sides(tmp_p
 
     assert found.size == 8
     assert longest == (120, 110)
-
-
-def test_the_worst_rows_are_the_longest_of_all_and_those_longest_in_one_column() -> None:
-    """A row that is longest in two columns is taken once; numbers and texts have no length."""
-    data: list[Any] = [
-        {"a": [0] * 5, "b": [0] * 5, "text": "a very long text", "label": 1},
-        {"a": [0] * 9, "b": [0] * 1, "text": "", "label": 1},
-        {"a": torch.zeros(2), "b": [0] * 7, "text": "", "label": 0},
-    ]
-
-    chosen = worst_case_rows(data)
-
-    assert [data.index(row) for row in chosen] == [0, 1, 2]
-    assert worst_case_rows(data[:2]) == data[:2]
-    assert worst_case_rows([]) == []
-
-
-def test_where_one_row_is_longest_in_all_the_shortest_makes_a_mask_necessary() -> None:
-    """Rows of one length leave nothing to pad."""
-    rows: list[Any] = [{"ids": [0] * n, "labels": [0] * n} for n in (7, 3, 9, 5)]
-
-    assert worst_case_rows(rows) == [rows[2], rows[1]]
-    assert worst_case_rows([rows[0], rows[0]]) == [rows[0]]
 
 
 def test_rows_that_are_given_are_used_instead(tmp_path: Path) -> None:
