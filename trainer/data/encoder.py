@@ -84,7 +84,8 @@ class Encoder:
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         text = repr(vocabulary) if self._backend is None else self._backend.to_str()
         template = getattr(self.tokenizer, "chat_template", None)
-        parts = (text, self.is_causal, template, self.eos, self._source, self._target)
+        specials = sorted(self.tokenizer.special_tokens_map.items())  # a template may write them
+        parts = (text, self.is_causal, template, specials, self._source, self._target)
         return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
