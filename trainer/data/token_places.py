@@ -1,6 +1,5 @@
 """The tokens of a rendered conversation, and which of them its characters became."""
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,16 +34,25 @@ def place(tokenizer: Any, rows: Sequence[Rendered]) -> list[Placed]:
 
 
 def _by_offsets(row: Rendered, encoding: Any) -> Placed:
-    begins = [first for first, _ in encoding.offsets]
-    ends = [last for _, last in encoding.offsets]
-    begin = bisect_left(begins, row.begin)
-    if begin > 0 and ends[begin - 1] > row.content[0]:
-        begin -= 1
+    ids: list[int] = encoding.ids
+
+    def token_at(place: int, *, is_over: bool) -> int:
+        """The token of that character, or the next if it begins before it and `is_over` is not set."""
+        for character in range(place, len(row.text)):
+            token: int | None = encoding.char_to_token(character)  # None: a space that no token has
+            if token is not None:
+                begins = encoding.token_to_chars(token)[0]
+                return token if is_over or begins >= place else token + 1
+        return len(ids)
+
+    begin = token_at(row.begin, is_over=True)
+    if begin < len(ids) and encoding.token_to_chars(begin)[1] <= row.content[0]:
+        begin = token_at(row.begin, is_over=False)
     spans = (
-        (bisect_left(begins, first), min(bisect_left(begins, last), bisect_right(ends, last)))
+        (token_at(first, is_over=False), token_at(last, is_over=True))
         for first, last in row.loss_spans
     )
-    return Placed(encoding.ids, begin, bisect_left(begins, row.content[1]), tuple(spans))
+    return Placed(ids, begin, token_at(row.content[1], is_over=False), tuple(spans))
 
 
 def _by_prefix(tokenizer: Any, row: Rendered) -> Placed:
