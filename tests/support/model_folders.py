@@ -123,6 +123,25 @@ def in_dtype(family: str, folder: Path, dtype: str, *, named: bool = True) -> Pa
     return folder
 
 
+def with_parts_of_their_own(folder: Path) -> Path:
+    """A T5Gemma in bfloat16: encoder and decoder have configurations of their own."""
+    import torch
+    from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration
+
+    sizes: Any = {
+        "vocab_size": 2048, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0,
+        "eos_token_id": 1, "bos_token_id": 3,
+    }  # fmt: skip
+    config: Any = T5GemmaConfig(encoder=dict(sizes), decoder=dict(sizes), vocab_size=2048)
+    model: Any = T5GemmaForConditionalGeneration(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    for name in ("config.json", "generation_config.json"):
+        change(folder / name, decoder_start_token_id=3)
+    return folder
+
+
 def wrapped(folder: Path, prefix: str) -> Path:
     """Weights that were saved with a wrapper's names."""
     import torch

@@ -98,6 +98,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "bf16, not named": lambda folder: model_folders.in_dtype(
         "llama", folder, "bfloat16", named=False
     ),
+    "bf16 in parts": model_folders.with_parts_of_their_own,
     "fp16": lambda folder: model_folders.in_dtype("t5", folder, "float16"),
 }
 
