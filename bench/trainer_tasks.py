@@ -101,7 +101,7 @@ def make_model(name: str, folder: Path) -> bool:
     """Writes a preset, or one of `LLAMAS`, or another folder's model; returns whether it is causal."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
-    from trainer.model.loading import load_model
+    from trainer.pretrained.loading import load_model
 
     if name in LLAMAS:
         tokenizer: Any = AutoTokenizer.from_pretrained(TOKENIZER)

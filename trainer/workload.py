@@ -14,7 +14,7 @@ from trainer.config.settings import WorkloadSettings
 from trainer.data.sample_order import PlainSteps, SampleOrder
 from trainer.model.accelerator import make_accelerator, precision
 from trainer.model.finite import NotFinite
-from trainer.model.loading import fingerprint_info
+from trainer.pretrained.loading import fingerprint_info
 from trainer.run.parts import make_engine, make_parts
 
 PROBE_LEARNING_RATE = 1e-6

@@ -26,7 +26,7 @@ from trainer.config.options import TrainOptions
 from trainer.config.resolve import resolve
 from trainer.config.settings import WorkloadSettings
 from trainer.data.sample_order import PlainSteps, SampleOrder, count_steps
-from trainer.model.loading import load_model
+from trainer.pretrained.loading import load_model
 from trainer.reading.readers import bundled
 from trainer.supervisor.fingerprint import differences, fingerprint, previous_sizes
 from trainer.workload import build

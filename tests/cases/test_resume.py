@@ -20,7 +20,7 @@ from tests.support.commands import output_of, start, steps
 from tests.support.processes import each_within, wait_until
 from tests.support.runs import chosen, rows_file
 from trainer.events import StepEnded, TrainingEnded, TrainingStarted
-from trainer.model.loading import load_model
+from trainer.pretrained.loading import load_model
 from trainer.reading.readers import bundled
 from trainer.supervisor.job import TrainJob
 from trainer.supervisor.training import run_training

@@ -6,7 +6,7 @@ from tests.support import tiny
 from trainer.config.settings import WorkloadSettings
 from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
-from trainer.model.loading import load_model
+from trainer.pretrained.loading import load_model
 from trainer.reading.readers import bundled
 from trainer.workload import build
 

@@ -20,7 +20,7 @@ from tests.support.runs import chosen, rows_file
 from trainer.config.settings import WorkloadSettings
 from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
-from trainer.model.loading import load_model
+from trainer.pretrained.loading import load_model
 from trainer.reading.readers import bundled
 from trainer.run.loop import take_steps
 from trainer.run.setup import prepare

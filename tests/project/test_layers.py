@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = (
     "autotune", "autotune/devices", "autotune/workers", "autotune/tuning", "autotune/integrations",
     "profiles",
-    "trainer/reading", "trainer/config", "trainer/data", "trainer/artifacts", "trainer/batching", "trainer/model",
+    "trainer/reading", "trainer/config", "trainer/data", "trainer/artifacts", "trainer/batching", "trainer/pretrained", "trainer/model",
     "trainer/evaluation", "trainer/checkpointing", "trainer/run", "trainer/supervisor", "trainer/launch",
     "trainer",
     "dashboard", "cli.py", "chatlm",

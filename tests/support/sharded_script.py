@@ -26,7 +26,7 @@ from trainer.data.sample_order import PlainSteps, SampleOrder
 from trainer.evaluation.evaluator import evaluate
 from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import Engine
-from trainer.model.loading import Loaded, load_model
+from trainer.pretrained.loading import Loaded, load_model
 
 WORKLOAD = WorkloadSettings(max_source_length=16, max_target_length=16, dropout=0.0, seed=3)
 EFFECTIVE = 5

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from trainer.batching.collator import Batch, Collator
     from trainer.data.encoder import Encoder
     from trainer.model.engine import Engine
-    from trainer.model.original import Original
+    from trainer.pretrained.original import Original
 
 SEQ2SEQ = ("t5", "mt5", "bart")
 CAUSAL = ("gpt2", "llama", "qwen2")
@@ -139,7 +139,7 @@ def original(model: Any, encoder: "Encoder") -> "Original":
     """What the export writes beside the weights of a model that was not loaded from a folder."""
     import torch
 
-    from trainer.model.original import KeptTokenizer, Original
+    from trainer.pretrained.original import KeptTokenizer, Original
 
     return Original(
         config=copy.deepcopy(model.config),

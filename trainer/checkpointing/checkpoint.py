@@ -36,7 +36,7 @@ from trainer.checkpointing.state_dict import (
 )
 from trainer.model.engine import Engine
 from trainer.model.finite import is_finite
-from trainer.model.original import Original
+from trainer.pretrained.original import Original
 
 FORMAT = 1
 PARTS = ("model.safetensors", "optimizer.safetensors", "state.json")

@@ -16,7 +16,7 @@ from trainer.artifacts.run_folder import RunFolder, refusals
 from trainer.model.adapters import merged
 from trainer.model.engine import Engine
 from trainer.model.fsdp import full_tensor
-from trainer.model.original import Original, cast, casted
+from trainer.pretrained.original import Original, cast, casted
 
 LAST = "config.json"
 

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from autotune.devices.allocator import is_out_of_memory
 from trainer.batching.collator import Collator, padded_inputs
 from trainer.model.engine import Engine
-from trainer.model.original import ends
+from trainer.pretrained.original import ends
 
 Ids = npt.NDArray[np.int64]
 

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autotune.errors import UsageError
 from trainer.config.settings import WorkloadSettings
-from trainer.model.loading import DROPOUTS
+from trainer.pretrained.loading import DROPOUTS
 
 ADAPTER_FOLDER = "adapter"
 

@@ -15,7 +15,7 @@ from trainer.events import Tokenising
 from trainer.model.data_fit import check_positions, check_vocabulary
 from trainer.model.engine import Engine
 from trainer.model.finite import first_not_finite
-from trainer.model.loading import Loaded, load_model
+from trainer.pretrained.loading import Loaded, load_model
 from trainer.reading.readers import bundled, find_files
 
 

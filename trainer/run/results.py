@@ -8,7 +8,7 @@ from trainer.artifacts.loss_plot import draw_loss
 from trainer.artifacts.model_card import CardInfo, write_card
 from trainer.checkpointing.export import export_model
 from trainer.model.accelerator import precision
-from trainer.model.presets import MODEL_PRESETS
+from trainer.pretrained.presets import MODEL_PRESETS
 from trainer.run.state import Run
 
 

@@ -20,7 +20,7 @@ from trainer.evaluation.generation import DEFAULT_GENERATION_BATCH, dry_run_gene
 from trainer.events import Built, Say, TrainingStarted
 from trainer.model.accelerator import make_accelerator, precision
 from trainer.model.adapters import default_learning_rate, trainable_summary
-from trainer.model.loading import fingerprint_info
+from trainer.pretrained.loading import fingerprint_info
 from trainer.reading.readers import bundled
 from trainer.run.parts import make_engine, make_parts
 from trainer.run.rank_agreement import check_alike

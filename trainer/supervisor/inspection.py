@@ -59,7 +59,7 @@ def inspect_data(
     named = tuple(names) or settings.data or (bundled("train"),)
     read_as = look(named, settings.columns)
     files = find_files(named)
-    from trainer.model.loading import (
+    from trainer.pretrained.loading import (
         load_encoder,
     )  # loads torch, which a wrong column need not wait for
 

@@ -29,8 +29,8 @@ from trainer.checkpointing.manifest import write_manifest
 from trainer.data.encoder import Encoder
 from trainer.events import CheckpointSaved, Evaluated, TrainingEnded
 from trainer.model.engine import Engine
-from trainer.model.loading import load_model
-from trainer.model.original import Original
+from trainer.pretrained.loading import load_model
+from trainer.pretrained.original import Original
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,9 +18,9 @@ from autotune.choices import ModelPreset
 from autotune.errors import ModelError
 from tests.support import model_folders, tiny
 from tests.support.runs import rows_file, run, settings
-from trainer.model.loading import load_encoder, load_model
-from trainer.model.presets import MODEL_PRESETS
-from trainer.model.sources import load_error
+from trainer.pretrained.loading import load_encoder, load_model
+from trainer.pretrained.presets import MODEL_PRESETS
+from trainer.pretrained.sources import load_error
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +201,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     def find(module: str) -> Any:
         return None if module in packages else importlib.util.find_spec(module)
 
-    monkeypatch.setattr("trainer.model.sources.find_spec", find)
+    monkeypatch.setattr("trainer.pretrained.sources.find_spec", find)
 
 
 @pytest.mark.parametrize("package", ["sentencepiece", "protobuf"])
@@ -213,7 +213,7 @@ def test_a_package_that_a_tokenizer_needs_is_named(
     without(monkeypatch, {"protobuf": "google.protobuf"}.get(package, package))
     if package == "protobuf":
         monkeypatch.setattr(
-            "trainer.model.sources._is_installed", lambda module: module != "google.protobuf"
+            "trainer.pretrained.sources._is_installed", lambda module: module != "google.protobuf"
         )
 
     assert error_of(folder) == (

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from trainer.data.encoder import Encoder
-from trainer.model.custom_code import complete_code
+from trainer.pretrained.custom_code import complete_code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

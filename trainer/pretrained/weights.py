@@ -16,8 +16,8 @@ from transformers.modeling_utils import get_state_dict_dtype, load_state_dict
 
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ModelError
-from trainer.model.custom_code import refused
-from trainer.model.sources import Source, load_error, weight_files
+from trainer.pretrained.custom_code import refused
+from trainer.pretrained.sources import Source, load_error, weight_files
 
 WRAPPERS = {
     "_orig_mod": "torch.compile",

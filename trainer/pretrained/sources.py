@@ -15,7 +15,7 @@ from typing import Any
 import transformers
 
 from autotune.errors import ModelError
-from trainer.model.presets import BUNDLED_TOKENIZER, MODEL_PRESETS
+from trainer.pretrained.presets import BUNDLED_TOKENIZER, MODEL_PRESETS
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """Files of a whole model's weights. An adapter's are called `adapter_model`."""

@@ -24,17 +24,17 @@ from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ModelError
 from trainer.data.encoder import Encoder
 from trainer.data.token_store import TokenStore
-from trainer.model.custom_code import check_tokenizer_class, code_notice, refused
-from trainer.model.original import KeptTokenizer, Original
-from trainer.model.presets import MODEL_PRESETS
-from trainer.model.sources import (
+from trainer.pretrained.custom_code import check_tokenizer_class, code_notice, refused
+from trainer.pretrained.original import KeptTokenizer, Original
+from trainer.pretrained.presets import MODEL_PRESETS
+from trainer.pretrained.sources import (
     Source,
     check_vocabulary_is_there,
     find_source,
     load_error,
     tokenizer_error,
 )
-from trainer.model.weights import read_model, stored_dtype
+from trainer.pretrained.weights import read_model, stored_dtype
 
 PRETRAINED_LEARNING_RATE = 1e-4
 
