@@ -62,10 +62,6 @@ class Run:
         room = max_answer_tokens(self.engine.unwrapped, collators[-1])
         return wanted if room is None else min(wanted, room)
 
-    def skipped_steps(self) -> int:
-        """Steps that fp16's loss scale skipped, those before a resume included; on the main process."""
-        return sum(bool(record["skipped"]) for record in self.folder.metrics.read())
-
     def is_due(self, every: int | None) -> bool:
         """Whether the last step is a multiple of `every`; with None, whether it completed an epoch."""
         if every is not None:
