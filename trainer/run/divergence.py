@@ -62,6 +62,14 @@ def check_weights(run: Run) -> None:
         raise same_on_all(what, advice(run, Part.GRADIENT, has_culprits=False), run)
 
 
+def note_skipped_steps(run: Run) -> int:
+    """Steps that fp16's loss scale skipped, those before a resume included; a notice tells of them."""
+    skipped = sum(bool(record["skipped"]) for record in run.folder.metrics.read())
+    if skipped:
+        run.notice(f"fp16's loss scale skipped {skipped:,} of {run.done:,} steps")
+    return skipped
+
+
 def advice(run: Run, part: Part, *, has_culprits: bool) -> str:
     """What to try."""
     if part is Part.SCALED_GRADIENT:

@@ -19,7 +19,7 @@ from trainer.config.settings import TrainSettings
 from trainer.evaluation.evaluator import evaluate_with_answers
 from trainer.events import CheckpointSaved, Say, StepEnded, TrainingEnded
 from trainer.model.finite import NotFinite
-from trainer.run.divergence import check_weights, diverged_step
+from trainer.run.divergence import check_weights, diverged_step, note_skipped_steps
 from trainer.run.lr_schedule import rate_share
 from trainer.run.results import save_results
 from trainer.run.setup import prepare
@@ -49,8 +49,6 @@ def train(
     seconds = time.monotonic() - started
     samples = (run.done - first) * run.plan.effective_batch
     best = run.evaluations.best
-    if skipped := run.skipped_steps():
-        run.notice(f"fp16's loss scale skipped {skipped:,} of {run.done:,} steps")
     result = {
         "output_dir": str(run.folder.path),
         "steps": run.done,
@@ -61,7 +59,7 @@ def train(
         "peak_bytes": run.peak,
         "best_step": None if best is None else best.step,
         "best_loss": None if best is None else best.loss,
-        "skipped_steps": skipped,
+        "skipped_steps": note_skipped_steps(run),
     }
     if run.is_main:
         say(TrainingEnded(result=result, interrupted=not finished))

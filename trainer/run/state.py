@@ -66,10 +66,6 @@ class Run:
         room = max_answer_tokens(self.engine.unwrapped, collators[-1])
         return wanted if room is None else min(wanted, room)
 
-    def skipped_steps(self) -> int:
-        """Steps that fp16's loss scale skipped, those before a resume included; on the main process."""
-        return sum(bool(record["skipped"]) for record in self.folder.metrics.read())
-
     @property
     def export_dtype(self) -> torch.dtype:
         """Of the final model's weights: --export-dtype, or the checkpoint's that the run began with."""

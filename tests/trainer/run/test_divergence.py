@@ -14,11 +14,11 @@ from autotune.errors import DivergedError, ModelError
 from tests.support import finite_script, tiny
 from tests.support.commands import steps
 from tests.support.poisoned import ROWS, poisoned, rows_with_fire
-from tests.support.runs import ended, notices, rows_file, run, settings
+from tests.support.runs import Messages, ended, notices, rows_file, run, settings
 from trainer.config.settings import TrainSettings
 from trainer.data.sample_order import PlainSteps, SampleOrder
 from trainer.model.engine import MOST_SKIPS
-from trainer.run.divergence import listed
+from trainer.run.divergence import listed, note_skipped_steps
 from trainer.run.loop import take_steps
 from trainer.run.setup import prepare
 
@@ -186,7 +186,8 @@ class Skipping:
 def test_skipped_steps_are_counted_and_too_many_stop_the_run(tmp_path: Path) -> None:
     """Each is a step of the run; the error names the precision to use."""
     chosen = settings(rows_file(tmp_path / "rows.jsonl", ROWS), tmp_path / "run", max_steps=40)
-    ready = prepare(chosen, lambda message: None, lambda: None, lambda: False)
+    said: Messages = []
+    ready = prepare(chosen, said.append, lambda: None, lambda: False)
     optimizer: Any = ready.engine.optimizer
     ready.engine.accelerator.scaler = optimizer.scaler = Skipping()
     optimizer.__setstate__(optimizer.__dict__)
@@ -195,7 +196,8 @@ def test_skipped_steps_are_counted_and_too_many_stop_the_run(tmp_path: Path) -> 
     with pytest.raises(DivergedError) as raised:
         take_steps(ready)
 
-    assert ready.skipped_steps() == MOST_SKIPS
+    assert note_skipped_steps(ready) == MOST_SKIPS
+    assert notices(said)[-1] == "fp16's loss scale skipped 16 of 16 steps"
     assert (
         "step 17 was not taken: 17 steps in a row had gradients that are not finite in fp16"
         in str(raised.value)
