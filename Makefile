@@ -10,7 +10,7 @@ BIN := .venv/bin
 DATA ?=
 EVAL ?=
 # rooms whose tests are quick without their child processes
-QUICK := tests/autotune tests/profiles tests/dashboard tests/project $(addprefix tests/trainer/,config data artifacts supervisor run)
+QUICK := tests/autotune tests/profiles tests/dashboard tests/project $(addprefix tests/trainer/,config reading data artifacts supervisor run)
 ROWS = $(if $(DATA),--data $(DATA))
 
 .PHONY: demo test test-quick test-oldest check bench bench-gpu clean

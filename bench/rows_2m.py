@@ -1,8 +1,8 @@
-"""Does host memory grow with the data? A Parquet of two million rows, tokenised and trained on.
+"""Does host memory grow with the data? Two million rows, tokenised and trained on, in each format.
 
     python -m bench.rows_2m --result bench/results/rows-2m-cpu.json
 
-The rows are the bundled ones, each with a number of its own, the longest first. `chatlm train` runs
+The formats are Parquet, CSV, and JSON lines in gzip; `--format` takes one of them. The rows are the bundled ones, each with a number of its own, the longest first. `chatlm train` runs
 three times with the same flags and one loader process: on the first 1,000 rows (the reference), on
 all of them, which tokenises first, and on all of them again. What each process holds in anonymous
 memory (RssAnon, every 20 ms) beyond the same one of the reference is held against the promise; pages
@@ -10,6 +10,8 @@ of mapped files are the kernel's to take back, and do not count.
 """
 
 import argparse
+import csv
+import gzip
 import json
 import os
 import shutil
@@ -33,6 +35,8 @@ PROMISE = 60 * 10**6
 REFERENCE_ROWS = 1000
 GROUP = 20_000
 """Rows of a row group."""
+FORMATS = ("parquet", "csv", "jsonl.gz")
+SCHEMA = pa.schema([("prompt", pa.string()), ("response", pa.string())])
 PERIOD = 0.02
 TICKS = os.sysconf("SC_CLK_TCK")
 PROFILE = """\
@@ -51,6 +55,7 @@ loader_workers = 1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--result", type=Path, required=True)
+    parser.add_argument("--format", choices=FORMATS, action="append")
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--keep", type=Path, help="a folder for the rows and tokens, not removed")
@@ -58,16 +63,20 @@ def main() -> None:
     folder = options.keep or Path(tempfile.mkdtemp(prefix="rows-2m-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        document = measured(folder, options.rows, options.steps)
+        found = {
+            each: measured(folder / each, each, options.rows, options.steps)
+            for each in options.format or FORMATS
+        }
     finally:
         if options.keep is None:
             shutil.rmtree(folder)
-    write_result(options.result, document)
+    write_result(options.result, {"formats": found})
 
 
-def measured(folder: Path, rows: int, steps: int) -> dict[str, Any]:
-    """The whole document."""
-    few, many = folder / "few.parquet", folder / "many.parquet"
+def measured(folder: Path, form: str, rows: int, steps: int) -> dict[str, Any]:
+    """The figures of one format."""
+    folder.mkdir(exist_ok=True)
+    few, many = folder / f"few.{form}", folder / f"many.{form}"
     write_rows(few, REFERENCE_ROWS)
     write_rows(many, rows)
     (folder / "profile.toml").write_text(PROFILE)
@@ -80,7 +89,7 @@ def measured(folder: Path, rows: int, steps: int) -> dict[str, Any]:
     return {
         "rows": rows,
         "steps": steps,
-        "parquet_bytes": many.stat().st_size,
+        "file_bytes": many.stat().st_size,
         "store_bytes": sum(file.stat().st_size for file in store.iterdir()),
         "tokens": found["tokens"],
         "tokenise_seconds": found["seconds"],
@@ -109,20 +118,35 @@ def summary(peaks: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
 
 
 def write_rows(path: Path, count: int) -> None:
-    """That many different rows, a row group at a time; a longer file begins as a shorter one does."""
+    """That many different rows; a longer file begins as a shorter one does. The name says the format."""
+    if path.suffix == ".parquet":
+        with pq.ParquetWriter(path, SCHEMA) as writer:
+            for group in groups(count):
+                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, SCHEMA.names)
+            table.writeheader()
+            for group in groups(count):
+                table.writerows(group)
+    else:
+        with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as file:
+            for group in groups(count):
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in group)
+
+
+def groups(count: int) -> Iterator[list[dict[str, str]]]:
+    """The rows, a row group at a time, the longest first."""
     rows = sorted(read_rows(bundled("train")), key=lambda row: -len(row.prompt + row.response))
-    schema = pa.schema([("prompt", pa.string()), ("response", pa.string())])
-    with pq.ParquetWriter(path, schema) as writer:
-        for first in range(0, count, GROUP):
-            numbers = range(first, min(first + GROUP, count))
-            chosen = [rows[number % len(rows)] for number in numbers]
-            columns = {
-                "prompt": [
-                    f"{number:07} {row.prompt}" for number, row in zip(numbers, chosen, strict=True)
-                ],
-                "response": [row.response for row in chosen],
+    for first in range(0, count, GROUP):
+        numbers = range(first, min(first + GROUP, count))
+        yield [
+            {
+                "prompt": f"{n:07} {rows[n % len(rows)].prompt}",
+                "response": rows[n % len(rows)].response,
             }
-            writer.write_table(pa.table(columns, schema=schema))
+            for n in numbers
+        ]
 
 
 @dataclass(slots=True)

@@ -210,14 +210,15 @@ def kill_rows(name: str) -> list[Row]:
 
 
 def rows_2m_rows(name: str) -> list[Row]:
-    document = read(name)
+    formats = read(name)["formats"]
     return [
         (
-            f"host memory of training on {document['rows']:,} rows, beyond 1,000 rows",
-            f"{document['most_beyond_reference_bytes'] / 1e6:.0f} MB anonymous in the process that also "
-            f"tokenises them, at {document['tokenise_rows_per_second']:,.0f} rows/s",
+            f"host memory of training on {found['rows']:,} rows in {form}, beyond 1,000 rows",
+            f"{found['most_beyond_reference_bytes'] / 1e6:.0f} MB anonymous in the process that also "
+            f"tokenises them, at {found['tokenise_rows_per_second']:,.0f} rows/s",
             name,
         )
+        for form, found in formats.items()
     ]
 
 

@@ -170,14 +170,15 @@ def test_a_part_that_fails_leaves_the_others_their_figures(tmp_path: Path) -> No
     assert (third["state"], third["why"]) == ("skipped", "lightning is not installed")
 
 
+@pytest.mark.parametrize("form", rows_2m.FORMATS)
 def test_the_rows_of_the_memory_bench_differ_and_a_longer_file_begins_as_a_shorter(
-    tmp_path: Path,
+    tmp_path: Path, form: str
 ) -> None:
     """The bundled rows over and over, each with its own number, the longest first."""
-    rows_2m.write_rows(tmp_path / "few.parquet", 10)
-    rows_2m.write_rows(tmp_path / "many.parquet", 4000)
+    rows_2m.write_rows(tmp_path / f"few.{form}", 10)
+    rows_2m.write_rows(tmp_path / f"many.{form}", 4000)
 
-    few, many = (list(read_rows(str(tmp_path / f"{name}.parquet"))) for name in ("few", "many"))
+    few, many = (list(read_rows(str(tmp_path / f"{name}.{form}"))) for name in ("few", "many"))
     assert many[:10] == few
     assert len({row.prompt for row in many}) == 4000
     assert max(len(row.prompt + row.response) for row in many) == len(

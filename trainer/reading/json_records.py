@@ -47,7 +47,8 @@ def json_table(file: DataFile, columns: Columns, skip: int) -> Table:
     lists = [key for key, held in parts.items() if held == "objects"]
     if len(lists) == 1:
         return _table(f"JSON under {shown(lists[0])}", file, _wrapped(file, lists[0]), skip)
-    if lists:
+    scalars = [key for key, held in parts.items() if held == "scalar"]
+    if lists and not useful(scalars, columns):  # else a row that lacks a column
         raise _several_lists(lists)
     return _table("JSON", file, _values(file, in_list=False), skip)
 
@@ -61,25 +62,27 @@ def _parts(cursor: Cursor, columns: Columns) -> tuple[dict[str, Part], bool]:
     for key in cursor.members():
         if key in parts:
             raise DuplicateKey(key)
-        parts[key] = _part(cursor, inf if useful([key], columns) else LOOK_AHEAD)
-        if parts[key] == "objects" and cursor.passed > LOOK_AHEAD and not useful([key], columns):
+        # a list of objects in a known column is the turns of a conversation
+        part = _part(cursor, inf if useful([key], columns) else LOOK_AHEAD)
+        if part is None:
             return {key: "objects"}, False
+        parts[key] = part
     return parts, True
 
 
-def _part(cursor: Cursor, most: float) -> Part:
-    """What the value is; moves past it, or out of a list of objects after `most` characters."""
-    first = cursor.peek()
+def _part(cursor: Cursor, most: float = inf) -> Part | None:
+    """What the value is, and moves past it; None in a list of objects longer than `most` characters."""
+    first, began = cursor.peek(), cursor.passed
     if first != "[":
         cursor.skip()
         return "object" if first == "{" else "scalar"
-    held: Part | None = None
+    part: Part | None = None
     for _ in cursor.members():
-        held = held or ("objects" if cursor.peek() == "{" else "list")
+        part = part or ("objects" if cursor.peek() == "{" else "list")
         cursor.value()
-        if held == "objects" and cursor.passed > most:
-            break
-    return held or "list"
+        if part == "objects" and cursor.passed - began > most:
+            return None
+    return part or "list"
 
 
 def _is_row(parts: dict[str, Part], columns: Columns) -> bool:
@@ -138,7 +141,7 @@ def _wrapped(file: DataFile, wanted: str) -> Iterator[Any]:
             if key == wanted:
                 for _ in cursor.members():
                     yield cursor.value()
-            elif _part(cursor, inf) == "objects":
+            elif _part(cursor) == "objects":
                 raise _several_lists([wanted, key])
         cursor.check_end()
 

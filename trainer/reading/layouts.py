@@ -52,17 +52,16 @@ BY_NAME = Columns()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The columns to read, by their names in the record: a prompt and a response, or messages."""
+    """The columns to read, by their names in the record: prompt and response, or messages. Empty: none."""
 
     prompt: str = ""
+    input: str = ""
+    """The second part of the prompt."""
     response: str = ""
     messages: str = ""
-    """Empty where prompt and response are read."""
-    input: str | None = None
-    """The second part of the prompt."""
-    system: str | None = None
-    history: str | None = None
-    tools: str | None = None
+    system: str = ""
+    history: str = ""
+    tools: str = ""
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -106,13 +105,12 @@ class Layout:
     def _prompt(self, record: Mapping[str, Any]) -> Any:
         """The prompt, and the input in a line of its own; a blank one of the two is left out."""
         prompt = record[self.prompt]
-        if self.input is None or not isinstance(prompt, str):
+        if not self.input or not isinstance(prompt, str):
             return prompt
         check_text(record[self.input], self.input)
         return "\n".join(text for text in (prompt, record[self.input]) if text.strip()) or prompt
 
     def _system(self, text: Any, messages: Sequence[Message]) -> list[Message]:
-        assert self.system
         check_text(text, self.system)
         if not text.strip():
             return []
@@ -127,19 +125,27 @@ class Layout:
 @functools.lru_cache(maxsize=1024)
 def find_layout(names: tuple[str, ...], columns: Columns) -> Layout | None:
     """The layout of a record with those columns; None if it has none. Raises Fault."""
-    known = _by_known_name(names)
 
-    def find(name: str) -> str:
-        return name if name in names else known.get(normal(name), "")
+    def find(known: str, named: str | None = None) -> str:
+        if named in names:
+            return named or ""
+        same = [name for name in names if normal(name) == normal(named or known)]
+        if len(same) > 1:
+            both = " and ".join(map(shown, same))
+            raise Fault(f"has the columns {both}, which are one name here", "drop one")
+        return same[0] if same else ""
 
-    beside: dict[str, Any] = {"system": known.get("system"), "tools": known.get("tools")}
-    for prompt, response in () if columns.messages else PAIRS:
-        asked, answered = find(columns.prompt or prompt), find(columns.response or response)
+    beside = {"system": find("system"), "tools": find("tools")}
+    if columns.messages:
+        messages = find("messages", columns.messages)
+        return Layout(messages=messages, **beside) if messages else None
+    for prompt, response in PAIRS:
+        asked, answered = find(prompt, columns.prompt), find(response, columns.response)
         if asked and answered:
-            more = known.get("input") if normal(asked) == "instruction" else None
-            history = known.get("history")
-            return Layout(prompt=asked, response=answered, input=more, history=history, **beside)
-    for name in (columns.messages,) if columns.messages else () if columns.named else CONVERSATIONS:
+            beside["history"] = find("history")
+            more = find("input") if normal(asked) == "instruction" else ""
+            return Layout(prompt=asked, input=more, response=answered, **beside)
+    for name in () if columns.named else CONVERSATIONS:
         if find(name):
             return Layout(messages=find(name), **beside)
     return None
@@ -184,14 +190,3 @@ def useful(names: Iterable[str], columns: Columns) -> list[str]:
 def normal(name: str) -> str:
     """The name as layouts compare it."""
     return name.strip().lower()
-
-
-def _by_known_name(names: Iterable[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in names:
-        known = normal(name)
-        if known in found and known in KNOWN:
-            both = f"{shown(found[known])} and {shown(name)}"
-            raise Fault(f"has the columns {both}, which are one name here", "drop one")
-        found[known] = name
-    return found

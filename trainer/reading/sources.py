@@ -67,25 +67,26 @@ def _in_folder(folder: Path) -> list[str]:
 
 def _shards(folder: Path) -> list[str]:
     """The data files in the folder, in the order of their numbers."""
-    files = [path for path in folder.rglob("*") if _is_data(path.relative_to(folder))]
+    found = (path for path in folder.rglob("*") if _is_data(path.relative_to(folder)))
+    files = [path for path in found if path.is_file()]
     if not files:
         what = f"folder {folder} has no data files (*{', *'.join(KINDS)}, also .gz and .zst)"
         raise DataError(what, "name the files themselves")
-    _check_one(folder, "in several folders", (str(path.parent) + "/*" for path in files))
-    _check_one(folder, "of several kinds", (f"{path.parent}/*{_kind(path)}" for path in files))
-    splits = Counter(_split(path) for path in files)
-    if len(splits) > 1 and splits.keys() - {"train", ""}:
-        _check_one(folder, "of several splits", map(_of_split, files))
+    _check_one(folder, "kinds or folders", (f"{path.parent}/*{_kind(path)}" for path in files))
+    if {_split(path) for path in files} - {"train", ""}:
+        _check_one(folder, "splits", map(_of_split, files))
     return sorted(map(str, files), key=_natural)
 
 
-def _check_one(folder: Path, what: str, patterns: Iterable[str]) -> None:
+def _check_one(folder: Path, several: str, patterns: Iterable[str]) -> None:
     """Raises DataError where the patterns, one for each file, differ."""
     found = Counter(patterns)
     if len(found) > 1:
         counts = ", ".join(f"{pattern} ({count})" for pattern, count in sorted(found.items()))
         most = max(found, key=lambda pattern: ("train" in pattern, found[pattern]))
-        raise DataError(f"folder {folder} holds data {what}: {counts}", f"choose, like '{most}'")
+        raise DataError(
+            f"folder {folder} holds several {several}: {counts}", f"choose, like '{most}'"
+        )
 
 
 def _is_data(path: Path) -> bool:

@@ -120,7 +120,7 @@ class DataFile:
         old, convert = shlex.quote(self.path), f"iconv -f {_guess(around)} -t UTF-8"
         command = f"{self.codec} -dc {old} | {convert}" if self.codec else f"{convert} {old}"
         what = f"{self.path} is not UTF-8: byte 0x{bad:02X} at {place:,}"
-        return DataError(what, f"convert it: {command} > {new}")
+        return DataError(what, f"if it is {_guess(around)}, convert it: {command} > {new}")
 
     def _first_bad_byte(self) -> tuple[int, bytes, int]:
         """Where it is, the bytes around it, and the byte."""
@@ -183,7 +183,7 @@ def _encoding(head: bytes) -> str:
 
 
 def _guess(text: bytes) -> str:
-    """The encoding that the bytes may have: in Chinese text bytes above 127 come in pairs."""
+    """The encoding that the bytes may have. In Chinese text bytes above 127 come in pairs."""
     high = [byte > 127 for byte in text]
     alone = sum(
         here and not before and not after

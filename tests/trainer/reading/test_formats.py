@@ -153,6 +153,16 @@ def test_an_object_with_a_list_of_objects_beside_its_text_is_a_row(tmp_path: Pat
     assert rows_of(path) == [Row.pair("a", "b")]
 
 
+def test_a_single_row_that_lacks_a_column_is_no_list_of_rows(tmp_path: Path) -> None:
+    """Pairs of preferences have two lists of turns."""
+    turns = [{"role": "assistant", "content": "b"}]
+    path = json_lines(tmp_path, [{"prompt": "a", "chosen": turns, "rejected": turns}])
+
+    assert error_of(path).startswith(
+        f"{path} has no column response (found: chosen, prompt, rejected); name them with"
+    )
+
+
 def test_a_single_conversation_is_a_row(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     path = pretty(tmp_path, [{"messages": turns}])
@@ -361,8 +371,8 @@ def test_another_encoding_is_named_with_the_line_that_converts_it(
     place = path.read_bytes().index(bytes.fromhex(byte))
 
     assert error_of(path) == (
-        f"{path} is not UTF-8: byte 0x{byte} at {place}; convert it: iconv -f {guess} -t UTF-8 {path} "
-        f"> {path.stem}.utf8{path.suffix}"
+        f"{path} is not UTF-8: byte 0x{byte} at {place}; if it is {guess}, convert it: iconv -f "
+        f"{guess} -t UTF-8 {path} > {path.stem}.utf8{path.suffix}"
     )
 
 
@@ -372,7 +382,7 @@ def test_another_encoding_in_a_compressed_file_is_unpacked_first(tmp_path: Path)
     made = packed(path, "gzip")
 
     assert error_of(made).endswith(
-        f"convert it: gzip -dc {made} | iconv -f GB18030 -t UTF-8 > rows.utf8.jsonl"
+        f"GB18030, convert it: gzip -dc {made} | iconv -f GB18030 -t UTF-8 > rows.utf8.jsonl"
     )
 
 

@@ -143,6 +143,7 @@ def test_layouts_mix_in_one_file(tmp_path: Path) -> None:
         (Columns(response="say"), {"question": "a", "say": "b", "response": "x"}),
         (Columns(messages="chat"), {"chat": MESSAGES, "prompt": "x", "response": "y"}),
         (Columns(prompt="ASK", response="Say"), {"ask": "a", " say": "b"}),
+        (Columns(prompt="Ask", response="say"), {"Ask": "a", "ask": "x", "say": "b"}),
         (Columns(response="chosen"), {"prompt": "a", "chosen": MESSAGES[1:], "rejected": []}),
     ],
     ids=str,
@@ -204,10 +205,14 @@ def test_columns_that_make_no_row_are_named(
 
 
 @every_format
-def test_names_that_differ_in_capitals_alone_are_refused(tmp_path: Path, write: Write) -> None:
+@pytest.mark.parametrize("columns", [BY_NAME, Columns(prompt="PROMPT")])
+def test_names_that_differ_in_capitals_alone_are_refused(
+    tmp_path: Path, write: Write, columns: Columns
+) -> None:
+    """Unless the user named one of them exactly."""
     path = write(tmp_path, [{"prompt": "a", "Prompt": "x", "response": "b"}])
 
-    assert error_of(path) == (
+    assert error_of(path, columns) == (
         " has the columns prompt and Prompt, which are one name here; drop one"
     )
 

@@ -87,7 +87,7 @@ def test_a_folder_of_two_kinds_is_refused_with_a_pattern(tmp_path: Path) -> None
     packed(folder / "a.jsonl", "gzip")
 
     assert error_of(folder) == (
-        f"folder {folder} holds data of several kinds: {folder}/*.jsonl (2), {folder}/*.jsonl.gz (1); "
+        f"folder {folder} holds several kinds or folders: {folder}/*.jsonl (2), {folder}/*.jsonl.gz (1); "
         f"choose, like '{folder}/*.jsonl'"
     )
 
@@ -97,8 +97,8 @@ def test_a_folder_of_folders_is_refused_with_a_pattern(tmp_path: Path) -> None:
     shards(tmp_path / "zh", "a.jsonl", "b.jsonl")
 
     assert error_of(tmp_path) == (
-        f"folder {tmp_path} holds data in several folders: {tmp_path}/en/* (1), {tmp_path}/zh/* (2); "
-        f"choose, like '{tmp_path}/zh/*'"
+        f"folder {tmp_path} holds several kinds or folders: {tmp_path}/en/*.jsonl (1), "
+        f"{tmp_path}/zh/*.jsonl (2); choose, like '{tmp_path}/zh/*.jsonl'"
     )
 
 
@@ -119,7 +119,7 @@ def test_a_folder_of_several_splits_is_refused_with_a_pattern(
     message = error_of(folder)
 
     assert message.startswith(
-        f"folder {folder} holds data of several splits: {folder}{found.format(folder)}; choose, like"
+        f"folder {folder} holds several splits: {folder}{found.format(folder)}; choose, like"
     )
     pattern = message.split("'")[1]
     assert len(find_files([pattern])) == 1
