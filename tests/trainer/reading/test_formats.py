@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import DataError
@@ -52,6 +52,7 @@ def error_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("write", TEXTS)
+@settings(deadline=None)  # files are written
 @given(records=records, codec=compressions, encoding=encodings)
 def test_texts_give_the_same_rows_in_every_compression_and_encoding(
     tmp_path_factory: pytest.TempPathFactory,
@@ -70,6 +71,7 @@ def test_texts_give_the_same_rows_in_every_compression_and_encoding(
 
 
 @pytest.mark.parametrize("write", TABLES)
+@settings(deadline=None)  # files are written
 @given(records=records, codec=compressions)
 def test_tables_give_the_same_rows_in_every_compression(
     tmp_path_factory: pytest.TempPathFactory,
