@@ -51,7 +51,7 @@ def _parquet_records(file: DataFile, names: list[str], skip: int) -> Iterator[di
 def _arrow_records(file: DataFile, names: list[str], skip: int) -> Iterator[dict[str, Any]]:
     with _named(file), _opened(file, names) as reader:
         for batch in _batches(reader):
-            size = _batch_rows(len(batch), batch.nbytes)
+            size = _batch_rows(len(batch), batch.get_total_buffer_size())
             for first in range(min(skip, len(batch)), len(batch), size):
                 yield from batch.slice(first, size).to_pylist()
             skip = max(0, skip - len(batch))

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from autotune.errors import DataError
 from trainer.reading.faults import Fault, kind, shown
@@ -103,14 +103,12 @@ def _table(words: str, file: DataFile, values: Iterator[Any], skip: int) -> Tabl
         with _named(file, lambda: f"row {number + 1}"):
             for number, value in enumerate(values, start=1):
                 if number > skip:
-                    yield _object(value, file, f"row {number}")
+                    yield value if type(value) is dict else _no_object(value, file, f"row {number}")
 
     return Table(words, None, records())
 
 
-def _object(value: Any, file: DataFile, place: str) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
+def _no_object(value: Any, file: DataFile, place: str) -> NoReturn:
     raise DataError(
         f"{file.path}, {place} is {kind(value)}, not an object",
         f'write each {place.split()[0]} as {{"prompt": "...", "response": "..."}}',
@@ -183,7 +181,7 @@ def _lines(file: DataFile, skip: int) -> Iterator[dict[str, Any]]:
                     skip -= 1
                     continue
                 record = parse(line.decode())
-                yield record if type(record) is dict else _object(record, file, f"line {number}")
+                yield record if type(record) is dict else _no_object(record, file, f"line {number}")
 
 
 @contextmanager

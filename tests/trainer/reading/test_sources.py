@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from autotune.errors import DataError
-from tests.support.data_files import arrow_stream, json_lines, packed, pairs
+from tests.support.data_files import arrow_stream, delimited, json_lines, packed, pairs
+from tests.support.processes import printed_by
 from trainer.reading.readers import find_files, look, read_rows
 
 
@@ -170,6 +171,18 @@ def test_a_hub_id_needs_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error_of("owner/name") == (
         "data file owner/name is not there; for a data set of the hub: pip install datasets"
     )
+
+
+def test_a_look_at_files_loads_neither_torch_nor_datasets(tmp_path: Path) -> None:
+    """The supervisor looks, and answers at once."""
+    path = packed(delimited(tmp_path, pairs(1)), "gzip")
+    script = (
+        "import sys\nfrom trainer.reading.readers import look\n"
+        f"look([{str(path)!r}])\n"
+        "print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))"
+    )
+
+    assert printed_by(script) == "set()\n"
 
 
 def test_a_hub_data_set_is_read_from_the_cache_of_datasets(
