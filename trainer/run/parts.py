@@ -15,7 +15,8 @@ from trainer.model.data_fit import check_positions, check_vocabulary
 from trainer.model.engine import Engine
 from trainer.model.finite import first_not_finite
 from trainer.pretrained.loading import Loaded, load_model
-from trainer.reading.readers import bundled, find_files
+from trainer.reading.readers import bundled
+from trainer.reading.sources import find_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

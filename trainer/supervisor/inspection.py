@@ -12,7 +12,8 @@ from trainer.data.inspection import Lengths, ShownRow, lengths, pick, show
 from trainer.data.notices import data_notice
 from trainer.data.token_store import open_store
 from trainer.events import Tokenising
-from trainer.reading.readers import bundled, find_files, look, read_rows
+from trainer.reading.readers import bundled, look, read_rows
+from trainer.reading.sources import find_files
 
 FIRST_ROWS = 3
 """Rows that are shown unless one is asked for."""
