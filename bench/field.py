@@ -37,7 +37,7 @@ def main() -> None:
         rows = [tried(case, folder) for case in CASES if case.name.startswith(options.only)]
     finally:
         shutil.rmtree(folder)
-    print(table(rows))
+    print(f"\n{table(rows)}")
     if options.result is not None:
         os.chdir(Path(__file__).parents[1])
         write_result(options.result, {"cases": rows})
@@ -52,12 +52,8 @@ def make(cases: Path, folder: Path) -> None:
         elif source.suffix == ".jsonl":
             shutil.copy(source, folder)
     for maker in sorted(cases.glob("*.py")):
-        done = subprocess.run(
-            [sys.executable, str(maker), str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=SLOWEST,
-        )
+        command = [sys.executable, str(maker), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST)
         if done.returncode:
             print(f"{maker.name} made nothing: {(done.stderr.splitlines() or ['?'])[-1]}")
 
@@ -70,26 +66,18 @@ def tried(case: Case, folder: Path) -> dict[str, Any]:
         seen, verdict = str(error), "not made"
     except AssertionError as error:
         seen, verdict = str(error) or "not as expected", "wrong"
-    seconds = round(time.monotonic() - began, 1)
     print(f"{verdict:<8} {case.name}: {seen}", flush=True)
     return {
-        "case": case.name,
-        "expected": case.expected,
-        "seen": seen,
-        "verdict": verdict,
-        "seconds": seconds,
-    }
+        "case": case.name, "expected": case.expected, "seen": seen, "verdict": verdict,
+        "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     names = ("case", "expected", "verdict", "seen")
-    cells = [
-        "| " + " | ".join(row[name].replace("|", "/") for name in names) + " |" for row in rows
-    ]
-    return "\n".join(
-        ["", "| case | expected | verdict | seen |", "| --- | --- | --- | --- |", *cells]
-    )
+    cells = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in cells)
 
 
 if __name__ == "__main__":

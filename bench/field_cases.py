@@ -6,8 +6,10 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +19,10 @@ from autotune.errors import ChatlmError
 from bench.commands import CHATLM, metrics
 
 TRAIN = (
-    "train",
-    "--profile",
-    "small",
-    "--num-processes",
-    "1",
-    "--device",
-    "cpu",
-    "--plain",
-    "--generate-rows",
-    "0",
-)
+    "train", "--profile", "small", "--num-processes", "1", "--device", "cpu", "--plain",
+    "--generate-rows", "0",
+)  # fmt: skip
+TUNE = ("autotune", "--device", "cpu", "--vram-limit", "4GiB", "--plain")
 LONGEST = 300
 """Seconds of a command."""
 SHOWN = 100
@@ -53,9 +48,6 @@ class Case:
         if not place.exists():
             raise NotMade(f"{self.place} is not there")
         return self.check(place)
-
-
-# --- what commands do
 
 
 def chatlm(*words: str | Path, code: int = 0) -> str:
@@ -121,16 +113,13 @@ def learnt(document: dict[str, Any], row: int = 0) -> list[str]:
     return texts
 
 
-def is_learnt(file: Path, *wanted: Sequence[str], model: str | Path = "chatlm-tiny") -> str:
-    """The first rows' learnt texts, spaces and ends aside."""
+def check_learnt(file: Path, *wanted: Sequence[str], model: str | Path = "chatlm-tiny") -> str:
+    """How the file is read; AssertionError unless its first rows learn those texts, spaces and ends aside."""
     document = shown(file, model)
     for row, texts in enumerate(wanted):
         found = [re.sub(r"\[EOS\]|\s", "", text) for text in learnt(document, row)]
         assert found == [text.replace(" ", "") for text in texts], f"row {row + 1} learns {found}"
     return str(document["read_as"][0]).split(": ", 1)[-1][:SHOWN]
-
-
-# --- formats
 
 
 def same_as_lines(file: Path) -> str:
@@ -169,31 +158,20 @@ REFUSED = {
 
 
 def reads(texts: list[str], file: Path) -> str:
-    return is_learnt(file, texts)
+    return check_learnt(file, texts)
 
 
 def format_cases() -> list[Case]:
-    cases = [
-        Case(f"formats/{n}", f"formats/{n}", "read, and said how", same_as_lines) for n in WHOLE
+    said = "read, and said how"
+    cases: list[tuple[str, str, Callable[[Path], str]]] = [
+        *((name, said, same_as_lines) for name in WHOLE),
+        *((name, said, functools.partial(reads, texts)) for name, texts in TALKS.items()),
+        ("pretty.json", "read as one row", one_row),
+        *((name, f"refused: {p}", functools.partial(refuses, p)) for name, p in REFUSED.items()),
     ]
-    cases += [
-        Case(
-            f"formats/{n}",
-            f"formats/{n}",
-            "read, and said how",
-            functools.partial(reads, texts),
-        )
-        for n, texts in TALKS.items()
-    ]
-    cases.append(Case("formats/pretty.json", "formats/pretty.json", "read as one row", one_row))
-    return cases + [
-        Case(
-            f"formats/{n}",
-            f"formats/{n}",
-            f"refused: {p}",
-            functools.partial(refuses, p),
-        )
-        for n, p in REFUSED.items()
+    return [
+        Case(f"formats/{name}", f"formats/{name}", expected, check)
+        for name, expected, check in cases
     ]
 
 
@@ -203,14 +181,11 @@ def one_row(file: Path) -> str:
     return str(document["read_as"][0]).split(": ", 1)[-1]
 
 
-# --- learnt tokens
-
-
 def prompt_and_messages(file: Path) -> str:
-    is_learnt(
+    check_learnt(
         file, ["one two"], ["hello", "hello again"], model=file.parent / "assistant_first/llama"
     )
-    return is_learnt(file, ["one two"], ["hello again"])
+    return check_learnt(file, ["one two"], ["hello again"])
 
 
 def tool_calls(folder: Path) -> str:
@@ -242,8 +217,8 @@ def nllb(folder: Path) -> str:
 
 
 def weight_zero(file: Path) -> str:
-    is_learnt(file, ["four"])
-    is_learnt(file, ["four"], model=file.parent / "assistant_first/llama")
+    check_learnt(file, ["four"])
+    check_learnt(file, ["four"], model=file.parent / "assistant_first/llama")
     return "four is learnt, nine is not"
 
 
@@ -261,21 +236,12 @@ def special_in_text(file: Path) -> str:
 
 
 def long_conversation(folder: Path) -> str:
-    (row,) = shown(
-        folder / "data.jsonl",
-        folder / "llama",
-        "--max-source-length",
-        "192",
-        "--max-target-length",
-        "192",
-    )["shown"]
+    limits = ("--max-source-length", "192", "--max-target-length", "192")
+    (row,) = shown(folder / "data.jsonl", folder / "llama", *limits)["shown"]
     text = "".join(token["text"] for token in row["source"])
     assert row["cut_source"] == 0, f"{row['cut_source']} tokens cut"
     assert text.startswith("system:be kind"), text[:20]
     return f"{len(row['source']) + len(row['target'])} tokens, nothing is cut"
-
-
-# --- models
 
 
 def trains(model: str, *words: str) -> Callable[[Path], str]:
@@ -295,10 +261,8 @@ def moe(kind: str) -> Callable[[Path], str]:
         # Switch's router drops tokens above an expert's capacity, which depends on the micro-batch
         most = 1e-2 if kind == "switch" else 1e-4
         assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < most, losses
-        chatlm(
-            "autotune", "--model", folder / kind, "--num-processes", "2", "--device", "cpu", "--max-batch", "2",
-            "--vram-limit", "4GiB", "--name", "moe", "--plain",
-        )  # fmt: skip
+        more = ("--num-processes", "2", "--max-batch", "2", "--name", "moe")
+        chatlm(*TUNE, "--model", folder / kind, *more)
         return f"trains and is tuned; losses on 1 and 2 processes {losses[0][-1]:.4f} and {losses[1][-1]:.4f}"
 
     return check
@@ -308,9 +272,7 @@ def vocab_mismatch(folder: Path) -> str:
     for kind in ("llama", "t5"):
         words = ("--data", folder / "data.jsonl", "--model", folder / kind)
         said = refused(r"205\d.*2,?048|2,?048.*205\d", *TRAIN, "--output-dir", "vocab-run", *words)
-        refused(
-            r"row", "autotune", "--device", "cpu", "--vram-limit", "4GiB", "--name", "vocab", *words
-        )
+        refused(r"row", *TUNE, "--name", "vocab", *words)
     return said
 
 
@@ -363,15 +325,8 @@ def model_refused(pattern: str, name: str = "model") -> Callable[[Path], str]:
 
 def prefixed(name: str, prefix: str) -> Callable[[Path], str]:
     def check(folder: Path) -> str:
-        words = (
-            *TRAIN,
-            "--model",
-            folder / name,
-            "--max-steps",
-            "1",
-            "--output-dir",
-            f"run-{name}",
-        )
+        more = ("--max-steps", "1", "--output-dir", f"run-{name}")
+        words = (*TRAIN, "--model", folder / name, *more)
         try:
             return refused(prefix, *words)
         except AssertionError:  # loading it is as good
@@ -382,28 +337,9 @@ def prefixed(name: str, prefix: str) -> Callable[[Path], str]:
 
 
 def nan(folder: Path) -> str:
-    said = refused(
-        "not finite",
-        *TRAIN,
-        "--model",
-        folder / "t5",
-        "--output-dir",
-        "nan-run",
-        "--max-steps",
-        "3",
-    )
-    refused(
-        r"not finite|not a number",
-        "autotune",
-        "--model",
-        folder / "t5",
-        "--device",
-        "cpu",
-        "--vram-limit",
-        "4GiB",
-        "--name",
-        "nan",
-    )
+    model = ("--model", folder / "t5")
+    said = refused("not finite", *TRAIN, *model, "--output-dir", "nan-run", "--max-steps", "3")
+    refused("not finite", *TUNE, *model, "--name", "nan")
     assert not Path("profiles/nan.toml").exists()
     assert not Path("nan-run/model.safetensors").exists()
     return said
@@ -418,25 +354,17 @@ def diverged(folder: Path) -> str:
 
 def resume_more_data(folder: Path) -> str:
     file = folder / "a.jsonl"
-    words = (
-        *TRAIN,
-        "--data",
-        file,
-        "--output-dir",
-        "resume-run",
-        "--checkpoint-every",
-        "1",
-        "--max-steps",
-        "400",
-    )
+    often = ("--checkpoint-every", "1", "--max-steps", "400")
+    words = (*TRAIN, "--data", file, "--output-dir", "resume-run", *often)
     running = subprocess.Popen(
         [*CHATLM, *map(str, words)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     try:
-        while not list(Path("resume-run").glob("checkpoint-2")):
+        while not Path("resume-run/checkpoint-2").exists():
             assert running.poll() is None, f"exit {running.poll()}"
+            time.sleep(0.1)
     finally:
-        running.send_signal(2)
+        running.send_signal(signal.SIGINT)
         running.wait()
     rows = file.read_text().splitlines(keepends=True)
     file.write_text("".join(rows + rows[:100]))
@@ -482,11 +410,11 @@ CASES = [
     Case("weight_zero", "weight_zero.jsonl", "masked", weight_zero),
     Case("long_conversation", "long_conversation", "the two limits together", long_conversation),
     Case("assistant_first", "assistant_first", "every answer after a question",
-         lambda f: is_learnt(f / "data.jsonl", ["two", "four"], model=f / "llama")),
+         lambda f: check_learnt(f / "data.jsonl", ["two", "four"], model=f / "llama")),
     Case("double_eos", "double_eos", "one end", double_eos),
     Case("special_in_text", "special_in_text.jsonl", "told, with a count", special_in_text),
     Case("named_templates", "named_templates", "the default template",
-         lambda f: is_learnt(f / "data.jsonl", ["two"], model=f / "llama")),
+         lambda f: check_learnt(f / "data.jsonl", ["two"], model=f / "llama")),
     Case("spiece_only", "spiece_only", "pip install sentencepiece", model_refused("pip install sentencepiece")),
     Case("adapter_folder", "adapter_folder", "on its base, or what to do", adapter_folder),
     Case("custom_code", "custom_code", "custom code is not run here", model_refused("my_lm.*--trust-remote-code")),
