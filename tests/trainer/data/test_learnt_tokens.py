@@ -133,6 +133,21 @@ def test_an_earlier_answer_begins_with_the_token_over_its_border_as_the_last_one
     assert own.decode(last) == " world[EOS]"
 
 
+@pytest.mark.parametrize("text", ["assistant", "world", "a"])
+def test_an_answer_that_repeats_its_question_is_not_found_in_it(text: str) -> None:
+    """BlenderBot's conversations have no words that open an answer, and end with a token."""
+    template = (
+        "{% for m in messages %}{{ ' ' + m.content }}{% if not loop.last %}{{ '  ' }}{% endif %}"
+        "{% endfor %}{{ '[EOS]' }}"
+    )
+    own = byte_level(template, trim_offsets=False)
+
+    (encoded,) = Encoder(own, is_causal=True).encode([Row.pair(text, text)])
+
+    assert own.decode(encoded.source) == f" {text}"
+    assert own.decode(encoded.target) == f"   {text}[EOS]"
+
+
 @every_family
 def test_what_ends_an_answer_is_known(family: Family) -> None:
     """The template's end of turn, which need not be the tokenizer's end of sequence."""
