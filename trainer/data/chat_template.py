@@ -86,12 +86,14 @@ def _begin(write: Write, messages: Messages, text: str) -> int:
     opened = write(before, opened=True)
     if text.startswith(opened):
         return len(opened)
-    # The words that open an answer are not all written into a conversation (DeepSeek-R1: `<think>`). An
-    # answer may begin as those words do, like `<b>`: it begins where its content is found.
-    common = _common(opened, text)
-    bare = _bare(messages[-1])
-    first = text.rfind(bare, 0, common + len(bare))
-    return first if first >= 0 and common - first <= len(bare) else common
+    # The words that open an answer are not all written into a conversation (DeepSeek-R1: `<think>`), or there
+    # are none (BlenderBot). What follows may begin as they do, like `<b>`; but an answer begins no later than
+    # where another content makes another text.
+    begin = _common(opened, text)
+    if bare := _bare(messages[-1]):
+        other = {**messages[-1], "content": "1" if bare.startswith("0") else "0"}
+        begin = min(begin, _common(write([*before, other]), text))
+    return begin
 
 
 def _earlier(write: Write, messages: Messages, text: str) -> Span | None:

@@ -24,7 +24,7 @@ from trainer.events import Tokenising
 from trainer.reading.layouts import BY_NAME, Columns
 from trainer.reading.readers import check_file, count_rows
 
-VERSION = 4
+VERSION = 5
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
 
 Numbers = npt.NDArray[np.int64]

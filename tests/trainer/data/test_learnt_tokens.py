@@ -7,7 +7,7 @@ import pytest
 
 from autotune.errors import DataError, ModelError
 from tests.support.chat_templates import FAMILIES, Family
-from tests.support.tokenisers import tokenizer
+from tests.support.tokenisers import TURNS, byte_level, tokenizer
 from trainer.data.encoder import Encoded, Encoder
 from trainer.reading.row import Message, Row
 
@@ -107,6 +107,61 @@ def test_short_answers_are_found_where_they_stand(answer: str) -> None:
 
         assert [*encoded.source, *encoded.target] == ids_of(own, turns)
         assert own.decode(encoded.target).removeprefix("<think>\n\n</think>\n\n").startswith(answer)
+
+
+VICUNA = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + m.content + '[EOS]' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""The prompt ends before a space that the conversation has."""
+
+
+@pytest.mark.parametrize("template", [TURNS, VICUNA])
+@pytest.mark.parametrize("trim_offsets", [False, True])
+def test_spaces_that_begin_an_answer_are_learnt(template: str, trim_offsets: bool) -> None:
+    """A tokenizer may give no place to a token of spaces."""
+    own = byte_level(template, trim_offsets=trim_offsets)
+    turns = [("user", "a"), ("assistant", " b"), ("user", "c"), ("assistant", "  d"), *QUESTION]
+
+    (encoded,) = Encoder(own, is_causal=True).encode([Row.conversation(turns)])
+
+    ends = (2, 4, 6)
+    assert [own.decode(each).removesuffix("\n") for each in learnt(encoded)] == [
+        own.decode(after_the_prompt(own, turns[:end])).removesuffix("\n") for end in ends
+    ]
+    assert encoded.target == after_the_prompt(own, turns)
+
+
+@pytest.mark.parametrize("opening", ["ASSISTANT:", "ASSISTANT: "])
+def test_an_earlier_answer_begins_with_the_token_over_its_border_as_the_last_one_does(
+    opening: str,
+) -> None:
+    """Where the words that open an answer end with a space that belongs to the answer's first token."""
+    template = VICUNA.replace("{{ 'ASSISTANT:' }}", "{{ '" + opening + "' }}")
+    own = byte_level(template, trim_offsets=False)
+    turns = [("user", "hello"), ("assistant", "world"), ("user", "hello"), ("assistant", "world")]
+
+    (encoded,) = Encoder(own, is_causal=True).encode([Row.conversation(turns)])
+
+    first, last = learnt(encoded)
+    assert first == last
+    assert own.decode(last) == " world[EOS]"
+
+
+@pytest.mark.parametrize("text", ["assistant", "world", "a"])
+def test_an_answer_that_repeats_its_question_is_not_found_in_it(text: str) -> None:
+    """BlenderBot's conversations have no words that open an answer, and end with a token."""
+    template = (
+        "{% for m in messages %}{{ ' ' + m.content }}{% if not loop.last %}{{ '  ' }}{% endif %}"
+        "{% endfor %}{{ '[EOS]' }}"
+    )
+    own = byte_level(template, trim_offsets=False)
+
+    (encoded,) = Encoder(own, is_causal=True).encode([Row.pair(text, text)])
+
+    assert own.decode(encoded.source) == f" {text}"
+    assert own.decode(encoded.target) == f"   {text}[EOS]"
 
 
 @every_family
