@@ -166,9 +166,11 @@ def train(
 def data(given: Given, files: Files = None, as_json: AsJson = False) -> None:
     """Show rows as a model would be trained on them: their tokens, those it learns, what is cut."""
     from dashboard import data_page
+    from dashboard.plain_lines import PlainLines
     from trainer.supervisor.inspection import inspect_data
 
-    found = inspect_data(DataOptions(**given), files or (), progress=data_page.progress())
+    progress = PlainLines(sys.stderr) if sys.stderr.isatty() else None
+    found = inspect_data(DataOptions(**given), files or (), progress=progress)
     _print(data_page.as_json(found)) if as_json else data_page.print_data(found)
 
 

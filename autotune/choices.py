@@ -3,11 +3,11 @@
 from typing import Literal
 
 DeviceKind = Literal["cuda", "cpu"]
-ModelPreset = Literal["chatlm-tiny", "chatlm-0.2b"]
-"""Models with random weights; also where a folder has such a name."""
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["adamw", "adafactor", "adamw-8bit"]
 Freeze = Literal["encoder"]
 """What is not trained."""
 Prefer = Literal["memory", "throughput"]
 """The answer of a search: the largest size that fits, or the smallest that is as fast as any."""
+MODEL_PRESET_NAMES = ("chatlm-tiny", "chatlm-0.2b")
+"""Models with random weights; also where a folder has such a name."""

@@ -1,15 +1,13 @@
 """What `chatlm data` prints: how files were read, lengths, a histogram, and rows with their learnt tokens."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from dashboard.formatting import clean, counted, tokenise_words
+from dashboard.formatting import clean, counted, encodable, share
 from trainer.data.inspection import Lengths, ShownRow, Token
-from trainer.events import Tokenising
 from trainer.supervisor.inspection import Inspection
 
 BAR = 30
@@ -21,22 +19,12 @@ PLAIN_MARKS = ("[[", "]]", "|", "#")
 LEARNT = "bold green"
 
 
-def progress() -> Callable[[Tokenising], None] | None:
-    """Shows how far tokenising is, on the terminal's last line; None without a terminal."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(event: Tokenising) -> None:
-        sys.stderr.write(f"\rtokenising {tokenise_words(event)} ")
-
-    return show
-
-
 def print_data(found: Inspection) -> None:
     """Prints the page; without a terminal nothing is wrapped."""
     console = Console()
     marks = MARKS if console.encoding.lower().startswith("utf") else PLAIN_MARKS
     for line in page(found, marks):
+        line.plain = encodable(line.plain, console.encoding)
         console.print(line, soft_wrap=not console.is_terminal, highlight=False)
 
 
@@ -45,10 +33,10 @@ def page(found: Inspection, marks: tuple[str, str, str, str] = MARKS) -> Iterato
     yield from map(Text, found.read_as)
     source, target, both = found.lengths
     kind = f"{'causal' if found.is_causal else 'seq2seq'}, {found.template}"
-    share = found.learnt_tokens / both.total
     yield Text(
         f"{counted(found.rows, 'row')} for {clean(found.model)} ({kind}): "
-        f"{both.total:,} tokens, of which {found.learnt_tokens:,} are learnt ({share:.0%})"
+        f"{both.total:,} tokens, {found.learnt_tokens:,} of them learnt "
+        f"({share(found.learnt_tokens, both.total)})"
     )
     yield Text()
     yield from table((source, target, both))

@@ -5,11 +5,11 @@ The trainer follows every key or refuses it. An unknown key is an error that nam
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from autotune.choices import Freeze, ModelPreset, Optimizer, Precision
+from autotune.choices import MODEL_PRESET_NAMES, Freeze, Optimizer, Precision
 from autotune.errors import PlanError, ProfileError
 from autotune.files import find_beside
 from autotune.plan import MicroBatch, Plan
@@ -97,7 +97,7 @@ class RunSection(Section):
         found: dict[str, Any] = {}
         if self.data:
             found["data"] = [find_beside(name, folder) for name in self.data]
-        if self.model and self.model not in get_args(ModelPreset):
+        if self.model and self.model not in MODEL_PRESET_NAMES:
             found["model"] = find_beside(self.model, folder)
         return self.model_copy(update=found)
 

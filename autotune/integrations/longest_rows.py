@@ -57,7 +57,7 @@ def worst_case_rows(dataset: Any, collate: Collate, key: Key | None = None) -> l
 
 def _lengths(
     dataset: Any, numbers: Sequence[int], collate: Collate, key: Key | None
-) -> list["Counter[str]"]:
+) -> list[Counter[str]]:
     """The size of each row by column, or by tensor of the batch that it makes alone."""
     if key is not None:
         return [Counter({"key": key(dataset[i])}) for i in numbers]
@@ -70,7 +70,7 @@ def _lengths(
     return found
 
 
-def _own_sizes(row: TrainerRow) -> "Counter[str] | None":
+def _own_sizes(row: TrainerRow) -> Counter[str] | None:
     """Numbers in each column; None if some hold text, messages or images and there are no token ids.
 
     Beside token ids a text is the one that they were made of, which the Trainer drops.
@@ -106,7 +106,7 @@ def _numbers_in(value: Any) -> int | None:
     return None if None in inner else sum(filter(None, inner))
 
 
-def _collated_sizes(row: TrainerRow, number: int, collate: Collate) -> "Counter[str]":
+def _collated_sizes(row: TrainerRow, number: int, collate: Collate) -> Counter[str]:
     try:
         batch = collate([row])
     except Exception as error:

@@ -1,18 +1,20 @@
 """The page of `chatlm data`, and its JSON document."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from dashboard.data_page import PLAIN_MARKS, as_json, page
+from dashboard.data_page import PLAIN_MARKS, as_json, page, print_data
 from tests.support.data_files import json_lines
 from trainer.config.options import DataOptions
 from trainer.supervisor.inspection import Inspection, inspect_data
 
 PAGE = """\
 rows.jsonl: JSON lines; prompt is the prompt, response the answer
-2 rows for chatlm-tiny (seq2seq, no chat template): 16 tokens, of which 9 are learnt (56%)
+2 rows for chatlm-tiny (seq2seq, no chat template): 16 tokens, 9 of them learnt (56 %)
 
 tokens      least   median     95 %     99 %     most    limit
 source          2        5        5        5        5        6
@@ -60,6 +62,18 @@ def test_the_page_shows_rows_as_they_are_trained(found: Inspection) -> None:
     assert "\n".join(line.plain for line in page(found, PLAIN_MARKS)) == PAGE
 
 
+def test_an_output_that_cannot_write_a_character_gets_another(
+    found: Inspection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brackets and bars of ASCII, and `?` for the characters of a token."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1", write_through=True))
+
+    print_data(found)
+
+    assert "  target  [[?|?|?|?|?]]\n" in written.getvalue().decode("latin-1")
+
+
 def test_the_document_has_every_token_of_the_shown_rows(found: Inspection) -> None:
     """By id and text, and whether it is learnt."""
     document = json.loads(json.dumps(as_json(found)))
@@ -70,12 +84,8 @@ def test_the_document_has_every_token_of_the_shown_rows(found: Inspection) -> No
     assert document["cut"] == {"sources": 0, "targets": 1}
     first = document["shown"][0]
     assert [token["text"] for token in first["target"]] == list("再见再见再")
-    assert [token["learnt"] for token in (*first["source"], *first["target"])] == [False] * 2 + [
-        True
-    ] * 5
+    assert {token["learnt"] for token in first["source"]} == {False}
+    assert {token["learnt"] for token in first["target"]} == {True}
     assert first["cut_target"] == 4
-    assert (
-        sum(bar["rows"] for bar in document["lengths"]["both"]["histogram"])
-        == document["rows"]
-        == 2
-    )
+    bars = document["lengths"]["both"]["histogram"]
+    assert sum(bar["rows"] for bar in bars) == document["rows"] == 2

@@ -40,7 +40,7 @@ SPOILERS = {"loss": spoil_loss, "gradient": spoil_gradient}
 
 
 def raised(part: str, spoilt_rank: int, *, fsdp: bool) -> str | None:
-    """The part that this rank's step raises, and whether its weights are as before."""
+    """The part that this rank's step raises; None if it is taken."""
     model = tiny("t5")
     made = engine(model, fsdp=fsdp)
     data = batch(model, 2, 4, 3)

@@ -6,14 +6,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 import profiles
 from autotune import files
-from autotune.choices import ModelPreset
+from autotune.choices import MODEL_PRESET_NAMES
 from autotune.errors import OutputError, UsageError
 from trainer.config.options import TrainOptions
 from trainer.config.settings import TrainSettings
@@ -57,7 +57,7 @@ def load_run(path: Path) -> dict[str, Any]:
     for name in ("data", "eval_data"):
         if given.get(name):
             given[name] = tuple(files.find_beside(each, path.parent) for each in given[name])
-    if given.get("model") and given["model"] not in get_args(ModelPreset):
+    if given.get("model") and given["model"] not in MODEL_PRESET_NAMES:
         given["model"] = files.find_beside(given["model"], path.parent)
     return given
 

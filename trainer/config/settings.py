@@ -4,11 +4,11 @@
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter
 
-from autotune.choices import DeviceKind, Freeze, ModelPreset, Optimizer, Precision
+from autotune.choices import MODEL_PRESET_NAMES, DeviceKind, Freeze, Optimizer, Precision
 from autotune.files import absolute
 from autotune.plan import Plan
 from trainer.config.options import Backend, RunOptions
@@ -82,8 +82,7 @@ class WorkloadSettings(Settings):
     @property
     def located(self) -> Self:
         """The same, with data and model that any folder finds."""
-        is_preset = self.model in get_args(ModelPreset)
-        model = self.model if is_preset else absolute(self.model)
+        model = self.model if self.model in MODEL_PRESET_NAMES else absolute(self.model)
         return replace(self, data=tuple(map(absolute, self.data)), model=model)
 
 

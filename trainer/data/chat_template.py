@@ -12,14 +12,13 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from trainer.reading.conversations import REASONING
 from trainer.reading.row import Message, Row
 
 Span = tuple[int, int]
 """The first token or character, and the first one after the last."""
 SAME = 4
 """Characters of an answer that are looked for."""
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Names of the field that holds what a model thinks before it answers."""
 
 Messages = Sequence[Mapping[str, Any]]
 Write = Callable[..., str]

@@ -116,19 +116,17 @@ def show(encoder: Encoder, number: int, row: Row, *, max_source: int, max_target
     source, target = encoder.fit(encoded, max_source=max_source, max_target=max_target)
     spans = encoded.loss_spans_in_last(len(source))
     is_learnt = [any(a <= place < b for a, b in spans) for place in range(len(source))]
-    texts = token_texts(encoder.tokenizer, [*source, *target] if encoder.is_causal else source)
-    if not encoder.is_causal:
-        texts += token_texts(encoder.tokenizer, target)
-    tokens = [
-        Token(id, text, learnt)
-        for id, text, learnt in zip(
-            [*source, *target], texts, [*is_learnt, *[True] * len(target)], strict=True
-        )
+    is_learnt += [True] * len(target)
+    texts = [
+        text
+        for ids in ([source + target] if encoder.is_causal else [source, target])
+        for text in token_texts(encoder.tokenizer, ids)
     ]
+    tokens = tuple(map(Token, source + target, texts, is_learnt))
     return ShownRow(
         number=number,
-        source=tuple(tokens[: len(source)]),
-        target=tuple(tokens[len(source) :]),
+        source=tokens[: len(source)],
+        target=tokens[len(source) :],
         cut_source=len(encoded.source) - len(source),
         cut_target=len(encoded.target) - len(target),
         is_last_only=encoded.is_last_only,
@@ -140,11 +138,8 @@ def show(encoder: Encoder, number: int, row: Row, *, max_source: int, max_target
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token as it stands after those before it; together they are the whole text."""
     texts: list[str] = []
-    context, first, known = (
-        0,
-        0,
-        "",
-    )  # the tokens of the character before; of this one; the former's text
+    context = first = 0  # where the character before begins, and this one
+    known = ""  # the text of the one before
     for place in range(len(ids)):
         text = tokenizer.decode(ids[context : place + 1], clean_up_tokenization_spaces=False)
         is_whole = len(text) > len(known) and not text.endswith(INCOMPLETE)

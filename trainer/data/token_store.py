@@ -21,8 +21,9 @@ from autotune.errors import DataError, OutputError
 from trainer.data.encoder import Encoder
 from trainer.data.tokenization import TELL_EVERY, Interrupted, StoreStats, tokenise
 from trainer.events import Tokenising
+from trainer.reading.kinds import check_file
 from trainer.reading.layouts import BY_NAME, Columns
-from trainer.reading.readers import check_file, count_rows
+from trainer.reading.readers import count_rows
 
 VERSION = 5
 """Part of the name: a change of format or of encoding makes old stores unreachable."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from trainer.model.fsdp import own_shard
@@ -37,5 +38,6 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that is not finite on this rank; None if all are."""
-    return next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
+    """The name of the first tensor that is not finite on any rank; None if all are. Every rank calls it."""
+    own = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
+    return next((name for name in gather_object([own]) if name is not None), None)

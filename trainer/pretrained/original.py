@@ -9,7 +9,7 @@ import itertools
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class KeptTokenizer:
     padding: dict[str, Any] | None
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "KeptTokenizer":
+    def of(cls, tokenizer: Any) -> Self:
         """To be called before the tokenizer encodes anything."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         return cls(

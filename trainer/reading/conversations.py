@@ -19,7 +19,9 @@ ROLES = {
 
 The content of those in `CALLS` is a call of a tool, as JSON.
 """
-SAYS_MORE = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Names of the field that holds what a model thinks before it answers."""
+SAYS_MORE = ("tool_calls", *REASONING)
 """What an answer may say without content."""
 MASKS = ("weight", "train", "training")
 """Fields that say whether the loss counts an answer: OpenAI's and axolotl's."""

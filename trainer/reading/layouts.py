@@ -153,6 +153,11 @@ def find_layout(names: tuple[str, ...], columns: Columns) -> Layout | None:
 
 def row_of(record: Mapping[str, Any], columns: Columns) -> Row:
     """The record as a row; raises Fault."""
+    return layout_of(record, columns).row(record)
+
+
+def layout_of(record: Mapping[str, Any], columns: Columns) -> Layout:
+    """The layout of the columns that are not null; raises Fault where there is none."""
     layout = find_layout(tuple([name for name, v in record.items() if v is not None]), columns)
     if layout is None:
         layout = find_layout(tuple(record), columns)
@@ -160,7 +165,7 @@ def row_of(record: Mapping[str, Any], columns: Columns) -> Row:
             raise missing_column(record, columns)
         null = next(name for name in layout.used if record[name] is None)
         raise Fault("it is missing or null", NOT_TEXT, column=null)
-    return layout.row(record)
+    return layout
 
 
 def missing_column(names: Iterable[str], columns: Columns) -> Fault:

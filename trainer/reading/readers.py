@@ -14,13 +14,11 @@ import pyarrow.parquet as pq
 
 from autotune.errors import DataError, first_line
 from trainer.reading.faults import FIX_ROW, Fault, shown
-from trainer.reading.kinds import ADVICE, check_file, open_table
-from trainer.reading.layouts import BY_NAME, Columns, find_layout, row_of
+from trainer.reading.kinds import ADVICE, open_table
+from trainer.reading.layouts import BY_NAME, Columns, layout_of, row_of
 from trainer.reading.row import Row
 from trainer.reading.sources import find_files
 from trainer.reading.streams import COPY_AGAIN
-
-__all__ = ["Columns", "bundled", "check_file", "count_rows", "find_files", "look", "read_rows"]
 
 
 def bundled(name: str) -> str:
@@ -73,8 +71,7 @@ def _how(path: str, columns: Columns) -> str:
     if record is None:
         raise DataError(f"data file {path} has no rows", ADVICE)
     _row(record, columns, path, 1)
-    layout = find_layout(tuple(name for name, v in record.items() if v is not None), columns)
-    assert layout is not None  # else it would be no row
+    layout = layout_of(record, columns)
     ignored = [shown(name) for name in table.columns or record if name not in layout.used]
     return f"{kind}; {layout.words}" + (f"; ignored: {', '.join(ignored)}" if ignored else "")
 

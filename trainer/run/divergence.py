@@ -26,18 +26,17 @@ def diverged_step(run: Run, step: RankStep, part: Part) -> DivergedError:
     culprits = {row for rows, _ in ranks for row in rows}
     everyone = {row for _, rows in ranks for row in rows}
     number, count = run.done + 1, len(everyone)
-    match part:
-        case Part.SCALED_GRADIENT:
-            why = f"{MOST_SKIPS + 1} steps in a row had gradients that are not finite in fp16"
-        case _:
-            why = f"its {part} is not finite (inf or NaN)"
+    if part is Part.SCALED_GRADIENT:
+        why = f"{MOST_SKIPS + 1} steps in a row had gradients that are not finite in fp16"
+    else:
+        why = f"its {part} is not finite (inf or NaN)"
     if culprits == everyone:
         rows = f"all of its {count:,} rows have such a loss: {listed(everyone)}"
     elif culprits:
         rows = f"it comes from {len(culprits):,} of its {count:,} rows: {listed(culprits)}"
     else:
         rows = f"its {count:,} rows are {listed(everyone)}"
-    hint = advice(run, part, has_culprits=bool(culprits) and culprits != everyone)
+    hint = advice(run, part, has_culprits=0 < len(culprits) < count)
     return same_on_all(f"step {number} was not taken: {why}; {rows}", hint, run)
 
 
@@ -56,9 +55,8 @@ def check_weights(run: Run) -> None:
     """
     tensors = {k: v for part in checkpoint_tensors(run.engine).values() for k, v in part.items()}
     name = first_not_finite(tensors)
-    if run.engine.any_rank(name is not None):
-        names = [found for found in gather_object([name]) if found is not None]
-        what = f"after step {run.done} {names[0]} is not finite (inf or NaN), so nothing is saved"
+    if name is not None:
+        what = f"after step {run.done} {name} is not finite (inf or NaN), so nothing is saved"
         raise same_on_all(what, advice(run, Part.GRADIENT, has_culprits=False), run)
 
 

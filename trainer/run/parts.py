@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from autotune.errors import ModelError
 from trainer.batching.collator import Collator
@@ -16,7 +15,8 @@ from trainer.model.data_fit import check_positions, check_vocabulary
 from trainer.model.engine import Engine
 from trainer.model.finite import first_not_finite
 from trainer.pretrained.loading import Loaded, load_model
-from trainer.reading.readers import bundled, find_files
+from trainer.reading.readers import bundled
+from trainer.reading.sources import find_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +103,8 @@ def make_engine(
 def check_finite(engine: Engine, model: str) -> None:
     """Raises ModelError on every rank where a weight is not finite, also a frozen one: it is exported too."""
     name = first_not_finite(dict(engine.unwrapped.named_parameters()))
-    if engine.any_rank(name is not None):
-        names = [found for found in gather_object([name]) if found is not None]
+    if name is not None:
         raise ModelError(
-            f"{names[0]} in the weights of {model} is not finite (inf or NaN)",
+            f"{name} in the weights of {model} is not finite (inf or NaN)",
             "use an earlier checkpoint of that model, or download it again",
         )

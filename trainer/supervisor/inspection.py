@@ -12,7 +12,8 @@ from trainer.data.inspection import Lengths, ShownRow, lengths, pick, show
 from trainer.data.notices import data_notice
 from trainer.data.token_store import open_store
 from trainer.events import Tokenising
-from trainer.reading.readers import bundled, find_files, look, read_rows
+from trainer.reading.readers import bundled, look, read_rows
+from trainer.reading.sources import find_files
 
 FIRST_ROWS = 3
 """Rows that are shown unless one is asked for."""
@@ -59,30 +60,25 @@ def inspect_data(
     named = tuple(names) or settings.data or (bundled("train"),)
     read_as = look(named, settings.columns)
     files = find_files(named)
-    from trainer.pretrained.loading import (
-        load_encoder,
-    )  # loads torch, which a wrong column need not wait for
+    # loads torch, which a wrong column need not wait for
+    from trainer.pretrained.loading import load_encoder
 
     encoder = load_encoder(settings.model, trust_remote_code=settings.trust_remote_code)
     max_source, max_target = settings.max_source_length, settings.max_target_length
     limits = {"max_source": max_source, "max_target": max_target}
     store = open_store(
-        files,
-        encoder,
-        settings.columns,
-        max_source=max_source,
-        max_target=max_target,
-        progress=progress,
-    )
+        files, encoder, settings.columns,
+        max_source=max_source, max_target=max_target, progress=progress,
+    )  # fmt: skip
     numbers = [options.row] if options.row else range(1, min(FIRST_ROWS, len(store)) + 1)
     picked = pick((each for file in files for each in read_rows(file, settings.columns)), numbers)
-    stats, is_causal = store.stats, encoder.is_causal
-    notice = data_notice(stats, is_causal=is_causal, **limits)
+    stats = store.stats
+    notice = data_notice(stats, is_causal=encoder.is_causal, **limits)
     return Inspection(
         files=files,
         read_as=tuple(read_as),
         model=settings.model,
-        is_causal=is_causal,
+        is_causal=encoder.is_causal,
         template="chat template" if encoder.templated else "no chat template",
         rows=len(store),
         learnt_tokens=int(store.loss_mask_lengths(np.arange(len(store))).sum()),

@@ -17,6 +17,7 @@ from autotune.workers.launch import memory_environment
 from profiles import Profile
 from profiles.schema import BatchSection, MemorySection, RunSection, TrialRow
 from profiles.store import free_path
+from trainer.config.settings import COLUMNS
 from trainer.supervisor.fingerprint import fingerprint, previous_sizes, what_is_trained
 from trainer.supervisor.job import TuneJob
 
@@ -180,12 +181,10 @@ def make_profile(outcome: Outcome, job: TuneJob) -> Profile:
         run=RunSection(
             model=settings.model,
             data=list(settings.data) or None,
-            prompt_column=settings.prompt_column,
-            response_column=settings.response_column,
-            messages_column=settings.messages_column,
             precision=outcome.workload_info["precision"],
             max_source_length=settings.max_source_length,
             max_target_length=settings.max_target_length,
+            **{name: getattr(settings, name) for name in COLUMNS},
             **what_is_trained(settings),
             loader_workers=(
                 job.base.run.loader_workers if extras.loaders is None else extras.loaders

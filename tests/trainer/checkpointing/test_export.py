@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from tests.support import model_folders, tiny
 from tests.support.runs import Messages, notices, rows_file, run, settings
 from trainer.artifacts.run_folder import RunFolder
+from trainer.pretrained.loading import load_model
 
 OF_THE_RUN = {
     "README.md", "adapter", "loss.png", "loss.svg", "metrics.jsonl", "evaluations.jsonl", "run.json",
@@ -178,10 +179,12 @@ def test_the_dtype_is_the_checkpoints_or_the_chosen_one(
     )
 
 
-def exported_generation(tmp_path: Path, **maker: Any) -> dict[str, Any]:
+def generation_of(tmp_path: Path, **maker: Any) -> dict[str, Any]:
+    """What a run would write on a model with those defaults of its maker."""
     base = model_folders.with_ends(tmp_path / "base", **maker)
-    trained(base, tmp_path / "run")
-    values: dict[str, Any] = json.loads((tmp_path / "run/generation_config.json").read_text())
+    loaded = load_model(str(base), dropout=None, seed=0)
+    loaded.original.generation(max_new_tokens=9).save_pretrained(tmp_path)
+    values: dict[str, Any] = json.loads((tmp_path / "generation_config.json").read_text())
     return values
 
 
@@ -193,13 +196,13 @@ def test_the_makers_ends_stay_and_the_learnt_one_is_among_them(
     maker: Any, written: Any, tmp_path: Path
 ) -> None:
     """A chat model that ends with one of two tokens no longer stopped, with one of them alone."""
-    assert exported_generation(tmp_path, eos_token_id=maker)["eos_token_id"] == written
+    assert generation_of(tmp_path, eos_token_id=maker)["eos_token_id"] == written
 
 
 @pytest.mark.parametrize("limit", ["max_new_tokens", "max_length"])
 def test_a_limit_of_the_makers_stays(limit: str, tmp_path: Path) -> None:
     """The data's longest answer is written only where there is none."""
-    found = exported_generation(tmp_path, **{limit: 777})
+    found = generation_of(tmp_path, **{limit: 777})
 
     assert found[limit] == 777
     assert len({"max_new_tokens", "max_length"} & found.keys()) == 1
@@ -209,8 +212,9 @@ def test_sampling_and_a_forced_token_stay(tmp_path: Path) -> None:
     """They are the maker's choices."""
     maker = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "forced_bos_token_id": 9}
 
-    found = exported_generation(tmp_path, **maker)
+    trained(model_folders.with_ends(tmp_path / "base", **maker), tmp_path / "run")
 
+    found = json.loads((tmp_path / "run/generation_config.json").read_text())
     assert {key: found[key] for key in maker} == maker
     assert 0 < found["max_new_tokens"] <= 16 + 16  # the limits of source and target, together
 

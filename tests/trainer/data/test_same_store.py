@@ -13,7 +13,7 @@ from tests.support.data_files import TABLES, TEXTS, Write, json_lines, packed, p
 from tests.support.tokenisers import tokenizer
 from trainer.data.encoder import Encoder
 from trainer.data.token_store import open_store
-from trainer.reading.readers import find_files
+from trainer.reading.sources import find_files
 
 ENCODERS = {
     "seq2seq": Encoder(tokenizer(), is_causal=False),

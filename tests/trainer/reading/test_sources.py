@@ -11,7 +11,8 @@ import pytest
 from autotune.errors import DataError
 from tests.support.data_files import arrow_stream, delimited, json_lines, packed, pairs
 from tests.support.processes import printed_by
-from trainer.reading.readers import find_files, look, read_rows
+from trainer.reading.readers import look, read_rows
+from trainer.reading.sources import find_files
 
 
 def names(files: tuple[str, ...]) -> list[str]:
