@@ -45,6 +45,6 @@ def byte_level(template: str, *, trim_offsets: bool) -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
-    own: Any = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[EOS]")
+    own: Any = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[EOS]")  # type: ignore[no-untyped-call]
     own.chat_template = template
     return own
