@@ -26,7 +26,7 @@ SLOWEST = 300
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", type=Path)
-    parser.add_argument("--result", type=Path)
+    parser.add_argument("--result", type=Path, help="a JSON file; the table is written beside it")
     parser.add_argument("--only", default="", help="cases whose names begin with this")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="field-"))
@@ -39,8 +39,9 @@ def main() -> None:
         shutil.rmtree(folder)
     print(f"\n{table(rows)}")
     if options.result is not None:
-        os.chdir(Path(__file__).parents[1])
-        write_result(options.result, {"cases": rows})
+        result = Path(__file__).parents[1] / options.result
+        write_result(result, {"cases": rows})
+        result.with_suffix(".md").write_text(f"{table(rows)}\n", encoding="utf-8")
     sys.exit(any(row["verdict"] == "wrong" for row in rows))
 
 
@@ -66,6 +67,7 @@ def tried(case: Case, folder: Path) -> dict[str, Any]:
         seen, verdict = str(error), "not made"
     except AssertionError as error:
         seen, verdict = str(error) or "not as expected", "wrong"
+    seen = seen.replace(f"{folder}/", "")
     print(f"{verdict:<8} {case.name}: {seen}", flush=True)
     return {
         "case": case.name, "expected": case.expected, "seen": seen, "verdict": verdict,

@@ -16,8 +16,8 @@ class Family:
     """Added tokens that are not special."""
     systems: bool = True
     """Whether it takes system turns."""
-    rewrites: bool = False
-    """Whether it writes earlier answers in another way than the last."""
+    around_the_last: tuple[str, str] = ("", "")
+    """What it writes before and after the last answer alone."""
     tools: bool = False
 
     def tokenizer(self) -> Any:
@@ -116,13 +116,16 @@ FAMILIES = {
         LLAMA3, ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
     ),
     "qwen2.5": Family(QWEN25, IM, THINK, tools=True),
-    "qwen3": Family(QWEN3, IM, THINK, rewrites=True, tools=True),
+    "qwen3": Family(QWEN3, IM, THINK, around_the_last=("<think>\n\n</think>\n\n", ""), tools=True),
     "gemma": Family(
         GEMMA, ("<bos>", "<start_of_turn>", "<end_of_turn>", "<eos>"), systems=False
     ),
     "mistral": Family(MISTRAL, ("<s>", "[INST]", "[/INST]", "</s>"), systems=False),
     "phi-4": Family(PHI4, ("<|im_start|>", "<|im_sep|>", "<|im_end|>", "<|endoftext|>")),
-    "phi-3": Family(PHI3, ("<|user|>", "<|system|>", "<|assistant|>", "<|end|>", "<|endoftext|>")),
+    "phi-3": Family(
+        PHI3, ("<|user|>", "<|system|>", "<|assistant|>", "<|end|>", "<|endoftext|>"),
+        around_the_last=("", "<|endoftext|>"),
+    ),
     "deepseek-r1": Family(
         DEEPSEEK_R1,
         ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),

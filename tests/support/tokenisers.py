@@ -5,7 +5,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 TURNS = (
     "{% for m in messages %}{{ m.role }}:{{ m.content }}[EOS]\n{% endfor %}"
@@ -33,4 +34,17 @@ def tokenizer(template: str | None = None, **changes: Any) -> Any:
     own.chat_template = template
     for name, value in changes.items():
         setattr(own, name, value)
+    return own
+
+
+def byte_level(template: str, *, trim_offsets: bool) -> Any:
+    """As GPT-2's with two merges, `ĠĠ` and `Ġw`; `trim_offsets` as GPT-NeoX's."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {text: number for number, text in enumerate([*alphabet, "ĠĠ", "Ġw"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "Ġ"), ("Ġ", "w")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    own: Any = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[EOS]")  # type: ignore[no-untyped-call]
+    own.chat_template = template
     return own

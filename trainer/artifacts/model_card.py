@@ -145,7 +145,8 @@ def trained_parts(workload: WorkloadSettings) -> str:
 
 def evaluation_parts(info: CardInfo) -> list[str]:
     found = info.evaluation
-    if found is None or found["loss"] is None:
+    # a resume may have no evaluation data, after a part of the run that had some
+    if found is None or found["loss"] is None or info.eval_rows is None:
         return []
     rows = [
         ("data", f"{file_names(info.settings.eval_data)} ({info.eval_rows:,} rows)"),

@@ -5,6 +5,7 @@ words that open an answer; its end of turn belongs to it.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from trainer.reading.row import Message, Row
 
 Span = tuple[int, int]
 """The first token or character, and the first one after the last."""
+SAME = 4
+"""Characters of an answer that are looked for."""
 
 Messages = Sequence[Mapping[str, Any]]
 Write = Callable[..., str]
@@ -43,9 +46,8 @@ class Rendered:
 def render(tokenizer: Any, row: Row) -> Rendered:
     """The row by the tokenizer's template.
 
-    Earlier answers are learnt if the template writes them as it would have written them at their time;
-    Qwen3's leaves out earlier thinking. An answer before any other message follows from nothing, and is
-    not learnt.
+    Earlier answers are learnt if the template writes them in full; Qwen3's leaves out earlier thinking. An
+    answer before any other message follows from nothing, and is not learnt.
 
     Raises:
         TemplateError: the template refuses the turns, or does not write their tools.
@@ -83,12 +85,14 @@ def _begin(write: Write, messages: Messages, text: str) -> int:
     opened = write(before, opened=True)
     if text.startswith(opened):
         return len(opened)
-    # The words that open an answer are not all written into a conversation (DeepSeek-R1: `<think>`). An
-    # answer may begin as those words do, like `<b>`: it begins where its content is found.
-    common = _common(opened, text)
-    bare = _bare(messages[-1])
-    first = text.rfind(bare, 0, common + len(bare))
-    return first if first >= 0 and common - first <= len(bare) else common
+    # The words that open an answer are not all written into a conversation (DeepSeek-R1: `<think>`), or there
+    # are none (BlenderBot). What follows may begin as they do, like `<b>`; but an answer begins no later than
+    # where another content makes another text.
+    begin = _common(opened, text)
+    if bare := _bare(messages[-1]):
+        other = {**messages[-1], "content": "1" if bare.startswith("0") else "0"}
+        begin = min(begin, _common(write([*before, other]), text))
+    return begin
 
 
 def _earlier(write: Write, messages: Messages, text: str) -> Span | None:
@@ -100,11 +104,18 @@ def _earlier(write: Write, messages: Messages, text: str) -> Span | None:
         return None
     if text.startswith(through):
         return begin, len(through)
-    # a template may end a conversation with more than a turn (Phi-3: `<|endoftext|>`)
-    end = _common(through, text)
-    bare = _bare(messages[-1])
-    first = through.find(bare, begin)
-    return (begin, end) if bare and 0 <= first <= end - len(bare) else None
+    # Another frame around the same answer: Qwen3 writes an empty `<think>` before the last alone, Phi-3 ends
+    # a conversation with `<|endoftext|>`. What is learnt is what both texts have.
+    message = messages[-1]
+    if not message.keys().isdisjoint(REASONING):
+        return None
+    begins_alike = re.finditer(re.escape(text[begin : begin + SAME]), through)
+    rests = (through[match.start() :] for match in begins_alike if match.start() > begin)
+    whole = next((rest for rest in rests if text.startswith(rest, begin)), None)
+    end = begin + len(whole) if whole is not None else _common(through, text)
+    said = [_bare(message), *(call["function"].get("name", "") for call in _calls([message]))]
+    is_whole = end > begin and all(part in text[begin:end] for part in said)
+    return (begin, end) if is_whole else None
 
 
 def _common(one: str, other: str) -> int:

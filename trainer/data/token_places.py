@@ -1,5 +1,6 @@
 """The tokens of a rendered conversation, and which of them its characters became."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ class Placed:
 def place(tokenizer: Any, rows: Sequence[Rendered]) -> list[Placed]:
     """Each row tokenised as a whole, as `apply_chat_template` does.
 
-    A token over the border of prompt and answer belongs to the answer if it has some of its content.
+    A token over the border of prompt and answer belongs to the answer if it has more of it than spaces.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -35,24 +36,19 @@ def place(tokenizer: Any, rows: Sequence[Rendered]) -> list[Placed]:
 
 def _by_offsets(row: Rendered, encoding: Any) -> Placed:
     ids: list[int] = encoding.ids
+    # a byte-level tokenizer may trim spaces off its offsets (GPT-NeoX's): a token of spaces is empty, at its end
+    starts, ends = zip(*encoding.offsets, strict=True) if ids else ((), ())
 
-    def token_at(place: int, *, is_over: bool) -> int:
-        """The token of that character, or the next if it begins before it and `is_over` is not set."""
-        for character in range(place, len(row.text)):
-            token: int | None = encoding.char_to_token(character)  # None: a space that no token has
-            if token is not None:
-                begins = encoding.token_to_chars(token)[0]
-                return token if is_over or begins >= place else token + 1
-        return len(ids)
+    def begins(place: int) -> int:
+        """The token that an answer from this character on begins with."""
+        inked = next((n for n in range(place, len(row.text)) if not row.text[n].isspace()), place)
+        token = bisect_right(ends, place)  # the first one that ends after it
+        is_over = token < len(ids) and (ends[token - 1] if token else 0) < place
+        return token + 1 if is_over and ends[token] <= inked else token
 
-    begin = token_at(row.begin, is_over=True)
-    if begin < len(ids) and encoding.token_to_chars(begin)[1] <= row.content[0]:
-        begin = token_at(row.begin, is_over=False)
-    spans = (
-        (token_at(first, is_over=False), token_at(last, is_over=True))
-        for first, last in row.loss_spans
-    )
-    return Placed(ids, begin, token_at(row.content[1], is_over=False), tuple(spans))
+    spans = tuple((begins(first), bisect_right(ends, last)) for first, last in row.loss_spans)
+    tail = bisect_left(starts, row.content[1])
+    return Placed(ids, begins(row.begin), tail, spans)
 
 
 def _by_prefix(tokenizer: Any, row: Rendered) -> Placed:

@@ -25,7 +25,7 @@ from trainer.reading.kinds import check_file
 from trainer.reading.layouts import BY_NAME, Columns
 from trainer.reading.readers import count_rows
 
-VERSION = 4
+VERSION = 5
 """Part of the name: a change of format or of encoding makes old stores unreachable."""
 
 Numbers = npt.NDArray[np.int64]

@@ -25,15 +25,15 @@ from autotune.errors import ModelError
 from trainer.data.encoder import Encoder
 from trainer.data.token_store import TokenStore
 from trainer.pretrained.custom_code import check_tokenizer_class, code_notice, refused
-from trainer.pretrained.original import KeptTokenizer, Original
-from trainer.pretrained.presets import MODEL_PRESETS
-from trainer.pretrained.sources import (
-    Source,
+from trainer.pretrained.kinds import check_kind
+from trainer.pretrained.load_errors import (
     check_vocabulary_is_there,
-    find_source,
     load_error,
     tokenizer_error,
 )
+from trainer.pretrained.original import KeptTokenizer, Original
+from trainer.pretrained.presets import MODEL_PRESETS
+from trainer.pretrained.sources import Source, find_source
 from trainer.pretrained.weights import read_model, stored_dtype
 
 PRETRAINED_LEARNING_RATE = 1e-4
@@ -137,7 +137,11 @@ def _load_head(name: str, trust_remote_code: bool) -> Head:
     except Exception as error:  # a damaged file may raise any error of the library that reads it
         if is_out_of_memory(error):
             raise
-        raise refused(source.base, error) or load_error(source.base, error) from error
+        raise refused(source.base, error) or load_error(
+            source.base, error, adapter=source.adapter
+        ) from error
+    if config is not None:
+        check_kind(source.base, config, is_adapters_base=source.adapter is not None)
     try:
         if not trust_remote_code:
             check_tokenizer_class(source.tokenizer)

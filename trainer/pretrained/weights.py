@@ -17,7 +17,8 @@ from transformers.modeling_utils import get_state_dict_dtype, load_state_dict
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ModelError
 from trainer.pretrained.custom_code import refused
-from trainer.pretrained.sources import Source, load_error, weight_files
+from trainer.pretrained.load_errors import load_error
+from trainer.pretrained.sources import ADAPTER_WEIGHTS, Source, weight_files
 
 WRAPPERS = {
     "_orig_mod": "torch.compile",
@@ -66,7 +67,8 @@ def read_model(
         if is_out_of_memory(error):
             raise
         raise refused(name, error) or load_error(name, error) from error
-    _check_weights(name, report)
+    _check_weights(source, model, report)
+    notices.append(_left_out(name, model, report))
     if source.adapter is None:
         return model
     notices.append(f"the adapter {source.adapter} is merged into its base model {name}")
@@ -110,6 +112,11 @@ def _merged(model: Any, source: Source) -> Any:
                 f"{source.adapter} is an adapter of kind {kind}, which adds tokens and cannot be merged",
                 f"train on from its base model: --model {source.base}",
             )
+        # peft's from_pretrained does not tell which weights of the file it has left out; an embedding of
+        # modules_to_save is in the file twice
+        names = adapted.load_adapter(source.adapter, "default").unexpected_keys
+        if left_out := [name for name in names if ".modules_to_save." not in name]:
+            raise ValueError(f"it has no place for {len(left_out)} weights (first {left_out[0]})")
         return adapted.merge_and_unload().requires_grad_(True)  # peft has frozen the base model
     except ModelError:
         raise
@@ -124,10 +131,10 @@ def _merged(model: Any, source: Source) -> Any:
 
 def _resize_for(model: Any, adapter: Path) -> None:
     """Resizes the base model's embeddings to those that peft saved: tokens were added before training."""
-    file = adapter / "adapter_model.safetensors"
+    file = next(iter(sorted(adapter.glob(ADAPTER_WEIGHTS), reverse=True)))
     own = model.get_input_embeddings().weight
     name = next(name for name, weight in model.named_parameters() if weight is own)
-    saved = load_state_dict(str(file), map_location="meta") if file.is_file() else {}
+    saved = load_state_dict(str(file), map_location="meta")
     grown = saved.get(f"base_model.model.{name}")
     if grown is not None and len(grown) != len(own):
         model.resize_token_embeddings(len(grown), mean_resizing=False)
@@ -150,13 +157,44 @@ def stored_dtype(source: Source, config: Any) -> torch.dtype:
     return dtype
 
 
-def _check_weights(name: str, report: Mapping[str, Any]) -> None:
+def _check_weights(source: Source, model: Any, report: Mapping[str, Any]) -> None:
     """Raises ModelError where weights do not match the configuration: they would be random."""
     missing = sorted(report["missing_keys"])
     other = sorted(entry[0] for entry in report["mismatched_keys"])
-    if wrong := missing + other:
-        raise ModelError(
-            f"the weights of {name} do not belong to its config.json: {len(missing)} are missing "
-            f"and {len(other)} have another shape (first {wrong[0]})",
-            "copy both from one model",
+    if not (wrong := missing + other):
+        return
+    own, (saved, *_) = type(model).__name__, model.config.architectures or [None]
+    hint = "copy both from one model"
+    if (place := _place_inside(source)) is not None:
+        file, key = place
+        hint = (
+            f"they are in {key!r} of {file}, which a training wrote: load it with torch.load, and save that "
+            f"part alone with torch.save"
         )
+    elif saved not in (None, own):
+        hint = f"config.json says that they are of a {saved}: give a {own}"
+    raise ModelError(
+        f"the weights of {source.base} do not belong to its config.json: {len(missing)} are missing "
+        f"and {len(other)} have another shape (first {wrong[0]})",
+        hint,
+    )
+
+
+def _place_inside(source: Source) -> tuple[Path, str] | None:
+    """The file and the key of weights inside a training's checkpoint, like Lightning's `{"state_dict": …}`."""
+    for file in weight_files(source.base):
+        content = load_state_dict(str(file), map_location="meta")
+        for key in ("state_dict", "model", "module", "model_state_dict"):
+            if isinstance(content.get(key), Mapping):
+                return file, key
+    return None
+
+
+def _left_out(name: str, model: Any, report: Mapping[str, Any]) -> str | None:
+    """A line about weights that the model has no place for, as those of layers that config.json leaves out."""
+    if not (names := sorted(report["unexpected_keys"])):
+        return None
+    return (
+        f"{len(names):,} weights of {name} have no place in a {type(model).__name__} of its config.json "
+        f"and are left out (first {names[0]})"
+    )

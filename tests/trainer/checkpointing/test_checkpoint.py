@@ -320,6 +320,19 @@ def test_the_best_evaluation_has_a_checkpoint_and_is_in_the_result(
     assert verify(tmp_path / "run" / "checkpoint-4")["best"] == {"step": 4, "loss": losses[4]}
 
 
+def test_a_resume_without_evaluation_data_ends_with_a_model(rows: Path, tmp_path: Path) -> None:
+    """The earlier evaluations stay in the log; the card has none of rows that are not there now."""
+    output = tmp_path / "run"
+    with_data = settings(rows, output, eval_data=(str(rows),), eval_every=2)
+
+    run(with_data, stop_after=5)
+    second = run(settings(rows, output))
+
+    assert ended(second).result["steps"] == 8
+    assert "## Evaluation" not in (output / "README.md").read_text()
+    assert JsonlLog(output / "evaluations.jsonl").read()
+
+
 def test_an_evaluation_that_a_stop_left_out_is_made_up_for(rows: Path, tmp_path: Path) -> None:
     """Stopped at the end of an epoch: the checkpoint comes first, the evaluation after the resume."""
     run_settings = settings(

@@ -7,7 +7,7 @@ import pytest
 
 from autotune.errors import DataError, ModelError
 from tests.support.chat_templates import FAMILIES, Family
-from tests.support.tokenisers import tokenizer
+from tests.support.tokenisers import TURNS, byte_level, tokenizer
 from trainer.data.encoder import Encoded, Encoder
 from trainer.reading.row import Message, Row
 
@@ -62,22 +62,38 @@ def test_a_conversation_is_the_templates_own(
 
 
 @every_family
-def test_each_answer_is_learnt_as_when_it_was_the_last(family: Family) -> None:
-    """Unless the template writes it in another way later; then it is said."""
+def test_each_answer_is_learnt_as_the_conversation_has_it(family: Family) -> None:
+    """With its end of turn; as when it was the last, but for what a template writes around the last."""
     own = family.tokenizer()
 
     (encoded,) = Encoder(own, is_causal=True).encode([Row.conversation(TALK)])
 
-    if family.rewrites:
+    first, _ = learnt(encoded)
+    (begin, end), whole = encoded.loss_spans[0], ids_of(own, TALK)
+    as_last = after_the_prompt(own, TALK[:2])
+    around = [own.encode(text, add_special_tokens=False) for text in family.around_the_last]
+    assert not encoded.is_last_only
+    assert as_last == [*around[0], *first, *around[1]]
+    assert whole[:begin] == ids_of(own, TALK[:1], add_generation_prompt=True)[:begin]
+    assert whole[begin:end] == first
+
+
+def test_an_answer_whose_thinking_is_left_out_later_is_not_learnt() -> None:
+    """The model would learn to answer without it; in the text, or in a field of its own."""
+    own = FAMILIES["qwen3"].tokenizer()
+    thought = Row.conversation([TALK[0], ("assistant", "<think>嗯</think>二"), *TALK[2:]])
+    apart = Row(
+        (
+            thought.messages[0],
+            Message("assistant", "二", True, {"reasoning_content": "嗯"}),
+            *thought.messages[2:],
+        )
+    )
+
+    for encoded in Encoder(own, is_causal=True).encode([thought, apart]):
         assert encoded.is_last_only
         assert encoded.loss_spans == ()
-        return
-    assert not encoded.is_last_only
-    first, _ = learnt(encoded)
-    as_last = after_the_prompt(own, TALK[:2])
-    if as_last[-1] == own.eos_token_id and family is FAMILIES["phi-3"]:
-        as_last = as_last[:-1]  # its end of text stands after the last turn alone
-    assert first == as_last
+        assert own.decode(encoded.source).count("嗯") == 0
 
 
 @pytest.mark.parametrize("answer", ["A", "t", "<t", "<think", ">", "d"])
@@ -91,6 +107,61 @@ def test_short_answers_are_found_where_they_stand(answer: str) -> None:
 
         assert [*encoded.source, *encoded.target] == ids_of(own, turns)
         assert own.decode(encoded.target).removeprefix("<think>\n\n</think>\n\n").startswith(answer)
+
+
+VICUNA = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + m.content + '[EOS]' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""The prompt ends before a space that the conversation has."""
+
+
+@pytest.mark.parametrize("template", [TURNS, VICUNA])
+@pytest.mark.parametrize("trim_offsets", [False, True])
+def test_spaces_that_begin_an_answer_are_learnt(template: str, trim_offsets: bool) -> None:
+    """A tokenizer may give no place to a token of spaces."""
+    own = byte_level(template, trim_offsets=trim_offsets)
+    turns = [("user", "a"), ("assistant", " b"), ("user", "c"), ("assistant", "  d"), *QUESTION]
+
+    (encoded,) = Encoder(own, is_causal=True).encode([Row.conversation(turns)])
+
+    ends = (2, 4, 6)
+    assert [own.decode(each).removesuffix("\n") for each in learnt(encoded)] == [
+        own.decode(after_the_prompt(own, turns[:end])).removesuffix("\n") for end in ends
+    ]
+    assert encoded.target == after_the_prompt(own, turns)
+
+
+@pytest.mark.parametrize("opening", ["ASSISTANT:", "ASSISTANT: "])
+def test_an_earlier_answer_begins_with_the_token_over_its_border_as_the_last_one_does(
+    opening: str,
+) -> None:
+    """Where the words that open an answer end with a space that belongs to the answer's first token."""
+    template = VICUNA.replace("{{ 'ASSISTANT:' }}", "{{ '" + opening + "' }}")
+    own = byte_level(template, trim_offsets=False)
+    turns = [("user", "hello"), ("assistant", "world"), ("user", "hello"), ("assistant", "world")]
+
+    (encoded,) = Encoder(own, is_causal=True).encode([Row.conversation(turns)])
+
+    first, last = learnt(encoded)
+    assert first == last
+    assert own.decode(last) == " world[EOS]"
+
+
+@pytest.mark.parametrize("text", ["assistant", "world", "a"])
+def test_an_answer_that_repeats_its_question_is_not_found_in_it(text: str) -> None:
+    """BlenderBot's conversations have no words that open an answer, and end with a token."""
+    template = (
+        "{% for m in messages %}{{ ' ' + m.content }}{% if not loop.last %}{{ '  ' }}{% endif %}"
+        "{% endfor %}{{ '[EOS]' }}"
+    )
+    own = byte_level(template, trim_offsets=False)
+
+    (encoded,) = Encoder(own, is_causal=True).encode([Row.pair(text, text)])
+
+    assert own.decode(encoded.source) == f" {text}"
+    assert own.decode(encoded.target) == f"   {text}[EOS]"
 
 
 @every_family
@@ -182,9 +253,8 @@ def test_tools_and_their_calls_are_written_by_the_template(name: str, content: s
         messages = [message.as_dict() for message in row.messages]
         whole = own.apply_chat_template(messages, tools=list(TOOLS))["input_ids"]
         assert [*first.source, *first.target] == whole
-        assert first.is_last_only == (name == "qwen3" and len(messages) > 2)
-        called = "" if first.is_last_only else own.decode(learnt(first)[0])
-        assert first.is_last_only or called.endswith(
+        assert not first.is_last_only
+        assert own.decode(learnt(first)[0]).endswith(
             '<tool_call>\n{"name": "weather", "arguments": {"town": "riga"}}\n</tool_call><|im_end|>\n'
         )
 

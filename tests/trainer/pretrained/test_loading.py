@@ -18,9 +18,9 @@ from autotune.choices import MODEL_PRESET_NAMES
 from autotune.errors import ModelError
 from tests.support import model_folders, tiny
 from tests.support.runs import rows_file, run, settings
+from trainer.pretrained.load_errors import load_error
 from trainer.pretrained.loading import load_encoder, load_model
 from trainer.pretrained.presets import MODEL_PRESETS
-from trainer.pretrained.sources import load_error
 
 
 @pytest.fixture(autouse=True)
@@ -77,14 +77,15 @@ def test_a_name_near_a_preset_is_answered_with_it(name: str) -> None:
 
 
 def test_a_path_without_a_folder_is_not_asked_of_the_hub(tmp_path: Path) -> None:
-    """Neither is a file."""
+    """Neither is a file, nor a path of Windows'."""
     file = tmp_path / "model.bin"
     file.touch()
     presets = "presets: chatlm-0.2b, chatlm-tiny"
 
     assert error_of("./gone") == f"there is no model folder ./gone; {presets}"
     assert error_of("a/b/c") == f"there is no model folder a/b/c; {presets}"
-    assert error_of(file) == f"there is no model folder {file}; {presets}"
+    assert error_of(file) == f"{file} is a file, and a model is a folder; give --model {tmp_path}"
+    assert error_of(r"C:\models\qwen") == rf"there is no model folder C:\models\qwen; {presets}"
 
 
 def test_a_model_that_the_hub_does_not_give_is_named() -> None:
@@ -103,7 +104,7 @@ SAVE_BOTH = "save the model and its tokenizer there, both with save_pretrained"
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("model.safetensors", f"has a config.json but no weights (*.safetensors); {SAVE_BOTH}"),
+        ("model.safetensors", f"has a config.json but no weights (model.safetensors); {SAVE_BOTH}"),
         ("tokenizer.json", f"has a config.json but no tokenizer (tokenizer.json); {SAVE_BOTH}"),
         (
             "config.json",
@@ -201,7 +202,8 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     def find(module: str) -> Any:
         return None if module in packages else importlib.util.find_spec(module)
 
-    monkeypatch.setattr("trainer.pretrained.sources.find_spec", find)
+    for module in ("sources", "load_errors"):
+        monkeypatch.setattr(f"trainer.pretrained.{module}.find_spec", find)
 
 
 @pytest.mark.parametrize("package", ["sentencepiece", "protobuf"])
@@ -213,7 +215,8 @@ def test_a_package_that_a_tokenizer_needs_is_named(
     without(monkeypatch, {"protobuf": "google.protobuf"}.get(package, package))
     if package == "protobuf":
         monkeypatch.setattr(
-            "trainer.pretrained.sources._is_installed", lambda module: module != "google.protobuf"
+            "trainer.pretrained.load_errors._is_installed",
+            lambda module: module != "google.protobuf",
         )
 
     assert error_of(folder) == (
