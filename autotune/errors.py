@@ -4,6 +4,11 @@ An error has two fields: what happened, with the numbers, and a hint: what to tr
 them, prints them without a traceback and exits 1. Any other exception is a bug and keeps its traceback.
 """
 
+import re
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+"""Characters that may steer a terminal; a file's name may have them."""
+
 
 class ChatlmError(Exception):
     """What happened, and a hint about what to try; `str` joins the two."""
@@ -14,7 +19,8 @@ class ChatlmError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return self.what if self.hint is None else f"{self.what}; {self.hint}"
+        text = self.what if self.hint is None else f"{self.what}; {self.hint}"
+        return CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 class UsageError(ChatlmError):

@@ -1,12 +1,13 @@
 """What `chatlm data` prints: how files were read, lengths, a histogram, and rows with their learnt tokens."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from dashboard.formatting import clean, counted, encodable, share
+from dashboard.formatting import clean, counted, share
 from trainer.data.inspection import Lengths, ShownRow, Token
 from trainer.supervisor.inspection import Inspection
 
@@ -22,15 +23,17 @@ LEARNT = "bold green"
 def print_data(found: Inspection) -> None:
     """Prints the page; without a terminal nothing is wrapped."""
     console = Console()
-    marks = MARKS if console.encoding.lower().startswith("utf") else PLAIN_MARKS
+    marks = MARKS
+    if not console.encoding.lower().startswith("utf"):
+        marks = PLAIN_MARKS
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     for line in page(found, marks):
-        line.plain = encodable(line.plain, console.encoding)
         console.print(line, soft_wrap=not console.is_terminal, highlight=False)
 
 
 def page(found: Inspection, marks: tuple[str, str, str, str] = MARKS) -> Iterator[Text]:
     """The lines of the page. Learnt tokens stand in brackets, and are coloured where colours are."""
-    yield from map(Text, found.read_as)
+    yield from (Text(visible(line)) for line in found.read_as)
     source, target, both = found.lengths
     kind = f"{'causal' if found.is_causal else 'seq2seq'}, {found.template}"
     yield Text(

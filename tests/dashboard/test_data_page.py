@@ -1,13 +1,11 @@
 """The page of `chatlm data`, and its JSON document."""
 
-import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from dashboard.data_page import PLAIN_MARKS, as_json, page, print_data
+from dashboard.data_page import PLAIN_MARKS, as_json, page
 from tests.support.data_files import json_lines
 from trainer.config.options import DataOptions
 from trainer.supervisor.inspection import Inspection, inspect_data
@@ -60,18 +58,6 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inspection:
 def test_the_page_shows_rows_as_they_are_trained(found: Inspection) -> None:
     """How the file was read, lengths, what was cut, which tokens are learnt; no control characters."""
     assert "\n".join(line.plain for line in page(found, PLAIN_MARKS)) == PAGE
-
-
-def test_an_output_that_cannot_write_a_character_gets_another(
-    found: Inspection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Brackets and bars of ASCII, and `?` for the characters of a token."""
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1", write_through=True))
-
-    print_data(found)
-
-    assert "  target  [[?|?|?|?|?]]\n" in written.getvalue().decode("latin-1")
 
 
 def test_the_document_has_every_token_of_the_shown_rows(found: Inspection) -> None:

@@ -63,12 +63,37 @@ def test_a_wrong_column_is_told_before_torch_is_loaded(
     )
 
 
-def test_a_row_that_is_not_there_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("row", ["3", "9" * 24])
+def test_a_row_that_is_not_there_is_refused(folder: Path, row: str) -> None:
     json_lines(folder, pairs(2))
 
-    done = chatlm(folder, "data", "rows.jsonl", "--row", "3")
+    done = chatlm(folder, "data", "rows.jsonl", "--row", row)
 
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "chatlm: there is no row 3; give --row a number of a row, counted from 1"
+        f"chatlm: there is no row {row}; give --row a number of a row, counted from 1"
     )
+
+
+def test_text_that_the_terminal_cannot_write_is_escaped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    json_lines(folder, pairs(1))
+
+    said = output_of(folder, "data", "rows.jsonl")
+
+    assert "\\u7b54" in said
+    assert "#####" in said
+
+
+def test_a_files_name_does_not_steer_the_terminal(folder: Path) -> None:
+    """Nor in an error."""
+    json_lines(folder, pairs(1), "a\x1b[31m.jsonl")
+    json_lines(folder, [{"a": "b"}], "b\x1b[31m.jsonl")
+
+    said = output_of(folder, "data", "a\x1b[31m.jsonl")
+    done = chatlm(folder, "data", "b\x1b[31m.jsonl")
+
+    assert said.startswith("a\\x1b[31m.jsonl: JSON lines; ")
+    assert done.stderr.startswith("chatlm: b\\x1b[31m.jsonl has no columns")

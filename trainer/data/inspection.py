@@ -1,6 +1,7 @@
 """Rows as they will be trained, for `chatlm data`: by the encoder and the store of training."""
 
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,7 @@ def pick(rows: Iterator[Row], numbers: Sequence[int]) -> list[tuple[int, Row]]:
         UsageError: there is no such row.
     """
     wanted, last = set(numbers), max(numbers)
-    read = enumerate(itertools.islice(rows, last), start=1)
+    read = enumerate(itertools.islice(rows, min(last, sys.maxsize)), start=1)
     found = [(number, row) for number, row in read if number in wanted]
     if not found or found[-1][0] < last:
         raise UsageError(f"there is no row {last}", "give --row a number of a row, counted from 1")
