@@ -74,9 +74,9 @@ class ReadingOptions:
     model: str | None = flag(
         "chatlm-tiny, chatlm-0.2b, a folder, or a hub id; else the profile's, or chatlm-tiny.", None
     )
-    prompt_column: str | None = flag("Its name in the data; else a known one.", None)
-    response_column: str | None = flag("Its name in the data; else a known one.", None)
-    messages_column: str | None = flag("The column of conversations.", None)
+    prompt_column: str | None = flag("The column of prompts; else a known one.", None)
+    response_column: str | None = flag("The column of answers; else a known one.", None)
+    messages_column: str | None = flag("The column of conversations; else a known one.", None)
     trust_remote_code: bool = flag(
         "Run the model's own Python code; no file keeps this choice.", False
     )
