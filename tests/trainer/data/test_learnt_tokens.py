@@ -148,6 +148,22 @@ def test_an_answer_that_repeats_its_question_is_not_found_in_it(text: str) -> No
     assert own.decode(encoded.target) == f"   {text}[EOS]"
 
 
+def test_a_question_that_is_written_in_another_way_is_not_learnt() -> None:
+    """Mistral's template writes the system message into a last question alone, and then not at all."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{% if loop.last and messages[0].role == 'system' %}"
+        "{{ '[CLS]' + messages[0].content + ' ' + m.content + '[SEP]' }}"
+        "{% else %}{{ '[CLS]' + m.content + '[SEP]' }}{% endif %}"
+        "{% elif m.role == 'assistant' %}{{ m.content + '[EOS]' }}{% endif %}{% endfor %}"
+    )
+    own = tokenizer(template)
+
+    (encoded,) = Encoder(own, is_causal=True).encode([Row.conversation([("system", "xy"), *TALK])])
+
+    assert [own.decode(each) for each in learnt(encoded)] == ["等于二。[EOS]", "bye <b>2</b>[EOS]"]
+    assert encoded.is_altered
+
+
 @every_family
 def test_what_ends_an_answer_is_known(family: Family) -> None:
     """The template's end of turn, which need not be the tokenizer's end of sequence."""
