@@ -55,7 +55,7 @@ def render(tokenizer: Any, row: Row) -> Rendered:
     def write(messages: Messages, *, opened: bool = False, tools: Sequence[Any] = row.tools) -> str:
         return _text(tokenizer, messages, tools, opened=opened)
 
-    messages = _with_arguments(write, [message.as_dict() for message in row.messages])
+    messages = _taken(write, [message.as_dict() for message in row.messages])
     text = write(messages)
     _check_tools(write, messages, text, has_tools=bool(row.tools))
     begin = _begin(write, messages, text)
@@ -150,6 +150,18 @@ def _lacks_question(row: Row, text: str) -> bool:
         return False
     squeezed = "".join(text.split())
     return not all("".join(each.split()) in squeezed for each in said)
+
+
+def _taken(write: Write, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages as the template takes them: without null content, or with an empty one in its place."""
+    taken = _with_arguments(write, messages)
+    if all("content" in message for message in messages):
+        return taken
+    try:
+        write(taken)
+    except TemplateError:
+        return _with_arguments(write, [{"content": "", **message} for message in messages])
+    return taken
 
 
 def _with_arguments(write: Write, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -260,6 +260,36 @@ def test_tools_and_their_calls_are_written_by_the_template(name: str, content: s
         )
 
 
+@pytest.mark.parametrize("test", ["not m.content", "m.content == ''", "'content' not in m"])
+def test_null_content_reaches_a_template_as_it_takes_it(test: str) -> None:
+    """Some fail on what is not text."""
+    template = (
+        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages %}"
+        "{{ m.role + ':' }}{% if "
+        + test
+        + " %}{% for c in m.tool_calls %}{{ c.function.arguments + '[EOS]' }}{% endfor %}"
+        "{% else %}{{ m.content + '[EOS]' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    own = tokenizer(template)
+
+    (encoded,) = Encoder(own, is_causal=True).encode([with_call('{"town": "riga"}', None)])
+
+    assert [own.decode(each) for each in learnt(encoded)] == [
+        '{"town": "riga"}[EOS]',
+        "it rains[EOS]",
+    ]
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content", "{{ date() }}"])
+def test_a_template_that_refuses_every_row_is_blamed(template: str) -> None:
+    """Not the row."""
+    encoder = Encoder(tokenizer(template), is_causal=True)
+
+    with pytest.raises(DataError, match="refuses any prompt and answer alone: check the model's"):
+        encoder.encode([Row.pair("a", "b")])
+
+
 def test_a_template_that_writes_arguments_as_text_gets_text() -> None:
     """OpenAI's form."""
     template = (
