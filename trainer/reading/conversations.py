@@ -25,6 +25,7 @@ MASKS = ("weight", "train", "training", "loss", "trainable")
 """Fields that say whether the loss counts an answer: OpenAI's, axolotl's, those of ms-swift and XTuner."""
 UNCLEAR = ("mask", "masked", "loss_mask", "loss_weight", "loss_scale")
 """Fields that may say so too: 1 masks in some data, and counts in other."""
+NO_JSON = "write it with json.dumps, not with str"
 READ = ("role", "from", "content", "value", "function_call", "train_detail", *MASKS)
 """Fields of a turn that do not travel to the template as they are."""
 
@@ -32,6 +33,8 @@ READ = ("role", "from", "content", "value", "function_call", "train_detail", *MA
 def messages_of(value: Any, column: str) -> list[Message]:
     """The conversation in that column: a list of turns that ends with an answer, also as JSON text."""
     turns = _turns(value, column)
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and not turns:
+        raise Fault(f"it is {kind(value)}, which is no list in JSON", NO_JSON, column=column)
     if len(turns) < 2:
         raise Fault("not a list of at least two turns", FIX_ROW, column=column)
     return _answered(turns, column)

@@ -191,6 +191,10 @@ def test_the_assistant_may_speak_first_and_other_roles_stay(tmp_path: Path) -> N
             [QUESTION, {"from": "function_call", "value": "weather(riga)"}],
             "turn 2 ('function_call') is not a call of a tool as JSON, with name and arguments; fix",
         ),
+        (
+            "[{'role': 'user', 'content': 'a'}]",
+            "it is str \"[{'role': 'user', 'content': 'a'}]\", which is no list in JSON; write it with json.",
+        ),
         ('[{"role": "user", "role": "x"}]', "it has the key role twice in an object; keep one"),
     ],
 )
