@@ -88,7 +88,7 @@ def row_lines(
     if row.is_last_only:
         said.append("the template rewrites earlier answers: only the last is learnt")
     if row.is_altered:
-        said.append("the template leaves out a part of the answer")
+        said.append("the template leaves out a part")
     if row.spelled is not None:
         said.append(f"its text spells {row.spelled!r}")
     yield Text("; ".join(said), "bold")

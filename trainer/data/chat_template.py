@@ -40,7 +40,7 @@ class Rendered:
     is_last_only: bool = False
     """Whether the template rewrites an earlier answer that the loss should count."""
     is_altered: bool = False
-    """Whether the template leaves out a part of the last answer."""
+    """Whether the template leaves out a part of the last answer, or a question or system message."""
 
 
 def render(tokenizer: Any, row: Row) -> Rendered:
@@ -56,7 +56,7 @@ def render(tokenizer: Any, row: Row) -> Rendered:
     def write(messages: Messages, *, opened: bool = False, tools: Sequence[Any] = row.tools) -> str:
         return _text(tokenizer, messages, tools, opened=opened)
 
-    messages = _with_arguments(write, [message.as_dict() for message in row.messages])
+    messages = _taken(write, [message.as_dict() for message in row.messages])
     text = write(messages)
     _check_tools(write, messages, text, has_tools=bool(row.tools))
     begin = _begin(write, messages, text)
@@ -73,7 +73,7 @@ def render(tokenizer: Any, row: Row) -> Rendered:
         text, begin, content,
         loss_spans=known if len(known) == len(spans) else (),
         is_last_only=len(known) < len(spans),
-        is_altered=_is_altered(row.messages[-1], text, begin),
+        is_altered=_is_altered(row.messages[-1], text, begin) or _lacks_question(row, text),
     )  # fmt: skip
 
 
@@ -89,10 +89,23 @@ def _begin(write: Write, messages: Messages, text: str) -> int:
     # are none (BlenderBot). What follows may begin as they do, like `<b>`; but an answer begins no later than
     # where another content makes another text.
     begin = _common(opened, text)
-    if bare := _bare(messages[-1]):
-        other = {**messages[-1], "content": "1" if bare.startswith("0") else "0"}
-        begin = min(begin, _common(write([*before, other]), text))
-    return begin
+    if not (bare := _bare(messages[-1])):
+        return begin
+    other = {**messages[-1], "content": "1" if bare.startswith("0") else "0"}
+    answer = _common(write([*before, other]), text)
+    # A template may write an open question in another way (Mistral's: the system message is in a last question
+    # alone). Then the question is no part of the answer.
+    return answer if begin < _end_of_question(write, messages) else min(begin, answer)
+
+
+def _end_of_question(write: Write, messages: Messages) -> int:
+    """Where the content of the message before the last ends in their text; 0 if it has none."""
+    *earlier, question, answer = messages
+    if not (bare := _bare(question)):
+        return 0
+    other = {**question, "content": "1" if bare.endswith("0") else "0"}
+    text = write(messages)
+    return len(text) - _common(write([*earlier, other, answer])[::-1], text[::-1])
 
 
 def _earlier(write: Write, messages: Messages, text: str) -> Span | None:
@@ -136,6 +149,27 @@ def _is_altered(message: Message, text: str, begin: int) -> bool:
         return False
     squeezed = "".join(text.split())
     return not all("".join(part.split()) in squeezed for part in parts)
+
+
+def _lacks_question(row: Row, text: str) -> bool:
+    """Whether a question or a system message is not in the text; spaces and line breaks do not count."""
+    said = [message.text for message in row.messages if message.role in ("system", "user")]
+    if all(each.strip() in text for each in said):
+        return False
+    squeezed = "".join(text.split())
+    return not all("".join(each.split()) in squeezed for each in said)
+
+
+def _taken(write: Write, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages as the template takes them: without null content, or with an empty one in its place."""
+    taken = _with_arguments(write, messages)
+    if all("content" in message for message in messages):
+        return taken
+    try:
+        write(taken)
+    except TemplateError:
+        return _with_arguments(write, [{"content": "", **message} for message in messages])
+    return taken
 
 
 def _with_arguments(write: Write, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from trainer.data.chat_template import Rendered, Span, render
 from trainer.data.frame import Frame, read_frame
 from trainer.data.special_tokens import SpecialTokens
 from trainer.data.token_places import place
+from trainer.reading.faults import FIX_ROW
 from trainer.reading.row import ANSWERS, Message, Row
 
 PROBE = Row.pair("a", "b")
@@ -37,7 +38,7 @@ class Encoded:
     is_last_only: bool = False
     """Whether the loss counts the last answer alone, though there are earlier ones."""
     is_altered: bool = False
-    """Whether the chat template leaves out a part of the last answer."""
+    """Whether the chat template leaves out a part of the last answer, or a question or system message."""
     spelled: str | None = None
     """A special token that the text spells, and that becomes this token; None without one."""
 
@@ -68,6 +69,7 @@ class Encoder:
         self._source = read_frame(tokenizer, is_target=False, end=end)
         self._target = Frame() if is_causal else read_frame(tokenizer, is_target=True, end=end)
         self._specials = SpecialTokens.of(tokenizer, ends=[self.eos])
+        self._advice = FIX_ROW
         self.end = self._find_end()
         """The token that ends an answer: the template's end of turn, or the end of sequence."""
         self._specials = SpecialTokens.of(tokenizer, ends=[self.eos, self.end])
@@ -182,8 +184,7 @@ class Encoder:
             return render(self.tokenizer, row)
         except TemplateError as error:
             raise DataError(
-                f"the model's chat template refuses {_beginning(row)}: {error}",
-                "fix the row or drop it",
+                f"the model's chat template refuses {_beginning(row)}: {error}", self._advice
             ) from error
 
     def _find_end(self) -> int:
@@ -191,7 +192,8 @@ class Encoder:
             return self.eos
         try:
             rendered = self._render(PROBE)
-        except DataError:  # it wants more than a prompt and an answer
+        except DataError:  # it wants more than a prompt and an answer, or is broken
+            self._advice = "it refuses any prompt and answer alone: check the model's chat_template"
             return self.eos
         (tail,) = self._ids([rendered.text[rendered.content[1] :]])
         return next((token for token in tail if token in self._specials.ids), self.eos)

@@ -46,7 +46,7 @@ class ShownRow:
     is_last_only: bool
     """Whether earlier answers are not learnt, because the template rewrites them."""
     is_altered: bool
-    """Whether the template leaves out a part of the answer."""
+    """Whether the template leaves out a part of the answer, or a question or system message."""
     spelled: str | None
     """A special token that the text spells."""
 

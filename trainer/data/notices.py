@@ -30,8 +30,8 @@ def data_notice(
         )
     if stats.altered:
         said.append(
-            f"the chat template leaves out a part of {stats.altered:,} of {stats.rows:,} answers, "
-            f"such as their thinking: the model does not learn it"
+            f"the chat template leaves out a part of {stats.altered:,} of {stats.rows:,} rows, such as "
+            f"thinking or a system message: the model does not get it"
         )
     if stats.spelled:
         said.append(

@@ -57,7 +57,7 @@ class StoreStats:
     last_only: int = 0
     """Conversations whose earlier answers the loss does not count, though it should."""
     altered: int = 0
-    """Answers of which the chat template leaves out a part."""
+    """Rows of which the chat template leaves out a part."""
     spelled: int = 0
     """Rows whose text spells a special token."""
     spelling: str | None = None

@@ -9,8 +9,8 @@ from trainer.reading.json_cursor import DuplicateKey, parse
 from trainer.reading.row import ANSWERS, Message
 
 ROLES = {
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), ANSWERS),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "ai", "bot"), ANSWERS),
     **dict.fromkeys(("tool", "observation", "function_response", "tool_response", "function"), "tool"),
     **dict.fromkeys(CALLS := ("function_call", "tool_call"), ANSWERS),
     "system": "system",
@@ -23,8 +23,11 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names of the field that holds what a model thinks before it answers."""
 SAYS_MORE = ("tool_calls", *REASONING)
 """What an answer may say without content."""
-MASKS = ("weight", "train", "training")
-"""Fields that say whether the loss counts an answer: OpenAI's and axolotl's."""
+MASKS = ("weight", "train", "training", "loss", "trainable")
+"""Fields that say whether the loss counts an answer: OpenAI's, axolotl's, those of ms-swift and XTuner."""
+UNCLEAR = ("mask", "masked", "loss_mask", "loss_weight", "loss_scale")
+"""Fields that may say so too: 1 masks in some data, and counts in other."""
+NO_JSON = "write it with json.dumps, not with str"
 READ = ("role", "from", "content", "value", "function_call", "train_detail", *MASKS)
 """Fields of a turn that do not travel to the template as they are."""
 
@@ -32,6 +35,8 @@ READ = ("role", "from", "content", "value", "function_call", "train_detail", *MA
 def messages_of(value: Any, column: str) -> list[Message]:
     """The conversation in that column: a list of turns that ends with an answer, also as JSON text."""
     turns = _turns(value, column)
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and not turns:
+        raise Fault(f"it is {kind(value)}, which is no list in JSON", NO_JSON, column=column)
     if len(turns) < 2:
         raise Fault("not a list of at least two turns", FIX_ROW, column=column)
     return _answered(turns, column)
@@ -98,8 +103,9 @@ def _message(turn: Any, place: str, column: str) -> Message:
     role = _first(turn, "role", "from") if isinstance(turn, dict) else None
     if not isinstance(role, str):
         raise Fault("a turn without a text `role` and `content`", FIX_ROW, column=column)
-    place, is_call = f"{place} ({role!r})", role.lower() in CALLS
-    role, content = ROLES.get(role.lower(), role), _first(turn, "content", "value")
+    name = role.strip().lower()
+    place, is_call = f"{place} ({role!r})", name in CALLS
+    role, content = ROLES.get(name, role), _first(turn, "content", "value")
     text = None if is_call else _text(content, place, column)
     calls = content if is_call else turn.get("function_call")
     extra = {
@@ -109,6 +115,8 @@ def _message(turn: Any, place: str, column: str) -> Message:
         extra["tool_calls"] = _calls(calls, place, column)
     elif "tool_calls" in extra:
         extra["tool_calls"] = _clean(_parsed(extra["tool_calls"], column), column)
+        if not extra["tool_calls"]:  # an answer without calls may have an empty list of them
+            del extra["tool_calls"]
     if text is None and not any(extra.get(name) for name in SAYS_MORE):
         what = f"{place} has null content and no tool calls"
         raise Fault(what, FIX_ROW, column=column)
@@ -151,6 +159,9 @@ def _is_learnt(turn: Mapping[str, Any], role: str, place: str, column: str) -> b
     if turn.get("train_detail"):
         what = f"{place} has train_detail: an answer is learnt as a whole, or not"
         raise Fault(what, FIX_ROW, column=column)
+    if unclear := next((name for name in UNCLEAR if turn.get(name) is not None), None):
+        what = f"{place} has {unclear} {turn[unclear]!r}, which data sets use in several ways"
+        raise Fault(what, "give it weight 0 or 1 in its place", column=column)
     return learnt
 
 

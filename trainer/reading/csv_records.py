@@ -56,10 +56,15 @@ def _records(file: DataFile, delimiter: str, skip: int) -> Iterator[dict[str, An
 
 @contextmanager
 def _opened(file: DataFile, delimiter: str) -> Iterator[Any]:
-    """The rows as lists of text, as `csv.reader` gives them."""
+    """The rows as lists of text, as `csv.reader` gives them.
+
+    Where the header has a blank after each delimiter, it is no part of a field: `"a", "b"` would keep its quotes.
+    """
     csv.field_size_limit(MOST_CHARACTERS)
+    header = file.beginning.lstrip().split(b"\n")[0].decode("utf-8", "ignore")
+    is_spaced = delimiter in header and header.count(delimiter) == header.count(f"{delimiter} ")
     with file.open_text() as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=is_spaced)
         try:
             yield reader
         except (csv.Error, UnicodeDecodeError) as error:

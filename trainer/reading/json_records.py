@@ -19,6 +19,9 @@ from trainer.reading.streams import COPY_AGAIN, DataFile, Table
 
 LOOK_AHEAD = 16 << 20
 """Characters of the first object that tell its shape; a row is smaller."""
+WRITE_JSON = "write it with json.dumps: JSON has no comments, no comma after the last item, and double quotes alone"
+MISTAKES = ("Expecting", "Illegal trailing comma")
+"""How errors of JSON's grammar begin: another copy of the file would not mend them."""
 FIX_LINE = "fix the line or copy the file again (JSON lines hold one object a line, JSON a list)"
 
 Part = Literal["scalar", "objects", "list", "object"]
@@ -193,4 +196,6 @@ def _named(file: DataFile, place: Callable[[], str], advice: str = COPY_AGAIN) -
         what = f"{file.path}, {place()} has the key {shown(error.key)} twice in one object"
         raise DataError(what, "keep one of the two") from error
     except (ValueError, RecursionError) as error:
+        if advice == COPY_AGAIN and str(error).startswith(MISTAKES):
+            advice = WRITE_JSON
         raise file.damaged(error, place(), advice) from error

@@ -12,12 +12,19 @@ from trainer.reading.layouts import Columns, find_layout, missing_column
 from trainer.reading.streams import DataFile, Table, inspect
 
 ADVICE = "give Parquet, Arrow, JSON, JSON lines, CSV or TSV; docs/training.md names the columns"
+PIPE = "write it into a file first: rows are read more than once"
 STRANGERS = (
     (rb"PK\x03\x04.{0,4000}?(xl/|\[Content_Types)", "an Excel workbook", "save the sheet as CSV"),
     (rb"PK\x03\x04", "a zip archive", "unpack it"),
     (rb"\xd0\xcf\x11\xe0", "an old Office file", "save the sheet as CSV"),
+    (rb"\x1f\x8b|\x28\xb5\x2f\xfd", "packed twice", "unpack it once"),
+    (rb"%PDF", "a PDF document", "give its text as rows"),
     (rb"7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|.{257}ustar", "an archive", "unpack it"),
-    (rb"\s*(?i:<!doctype html|<html|<head)", "a web page", "download the file itself"),
+    (
+        rb"(\xef\xbb\xbf)?\s*(?i:<!doctype|<html|<head|<\?xml)",
+        "a web page",
+        "download the file itself",
+    ),
     (rb"version https://git-lfs", "a Git LFS pointer, not the data", "run `git lfs pull`"),
 )
 """What people give by mistake: its first bytes, what it is, and what to do."""
@@ -29,8 +36,10 @@ def check_file(path: str) -> None:
     try:
         file = Path(path)
         if not file.is_file():
-            what = "is a folder, not a file" if file.is_dir() else "is not there"
-            raise DataError(f"data file {path} {what}", ADVICE)
+            if file.is_dir() or not file.exists():
+                what = "is a folder, not a file" if file.is_dir() else "is not there"
+                raise DataError(f"data file {path} {what}", ADVICE)
+            raise DataError(f"{path} is a pipe or a device", PIPE)
         if file.stat().st_size == 0:
             raise DataError(f"data file {path} is empty (0 bytes)", ADVICE)
     except OSError as error:

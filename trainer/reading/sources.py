@@ -3,6 +3,7 @@
 import glob
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 
 from autotune.errors import DataError
 from trainer.reading.hub import cached_files, is_hub_id
-from trainer.reading.kinds import ADVICE
+from trainer.reading.kinds import ADVICE, PIPE
 from trainer.reading.streams import KINDS, SUFFIXES
 
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """What `datasets` writes beside data."""
 SPLITS = {
-    "train": "train", "test": "test", "validation": "validation", "valid": "validation",
-    "val": "validation", "dev": "validation", "eval": "validation",
-}  # fmt: skip
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
+}
+WORDS = re.compile(r"[\W_\d]+")
+"""Between the words of a file's name: `test1.jsonl` is of the split `test`."""
 
 
 def find_files(names: Sequence[str]) -> tuple[str, ...]:
@@ -36,6 +40,8 @@ def _found(name: str) -> list[str]:
             return [name]
         if Path(name).is_dir():
             return _in_folder(Path(name))
+        if "://" in name:
+            raise DataError(f"{name} is an address, not a file", "download it, and give the file")
         if glob.has_magic(name):
             found = glob.iglob(name, recursive=True)  # noqa: PTH207  Path.glob takes no absolute one
             files = [path for path in found if Path(path).is_file()]
@@ -44,6 +50,8 @@ def _found(name: str) -> list[str]:
             return sorted(files, key=_natural)
     except OSError as error:
         raise DataError(f"cannot read {name}: {error.strerror}", ADVICE) from error
+    if Path(name).exists():
+        raise DataError(f"{name} is a pipe or a device", PIPE)
     if is_hub_id(name) and not Path(name).parent.is_dir():
         return cached_files(name)
     raise DataError(f"data file {name} is not there", ADVICE)
@@ -72,7 +80,8 @@ def _shards(folder: Path) -> list[str]:
     if not files:
         what = f"folder {folder} has no data files (*{', *'.join(KINDS)}, also .gz and .zst)"
         raise DataError(what, "name the files themselves")
-    _check_one(folder, "kinds or folders", (f"{path.parent}/*{_kind(path)}" for path in files))
+    of_kind = (f"{glob.escape(str(path.parent))}/*{_kind(path)}" for path in files)
+    _check_one(folder, "kinds or folders", of_kind)
     if {_split(path) for path in files} - {"train", ""}:
         _check_one(folder, "splits", map(_of_split, files))
     return sorted(map(str, files), key=_natural)
@@ -85,7 +94,8 @@ def _check_one(folder: Path, several: str, patterns: Iterable[str]) -> None:
         counts = ", ".join(f"{pattern} ({count})" for pattern, count in sorted(found.items()))
         most = max(found, key=lambda pattern: ("train" in pattern, found[pattern]))
         raise DataError(
-            f"folder {folder} holds several {several}: {counts}", f"choose, like '{most}'"
+            f"folder {folder} holds several {several}: {counts}",
+            f"choose, like {shlex.quote(most)}",
         )
 
 
@@ -106,14 +116,14 @@ def _kind(path: Path) -> str:
 
 def _split(path: Path) -> str:
     """The split that the file's name says, empty if it says none."""
-    words = re.split(r"[-_.]", path.name.lower())
+    words = WORDS.split(path.name.lower())
     return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
 def _of_split(path: Path) -> str:
-    words = re.split(r"[-_.]", path.name)
-    said = next((word for word in words if word.lower() in SPLITS), "")
-    return f"{path.parent}/*{said}*{_kind(path)}" if said else f"{path.parent}/{path.name}"
+    said = next((word for word in WORDS.split(path.name) if word.lower() in SPLITS), "")
+    parent = glob.escape(str(path.parent))
+    return f"{parent}/*{said}*{_kind(path)}" if said else f"{parent}/{glob.escape(path.name)}"
 
 
 def _natural(path: str) -> list[Any]:

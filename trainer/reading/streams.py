@@ -18,8 +18,8 @@ from autotune.errors import DataError, first_line
 
 HEAD = 4096
 """Bytes that tell what a file is."""
-CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-"""Compressions by the bytes that they begin with."""
+CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x50\x2a\x4d\x18": "zstd"}
+"""Compressions by the bytes that they begin with; pzstd writes its own before each frame."""
 SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 KINDS = (
     ".parquet", ".pq", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".arrow", ".feather", ".ipc",

@@ -164,6 +164,22 @@ def test_an_answer_that_repeats_its_question_is_not_found_in_it(text: str) -> No
     assert own.decode(encoded.target) == f"   {text}[EOS]"
 
 
+def test_a_question_that_is_written_in_another_way_is_not_learnt() -> None:
+    """Mistral's template writes the system message into a last question alone, and then not at all."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{% if loop.last and messages[0].role == 'system' %}"
+        "{{ '[CLS]' + messages[0].content + ' ' + m.content + '[SEP]' }}"
+        "{% else %}{{ '[CLS]' + m.content + '[SEP]' }}{% endif %}"
+        "{% elif m.role == 'assistant' %}{{ m.content + '[EOS]' }}{% endif %}{% endfor %}"
+    )
+    own = tokenizer(template)
+
+    (encoded,) = Encoder(own, is_causal=True).encode([Row.conversation([("system", "xy"), *TALK])])
+
+    assert [own.decode(each) for each in learnt(encoded)] == ["等于二。[EOS]", "bye <b>2</b>[EOS]"]
+    assert encoded.is_altered
+
+
 @every_family
 def test_what_ends_an_answer_is_known(family: Family) -> None:
     """The template's end of turn, which need not be the tokenizer's end of sequence."""
@@ -257,6 +273,36 @@ def test_tools_and_their_calls_are_written_by_the_template(name: str, content: s
         assert own.decode(learnt(first)[0]).endswith(
             '<tool_call>\n{"name": "weather", "arguments": {"town": "riga"}}\n</tool_call><|im_end|>\n'
         )
+
+
+@pytest.mark.parametrize("test", ["not m.content", "m.content == ''", "'content' not in m"])
+def test_null_content_reaches_a_template_as_it_takes_it(test: str) -> None:
+    """Some fail on what is not text."""
+    template = (
+        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages %}"
+        "{{ m.role + ':' }}{% if "
+        + test
+        + " %}{% for c in m.tool_calls %}{{ c.function.arguments + '[EOS]' }}{% endfor %}"
+        "{% else %}{{ m.content + '[EOS]' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    own = tokenizer(template)
+
+    (encoded,) = Encoder(own, is_causal=True).encode([with_call('{"town": "riga"}', None)])
+
+    assert [own.decode(each) for each in learnt(encoded)] == [
+        '{"town": "riga"}[EOS]',
+        "it rains[EOS]",
+    ]
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content", "{{ date() }}"])
+def test_a_template_that_refuses_every_row_is_blamed(template: str) -> None:
+    """Not the row."""
+    encoder = Encoder(tokenizer(template), is_causal=True)
+
+    with pytest.raises(DataError, match="refuses any prompt and answer alone: check the model's"):
+        encoder.encode([Row.pair("a", "b")])
 
 
 def test_a_template_that_writes_arguments_as_text_gets_text() -> None:

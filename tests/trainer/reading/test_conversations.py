@@ -96,7 +96,10 @@ def test_parts_of_text_are_joined(tmp_path: Path, write: Write) -> None:
 
 
 @every_format
-@pytest.mark.parametrize("mask", [{"weight": 0}, {"train": False}, {"training": False}])
+@pytest.mark.parametrize(
+    "mask",
+    [{"weight": 0}, {"train": False}, {"training": False}, {"loss": False}, {"trainable": False}],
+)
 def test_an_answer_that_the_data_mask_is_not_learnt(
     tmp_path: Path, write: Write, mask: dict[str, Any]
 ) -> None:
@@ -114,6 +117,24 @@ def test_a_row_ends_with_its_last_learnt_answer(tmp_path: Path) -> None:
     path = json_lines(tmp_path, [{"messages": [QUESTION, ANSWER, QUESTION, masked]}])
 
     assert row_of(path) == Row.pair("a", "b")
+
+
+@every_format
+def test_an_answer_with_an_empty_list_of_calls_has_none(tmp_path: Path, write: Write) -> None:
+    """As clients of OpenAI's interface write it; a template would open a call that does not come."""
+    messages = [QUESTION, {**ANSWER, "tool_calls": []}]
+
+    assert row_of(write(tmp_path, [{"messages": messages}])) == Row.pair("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("asks", "answers"), [("user ", " Assistant"), ("prompter", "AI"), ("human", "bot")]
+)
+def test_roles_are_known_by_other_names(tmp_path: Path, asks: str, answers: str) -> None:
+    """OpenAssistant's, LangChain's; blanks around them do not count, as in names of columns."""
+    messages = [{"role": asks, "content": "a"}, {"role": answers, "content": "b"}]
+
+    assert row_of(json_lines(tmp_path, [{"messages": messages}])) == Row.pair("a", "b")
 
 
 def test_the_assistant_may_speak_first_and_other_roles_stay(tmp_path: Path) -> None:
@@ -155,12 +176,24 @@ def test_the_assistant_may_speak_first_and_other_roles_stay(tmp_path: Path) -> N
             "turn 2 ('assistant') has train_detail: an answer is learnt as a whole, or not; fix",
         ),
         (
+            [QUESTION, {**ANSWER, "loss_mask": 1}],
+            "turn 2 ('assistant') has loss_mask 1, which data sets use in several ways; give it weight 0",
+        ),
+        (
+            [QUESTION, {**ANSWER, "loss": 0.35}],
+            "turn 2 ('assistant') has loss 0.35: it can be 0 or 1 alone; fix the row or drop it",
+        ),
+        (
             [QUESTION, {**ANSWER, "weight": 0}],
             "no answer is learnt: each has weight 0 or train false; drop the row",
         ),
         (
             [QUESTION, {"from": "function_call", "value": "weather(riga)"}],
             "turn 2 ('function_call') is not a call of a tool as JSON, with name and arguments; fix",
+        ),
+        (
+            "[{'role': 'user', 'content': 'a'}]",
+            "it is str \"[{'role': 'user', 'content': 'a'}]\", which is no list in JSON; write it with json.",
         ),
         ('[{"role": "user", "role": "x"}]', "it has the key role twice in an object; keep one"),
     ],

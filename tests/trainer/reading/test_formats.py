@@ -248,6 +248,26 @@ def test_an_error_in_a_long_list_is_told_where_it_is(
     assert stream.tell() < 1000
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"prompt": "a", "response": "b"},]',
+        "[{'prompt': 'a'}]",
+        '{"prompt": "a",}',
+        "[ // rows\n]",
+    ],
+)
+def test_what_looks_like_json_is_told_how_json_is_written(tmp_path: Path, content: str) -> None:
+    """Another copy of the file would have the same mistake."""
+    path = tmp_path / "rows.json"
+    path.write_text(content)
+
+    assert error_of(path).endswith(
+        "; write it with json.dumps: JSON has no comments, no comma after the last item, and double quotes "
+        "alone"
+    )
+
+
 # --- CSV
 
 
@@ -259,6 +279,26 @@ def test_a_row_of_csv_with_other_fields_is_named(tmp_path: Path) -> None:
         f"{path}, row 2 (through line 4) has 3 fields, the header 2; put a field with a delimiter, a "
         "quote or a line break in double quotes, and double its quotes"
     )
+
+
+@pytest.mark.parametrize("delimiter", [", ", "; ", "| "])
+def test_a_blank_after_each_delimiter_of_the_header_is_no_part_of_a_field(
+    tmp_path: Path, delimiter: str
+) -> None:
+    """The answer would be learnt with the blank, and with its quotes."""
+    path = tmp_path / "rows.csv"
+    rows = [("prompt", "response"), ("a", '"b, c"'), ("d", "e")]
+    path.write_text("".join(f"{first}{delimiter}{second}\n" for first, second in rows))
+
+    assert rows_of(path) == [Row.pair("a", "b, c"), Row.pair("d", "e")]
+
+
+def test_a_blank_that_begins_a_field_is_kept(tmp_path: Path) -> None:
+    """Where the header has none."""
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,response\na, b\n")
+
+    assert rows_of(path) == [Row.pair("a", " b")]
 
 
 def test_a_quote_that_is_not_closed_is_named(tmp_path: Path) -> None:
@@ -334,6 +374,9 @@ def test_every_type_of_text_in_a_table_is_read(
         (b"\xfd7zXZ\0\0\x04", "is an archive; unpack it"),
         (b"rows.jsonl".ljust(257, b"\0") + b"ustar\x0000", "is an archive; unpack it"),
         (b"\n<!DOCTYPE html><html>", "is a web page; download the file itself"),
+        (b"\xef\xbb\xbf<HTML lang='en'>", "is a web page; download the file itself"),
+        (b"<?xml version='1.0'?><Error>AccessDenied", "is a web page; download the file itself"),
+        (b"%PDF-1.7\n%\xe2\xe3", "is a PDF document; give its text as rows"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
             "is a Git LFS pointer, not the data; run `git lfs pull`",
@@ -376,6 +419,22 @@ def test_another_encoding_is_named_with_the_line_that_converts_it(
         f"{path} is not UTF-8: byte 0x{byte} at {place}; if it is {guess}, convert it: iconv -f "
         f"{guess} -t UTF-8 {path} > {path.stem}.utf8{path.suffix}"
     )
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_a_file_that_is_packed_twice_is_named(tmp_path: Path, codec: str) -> None:
+    path = packed(packed(json_lines(tmp_path, pairs(1)), codec), codec)
+
+    assert error_of(path) == f"{path} is packed twice; unpack it once"
+
+
+def test_what_pzstd_writes_is_read(tmp_path: Path) -> None:
+    """A frame to skip, which says how long the next one is, before each."""
+    path = packed(json_lines(tmp_path, pairs(2)), "zstd")
+    frame = path.read_bytes()
+    path.write_bytes((b"\x50\x2a\x4d\x18\4\0\0\0" + len(frame).to_bytes(4, "little") + frame) * 2)
+
+    assert rows_of(path) == pairs_of(pairs(2) * 2)
 
 
 def test_another_encoding_in_a_compressed_file_is_unpacked_first(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """From names to files: folders of shards, patterns, saved data sets and those of the hub."""
 
 import json
+import os
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -110,6 +112,8 @@ def test_a_folder_of_folders_is_refused_with_a_pattern(tmp_path: Path) -> None:
         (("train-1.jsonl", "test-1.jsonl"), "/*test*.jsonl (1), {}/*train*.jsonl (1)"),
         (("train.jsonl", "validation.jsonl"), "/*train*.jsonl (1), {}/*validation*.jsonl (1)"),
         (("rows.jsonl", "my_test.jsonl"), "/*test*.jsonl (1), {}/rows.jsonl (1)"),
+        (("train1.jsonl", "test1.jsonl"), "/*test*.jsonl (1), {}/*train*.jsonl (1)"),
+        (("Training set.jsonl", "testing.jsonl"), "/*Training*.jsonl (1), {}/*testing*.jsonl (1)"),
     ],
 )
 def test_a_folder_of_several_splits_is_refused_with_a_pattern(
@@ -123,8 +127,31 @@ def test_a_folder_of_several_splits_is_refused_with_a_pattern(
     assert message.startswith(
         f"folder {folder} holds several splits: {folder}{found.format(folder)}; choose, like"
     )
-    pattern = message.split("'")[1]
+    (pattern,) = shlex.split(message.rpartition("choose, like ")[2])
     assert len(find_files([pattern])) == 1
+
+
+def test_a_pattern_in_an_error_finds_folders_of_any_name(tmp_path: Path) -> None:
+    """Brackets are a pattern's own, and quotes the shell's."""
+    folder = tmp_path / "it's [1]"
+    shards(folder, "train.jsonl", "test.jsonl")
+
+    (pattern,) = shlex.split(error_of(folder).rpartition("choose, like ")[2])
+
+    assert names(find_files([pattern])) == ["train.jsonl"]
+
+
+def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+    """Rows are read more than once: for a look, to count, to tokenise."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    assert error_of(pipe) == (
+        f"{pipe} is a pipe or a device; write it into a file first: rows are read more than once"
+    )
+    for address in ("hf://datasets/a/b.parquet", "https://a.b/rows.jsonl?download=true"):
+        what = "is an address, not a file; download it, and give the file"
+        assert error_of(address) == f"{address} {what}"
 
 
 def test_a_pattern_gives_the_files_that_match(tmp_path: Path) -> None:
