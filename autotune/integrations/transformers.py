@@ -35,7 +35,7 @@ from autotune.api import Found, find_micro_batch
 from autotune.devices.current import OwnDevice, own_device
 from autotune.errors import DataError, UsageError
 from autotune.events import Emit
-from autotune.integrations.batch_check import BatchCheck
+from autotune.integrations.batch_check import HINT, BatchCheck
 from autotune.integrations.longest_rows import Collate, Key, TrainerRow, worst_case_rows
 from autotune.units import check_fraction, format_bytes, parse_bytes
 
@@ -60,8 +60,8 @@ def tune_trainer(
 
     Raises:
         NothingFits: not even one sample; the trainer is as it was.
-        UsageError: several processes or devices, DeepSpeed or FSDP; batches that are not of the size that
-            was asked for, as of a dataloader with a batch size of its own.
+        UsageError: several processes or devices, DeepSpeed or FSDP; batches that are not of the size or the
+            rows that were asked for, as of a dataloader with a batch size or a dataset of its own.
         DataError: no rows to make the worst-case batch of, or rows that cannot be measured.
     """
     args = trainer.args
@@ -197,7 +197,7 @@ class ShadowTrainer:
         shadow.args.gradient_accumulation_steps = accumulation
         others = self._rows[1:size]  # one of each row, and the rest the longest of all
         batch = [self._rows[0]] * (size - len(others)) + list(others)
-        shadow.train_dataset = ProbeRows(batch, 2 * accumulation)
+        shadow.train_dataset = rows = ProbeRows(batch, 2 * accumulation)
         assert shadow.model is not None
         try:
             with self._check.watching(shadow.model, size):
@@ -206,6 +206,12 @@ class ShadowTrainer:
             hook = getattr(shadow, "neftune_hook_handle", None)
             if hook is not None:  # a train() that fails leaves it in place
                 hook.remove()
+        if not rows.is_read:
+            raise UsageError(
+                f"at micro-batch {size} the train dataloader read none of the longest rows: it has a dataset "
+                f"of its own",
+                HINT,
+            )
 
 
 class ProbeRows(Dataset[TrainerRow]):
@@ -217,11 +223,20 @@ class ProbeRows(Dataset[TrainerRow]):
     def __init__(self, batch: Sequence[TrainerRow], times: int) -> None:
         self._batch = batch
         self._times = times
+        self._is_read = torch.zeros(
+            (), dtype=torch.bool
+        ).share_memory_()  # a loader's worker may read
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a dataloader has read a row."""
+        return bool(self._is_read)
 
     def __len__(self) -> int:
         return len(self._batch) * self._times
 
     def __getitem__(self, number: int) -> TrainerRow:
+        self._is_read.fill_(True)
         return self._batch[number % len(self._batch)]
 
 

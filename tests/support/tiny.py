@@ -75,10 +75,20 @@ def tokenizer() -> Any:
     return hf.AutoTokenizer.from_pretrained(str(resources.files("trainer") / "assets/tokenizer"))
 
 
+def byte_tokenizer() -> Any:
+    """One of Qwen2's class, which transformers takes for every tokenizer of a Qwen2; a token for each byte."""
+    import transformers as hf
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    named = {"pad_token": "[PAD]", "eos_token": "[EOS]", "unk_token": "[UNK]", "bos_token": "[BOS]"}
+    tokens = (*named.values(), *sorted(ByteLevel.alphabet()))
+    return hf.Qwen2Tokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], **named)
+
+
 def save(family: str, folder: Path, *, layers: int = 2) -> Path:
     """The model and its tokenizer as a user has them: written by `save_pretrained`."""
     tiny(family, layers=layers).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    (byte_tokenizer() if family == "qwen2" else tokenizer()).save_pretrained(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from autotune import files
 from trainer.artifacts.run_folder import RunFolder, refusals
@@ -44,7 +44,7 @@ def export_model(
         return
     need = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     generation = original.generation(max_new_tokens=max_new_tokens)
-    model.generation_config = generation  # save_pretrained refuses some that from_pretrained takes
+    model.generation_config = GenerationConfig()  # `original.write` writes the maker's
     hidden = folder.path / ".model"
     with refusals(folder, "model.safetensors", need):
         shutil.rmtree(hidden, ignore_errors=True)

@@ -57,6 +57,8 @@ def load_run(path: Path) -> dict[str, Any]:
     for name in ("data", "eval_data"):
         if given.get(name):
             given[name] = tuple(files.find_beside(each, path.parent) for each in given[name])
+    if given.get("profile") and Path(given["profile"]).suffix == ".toml":
+        given["profile"] = files.find_beside(given["profile"], path.parent)
     if given.get("model") and given["model"] not in MODEL_PRESET_NAMES:
         given["model"] = files.find_beside(given["model"], path.parent)
     return given
@@ -94,6 +96,7 @@ def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> Non
         **asdict(settings),
         "eval_data": tuple(map(files.absolute, settings.eval_data)),
         "profile": str((folder / "profile.toml").absolute()),
+        "output_dir": str(folder.absolute()),
         "micro_batch": None if is_its_own else settings.micro_batch,
         "learning_rate": learning_rate,
         "num_processes": world_size,

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
+from autotune.errors import ModelError
 from trainer.reading.conversations import REASONING
 from trainer.reading.row import Message, Row
 
@@ -41,6 +42,25 @@ class Rendered:
     """Whether the template rewrites an earlier answer that the loss should count."""
     is_altered: bool = False
     """Whether the template leaves out a part of the last answer, or a question or system message."""
+
+
+def check_template(tokenizer: Any) -> None:
+    """Raises ModelError where the template can write no row at all, so that no row is to blame."""
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict) and "default" not in templates:
+        raise ModelError(
+            f"the model has several chat templates ({', '.join(templates)}), and none is called default",
+            "give the one to train with that name, in tokenizer_config.json or as chat_template.jinja",
+        )
+    try:
+        _text(tokenizer, [{"role": "user", "content": "a"}], (), opened=True)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"the model's chat template is damaged: line {error.lineno}: {error.message}",
+            "copy the model's folder again, or correct the template",
+        ) from error
+    except TemplateError:  # it wants other turns
+        pass
 
 
 def render(tokenizer: Any, row: Row) -> Rendered:

@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from autotune.errors import DataError, ModelError
-from trainer.data.chat_template import Rendered, Span, render
+from trainer.data.chat_template import Rendered, Span, check_template, render
 from trainer.data.frame import Frame, read_frame
 from trainer.data.special_tokens import SpecialTokens
 from trainer.data.token_places import place
@@ -53,7 +53,8 @@ class Encoder:
     """Encodes rows for one tokenizer and kind of model.
 
     Raises:
-        ModelError: the tokenizer has no end-of-sequence token, or does not take targets.
+        ModelError: the tokenizer has no end-of-sequence token, does not take targets, or has a chat
+            template that cannot be used.
     """
 
     def __init__(self, tokenizer: Any, *, is_causal: bool) -> None:
@@ -64,6 +65,8 @@ class Encoder:
         self.eos: int = tokenizer.eos_token_id
         self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.templated = bool(getattr(tokenizer, "chat_template", None))
+        if self.templated:
+            check_template(tokenizer)
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         end = None if is_causal else self.eos
         self._source = read_frame(tokenizer, is_target=False, end=end)

@@ -31,7 +31,7 @@ def _unused(table: nn.Embedding) -> int:
     return offset if table.padding_idx is None else table.padding_idx + 1
 
 
-def check_positions(model: Any, collator: Collator) -> None:
+def check_positions(model: Any, collator: Collator, *, data: str = "data") -> None:
     """Raises UsageError where a row has more tokens than the model takes."""
     if collator.encoder.is_causal:
         sides = {"--max-source-length and --max-target-length together": model}
@@ -44,12 +44,12 @@ def check_positions(model: Any, collator: Collator) -> None:
         most = positions(part)
         if most is not None and longest > most:
             raise UsageError(
-                f"the longest sequence of the data has {longest} tokens, and the model takes {most}",
+                f"the longest sequence of the {data} has {longest} tokens, and the model takes {most}",
                 f"lower {flag} to {most} at most",
             )
 
 
-def check_vocabulary(model: Any, collator: Collator) -> None:
+def check_vocabulary(model: Any, collator: Collator, *, data: str = "data") -> None:
     """Raises UsageError where a token of the data, or the padding, is not in the model's vocabulary."""
     size = vocabulary_size(model)
     if size is None:
@@ -58,7 +58,7 @@ def check_vocabulary(model: Any, collator: Collator) -> None:
     row, token = collator.store.stats.largest_id
     known = f"the model's embedding has {size:,} rows (ids 0 to {size - 1:,})"
     if token >= size:
-        what = f"row {row + 1:,} of the data has the token id {token:,}"
+        what = f"row {row + 1:,} of the {data} has the token id {token:,}"
     elif encoder.pad >= size:
         what = f"the padding token has the id {encoder.pad:,}"
     else:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from tokenizers import Tokenizer
 
 from autotune.errors import ModelError
 from trainer.pretrained.sources import ADAPTER_CONFIG, SAVE_BOTH, presets_near, vocabulary_files
 
+SAMPLE = "Hello world 1234 你好 Привет"
 PACKAGES = {"google": "protobuf"}
 """Packages whose name differs from the module's."""
 
@@ -26,6 +28,36 @@ def check_vocabulary_is_there(name: str, tokenizer: Any) -> None:
     added = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
     if len(set(tokenizer.get_vocab()) - added) < 2:  # T5's has one: the mark of a word's beginning
         raise no_tokenizer(name)
+
+
+def check_tokens(name: str, tokenizer: Any) -> str | None:
+    """A line where transformers makes other tokens than tokenizer.json says; None where it does not.
+
+    For some kinds of models (Qwen2) transformers 5 takes their own class for any tokenizer.json, and splits
+    text as that class does.
+
+    Raises:
+        ModelError: it makes none of a word, which would not be learnt.
+    """
+    file, backend = Path(name) / "tokenizer.json", getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not file.is_file():
+        return None
+    own = Tokenizer.from_file(str(file))
+
+    def tokens(each: Any, text: str) -> list[int]:
+        ids: list[int] = each.encode(text, add_special_tokens=False).ids
+        return ids
+
+    if tokens(backend, SAMPLE) == tokens(own, SAMPLE):
+        return None
+    how = f"transformers reads the tokenizer.json of {name} as a {type(tokenizer).__name__}, which makes"
+    for word in SAMPLE.split():
+        if tokens(own, word) and not tokens(backend, word):
+            raise ModelError(
+                f"{how} no tokens of {word!r}",
+                "give it a tokenizer of that class, or a kind of model that takes any (like llama)",
+            )
+    return f"{how} other tokens of text than the file says: those are trained"
 
 
 def no_tokenizer(name: str) -> ModelError:

@@ -27,6 +27,7 @@ from trainer.data.token_store import TokenStore
 from trainer.pretrained.custom_code import check_tokenizer_class, code_notice, refused
 from trainer.pretrained.kinds import check_kind
 from trainer.pretrained.load_errors import (
+    check_tokens,
     check_vocabulary_is_there,
     load_error,
     tokenizer_error,
@@ -71,6 +72,8 @@ class Head:
     config: Any
     tokenizer: KeptTokenizer
     encoder: Encoder
+    notice: str | None
+    """What the user should know of the tokenizer."""
 
 
 def load_encoder(name: str, *, trust_remote_code: bool = False) -> Encoder:
@@ -95,7 +98,7 @@ def load_model(
     config = head.config
     own_dropouts = {key: getattr(config, key) for key in DROPOUTS if hasattr(config, key)}
     _set_dropout(config, dropout)
-    notices: list[str | None] = []
+    notices: list[str | None] = [head.notice]
     if name in MODEL_PRESETS:
         dtype = torch.float32
         with torch.random.fork_rng(devices=[]):
@@ -157,11 +160,12 @@ def _load_head(name: str, trust_remote_code: bool) -> Head:
             source.tokenizer, error
         ) from error
     check_vocabulary_is_there(source.tokenizer, tokenizer)
+    notice = check_tokens(source.tokenizer, tokenizer)
     kept = KeptTokenizer.of(tokenizer)
     if config is None:
         config = _preset_config(name, tokenizer)
     encoder = Encoder(tokenizer, is_causal=not config.is_encoder_decoder)
-    return Head(source=source, config=config, tokenizer=kept, encoder=encoder)
+    return Head(source=source, config=config, tokenizer=kept, encoder=encoder, notice=notice)
 
 
 def _preset_config(name: str, tokenizer: Any) -> T5Config:

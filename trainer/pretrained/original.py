@@ -6,7 +6,6 @@ export and a checkpoint are the maker's files again, with the trained weights.
 
 import copy
 import itertools
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -70,7 +69,10 @@ class Original:
         The end that training teaches is among the ends. `max_new_tokens` counts where the maker set no
         limit.
         """
-        generation = _saveable(self.generation_config, self.config)
+        if self.generation_config is None:
+            generation = GenerationConfig.from_model_config(self.config)
+        else:
+            generation = copy.deepcopy(self.generation_config)
         added: dict[str, Any] = {}
         if (all_ends := ends(generation, self.encoder)) != as_list(generation.eos_token_id):
             added["eos_token_id"] = all_ends if len(all_ends) > 1 else all_ends[0]
@@ -82,7 +84,9 @@ class Original:
         has_limit = generation.max_new_tokens is not None or generation.max_length is not None
         if max_new_tokens is not None and not has_limit:
             added["max_new_tokens"] = max_new_tokens
-        for name, value in {**added, "_from_model_config": False}.items() if added else ():
+        if added and getattr(generation, "_from_model_config", False):
+            added["_from_model_config"] = False
+        for name, value in added.items():
             setattr(generation, name, value)
         return generation
 
@@ -103,7 +107,10 @@ class Original:
         config.architectures = [type(model).__name__.removeprefix("FSDP")]
         config.save_pretrained(folder)
         if model.can_generate():
-            generation.save_pretrained(folder)
+            # save_pretrained refuses some that from_pretrained takes, as a temperature without sampling
+            generation.to_json_file(
+                folder / "generation_config.json", keys_to_pop=["compile_config"]
+            )
         self.tokenizer.save(folder)
         complete_code(folder, self.folder)
 
@@ -119,27 +126,6 @@ def ends(generation: GenerationConfig | None, encoder: Encoder) -> list[int]:
     """Tokens that end an answer: the maker's, and the one that training teaches."""
     known = [] if generation is None else as_list(generation.eos_token_id)
     return known if encoder.end in known else [*known, encoder.end]
-
-
-def _saveable(generation: GenerationConfig | None, config: Any) -> GenerationConfig:
-    """A copy that transformers saves: it loads some defaults that it refuses to save (ValueError).
-
-    Some hub models set a temperature without sampling; sampling is turned on.
-    """
-    if generation is not None:
-        generation = copy.deepcopy(generation)
-        if not _is_valid(generation):
-            generation.do_sample = True
-        if _is_valid(generation):
-            return generation
-    return GenerationConfig.from_model_config(config)
-
-
-def _is_valid(generation: GenerationConfig) -> bool:
-    with suppress(ValueError):
-        generation.validate(strict=True)
-        return True
-    return False
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:

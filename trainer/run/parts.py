@@ -63,7 +63,7 @@ def make_parts(
     )
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
 
-    def collate(files: tuple[str, ...]) -> Collator:
+    def collate(files: tuple[str, ...], *, data: str) -> Collator:
         store = open_store(
             find_files(files),
             loaded.encoder,
@@ -74,14 +74,14 @@ def make_parts(
             should_stop=should_stop,
         )
         collator = Collator(store, loaded.encoder, start)
-        check_vocabulary(loaded.model, collator)
-        check_positions(loaded.model, collator)
+        check_vocabulary(loaded.model, collator, data=data)
+        check_positions(loaded.model, collator, data=data)
         return collator
 
     return Parts(
         loaded=loaded,
-        collator=collate(settings.data or (bundled("train"),)),
-        eval_collator=collate(eval_data) if eval_data else None,
+        collator=collate(settings.data or (bundled("train"),), data="data"),
+        eval_collator=collate(eval_data, data="evaluation data") if eval_data else None,
         parameters=sum(p.numel() for p in loaded.model.parameters()),
     )
 

@@ -78,13 +78,34 @@ def test_a_dataloader_with_a_batch_size_of_its_own_is_refused(
     assert cut_of(trainer) == before
 
 
-def test_an_override_that_keeps_the_size_is_tuned(tmp_path: Path) -> None:
-    """It is what ran that counts, not whether the method is replaced."""
+def test_a_dataloader_with_a_dataset_of_its_own_is_refused(tmp_path: Path) -> None:
+    """Its batches are of the size, but not of the longest rows: the size would be too large for those."""
 
     class Own(Trainer):
         def get_train_dataloader(self) -> Any:
             size = self._train_batch_size
-            return DataLoader(self.train_dataset, batch_size=size, collate_fn=self.data_collator)  # type: ignore[arg-type]
+            return DataLoader(rows(), batch_size=size, collate_fn=self.data_collator)  # type: ignore[arg-type]
+
+    with pytest.raises(UsageError) as caught:
+        tuned(made(Own, tmp_path))
+
+    assert str(caught.value) == (
+        "at micro-batch 1 the train dataloader read none of the longest rows: it has a dataset of its own; "
+        + TRAINER
+        + "step by find_micro_batch"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_override_that_keeps_the_size_is_tuned(workers: int, tmp_path: Path) -> None:
+    """It is what ran that counts, not whether the method is replaced, nor which process read the rows."""
+
+    class Own(Trainer):
+        def get_train_dataloader(self) -> Any:
+            size = self._train_batch_size
+            return DataLoader(
+                self.train_dataset, batch_size=size, collate_fn=collate, num_workers=workers  # type: ignore[arg-type]
+            )  # fmt: skip
 
     assert tuned(made(Own, tmp_path)).size == EFFECTIVE
 

@@ -194,8 +194,9 @@ def test_generation_defaults_that_transformers_refuses_to_save_stop_no_run(
         dtype=torch.float32, max_new_tokens=9, describe=lambda hidden: None,
     )  # fmt: skip
 
-    assert (path / "generation_config.json").is_file()
-    assert (tmp_path / "generation_config.json").is_file()
+    for folder_of_model in (path, tmp_path):
+        written = json.loads((folder_of_model / "generation_config.json").read_text())
+        assert written[setting] == value
 
 
 def truncate(checkpoint: Path) -> None:

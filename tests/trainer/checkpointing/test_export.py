@@ -219,6 +219,26 @@ def test_sampling_and_a_forced_token_stay(tmp_path: Path) -> None:
     assert 0 < found["max_new_tokens"] <= 16 + 16  # the limits of source and target, together
 
 
+@pytest.mark.parametrize(
+    "maker",
+    [
+        {"temperature": 0.6, "top_p": 0.9},
+        {"do_sample": False, "temperature": 0.6},
+        {"num_beams": 1, "early_stopping": True, "length_penalty": 2.0},
+        {"suppress_tokens": [7], "bad_words_ids": [[9]], "cache_implementation": "static"},
+    ],
+)
+def test_defaults_that_transformers_does_not_save_stay_as_they_are(
+    maker: dict[str, Any], tmp_path: Path
+) -> None:
+    """Sampling is not turned on, and the ends beside them are not lost."""
+    found = exported_generation(tmp_path, **maker, eos_token_id=[2, 4])
+
+    assert {key: found.get(key) for key in maker} == maker
+    assert found["eos_token_id"] == [2, 4, 1]
+    assert found.get("do_sample", False) is False
+
+
 def test_code_of_a_known_kind_is_written_beside_its_auto_map(tmp_path: Path) -> None:
     """Without trust it is copied and not run; then the export loads with it, as the base does."""
     base = model_folders.known_kind_with_code(tmp_path / "base")

@@ -217,18 +217,22 @@ def test_the_dtype_of_the_export_is_the_runs_choice_and_not_its_key(tmp_path: Pa
 def test_what_lies_beside_a_file_is_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data and a model's folder, of a run file and of a profile."""
+    """Data, a model's folder and a profile, of a run file and of a profile."""
     for name in ("rows.jsonl", "valid.jsonl", "model", "chatlm-tiny"):
         (tmp_path / name).mkdir()
-    run = written(tmp_path, 'data = ["rows.jsonl"]\neval_data = ["v*.jsonl"]\nmodel = "model"\n')
+    run = written(
+        tmp_path,
+        'profile = "own.toml"\ndata = ["rows.jsonl"]\neval_data = ["v*.jsonl"]\nmodel = "model"\n',
+    )
     profile = profiles.load("small")
     section = profile.run.model_copy(update={"data": ["rows.jsonl"], "model": "chatlm-tiny"})
     profiles.save(profile.model_copy(update={"run": section}), tmp_path / "own.toml")
     monkeypatch.chdir(tmp_path.parent)
 
     chosen = load_run(run)
-    loaded = profiles.load(str(tmp_path / "own.toml"))
+    loaded = profiles.load(chosen["profile"])
 
+    assert chosen["profile"] == str(tmp_path / "own.toml")
     assert chosen["data"] == (str(tmp_path / "rows.jsonl"),)
     assert chosen["eval_data"] == (str(tmp_path / "v*.jsonl"),)
     assert chosen["model"] == str(tmp_path / "model")
@@ -259,6 +263,19 @@ def test_a_runs_key_and_file_do_not_depend_on_the_folder(
     assert [each["data"] for each in data] == [(str(tmp_path / "rows.jsonl"),)] * 2
     assert [each["eval_data"] for each in data] == [(str(tmp_path / "rows.jsonl"),)] * 2
     assert profiles.load(data[0]["profile"]).batch == profiles.load("small").batch
+
+
+def test_a_runs_own_file_names_its_folder_from_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere a relative one would begin the run anew, or meet another folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    settings = resolved(TrainOptions(profile="small", output_dir="run"))
+    Path("run").mkdir()
+    save_run(Path("run"), settings, learning_rate=0.1)
+    monkeypatch.chdir("/")
+
+    assert load_run(tmp_path / "run/run.toml")["output_dir"] == str(tmp_path / "run")
 
 
 # --- columns

@@ -254,3 +254,56 @@ def test_an_embedding_of_modules_to_save_fits_with_added_tokens(form: str, tmp_p
     loaded: Any = load_model(str(folder), dropout=None, seed=0).model
 
     assert len(loaded.get_input_embeddings().weight) == 2050
+
+
+def test_a_tokenizer_that_transformers_reads_into_nothing_is_refused(tmp_path: Path) -> None:
+    """It takes Qwen2's class for each tokenizer.json of a Qwen2: a run learnt empty answers, exit 0."""
+    folder = saved(tiny.tiny("qwen2"), tmp_path)
+
+    assert error_of(folder) == (
+        "transformers reads the tokenizer.json of M as a Qwen2Tokenizer, which makes no tokens of "
+        "'Hello'; give it a tokenizer of that class, or a kind of model that takes any (like llama)"
+    )
+
+
+def test_a_tokenizer_that_transformers_reads_otherwise_is_told(tmp_path: Path) -> None:
+    """The file's own splitting is lost; one of that class is read as it is."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    good = tiny.save("qwen2", tmp_path / "good")
+    other = tiny.save("qwen2", tmp_path / "other")
+    file = other / "tokenizer.json"
+    tokenizer: Any = Tokenizer.from_file(str(file))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.save(str(file))
+
+    assert notices_of(good) == []
+    assert notices_of(other) == [
+        "transformers reads the tokenizer.json of M as a Qwen2Tokenizer, which makes other tokens of text "
+        "than the file says: those are trained"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{% for m in messages %}{{ m.content }",
+            "the model's chat template is damaged: line 1: unexpected '}'; copy the model's folder again, or "
+            "correct the template",
+        ),
+        (
+            [{"name": name, "template": "{{ messages }}"} for name in ("rag", "tool_use")],
+            "the model has several chat templates (rag, tool_use), and none is called default; give the one "
+            "to train with that name, in tokenizer_config.json or as chat_template.jinja",
+        ),
+    ],
+)
+def test_a_template_that_can_write_no_row_is_the_models_fault(
+    template: Any, said: str, tmp_path: Path
+) -> None:
+    """The first row of the data was blamed for it."""
+    folder = tiny.save("llama", tmp_path)
+    model_folders.change(folder / "tokenizer_config.json", chat_template=template)
+
+    assert error_of(folder) == said
