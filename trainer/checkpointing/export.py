@@ -44,7 +44,8 @@ def export_model(
         return
     need = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     generation = original.generation(max_new_tokens=max_new_tokens)
-    model.generation_config = GenerationConfig()  # `original.write` writes the maker's
+    # `original.write` writes the maker's
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     hidden = folder.path / ".model"
     with refusals(folder, "model.safetensors", need):
         shutil.rmtree(hidden, ignore_errors=True)

@@ -183,7 +183,9 @@ def generation_of(tmp_path: Path, **maker: Any) -> dict[str, Any]:
     """What a run would write on a model with those defaults of its maker."""
     base = model_folders.with_ends(tmp_path / "base", **maker)
     loaded = load_model(str(base), dropout=None, seed=0)
-    loaded.original.generation(max_new_tokens=9).save_pretrained(tmp_path)
+    original = loaded.original
+    generation = original.generation(max_new_tokens=9)
+    original.write(tmp_path, loaded.model, dtype=original.dtype, generation=generation)
     values: dict[str, Any] = json.loads((tmp_path / "generation_config.json").read_text())
     return values
 
@@ -232,7 +234,7 @@ def test_defaults_that_transformers_does_not_save_stay_as_they_are(
     maker: dict[str, Any], tmp_path: Path
 ) -> None:
     """Sampling is not turned on, and the ends beside them are not lost."""
-    found = exported_generation(tmp_path, **maker, eos_token_id=[2, 4])
+    found = generation_of(tmp_path, **maker, eos_token_id=[2, 4])
 
     assert {key: found.get(key) for key in maker} == maker
     assert found["eos_token_id"] == [2, 4, 1]
