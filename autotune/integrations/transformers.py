@@ -223,9 +223,8 @@ class ProbeRows(Dataset[TrainerRow]):
     def __init__(self, batch: Sequence[TrainerRow], times: int) -> None:
         self._batch = batch
         self._times = times
-        self._is_read = torch.zeros(
-            (), dtype=torch.bool
-        ).share_memory_()  # a loader's worker may read
+        is_read: Any = torch.zeros((), dtype=torch.bool)
+        self._is_read = is_read.share_memory_()  # a loader's worker may read
 
     @property
     def is_read(self) -> bool:

@@ -296,10 +296,9 @@ def test_null_content_reaches_a_template_as_it_takes_it(test: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("template", ["{{ messages[0].content", "{{ date() }}"])
-def test_a_template_that_refuses_every_row_is_blamed(template: str) -> None:
+def test_a_template_that_refuses_every_row_is_blamed() -> None:
     """Not the row."""
-    encoder = Encoder(tokenizer(template), is_causal=True)
+    encoder = Encoder(tokenizer("{{ date() }}"), is_causal=True)
 
     with pytest.raises(DataError, match="refuses any prompt and answer alone: check the model's"):
         encoder.encode([Row.pair("a", "b")])
