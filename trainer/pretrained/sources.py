@@ -22,6 +22,7 @@ VOCABULARIES = (
     "tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken", "tekken.json",
 )  # fmt: skip
 ADAPTER_CONFIG = "adapter_config.json"
+GENERATION_CONFIG = "generation_config.json"
 ADAPTER_WEIGHTS = "adapter_model.*"
 LFS_POINTER = b"version https://git-lfs.github.com/"
 OTHER_WEIGHTS = {
@@ -60,7 +61,7 @@ def find_source(name: str) -> Source:
         return Source(base=name, tokenizer=name)
     _check_files(folder)
     if (folder / ADAPTER_CONFIG).is_file():
-        base = _base_of(name, _adapter_config(folder))
+        base = _base_of(name, _object_in(folder / ADAPTER_CONFIG))
         if not any(folder.glob(ADAPTER_WEIGHTS)):
             raise ModelError(
                 f"{name} has an {ADAPTER_CONFIG} but no weights (adapter_model.safetensors)",
@@ -72,16 +73,14 @@ def find_source(name: str) -> Source:
     return Source(base=name, tokenizer=name)
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
+def _object_in(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
+        values = json.loads(file.read_text("utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it holds no object")
         return values
     except ValueError as error:
-        raise ModelError(
-            f"{folder / ADAPTER_CONFIG} is damaged ({error})", "copy the folder again"
-        ) from error
+        raise ModelError(f"{file} is damaged ({error})", "copy the folder again") from error
 
 
 def _base_of(name: str, config: dict[str, Any]) -> str:
@@ -136,6 +135,10 @@ def _check_folder(folder: Path) -> None:
             f"{folder} is not a model folder: it has no config.json",
             f"give --model a folder that save_pretrained wrote, or a preset: {', '.join(MODEL_PRESETS)}",
         )
+    if (file := folder / GENERATION_CONFIG).is_file():
+        _object_in(
+            file
+        )  # transformers goes on without a damaged one, and the maker's ends are lost
 
 
 def weight_files(base: str) -> list[Path]:

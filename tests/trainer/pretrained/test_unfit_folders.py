@@ -162,6 +162,15 @@ def test_weights_inside_a_trainings_checkpoint_are_found(key: str, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("text", ['{"eos_token_id": [1', "[]"])
+def test_damaged_generation_defaults_are_refused(text: str, tmp_path: Path) -> None:
+    """transformers goes on without them, and the export would have lost the maker's ends."""
+    folder = tiny.save("llama", tmp_path)
+    (folder / "generation_config.json").write_text(text)
+
+    assert error_of(folder).startswith("M/generation_config.json is damaged (")
+
+
 def test_a_file_that_is_more_than_weights_is_not_run(tmp_path: Path) -> None:
     """A pickled module: reading it would run its code."""
     folder = tiny.save("llama", tmp_path)
