@@ -64,7 +64,10 @@ def _by_prefix(tokenizer: Any, row: Rendered) -> Placed:
     spans: list[Span] = []
     for span in row.loss_spans:
         first, last = (tokens(row.text[:end]) for end in span)
-        if whole[: len(last)] != last or last[: len(first)] != first:
+        # a span may end within the text of a special token: as far as the tokens are the same
+        pairs = enumerate(zip(whole, last, strict=False))
+        end = next((place for place, (one, other) in pairs if one != other), len(last))
+        if whole[: len(first)] != first or end <= len(first):
             return Placed(whole, len(before), len(before), (), is_complete=False)
-        spans.append((len(first), len(last)))
+        spans.append((len(first), end))
     return Placed(whole, len(before), len(before), tuple(spans))

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from transformers import ByT5Tokenizer
 
 from autotune.errors import DataError, ModelError
 from tests.support.chat_templates import FAMILIES, Family
@@ -162,6 +163,24 @@ def test_an_answer_that_repeats_its_question_is_not_found_in_it(text: str) -> No
 
     assert own.decode(encoded.source) == f" {text}"
     assert own.decode(encoded.target) == f"   {text}[EOS]"
+
+
+def test_a_tokenizer_without_offsets_learns_each_answer_of_a_template_that_ends_with_a_token() -> (
+    None
+):
+    """Phi-3's end of text begins as the next turn does: `<`."""
+    family = FAMILIES["phi-3"]
+    own: Any = ByT5Tokenizer()
+    own.chat_template = family.template
+    own.add_special_tokens({"additional_special_tokens": list(family.specials)})
+    own.eos_token = family.specials[-1]
+
+    (encoded,) = Encoder(own, is_causal=True).encode([Row.conversation(TALK)])
+
+    assert [own.decode(each) for each in learnt(encoded)] == [
+        "等于二。<|end|>\n", "bye <b>2</b><|end|>\n<|endoftext|>"
+    ]  # fmt: skip
+    assert not encoded.is_last_only
 
 
 def test_a_question_that_is_written_in_another_way_is_not_learnt() -> None:
