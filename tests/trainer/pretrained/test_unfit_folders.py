@@ -200,7 +200,9 @@ def test_an_adapter_whose_weights_have_no_place_is_refused(tmp_path: Path) -> No
     folder = model_folders.adapter(tmp_path / "adapter", base)
     model_folders.change(base / "config.json", num_hidden_layers=1)
 
-    assert error_of(folder).startswith(
+    message = error_of(folder).replace("lora_A.default", "lora_A")  # the oldest peft's name
+
+    assert message.startswith(
         f"the adapter M does not fit its base model {base}: it has no place for 2 weights (first "
         f"base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight); give it the base model"
     )
@@ -250,7 +252,8 @@ def test_an_embedding_of_modules_to_save_fits_with_added_tokens(form: str, tmp_p
     )
     folder = tmp_path / "adapter"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # as in trainer.model.adapters
+        # peft 0.21's as in trainer.model.adapters, and peft 0.18's about tied weights, which these are not
+        warnings.simplefilter("ignore")
         peft.get_peft_model(model, config).save_pretrained(str(folder), save_embedding_layers=True)
     file = folder / "adapter_model.safetensors"
     weights = load_file(file)
