@@ -1,6 +1,6 @@
 # make demo    tune and train the bundled model on the bundled data, with a summary at the end
 # make test    every test; needs nothing but Python 3.11+ and make
-# make test-quick  what needs no child process, in under a minute
+# make test-quick  what needs no child process, in about a minute
 # make test-oldest  every test on the oldest versions that pyproject.toml admits, in .venv-oldest
 # make check   format, lint, types
 # make bench   what README quotes, measured anew into bench/results/ (DATA=file EVAL=file for real rows)
