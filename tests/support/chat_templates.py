@@ -18,7 +18,6 @@ class Family:
     """Whether it takes system turns."""
     around_the_last: tuple[str, str] = ("", "")
     """What it writes before and after the last answer alone."""
-    tools: bool = False
 
     def tokenizer(self) -> Any:
         own = tokenizer(self.template)
@@ -115,8 +114,8 @@ FAMILIES = {
     "llama-3": Family(
         LLAMA3, ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
     ),
-    "qwen2.5": Family(QWEN25, IM, THINK, tools=True),
-    "qwen3": Family(QWEN3, IM, THINK, around_the_last=("<think>\n\n</think>\n\n", ""), tools=True),
+    "qwen2.5": Family(QWEN25, IM, THINK),
+    "qwen3": Family(QWEN3, IM, THINK, around_the_last=("<think>\n\n</think>\n\n", "")),
     "gemma": Family(
         GEMMA, ("<bos>", "<start_of_turn>", "<end_of_turn>", "<eos>"), systems=False
     ),

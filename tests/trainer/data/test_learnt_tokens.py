@@ -1,6 +1,5 @@
 """The tokens that are learnt are the chat template's own: those that it adds after the prompt."""
 
-import json
 from typing import Any
 
 import pytest
@@ -410,7 +409,6 @@ def test_special_tokens_in_prose_are_noticed() -> None:
     rows = [Row.pair("what is [SEP], [EOS]?", "an end[EOS]"), Row.pair("a", "b[EOS]")]
 
     assert [each.spelled for each in encoder.encode(rows)] == ["[SEP]", None]
-    assert json.dumps(encoder.encode([rows[1]])[0].target)
 
 
 # --- what tokenizers put around sources and targets
