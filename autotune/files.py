@@ -1,16 +1,80 @@
 """Files and folders: whether a place can be written, and writes that appear whole or not at all."""
 
+import errno
 import glob
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from autotune.errors import OutputError
+
+SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Opens no link, and does not wait for a pipe's other end."""
+MOST_BYTES = 64 << 20
+"""Of a file that describes something. An optimizer's plain numbers, the largest of them, take 100 bytes a weight."""
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY) -> IO[bytes]:
+    """The file, opened for reading, or with `os.O_WRONLY | …` for writing.
+
+    Raises:
+        OSError: it is missing, or a link, a folder, a pipe or a device.
+    """
+    descriptor = os.open(path, flags | SAFELY, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "it is no plain file")
+    return os.fdopen(descriptor, "wb" if flags & os.O_WRONLY else "rb")
+
+
+def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a plain file that describes something.
+
+    Raises:
+        OSError: as `open_plain` does, or it is larger than any such file.
+    """
+    with open_plain(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most >> 20} MiB")
+    return content
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name that a file gives, like `a/b`, names something inside the folder that it is joined to."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half a character
+        return False
+    parts = PurePosixPath(name).parts
+    return bool(parts) and "\0" not in name and not {"/", "//", ".."} & {*parts}
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a whole folder, if it is there; a link's target stays.
+
+    Raises:
+        OSError: no permission.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """The path, or `NAME-2`, `NAME-3`, … where that is taken."""
+    name, number = path, 1
+    while os.path.lexists(name):
+        number += 1
+        name = path.with_name(f"{path.name}-{number}")
+    return name
 
 
 def nearest(path: Path) -> Path:
@@ -48,16 +112,24 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the file whole; after an error the old one is still there.
+    """As `write_bytes`, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces the file whole, or the link that is there; after an error the old one is still there.
 
     Raises:
         OSError: no space, or no permission.
     """
     # two processes may save one profile at the same time
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # of an earlier process, or a link
     try:
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
+        with open_plain(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -95,7 +167,7 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
 def appearing(final: Path) -> Iterator[Path]:
     """A folder to fill, hidden beside `final`; renamed to it at the end, removed on an error."""
     temporary = final.with_name(f".{final.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove(temporary)
     try:
         temporary.mkdir()
         yield temporary
@@ -107,11 +179,3 @@ def appearing(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(final.parent)
-
-
-def remove_folder(path: Path) -> None:
-    """Renames the folder, then removes it: nobody sees half of it under its name."""
-    hidden = path.with_name(f".{path.name}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden)

@@ -218,9 +218,9 @@ def look_at(output: Path) -> tuple[int, list[str]]:
     """The step of the newest checkpoint, and the faults of all that are there."""
     from safetensors import safe_open
 
+    from trainer.artifacts.manifest import Damaged
     from trainer.artifacts.run_folder import RunFolder
     from trainer.checkpointing.checkpoint import verify
-    from trainer.checkpointing.manifest import Damaged
 
     faults, newest = [], 0
     for path in RunFolder(output).checkpoints():

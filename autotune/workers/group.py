@@ -29,8 +29,9 @@ class WorkerGroup(Generic[M]):
 
     def __init__(
         self, command: Sequence[str], *, messages: Any, environment: Mapping[str, str],
-        log_path: Path, host: HostMeter,
+        log_path: Path, host: HostMeter, inherited: Sequence[int] = (),
     ) -> None:  # fmt: skip
+        """Starts the command; its process inherits these descriptors, such as a lock's."""
         self.log_path = log_path
         self._log = _open_log(log_path)
         self._log_start = self._log.tell()
@@ -47,6 +48,7 @@ class WorkerGroup(Generic[M]):
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
+                pass_fds=inherited,
                 start_new_session=True,  # Ctrl-C is the supervisor's to handle
             )
         except BaseException:  # no process could be started, or Ctrl-C

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,15 +46,88 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_folder_is_removed_by_its_name_first(tmp_path: Path) -> None:
-    """Also where a killed process left half of one under the hidden name."""
-    for name in ("run", ".run"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").touch()
+@pytest.mark.parametrize(
+    "kind", ["file", "folder", "link to a folder", "link to a file", "dangling"]
+)
+def test_only_what_has_the_name_is_removed(tmp_path: Path, kind: str) -> None:
+    """The target of a link stays."""
+    victim, path = tmp_path / "victim", tmp_path / "path"
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    match kind:
+        case "file":
+            path.touch()
+        case "folder":
+            path.mkdir()
+            (path / "link").symlink_to(victim)
+        case "link to a folder":
+            path.symlink_to(victim)
+        case "link to a file":
+            path.symlink_to(victim / "file")
+        case "dangling":
+            path.symlink_to(tmp_path / "nothing")
 
-    files.remove_folder(tmp_path / "run")
+    files.remove(path)
+    files.remove(path)
 
-    assert list(tmp_path.iterdir()) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["victim"]
+    assert (victim / "file").read_text() == "precious"
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
+    """Also where somebody foresaw the name of the temporary file."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "run.json").symlink_to(victim)
+    (tmp_path / f".run.json.{os.getpid()}.tmp").symlink_to(victim)
+
+    files.write_text(tmp_path / "run.json", "new")
+
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "run.json").is_symlink()
+    assert (tmp_path / "run.json").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("link", "symbolic links"),
+        ("folder", "no plain file"),
+        ("pipe", "no plain file"),
+        ("missing", "No such file"),
+    ],
+)
+def test_only_a_plain_file_is_opened(tmp_path: Path, kind: str, reason: str) -> None:
+    """A pipe is not waited for."""
+    path = tmp_path / "path"
+    match kind:
+        case "link":
+            path.symlink_to(__file__)
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+
+    with pytest.raises(OSError, match=reason):
+        files.open_plain(path)
+
+
+def test_a_file_that_is_too_large_for_a_description_is_not_read(tmp_path: Path) -> None:
+    """One of 2 TiB that takes no space on the disk."""
+    with (tmp_path / "run.json").open("wb") as file:
+        file.truncate(2**41)
+
+    with pytest.raises(OSError, match="it has more than 64 MiB"):
+        files.read_small(tmp_path / "run.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a", True), ("a/b.json", True), ("..", False), ("", False), (".", False), ("/a", False),
+     ("//a", False), ("a/../../b", False), ("a\0b", False), ("\ud800", False), ("..a", True)],
+)  # fmt: skip
+def test_a_name_is_inside_or_leads_out(name: str, expected: bool) -> None:
+    assert files.is_inside(name) is expected
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from bench.kills import Kill, compare, look_at
-from trainer.checkpointing.manifest import write_manifest
+from trainer.artifacts.manifest import write_manifest
 
 
 def kill(**changes: Any) -> Kill:
@@ -72,7 +72,9 @@ def test_checkpoints_are_read_by_the_library_too(tmp_path: Path) -> None:
         folder.mkdir()
         for name in ("model", "optimizer"):
             save_file({"weight": np.ones(2)}, folder / f"{name}.safetensors")
-        (folder / "state.json").write_text(json.dumps({"format": 1, "step": step}))
+        (folder / "state.json").write_text(
+            json.dumps({"format": 1, "step": step, "frozen": None, "scaler": None, "optimizer": {}})
+        )
         write_manifest(folder)
     (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"cut off")
 

@@ -3,6 +3,7 @@
 `python -m trainer.artifacts.loss_plot RUN_FOLDER` draws them again. It needs `chatlm[reports]`.
 """
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from autotune import files
 from autotune.errors import ChatlmError, OutputError, UsageError
-from trainer.artifacts.jsonl_log import JsonlLog
+from trainer.artifacts.jsonl_log import CURVE, EVALUATIONS, JsonlLog
 
 PAPER, INK, QUIET, GRID = "#fbfbfa", "#33383f", "#8a9099", "#e4e6e8"
 """An opaque background, so that the picture is readable on light and dark pages."""
@@ -28,8 +30,8 @@ def draw_loss(folder: Path) -> list[Path]:
         OutputError: the folder holds no steps, or cannot be written.
     """
     steps, evaluations = (
-        [record for record in JsonlLog(folder / name).read() if record["loss"] is not None]
-        for name in ("metrics.jsonl", "evaluations.jsonl")
+        [record for record in JsonlLog(folder / name, fields).read() if record["loss"] is not None]
+        for name, fields in (("metrics.jsonl", CURVE), ("evaluations.jsonl", EVALUATIONS))
     )
     if not steps:
         raise OutputError(f"{folder} holds no steps to draw (metrics.jsonl)", "give a run's folder")
@@ -49,13 +51,16 @@ def draw_loss(folder: Path) -> list[Path]:
     with mpl.rc_context(style):
         figure = Figure(figsize=(9, 5), dpi=150, facecolor=PAPER, layout="constrained")
         draw_axes(figure, folder.resolve().name, steps, evaluations)
-        files = [folder / "loss.png", folder / "loss.svg"]
+        drawn: dict[str, Any] = {"png": {}, "svg": {"metadata": {"Date": None}}}
+        pictures = [folder / f"loss.{kind}" for kind in drawn]
         try:
-            figure.savefig(files[0])
-            figure.savefig(files[1], metadata={"Date": None})
+            for picture, options in zip(pictures, drawn.values(), strict=True):
+                content = io.BytesIO()
+                figure.savefig(content, format=picture.suffix[1:], **options)
+                files.write_bytes(picture, content.getvalue())
         except OSError as error:
-            raise OutputError(f"cannot write {files[0]}: {error.strerror}") from error
-    return files
+            raise OutputError(f"cannot write {picture}: {error.strerror}") from error
+    return pictures
 
 
 def draw_axes(
@@ -80,7 +85,7 @@ def draw_axes(
             linewidth=1.4, marker="o", markersize=5.5, markeredgecolor=PAPER, markeredgewidth=1.2,
         )  # fmt: skip
         best = min(evaluations, key=lambda r: r["loss"])
-        bleu = "" if best["bleu"] is None else f", BLEU {best['bleu']:.1f}"
+        bleu = f", BLEU {best['bleu']:.1f}" if isinstance(best.get("bleu"), float) else ""
         axes.annotate(
             f"lowest {best['loss']:.3g}{bleu}", (best["step"], best["loss"]), color=EVALUATION,
             textcoords="offset points", xytext=(-4, 12), ha="right", va="bottom", fontsize=9,
@@ -128,10 +133,10 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m trainer.artifacts.loss_plot RUN_FOLDER")
     try:
-        files = draw_loss(Path(sys.argv[1]))
+        pictures = draw_loss(Path(sys.argv[1]))
     except ChatlmError as error:
         sys.exit(f"chatlm: {error}")
-    sys.stdout.write("".join(f"{file}\n" for file in files))
+    sys.stdout.write("".join(f"{file}\n" for file in pictures))
 
 
 if __name__ == "__main__":

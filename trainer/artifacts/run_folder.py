@@ -11,11 +11,11 @@ loss.png, loss.svg   the run's losses
 tracking/            logs of TensorBoard or Weights & Biases
 """
 
-import json
+import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,17 @@ from safetensors import SafetensorError
 
 from autotune import files
 from autotune.errors import OutputError
+from autotune.file_lock import holder, try_lock
 from autotune.units import format_bytes
-from trainer.artifacts.jsonl_log import JsonlLog
+from trainer.artifacts import own_files, replacement
+from trainer.artifacts.jsonl_log import EVALUATIONS, METRICS, JsonlLog
+from trainer.artifacts.manifest import manifest_of
+from trainer.artifacts.run_identity import as_known, difference
+from trainer.artifacts.run_record import DamagedRecord, DataRecord, RunRecord, read_record
 
-OURS = ("config.json", "metrics.jsonl", "evaluations.jsonl", "generation_config.json",
-        "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
-        "loss.svg", "adapter", "tracking")  # fmt: skip
-"""What a run leaves beside its checkpoints and run.json. config.json comes first: it marks a model.
-run.toml and profile.toml are replaced, never removed: the new run may read them (`--config … --fresh`)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataRecord:
-    """What a run learns, by content: file names and formats may change."""
-
-    rows: int
-    tokens: int
-    digest: str
-    """The token store's."""
-
-    def __str__(self) -> str:
-        return f"{self.rows:,} rows of {self.tokens:,} tokens"
+CHOOSE = "choose another --output-dir"
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems without `flock` say, as some parallel ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +44,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> JsonlLog:
-        return JsonlLog(self.path / "metrics.jsonl")
+        return JsonlLog(self.path / "metrics.jsonl", METRICS)
 
     @property
     def tracking(self) -> Path:
@@ -62,12 +52,59 @@ class RunFolder:
 
     @property
     def evaluations(self) -> JsonlLog:
-        return JsonlLog(self.path / "evaluations.jsonl")
+        return JsonlLog(self.path / "evaluations.jsonl", EVALUATIONS)
 
     def checkpoints(self) -> list[Path]:
-        """Whole checkpoints, the oldest first."""
-        found = [p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()]
-        return sorted(found, key=lambda p: int(p.name[11:]))
+        """Whole checkpoints, the oldest first; a link to one counts."""
+        if not self.path.is_dir():
+            return []
+        steps = ((own_files.CHECKPOINT.fullmatch(p.name), p) for p in self.path.iterdir())
+        found = [(int(match[1]), path) for match, path in steps if match and path.is_dir()]
+        return [path for _, path in sorted(found)]
+
+    @contextmanager
+    def locked(self) -> Iterator[tuple[int, ...]]:
+        """Holds the folder, which is made, until the block ends; a folder that stays empty is removed.
+
+        Yields the descriptors that workers inherit: they hold the folder for as long as they live.
+
+        Raises:
+            OutputError: another process holds it, or it cannot be written.
+        """
+        files.check_writable(self.path, CHOOSE)
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        file = self.path / ".lock"
+        lock = None
+        try:
+            with self._writing():
+                self.path.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock = try_lock(file)
+                except OSError as error:
+                    if error.errno not in WITHOUT_LOCKS:
+                        raise
+                else:
+                    if lock is None:
+                        raise OutputError(
+                            f"{self.path} is in use by {holder(file)}",
+                            f"wait for its end, or {CHOOSE}",
+                        )
+            yield () if lock is None else (lock.descriptor,)
+        finally:
+            if lock is not None:
+                lock.release()
+            for folder in missing:
+                with suppress(OSError):
+                    folder.rmdir()
+
+    def settle(self) -> str | None:
+        """Completes or takes back an earlier `--fresh`; a line where the user must know.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        with self._writing():
+            return replacement.settle(self.path, has_saved=self._has_saved())
 
     def check(self, run_key: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
         """The key as run.json has it; refuses what `claim` would refuse, and writes nothing.
@@ -75,22 +112,28 @@ class RunFolder:
         Raises:
             OutputError: it holds another run, or this run is finished, or it cannot be written.
         """
-        files.check_writable(self.path, "choose another --output-dir")
+        files.check_writable(self.path, CHOOSE)
         if not self.path.exists():
             return run_key
         self._check_ours()
-        if fresh or (known := self._read()) is None:
+        try:
+            known = read_record(self.path)
+        except DamagedRecord:
+            if not fresh:
+                raise
+            known = None
+        if fresh or known is None:
             return run_key
-        run_key = _as_known(run_key, known)
-        is_same = known["identity"] == run_key
+        run_key = as_known(run_key, known)
+        is_same = known.identity == run_key
         if not is_same and (self.checkpoints() or self.metrics.path.exists()):
-            what, advice = _difference(known["identity"], run_key)
+            what, advice = difference(known.identity, run_key)
             raise OutputError(
                 f"{self.path} holds another run ({what})",
                 advice.format(folder=self.path)
                 + "use --fresh to replace it, or another --output-dir",
             )
-        if is_same and known["finished"]:
+        if is_same and known.finished:
             raise OutputError(
                 f"{self.path} holds this run, which is finished",
                 "use --fresh to train it again, or another --output-dir",
@@ -104,77 +147,95 @@ class RunFolder:
         fresh: bool,
         learning_rate: float | None = None,
         data: DataRecord | None = None,
+        eval_data: DataRecord | None = None,
     ) -> None:
         """Makes the folder this run's, after `check`; an unfinished part of the run stays.
 
+        With `fresh` the old run is moved aside, until `settle` removes it or puts it back.
         `learning_rate` is the run's peak rate, the user's or the default; `data`, what it learns.
 
         Raises:
             OutputError: as `check` does, or the unfinished part was trained on other data.
         """
         run_key = self.check(run_key, fresh=fresh)
-        if not fresh:
-            self._check_data(data)
-        try:
+        known = None if fresh else read_record(self.path)
+        if known is not None and self.checkpoints():
+            self._check_data("data", known.data, data)
+            self._check_data("evaluation data", known.eval_data, eval_data)
+        record = RunRecord(
+            identity=run_key, learning_rate=learning_rate, data=data, eval_data=eval_data,
+            model={} if known is None else known.model,
+        )  # fmt: skip
+        with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
-                self._clear()
-            self._tidy()
-            record = None if data is None else asdict(data)
-            rate = {"learning_rate": learning_rate}
-            self._write({"identity": run_key, **rate, "data": record, "finished": False})
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to {self.path}: {error.strerror}", "choose another --output-dir"
-            ) from error
+                replacement.move_aside(self.path)
+            own_files.finish_removals(self.path)
+            record.save(self.path)
 
-    def check_space(self, need: int) -> None:
-        """Raises OutputError when the disk has less than `need` bytes; the folder need not exist."""
+    def check_space(self, need: int, *, first: int = 0, fresh: bool = False) -> None:
+        """Raises OutputError when the disk has less than `need` bytes; the folder need not exist.
+
+        With `fresh` the old run's bytes count as free once the first checkpoint, `first` bytes, is written.
+        """
         free = shutil.disk_usage(files.nearest(self.path)).free
-        if free < need:
+        if free < (max(first, need - self._old_bytes()) if fresh else need):
             raise OutputError(
                 f"{self.path} has {format_bytes(free)} free, the run's checkpoints and model need "
                 f"about {format_bytes(need)}",
-                "free some, or choose another --output-dir",
+                f"free some, or {CHOOSE}",
             )
 
     def finish(self) -> None:
         self._note(finished=True)
 
-    def note_model(self, files: list[str]) -> None:
-        """Records the final model's files before they are written, so that `--fresh` removes them."""
-        self._note(model=files)
+    def place_model(self, hidden: Path) -> None:
+        """Moves the final model's files here, `config.json` last: a kill leaves all or no model.
+
+        They are recorded first, so that `--fresh` knows them.
+        """
+        before = own_files.model_of(self.path)
+        self._note(model=manifest_of(hidden))
+        own_files.place(hidden, self.path, before)
 
     def set_aside(self, checkpoint: Path) -> Path:
         """Renames a checkpoint that cannot be read, so that the next one may take its place."""
-        aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        return checkpoint.rename(aside)
+        damaged = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        return checkpoint.rename(files.free_name(damaged))
 
     def _note(self, **values: Any) -> None:
-        known = self._read()
-        assert known is not None
-        self._write({**known, **values})
+        known = read_record(self.path)
+        if known is None:
+            raise gone(self.path)
+        replace(known, **values).save(self.path)
 
-    def _check_data(self, data: DataRecord | None) -> None:
-        known = (self._read() or {}).get("data")
-        if known is None or data is None or not self.checkpoints():
-            return
-        old = DataRecord(**known)
-        if old.digest != data.digest:
-            what = (
-                f"{old}, now {data}"
-                if str(old) != str(data)
-                else f"as before {old}, of other content"
-            )
+    def _has_saved(self) -> bool:
+        """Whether the run has a checkpoint or a final model. A damaged record is not a new run's."""
+        try:
+            record = read_record(self.path)
+        except OutputError:
+            record = None
+        return bool(self.checkpoints()) or (record is not None and record.finished)
+
+    def _old_bytes(self) -> int:
+        """Bytes of the run that is there."""
+        if not self.path.is_dir():
+            return 0
+        names = own_files.names_of(self.path)
+        found = (self.path / name for name in names)
+        each = (file for path in found for file in (path, *path.rglob("*")) if file.is_file())
+        return sum(file.lstat().st_size for file in each)
+
+    def _check_data(self, what: str, old: DataRecord | None, new: DataRecord | None) -> None:
+        if old is not None and new is not None and (how := old.difference(new)) is not None:
             raise OutputError(
-                f"the data of the run in {self.path} has changed: {what}",
+                f"the {what} of the run in {self.path} has changed: {how}",
                 "put the data back to resume, use --fresh to begin anew, or another --output-dir",
             )
 
     def _check_ours(self) -> None:
         """Raises OutputError if other things are in the folder: not even `--fresh` removes those."""
-        if (self.path / "run.json").is_file():
+        if (self.path / own_files.RECORD).is_file():
             return
         if others := [p.name for p in self.path.iterdir() if not p.name.startswith(".")]:
             raise OutputError(
@@ -182,74 +243,21 @@ class RunFolder:
                 "choose an empty --output-dir",
             )
 
-    def _read(self) -> dict[str, Any] | None:
-        file = self.path / "run.json"
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns an OSError into an OutputError that names the folder."""
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:  # not JSON, or not text at all
-            raise OutputError(
-                f"{file} is damaged ({error})", "use --fresh to start anew, or another --output-dir"
-            ) from error
-        if not isinstance(document, dict) or not {"identity", "finished"} <= set(document):
-            raise OutputError(f"{file} is not a run of chatlm's", "choose another --output-dir")
-        return document
-
-    def _write(self, document: dict[str, Any]) -> None:
-        files.write_text(self.path / "run.json", json.dumps(document, indent=1))
-
-    def _clear(self) -> None:
-        """Removes what a run of ours left, and nothing else."""
-        files = [self.path / name for name in [*OURS, *self._model_files()]]
-        for path in [*files, *self.checkpoints(), *self.path.glob("damaged-checkpoint-*")]:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-    def _tidy(self) -> None:
-        """Removes what a killed process had begun."""
-        for folder in [*self.path.glob(".checkpoint-*"), *self.path.glob(".model")]:
-            shutil.rmtree(folder)
-
-    def _model_files(self) -> list[str]:
-        try:
-            known = self._read() or {}
-        except OutputError:  # damaged: --fresh replaces it
-            return []
-        return [Path(name).name for name in known.get("model", [])]
+            yield
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.path}: {error.strerror}", CHOOSE) from error
 
 
-def _as_known(run_key: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """The key as the record writes it, where the two mean the same.
-
-    JSON reads a tuple back as a list. The run.toml gives the run's learning rate as the user's choice,
-    even if it was the model's default or a scaled one.
-    """
-    run_key = json.loads(json.dumps(run_key))
-    rate = known.get("learning_rate")
-    if rate is not None and (run_key["learning_rate"], run_key["rate_scale"]) == (rate, 1.0):
-        same = {name: known["identity"].get(name) for name in ("learning_rate", "rate_scale")}
-        return {**run_key, **same}
-    return run_key
-
-
-LONGER = (
-    "its learning rates depend on its length, so the length cannot change: finish it as it was, then "
-    "train on with --model {folder} and another --output-dir, or "
-)
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
-    """The first setting that differs, as `name old, now new`, and further advice."""
-    for key, value in new.items():
-        if isinstance(value, dict) and old.get(key) != value:
-            return _difference(old.get(key, {}), value)
-        if old.get(key) != value:
-            what = f"{key.replace('_', ' ')} {old.get(key)}, now {value}"
-            return what, LONGER if key in ("max_steps", "epochs") else ""
-    return "other settings", ""
+def gone(folder: Path) -> OutputError:
+    """The error for a folder that was removed, moved or unmounted while a run was in it."""
+    return OutputError(
+        f"{folder} is gone: it was removed, moved or unmounted while the run was in it",
+        "put it back to resume from its last checkpoint, or train again",
+    )
 
 
 @contextmanager
@@ -258,6 +266,8 @@ def refusals(folder: RunFolder, name: str, need: int) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if not (folder.path / own_files.RECORD).exists():
+            raise gone(folder.path) from error
         reason = error.strerror if isinstance(error, OSError) else str(error)
         free = shutil.disk_usage(folder.path).free
         known = folder.checkpoints()

@@ -23,9 +23,10 @@ from torch import Tensor
 from autotune import files
 from autotune.errors import OutputError
 from trainer.artifacts.evaluation_log import Best
+from trainer.artifacts.manifest import Damaged, check_manifest, read_object, write_manifest
+from trainer.artifacts.own_files import remove_checkpoint
 from trainer.artifacts.run_folder import RunFolder, refusals
 from trainer.checkpointing.export import write_model_files
-from trainer.checkpointing.manifest import Damaged, check_manifest, read_object, write_manifest
 from trainer.checkpointing.safetensors_io import TensorFile, in_order, write_tensors
 from trainer.checkpointing.state_dict import (
     contents,
@@ -99,9 +100,10 @@ def save_checkpoint(
         if state["frozen"] is None:
             write_model_files(engine.unwrapped, original, temporary)
         write_manifest(temporary)
-    for old in folder.checkpoints()[:-keep]:
-        if position.best is None or old.name != f"checkpoint-{position.best.step}":
-            files.remove_folder(old)
+    with refusals(folder, final.name, need):
+        for old in folder.checkpoints()[:-keep]:
+            if position.best is None or old.name != f"checkpoint-{position.best.step}":
+                remove_checkpoint(old)
     return final
 
 
@@ -118,7 +120,7 @@ def resume(folder: RunFolder, engine: Engine, say: Callable[[str], None]) -> int
     if engine.accelerator.is_main_process:
         found = _last_undamaged(folder, say)
         if found is not None:
-            _check_fits(found[0], engine)
+            _check_fits(*found, engine)
     (found,) = broadcast_object_list([found])
     if found is None:
         return 0
@@ -146,10 +148,18 @@ def verify(path: Path) -> dict[str, Any]:
     state = read_object(path / "state.json")
     if state.get("format") != FORMAT:
         raise Damaged(f"its format is {state.get('format')}, this version reads {FORMAT}")
-    with TensorFile(path / PARTS[0]) as file:
-        for name in file.shapes():
-            if not is_finite(file.read(name)):
-                raise Damaged(f"{name} in {PARTS[0]} is not finite (inf or NaN)")
+    match state:
+        case {"step": int(), "frozen": int() | None, "scaler": dict() | None, "optimizer": dict()}:
+            pass
+        case _:
+            raise Damaged("state.json lacks a value or has one of another type")
+    try:
+        with TensorFile(path / PARTS[1]), TensorFile(path / PARTS[0]) as file:
+            for name in file.shapes():
+                if not is_finite(file.read(name)):
+                    raise Damaged(f"{name} in {PARTS[0]} is not finite (inf or NaN)")
+    except ValueError as error:
+        raise Damaged(str(error)) from error
     return state
 
 
@@ -180,8 +190,13 @@ def _last_undamaged(
     return None
 
 
-def _check_fits(path: Path, engine: Engine) -> None:
-    """Raises OutputError where the file's tensors are not those of this model and optimizer."""
+def _check_fits(path: Path, state: dict[str, Any], engine: Engine) -> None:
+    """Raises OutputError where the tensors or numbers are not those of this model and optimizer."""
+    if others := sorted(state["optimizer"].keys() - engine.trainable.keys()):
+        raise OutputError(
+            f"{path / 'state.json'} does not match this run: it has {others[0]}, which is not trained",
+            "use --fresh to start anew",
+        )
     for name, tensors in checkpoint_tensors(engine).items():
         with TensorFile(path / name) as file:
             there = file.shapes()

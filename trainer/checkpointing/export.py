@@ -18,8 +18,6 @@ from trainer.model.engine import Engine
 from trainer.model.fsdp import full_tensor
 from trainer.pretrained.original import Original, cast, casted
 
-LAST = "config.json"
-
 
 def export_model(
     folder: RunFolder,
@@ -48,7 +46,7 @@ def export_model(
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     hidden = folder.path / ".model"
     with refusals(folder, "model.safetensors", need):
-        shutil.rmtree(hidden, ignore_errors=True)
+        files.remove(hidden)
         hidden.mkdir()
         try:
             if full is None:
@@ -60,18 +58,9 @@ def export_model(
             model.save_pretrained(hidden, state_dict=full)
             original.write(hidden, model, dtype=dtype, generation=generation)
             describe(hidden)
-            names = sorted((file.name for file in hidden.iterdir()), key=lambda n: (n == LAST, n))
             for file in hidden.rglob("*"):
                 files.sync(file)
-            folder.note_model(names)
-            (folder.path / LAST).unlink(missing_ok=True)
-            for name in names:
-                if name == LAST:
-                    files.sync(folder.path)
-                if (hidden / name).is_dir():  # the adapter's: `replace` cannot overwrite a folder
-                    shutil.rmtree(folder.path / name, ignore_errors=True)
-                (hidden / name).replace(folder.path / name)
-            files.sync(folder.path)
+            folder.place_model(hidden)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
 

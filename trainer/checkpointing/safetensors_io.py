@@ -52,11 +52,24 @@ class TensorFile(AbstractContextManager["TensorFile"]):
     """A file's tensors by name, read on request; use it in a `with`."""
 
     def __init__(self, path: Path) -> None:
+        """Raises ValueError where the header is none, or names bytes that the file does not have."""
         self._file: IO[bytes] = path.open("rb")
-        (length,) = struct.unpack("<Q", self._file.read(8))
-        self._entries: dict[str, dict[str, Any]] = json.loads(self._file.read(length))
-        self._entries.pop("__metadata__", None)
-        self._start = 8 + length
+        try:
+            size = path.stat().st_size
+            length = int.from_bytes(self._file.read(8), "little")
+            self._start = 8 + length
+            if self._start > size:
+                raise ValueError(f"{path.name} is cut off")
+            header = json.loads(self._file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError(f"{path.name} has no header")
+            self._entries: dict[str, dict[str, Any]] = header
+            self._entries.pop("__metadata__", None)
+            if not all(_fits(entry, size - self._start) for entry in self._entries.values()):
+                raise ValueError(f"{path.name} has a header that does not match its bytes")
+        except (ValueError, RecursionError) as error:
+            self._file.close()
+            raise ValueError(str(error)) from error
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
@@ -75,3 +88,14 @@ class TensorFile(AbstractContextManager["TensorFile"]):
 
 def _bytes(tensor: Tensor) -> Any:
     return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def _fits(entry: Any, size: int) -> bool:
+    """Whether the tensor that a header describes lies in `size` bytes."""
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(first), int(last)]}:
+            if dtype not in DTYPES or not all(type(n) is int and n >= 0 for n in shape):
+                return False
+            wanted = DTYPES[dtype].itemsize * math.prod(shape)
+            return 0 <= first <= last <= size and last - first == wanted
+    return False

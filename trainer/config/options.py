@@ -158,7 +158,9 @@ class RunOptions:
     generate_rows: int = flag("Rows to answer per evaluation, for BLEU and chrF.", 200, least=0)
     max_new_tokens: int | None = flag("Tokens per answer; else the longest target.", None, least=1)
     fresh: bool = flag("Replace an unfinished run, or resume it.", False, names="--fresh/--resume")
-    checkpoint_every: int | None = flag("Save every N steps; else each epoch.", None, least=1)
+    checkpoint_every: int | None = flag(
+        "Save every N steps; else each epoch and 15 minutes.", None, least=1
+    )
     keep_checkpoints: int = flag("Keep the last N and the best.", 2, least=1)
     export_dtype: Literal["auto", Precision] = flag(
         "Of the final model's weights; auto: as the model's checkpoint.", "auto"

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,6 +23,7 @@ from autotune.errors import ChatlmError, UsageError
 from autotune.events import Notice
 from autotune.workers.launch import wants_cpu
 from trainer.artifacts.evaluation_log import evaluation_record
+from trainer.artifacts.run_folder import RunFolder
 from trainer.config.flags import parse
 from trainer.config.launch_environment import world_size
 from trainer.config.options import TrainOptions
@@ -28,7 +31,7 @@ from trainer.config.resolve import resolve
 from trainer.config.run_config import load_run
 from trainer.config.settings import TrainSettings
 from trainer.data.tokenization import Interrupted
-from trainer.events import Evaluated, Progress, TrainingEnded
+from trainer.events import Evaluated, Progress, Say, TrainingEnded
 from trainer.reading.readers import look
 from trainer.supervisor.failure_advice import advice
 
@@ -75,14 +78,16 @@ def train_standalone() -> int:
         interrupted |= isinstance(event, TrainingEnded) and event.interrupted
         print_event(event, lines)
 
-    for text in how_read if os.environ.get("RANK", "0") == "0" else ():
+    is_main = os.environ.get("RANK", "0") == "0"
+    for text in how_read if is_main else ():
         say(Notice(text=text))
     try:
-        # seconds of imports, after the flags are known to be good
-        with without_collection():
-            from trainer.run.loop import train
+        with held_folder(settings, say) if is_main else nullcontext():
+            # seconds of imports, after the flags are known to be good
+            with without_collection():
+                from trainer.run.loop import train
 
-        train(settings, say, confirm=lambda: None, should_stop=should_stop)
+            train(settings, say, confirm=lambda: None, should_stop=should_stop)
     except Interrupted as error:
         sys.stderr.write(f"chatlm: {error}; the same command resumes from there\n")
         return 130
@@ -92,6 +97,27 @@ def train_standalone() -> int:
         sys.stderr.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
     return 130 if interrupted else 0
+
+
+@contextmanager
+def held_folder(settings: TrainSettings, say: Say) -> Iterator[None]:
+    """Holds the run's folder until the block ends; other nodes may not see it.
+
+    Raises:
+        OutputError: another process holds it, or it cannot be written.
+    """
+    folder = RunFolder(Path(settings.output_dir))
+
+    def settle() -> None:
+        if (text := folder.settle()) is not None:
+            say(Notice(text=text))
+
+    with folder.locked():
+        settle()
+        try:
+            yield
+        finally:
+            settle()
 
 
 def print_event(event: Progress, lines: TextIO) -> None:

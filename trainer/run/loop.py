@@ -24,7 +24,7 @@ from trainer.run.lr_schedule import rate_share
 from trainer.run.results import save_results
 from trainer.run.setup import prepare
 from trainer.run.state import Run
-from trainer.run.step_metrics import step_record
+from trainer.run.step_metrics import Wishes, step_record
 from trainer.run.tracking import track
 
 
@@ -76,9 +76,9 @@ def take_steps(run: Run) -> bool:
         return True
     ended = time.perf_counter()
     for step in load_steps(steps_of(run), range(run.done, run.steps), run.settings.loader_workers):
-        stop = take_step(run, step, ended)
+        wanted = take_step(run, step, ended)
         at_end = run.done == run.steps
-        if stop and not at_end:
+        if wanted.stop and not at_end:
             save(run)  # a resume runs an evaluation that is due now
             return False
         if at_end or run.is_due(run.settings.eval_every):
@@ -87,7 +87,7 @@ def take_steps(run: Run) -> bool:
             evaluate(run)
             if at_end or stops_early(run):
                 return True
-        if checkpoint_is_due(run):
+        if wanted.save or checkpoint_is_due(run):
             save(run)
         ended = time.perf_counter()
     return True
@@ -106,8 +106,8 @@ def steps_of(run: Run) -> Steps:
     )  # fmt: skip
 
 
-def take_step(run: Run, step: RankStep, started: float) -> bool:
-    """Takes, logs and reports one optimizer step; True when any rank was asked to stop."""
+def take_step(run: Run, step: RankStep, started: float) -> Wishes:
+    """Takes, logs and reports one optimizer step; returns what any rank wants next."""
     settings, engine = run.settings, run.engine
     torch.manual_seed(step_seed(run))
     rate = run.learning_rate * rate_share(settings.schedule, run.done, run.steps, settings.warmup)
@@ -117,12 +117,12 @@ def take_step(run: Run, step: RankStep, started: float) -> bool:
     except NotFinite as error:
         raise diverged_step(run, step, error.part) from None
     run.done += 1
-    record, stop = step_record(
-        run, step, loss,
-        grad_norm=norm, learning_rate=rate, started=started, stop=run.should_stop(),
+    record, wanted = step_record(
+        run, step, loss, grad_norm=norm, learning_rate=rate, started=started,
+        own=Wishes(stop=run.should_stop(), save=run.is_long_unsaved()),
     )  # fmt: skip
     note_step(run, record)
-    return stop
+    return wanted
 
 
 def step_seed(run: Run) -> int:
@@ -168,7 +168,9 @@ def save(run: Run) -> None:
         run.folder, run.engine, position, run.parts.loaded.original,
         keep=run.settings.keep_checkpoints,
     )  # fmt: skip
+    run.note_saved()
     if run.is_main:
+        run.notice(run.folder.settle())
         run.say(CheckpointSaved(step=run.done, path=str(path)))
     run.engine.accelerator.wait_for_everyone()
 

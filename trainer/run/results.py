@@ -23,6 +23,7 @@ def save_results(run: Run) -> None:
     )  # fmt: skip
     if run.is_main:
         run.folder.finish()
+        run.notice(run.folder.settle())
     run.engine.accelerator.wait_for_everyone()
 
 

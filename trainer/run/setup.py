@@ -9,7 +9,9 @@ from accelerate.utils import broadcast_object_list
 
 from autotune.events import Notice
 from trainer.artifacts.evaluation_log import EvaluationHistory
-from trainer.artifacts.run_folder import DataRecord, RunFolder
+from trainer.artifacts.run_folder import RunFolder
+from trainer.artifacts.run_record import DataRecord
+from trainer.batching.collator import Collator
 from trainer.checkpointing.checkpoint import resume
 from trainer.config.launch_environment import overrule
 from trainer.config.run_config import save_run
@@ -61,10 +63,12 @@ def prepare(
     engine = make_engine(accelerator, parts, workload, **of_steps)
     if accelerator.is_main_process:
         trained = sum(p.numel() for p in engine.trainable.values())
-        folder.check_space(disk_need(parts.parameters, trained, settings.keep_checkpoints))
-        stats = store.stats
-        data = DataRecord(rows=stats.rows, tokens=stats.tokens, digest=stats.digest)
-        folder.claim(settings.run_key(), fresh=settings.fresh, learning_rate=rate, data=data)
+        need = disk_need(parts.parameters, trained, settings.keep_checkpoints)
+        folder.check_space(need, first=checkpoint_bytes(trained), fresh=settings.fresh)
+        folder.claim(
+            settings.run_key(), fresh=settings.fresh, learning_rate=rate,
+            data=data_record(parts.collator), eval_data=data_record(parts.eval_collator),
+        )  # fmt: skip
         save_run(folder.path, settings, rate)
     accelerator.wait_for_everyone()
     run = Run(
@@ -80,7 +84,7 @@ def prepare(
         ),
         learning_rate=rate,
     )
-    run.done = resume(folder, engine, run.notice)
+    run.done = 0 if settings.fresh else resume(folder, engine, run.notice)
     dry_run(run)
     run.evaluations = earlier_progress(run)
     start_tracking(accelerator, settings, folder.tracking, done=run.done)
@@ -126,12 +130,22 @@ def earlier_progress(run: Run) -> EvaluationHistory:
     return progress
 
 
-def disk_need(parameters: int, trained: int, keep: int) -> int:
-    """Bytes for the final model, the kept checkpoints, the best one and the one being written.
+def data_record(collator: Collator | None) -> DataRecord | None:
+    """What `run.json` says of the rows; None without rows."""
+    if collator is None:
+        return None
+    stats = collator.store.stats
+    return DataRecord(rows=stats.rows, tokens=stats.tokens, digest=stats.digest)
 
-    A checkpoint holds the trained parameters and their two moments.
-    """
-    return 4 * (parameters + 3 * trained * (keep + 2))
+
+def disk_need(parameters: int, trained: int, keep: int) -> int:
+    """Bytes for the final model, the kept checkpoints, the best one and the one being written."""
+    return 4 * parameters + checkpoint_bytes(trained) * (keep + 2)
+
+
+def checkpoint_bytes(trained: int) -> int:
+    """A checkpoint holds the trained parameters and their two moments."""
+    return 12 * trained
 
 
 def export_notice(run: Run) -> str | None:

@@ -1,5 +1,6 @@
 """A run in progress: its parts, which `setup` builds once, and its position."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from trainer.model.data_fit import max_answer_tokens
 from trainer.model.engine import Engine
 from trainer.run.parts import Parts
 
+SAVE_SECONDS = 900.0
+"""Without --checkpoint-every, a run that is killed loses no more than these seconds and a step."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -42,6 +45,9 @@ class Run:
     """None where evaluations generate no answers."""
     evaluations: EvaluationHistory = field(default_factory=EvaluationHistory)
     """The evaluations so far, including those before a resume; the same on every rank."""
+
+    saved_at: float = field(default_factory=lambda: time.monotonic())
+    """When the last checkpoint was written, or the run began; `time.monotonic`."""
 
     @property
     def is_main(self) -> bool:
@@ -78,6 +84,15 @@ class Run:
             return self.done % every == 0
         rows, effective = len(self.parts.collator.store), self.plan.effective_batch
         return self.done * effective // rows > (self.done - 1) * effective // rows
+
+    def is_long_unsaved(self) -> bool:
+        """Whether a checkpoint is due by time; ranks may differ. The user's --checkpoint-every stands alone."""
+        by_time = self.settings.checkpoint_every is None
+        return by_time and time.monotonic() - self.saved_at >= SAVE_SECONDS
+
+    def note_saved(self) -> None:
+        """A checkpoint was written just now."""
+        self.saved_at = time.monotonic()
 
     def order(self) -> StepOrder:
         effective, collator = self.plan.effective_batch, self.parts.collator

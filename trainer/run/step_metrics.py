@@ -1,6 +1,7 @@
 """The metrics of an optimizer step over all ranks, as `metrics.jsonl` holds them."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,28 +12,37 @@ from trainer.batching.step_loader import RankStep
 from trainer.run.state import Run
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What follows a step on every rank if any rank wants it."""
+
+    stop: bool
+    save: bool
+
+
 def step_record(
     run: Run, step: RankStep, loss: torch.Tensor,
-    *, grad_norm: float, learning_rate: float, started: float, stop: bool,
-) -> tuple[dict[str, Any], bool]:  # fmt: skip
-    """The step's object in `metrics.jsonl`, and whether any rank was asked to stop; one collective.
+    *, grad_norm: float, learning_rate: float, started: float, own: Wishes,
+) -> tuple[dict[str, Any], Wishes]:  # fmt: skip
+    """The step's object in `metrics.jsonl`, and the wishes of any rank; one collective.
 
-    `loss` is this rank's sum; `started` is the `perf_counter` time at which the step began.
+    `loss` is this rank's sum, `own` its wishes; `started` is the `perf_counter` time at which the step began.
     """
-    own = [
+    numbers = [
         loss.item(),
         sum(batch.tokens for batch in step.batches),
         sum(batch.area for batch in step.batches),
         device_peak(run),
         processes.resident("self"),
         len(step.batches),
-        stop,
+        own.stop,
+        own.save,
     ]
     accelerator = run.engine.accelerator
-    mine = torch.tensor([own], dtype=torch.float64, device=accelerator.device)
-    ranks = accelerator.gather(mine)  # (world, 7)
-    loss_sum, tokens, area, all_peaks, host, _, _ = ranks.sum(0).tolist()
-    _, _, _, highest_peak, _, micro_batches, stops = ranks.max(0).values.tolist()
+    mine = torch.tensor([numbers], dtype=torch.float64, device=accelerator.device)
+    ranks = accelerator.gather(mine)  # (world, 8)
+    loss_sum, tokens, area, all_peaks, host, *_ = ranks.sum(0).tolist()
+    _, _, _, highest_peak, _, micro_batches, stop, save = ranks.max(0).values.tolist()
     seconds = time.perf_counter() - started
     effective_batch = run.plan.effective_batch
     samples = run.done * effective_batch
@@ -57,7 +67,7 @@ def step_record(
         "device_peak_bytes": int(all_peaks if is_shared else highest_peak),
         "host_bytes": int(host),
     }
-    return record, bool(stops)
+    return record, Wishes(stop=bool(stop), save=bool(save))
 
 
 def device_peak(run: Run) -> int:

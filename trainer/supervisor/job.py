@@ -77,6 +77,8 @@ class TrainJob(Job):
 
     settings: TrainSettings
     profile: Profile
+    lock: tuple[int, ...] = ()
+    """Descriptors that hold the run's folder; workers inherit them."""
 
 
 @contextmanager
@@ -136,21 +138,30 @@ def open_train_job(options: TrainOptions, *, listen: Listen) -> Iterator[TrainJo
             profile, options, device=devices.group.kind, world_size=devices.world_size
         )
         how_read = look((*settings.workload.data, *settings.eval_data), settings.workload.columns)
-        RunFolder(Path(settings.output_dir)).check(settings.run_key(), fresh=settings.fresh)
-        with listen() as (emit, log_path):
-            loaders = profile.run.loader_workers
-            interrupted = f"profile {options.profile} is from an interrupted tuning: more may fit"
-            _notify(
-                emit,
-                *how_read,
-                devices.notice,
-                shared_memory_notice(devices, options.backend, loaders=loaders),
-                interrupted if profile.interrupted else None,
-            )
-            yield TrainJob(
-                settings=settings, profile=profile, devices=devices, host=host, emit=emit,
-                log_path=log_path,
-            )  # fmt: skip
+        folder = RunFolder(Path(settings.output_dir))
+        with folder.locked() as lock:
+            came_back = folder.settle()
+            folder.check(settings.run_key(), fresh=settings.fresh)
+            with listen() as (emit, log_path):
+                loaders = profile.run.loader_workers
+                interrupted = (
+                    f"profile {options.profile} is from an interrupted tuning: more may fit"
+                )
+                _notify(
+                    emit,
+                    came_back,
+                    *how_read,
+                    devices.notice,
+                    shared_memory_notice(devices, options.backend, loaders=loaders),
+                    interrupted if profile.interrupted else None,
+                )
+                try:
+                    yield TrainJob(
+                        settings=settings, profile=profile, devices=devices, host=host, emit=emit,
+                        log_path=log_path, lock=lock,
+                    )  # fmt: skip
+                finally:
+                    _notify(emit, folder.settle())
 
 
 def shared_memory_notice(

@@ -152,6 +152,7 @@ def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
                 environment=worker_environment(group.kind, settings.world_size),
                 log_path=job.log_path,
                 host=job.host,
+                inherited=job.lock,
             ) as workers:
                 relay = Relay(job, workers, known, is_compared)
                 for messages in workers.watch(TICK, Train(settings=settings.as_json())):

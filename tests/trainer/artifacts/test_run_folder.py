@@ -1,7 +1,6 @@
 """The folder of a run: whose it is, and that it is found out before anything is started."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -10,16 +9,9 @@ from typing import Any
 import pytest
 
 from autotune.errors import OutputError
-from trainer.artifacts.run_folder import DataRecord, RunFolder
-from trainer.config.settings import TrainSettings, WorkloadSettings
-
-RUN = TrainSettings(
-    workload=WorkloadSettings(data=("a.jsonl", "b.jsonl")),
-    profile="small",
-    micro_batch=4,
-    effective_batch=16,
-).run_key()
-OTHER = {**RUN, "effective_batch": 32}
+from tests.support.run_folders import OTHER, RUN, contents, export, names, replaced, save, trained
+from trainer.artifacts.run_folder import RunFolder
+from trainer.artifacts.run_record import DataRecord
 
 
 def refusal_of(folder: RunFolder, run_key: dict[str, Any], *, fresh: bool = False) -> str:
@@ -32,27 +24,9 @@ def refusal_of(folder: RunFolder, run_key: dict[str, Any], *, fresh: bool = Fals
     return str(caught.value)
 
 
-def contents(path: Path) -> dict[str, bytes]:
-    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    return {str(file): file.read_bytes() for file in files}
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "models" / "sft_fast")
-
-
-def trained(folder: RunFolder, *, finished: bool = False) -> RunFolder:
-    """The folder after some steps of `RUN`, or all."""
-    folder.claim(RUN, fresh=False)
-    folder.metrics.path.write_text('{"step": 1}\n')
-    checkpoint = folder.path / "checkpoint-1"
-    checkpoint.mkdir()
-    (checkpoint / "state.json").write_text("{}")
-    if finished:
-        (folder.path / "model.safetensors").write_bytes(b"weights")
-        folder.finish()
-    return folder
 
 
 def test_a_check_writes_nothing(folder: RunFolder, tmp_path: Path) -> None:
@@ -159,35 +133,34 @@ def test_what_a_killed_process_had_begun_is_removed(folder: RunFolder) -> None:
 
 
 def test_a_damaged_checkpoint_is_set_aside(folder: RunFolder) -> None:
-    """It is no checkpoint any more, in the place of an earlier one; `--fresh` removes it."""
+    """It is no checkpoint any more, beside an earlier one; `--fresh` removes both."""
     trained(folder)
-    (folder.path / "damaged-checkpoint-1").mkdir()
+    first = folder.set_aside(folder.path / "checkpoint-1")
+    save(folder, 1)
 
-    aside = folder.set_aside(folder.path / "checkpoint-1")
+    second = folder.set_aside(folder.path / "checkpoint-1")
 
     assert folder.checkpoints() == []
-    assert (aside / "state.json").exists()
-    folder.claim(RUN, fresh=True)
-    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
+    assert [first.name, second.name] == ["damaged-checkpoint-1", "damaged-checkpoint-1-2"]
+    assert (second / "state.json").exists()
+    assert replaced(folder) is None
+    assert names(folder.path) == ["checkpoint-2", "run.json"]
 
 
 def test_a_fresh_run_removes_every_file_of_the_model(folder: RunFolder) -> None:
-    """A large one has several, whose names only the run knows; never one outside the folder."""
+    """A large one has several, whose names only the run knows."""
     trained(folder)
-    outside = folder.path.parent / "kept"
-    outside.touch()
-    names = ["model-00001-of-00002.safetensors", "spiece.model"]
-    for name in names:
-        (folder.path / name).touch()
-    templates = folder.path / "additional_chat_templates"
-    templates.mkdir()
-    (templates / "tool_use.jinja").touch()
-    folder.note_model([*names, templates.name, "../kept"])
+    model = [
+        "model-00001-of-00002.safetensors",
+        "spiece.model",
+        "additional_chat_templates/a.jinja",
+    ]
+    export(folder, {name: name for name in model})
 
-    folder.claim(RUN, fresh=True)
+    said = replaced(folder)
 
-    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
-    assert outside.exists()
+    assert said is None
+    assert names(folder.path) == ["checkpoint-2", "run.json"]
 
 
 def test_a_run_that_never_took_a_step_is_no_hindrance(folder: RunFolder) -> None:
@@ -204,9 +177,8 @@ def test_a_fresh_run_removes_what_a_run_left_and_nothing_else(folder: RunFolder)
     trained(folder, finished=True)
     (folder.path / "notes.txt").write_text("mine")
 
-    folder.claim(OTHER, fresh=True)
-
-    assert sorted(file.name for file in folder.path.iterdir()) == ["notes.txt", "run.json"]
+    assert replaced(folder) is None
+    assert names(folder.path) == ["checkpoint-2", "notes.txt", "run.json"]
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -237,20 +209,26 @@ def test_a_damaged_record_is_refused_until_fresh(folder: RunFolder) -> None:
     (folder.path / "run.json").write_text('{"identity": ')
 
     message = refusal_of(folder, RUN)
-    folder.claim(RUN, fresh=True)
+    said = replaced(folder)
 
     assert message.startswith(f"{folder.path / 'run.json'} is damaged (Expecting value")
     assert message.endswith("; use --fresh to start anew, or another --output-dir")
-    assert not folder.checkpoints()
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint-2"]
+    assert (
+        said
+        == f"{folder.path / 'kept'} has what was among the old run's files and is not the run's"
+    )
+    assert names(folder.path / "kept") == ["metrics.jsonl", "run.json"]
 
 
+@pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("text", ["[1]", '{"name": "a program of the user\'s"}'])
-def test_a_record_of_another_program_is_refused(folder: RunFolder, text: str) -> None:
-    """It is JSON, but not a run's."""
+def test_a_record_of_another_program_is_refused(folder: RunFolder, text: str, fresh: bool) -> None:
+    """It is JSON, but not a run's: not even `--fresh` replaces it."""
     folder.path.mkdir(parents=True)
     (folder.path / "run.json").write_text(text)
 
-    assert refusal_of(folder, RUN) == (
+    assert refusal_of(folder, RUN, fresh=fresh) == (
         f"{folder.path / 'run.json'} is not a run of chatlm's; choose another --output-dir"
     )
 
@@ -299,7 +277,8 @@ def test_a_disk_with_too_little_space_is_refused(folder: RunFolder) -> None:
 
 def test_checkpoints_are_listed_oldest_first(folder: RunFolder) -> None:
     """By number; what is half-written is not one."""
-    for name in ("checkpoint-10", "checkpoint-9", ".checkpoint-11", "checkpoint-x"):
+    for name in ("checkpoint-10", "checkpoint-9", ".checkpoint-11", "checkpoint-x", "checkpoint-²"):
         (folder.path / name).mkdir(parents=True)
+    (folder.path / "checkpoint-12").touch()
 
     assert [path.name for path in folder.checkpoints()] == ["checkpoint-9", "checkpoint-10"]

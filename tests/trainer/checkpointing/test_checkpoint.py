@@ -1,7 +1,9 @@
 """What a checkpoint holds, that a resume is the run itself, and what a damaged one or a full disk does."""
 
 import copy
+import errno
 import json
+import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,15 +19,17 @@ from safetensors.torch import load_file, save_file
 from autotune.errors import OutputError
 from tests.support import tiny
 from tests.support.commands import steps
+from tests.support.run_folders import contents
 from tests.support.runs import Messages, ended, notices, rows_file, run, settings
 from tests.support.tokenisers import tokenizer
+from trainer.artifacts import own_files
 from trainer.artifacts.evaluation_log import Best
 from trainer.artifacts.jsonl_log import JsonlLog
+from trainer.artifacts.manifest import write_manifest
 from trainer.artifacts.run_folder import RunFolder
 from trainer.batching.collator import Collator
 from trainer.checkpointing.checkpoint import Position, resume, save_checkpoint, verify
 from trainer.checkpointing.export import export_model
-from trainer.checkpointing.manifest import write_manifest
 from trainer.data.encoder import Encoder
 from trainer.events import CheckpointSaved, Evaluated, TrainingEnded
 from trainer.model.engine import Engine
@@ -226,6 +230,38 @@ def write_nan(checkpoint: Path) -> None:
     write_manifest(checkpoint)
 
 
+def of_another_type(checkpoint: Path) -> None:
+    """As somebody wrote it who knows the manifest."""
+    file = checkpoint / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "step": "5"}))
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint)
+
+
+def a_header_that_lies(checkpoint: Path) -> None:
+    """It names more bytes than there are, which would be taken as memory."""
+    file = checkpoint / "optimizer.safetensors"
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    name = next(key for key in header if key != "__metadata__")
+    header[name] = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint)
+
+
+def a_link_out_of_it(checkpoint: Path) -> None:
+    (checkpoint / "state.json").rename(checkpoint.parent / "state")
+    (checkpoint / "state.json").symlink_to(checkpoint.parent / "state")
+
+
+def a_pipe(checkpoint: Path) -> None:
+    (checkpoint / "state.json").unlink()
+    os.mkfifo(checkpoint / "state.json")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (truncate, "optimizer.safetensors has 1,000 bytes instead of "),
     "flipped": (flip_a_byte, "model.safetensors is altered: its checksum is not the manifest's"),
@@ -241,6 +277,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "manifest.json is altered",
     ),
+    "leads out": (
+        lambda c: (c / "manifest.json").write_text('{"../../etc": {"bytes": 1, "crc32": 1}}'),
+        "manifest.json is altered",
+    ),
+    "another type": (of_another_type, "state.json lacks a value or has one of another type"),
+    "lying header": (
+        a_header_that_lies,
+        "optimizer.safetensors has a header that does not match its bytes",
+    ),
+    "link": (a_link_out_of_it, "state.json has "),
+    "pipe": (a_pipe, "state.json has 0 bytes instead of "),
     "not finite": (write_nan, "shared.weight in model.safetensors is not finite (inf or NaN)"),
 }  # fmt: skip
 
@@ -266,6 +313,61 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     assert [path.name for path in folder.checkpoints()] == ["checkpoint-4"]
     own = dict(engine.unwrapped.named_parameters())
     assert all(torch.equal(own[k], v) for k, v in weights(folder.path / "checkpoint-4").items())
+
+
+def test_checkpoints_that_are_links_are_resumed_from_and_only_unlinked(
+    left: Path, whole: Path, rows: Path, tmp_path: Path
+) -> None:
+    """As where a disk was too small for them."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for checkpoint in RunFolder(left).checkpoints():
+        checkpoint.rename(elsewhere / checkpoint.name)
+        checkpoint.symlink_to(elsewhere / checkpoint.name)
+    before = contents(elsewhere)
+
+    said = run(settings(rows, left))
+
+    assert "resuming after step 5 of 8" in notices(said)
+    assert contents(elsewhere) == before
+    assert are_equal(weights(left), weights(whole))
+    assert [path.name for path in left.iterdir() if path.is_symlink()] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_fresh_run_never_resumes(
+    left: Path, whole: Path, rows: Path, tmp_path: Path, linked: bool
+) -> None:
+    """Whatever is there under a checkpoint's name."""
+    for checkpoint in RunFolder(left).checkpoints() if linked else ():
+        checkpoint.rename(tmp_path / checkpoint.name)
+        checkpoint.symlink_to(tmp_path / checkpoint.name)
+
+    said = run(settings(rows, left, fresh=True))
+
+    assert not any("resuming" in text for text in notices(said))
+    assert [step["step"] for step in steps(left)] == list(range(1, 9))
+    assert are_equal(weights(left), weights(whole))
+
+
+def test_a_run_is_not_resumed_with_other_evaluation_data(
+    left: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Its best evaluation and its early stop compare losses on one set."""
+    other = rows_file(tmp_path / "other.jsonl", 5)
+    assert json.loads((left / "run.json").read_text())["eval_data"] is None
+    record = {
+        **json.loads((left / "run.json").read_text()),
+        "eval_data": {"rows": 4, "tokens": 9, "digest": "a"},
+    }
+    (left / "run.json").write_text(json.dumps(record))
+
+    with pytest.raises(OutputError) as caught:
+        run(settings(rows, left, eval_data=(str(other),)))
+
+    assert str(caught.value).startswith(
+        f"the evaluation data of the run in {left} has changed: 4 rows of 9 tokens, now 5 rows of "
+    )
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_unasked(
@@ -450,21 +552,27 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_filled(
 
 
 def test_a_final_model_that_is_half_there_claims_nothing(
-    left: Path, whole: Path, rows: Path
+    left: Path, whole: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files move in one by one, the configuration last; here the tokenizer's place is taken."""
-    (left / "tokenizer.json").mkdir()
-    (left / "tokenizer.json" / "in the way").touch()
+    """Its files move in one by one, the configuration last; here the tokenizer's cannot move."""
+    move = own_files.move
 
-    with pytest.raises(OutputError, match="resumes from checkpoint-6"):
-        run(settings(rows, left))
+    def fails_at_the_tokenizer(names: list[str], source: Path, target: Path) -> None:
+        if "tokenizer.json" in names:
+            raise OSError(errno.EIO, "Input/output error")
+        move(names, source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(own_files, "move", fails_at_the_tokenizer)
+        with pytest.raises(OutputError, match="resumes from checkpoint-6"):
+            run(settings(rows, left))
 
     assert not (left / "config.json").exists()
     assert not (left / ".model").exists()
     assert json.loads((left / "run.json").read_text())["finished"] is False
-    shutil.rmtree(left / "tokenizer.json")
     run(settings(rows, left))
     assert json.loads((left / "run.json").read_text())["finished"] is True
+    assert not list(left.glob("kept*"))
     assert are_equal(weights(left), weights(whole))
 
 

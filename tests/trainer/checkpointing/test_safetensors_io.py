@@ -53,3 +53,18 @@ def test_we_read_what_either_writes(tmp_path: Path, ours: bool) -> None:
     assert shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
     assert all(read[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\x01", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0[]", b"\x02\0\0\0\0\0\0\0{", b"\x04\0\0\0\0\0\0\0null",
+        b"\x08\0\0\0\0\0\0\0" + b'{"a": 1}', b"\x04\0\0\0\0\0\0\0\xff\xfe{}",
+    ],
+)  # fmt: skip
+def test_a_header_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Before any memory is taken for it."""
+    (tmp_path / "file").write_bytes(content)
+
+    with pytest.raises(ValueError, match=r"\w"):
+        TensorFile(tmp_path / "file")

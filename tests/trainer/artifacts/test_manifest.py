@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpointing.manifest import Damaged, check_manifest, write_manifest
+from trainer.artifacts.manifest import Damaged, check_manifest, write_manifest
 
 
 def test_a_folder_in_a_checkpoint_is_watched_too(tmp_path: Path) -> None:
