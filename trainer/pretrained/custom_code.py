@@ -18,6 +18,7 @@ from transformers.models.auto.tokenization_auto import (
     tokenizer_class_from_name,
 )
 
+from autotune import files
 from autotune.errors import ModelError
 
 CONFIGS = ("config.json", "tokenizer_config.json")
@@ -62,8 +63,8 @@ def code_notice(name: str, model: Any, tokenizer: Any, *, trusted: bool) -> str 
     ]
     if ran:
         classes = ", ".join(kind.__name__ for kind in ran)
-        files = sorted({f"{kind.__module__.rpartition('.')[2]}.py" for kind in ran})
-        return f"running Python code of {name}: {', '.join(files)} ({classes})"
+        names = sorted({f"{kind.__module__.rpartition('.')[2]}.py" for kind in ran})
+        return f"running Python code of {name}: {', '.join(names)} ({classes})"
     references = list(_references(getattr(model.config, "auto_map", None)))
     if trusted or not references:
         return None
@@ -98,13 +99,14 @@ def _brought(name: str, folder: Path, base: Path | None) -> bool:
     """Whether that file is in the folder now, with the files that it imports relatively."""
     if (folder / name).exists():  # transformers copies the code that ran
         return True
-    if base is None or not (files := _with_imports(base / name, base)):
+    if base is None or not files.is_inside(name):
         return False
-    for file in files:
+    found = _with_imports(base / name, base)
+    for file in found:
         target = folder / file.relative_to(base)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    return True
+    return bool(found)
 
 
 def _with_imports(file: Path, base: Path) -> list[Path]:
@@ -116,12 +118,20 @@ def _with_imports(file: Path, base: Path) -> list[Path]:
         if file in found or not file.is_file() or not file.resolve().is_relative_to(base.resolve()):
             continue
         found.append(file)
-        for node in ast.walk(ast.parse(file.read_bytes())):
+        for node in _nodes(file):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 place = file.parent.joinpath(*(node.module or "").split("."))
                 names = [place / f"{alias.name}.py" for alias in node.names]
                 waiting += [place.with_suffix(".py"), place / "__init__.py", *names]
     return found
+
+
+def _nodes(file: Path) -> list[ast.AST]:
+    """The syntax of a file that is not run; none where it is of another Python, or none at all."""
+    try:
+        return list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
 
 
 def _without(auto_map: Any, missing: set[str]) -> Any:
@@ -139,7 +149,7 @@ def _references(auto_map: Any) -> Iterator[str]:
     """Each `file.Class`, once or more; the map is a dict, a pair or nothing."""
     if isinstance(auto_map, str):
         yield auto_map
-    elif auto_map:
+    elif isinstance(auto_map, dict | list | tuple):
         for value in auto_map.values() if isinstance(auto_map, dict) else auto_map:
             yield from _references(value)
 
