@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from autotune import files
 from autotune.errors import OutputError
-from autotune.file_lock import holder, try_lock
+from autotune.file_lock import Lock, holder, try_lock
 from autotune.units import format_bytes
 from trainer.artifacts import own_files, replacement
 from trainer.artifacts.jsonl_log import EVALUATIONS, METRICS, JsonlLog
@@ -73,22 +73,11 @@ class RunFolder:
         """
         files.check_writable(self.path, CHOOSE)
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        file = self.path / ".lock"
         lock = None
         try:
             with self._writing():
                 self.path.mkdir(parents=True, exist_ok=True)
-                try:
-                    lock = try_lock(file)
-                except OSError as error:
-                    if error.errno not in WITHOUT_LOCKS:
-                        raise
-                else:
-                    if lock is None:
-                        raise OutputError(
-                            f"{self.path} is in use by {holder(file)}",
-                            f"wait for its end, or {CHOOSE}",
-                        )
+                lock = self._lock()
             yield () if lock is None else (lock.descriptor,)
         finally:
             if lock is not None:
@@ -202,6 +191,20 @@ class RunFolder:
         """Renames a checkpoint that cannot be read, so that the next one may take its place."""
         damaged = checkpoint.with_name(f"damaged-{checkpoint.name}")
         return checkpoint.rename(files.free_name(damaged))
+
+    def _lock(self) -> Lock | None:
+        """The folder's lock; None where the file system has none."""
+        file = self.path / ".lock"
+        try:
+            lock = try_lock(file)
+        except OSError as error:
+            if error.errno in WITHOUT_LOCKS:
+                return None
+            raise
+        if lock is None:
+            what = f"{self.path} is in use by {holder(file)}"
+            raise OutputError(what, f"wait for its end, or {CHOOSE}")
+        return lock
 
     def _note(self, **values: Any) -> None:
         known = read_record(self.path)
