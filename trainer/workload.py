@@ -34,7 +34,8 @@ class SftWorkload:
     ) -> None:
         settings = WorkloadSettings.from_json(values)
         accelerator = make_accelerator(settings)
-        parts = make_parts(settings, eval_data=tuple(eval_data))
+        told: list[str] = []
+        parts = make_parts(settings, eval_data=tuple(eval_data), notify=told.append)
         store = parts.collator.store
         self._effective = effective
         self._is_fixed = effective_fixed
@@ -47,7 +48,7 @@ class SftWorkload:
             "model": settings.model,
             "rows": len(store),
             "precision": precision(settings),
-            "notice": "; ".join(parts.notices(settings)) or None,
+            "notice": "; ".join([*told, *parts.notices(settings)]) or None,
             "fingerprint": fingerprint_info(parts.loaded, store, accelerator.num_processes),
         }
 

@@ -1,7 +1,9 @@
 """`torch.compile`: a step is the same, and graphs stay few however many shapes it meets."""
 
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,13 @@ from autotune.errors import UsageError
 from tests.support.tiny import batch, engine, tiny
 from trainer.config.settings import WorkloadSettings
 from trainer.model.accelerator import make_accelerator
-from trainer.model.compilation import BACKEND, compiled, graphs, padded
+from trainer.model.compilation import (
+    BACKEND,
+    compiled,
+    graphs,
+    keep_code_private,
+    padded,
+)
 from trainer.model.engine import Engine
 
 SHAPES = [
@@ -35,6 +43,24 @@ def _traced_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("own", [None, "/fast/code"])
+def test_compiled_code_lies_where_no_other_user_can_put_any(
+    own: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own folder in /tmp has a name that all know; a folder that the user chose stays."""
+    monkeypatch.setenv("CHATLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", own or "")
+    if own is None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+
+    keep_code_private()
+    made = tmp_path / "cache" / "inductor"
+
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (own or str(made))
+    if own is None:
+        assert made.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What is said about data that the model does not learn as it stands in the file."""
 
-from trainer.data.tokenization import StoreStats
+from trainer.data.store_stats import StoreStats
 
 
 def data_notice(

@@ -19,6 +19,7 @@ from torch import nn
 
 from autotune.errors import UsageError
 from trainer.batching.collator import IGNORED, Batch
+from trainer.data.cache_folder import check_ours, make_private, private_folder, refusals
 
 MULTIPLE = 8
 """Tokens; also efficient on tensor cores."""
@@ -33,14 +34,31 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
 
     Raises:
         UsageError: there is no C++ compiler, which inductor needs.
+        OutputError: the folder for compiled code cannot be made.
     """
     backend = os.environ.get(BACKEND, "inductor")
     compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
     if backend == "inductor" and not any(map(shutil.which, compilers)):
         raise UsageError("--compile needs a C++ compiler", "install g++, or leave --compile out")
+    if backend == "inductor":
+        keep_code_private()
     torch.fx.experimental._config.use_duck_shape = False
     forward: Callable[..., Any] = torch.compile(model, dynamic=True, backend=backend)
     return forward
+
+
+def keep_code_private() -> None:
+    """Sets the folder of compiled code, unless the user did.
+
+    torch's own is `torchinductor_<user>` in the folder for temporary files. Another user could make it
+    first, and put code there that runs as this user.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        with refusals():
+            folder = private_folder() / "inductor"
+            make_private(folder)
+            check_ours(folder)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def graphs() -> int:

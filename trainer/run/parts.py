@@ -46,9 +46,12 @@ def make_parts(
     *,
     eval_data: tuple[str, ...],
     progress: Callable[[Tokenising], None] | None = None,
+    notify: Callable[[str], object] = lambda text: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Parts:
     """The model and the data. All ranks call it at once; one process a host tokenises.
+
+    `notify` gets a line about tokens that were damaged on the disk.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -71,6 +74,7 @@ def make_parts(
             max_source=settings.max_source_length,
             max_target=settings.max_target_length,
             progress=progress,
+            notify=notify,
             should_stop=should_stop,
         )
         collator = Collator(store, loaded.encoder, start)

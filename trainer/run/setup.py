@@ -45,10 +45,12 @@ def prepare(
     accelerator = make_accelerator(workload, track=settings.track, tracking=folder.tracking)
 
     bundled_eval = () if workload.data else (bundled("valid"),)
+    is_main = accelerator.is_main_process
     parts = make_parts(
         workload,
         eval_data=settings.eval_data or bundled_eval,
-        progress=say if accelerator.is_main_process else None,
+        progress=say if is_main else None,
+        notify=lambda text: say(Notice(text=text)) if is_main else None,
         should_stop=should_stop,
     )
     check_alike(accelerator, settings, parts)

@@ -66,9 +66,10 @@ def inspect_data(
     encoder = load_encoder(settings.model, trust_remote_code=settings.trust_remote_code)
     max_source, max_target = settings.max_source_length, settings.max_target_length
     limits = {"max_source": max_source, "max_target": max_target}
+    told: list[str] = []
     store = open_store(
-        files, encoder, settings.columns,
-        max_source=max_source, max_target=max_target, progress=progress,
+        files, encoder, settings.columns, max_source=max_source, max_target=max_target,
+        progress=progress, notify=told.append,
     )  # fmt: skip
     numbers = [options.row] if options.row else range(1, min(FIRST_ROWS, len(store)) + 1)
     picked = pick((each for file in files for each in read_rows(file, settings.columns)), numbers)
@@ -85,6 +86,6 @@ def inspect_data(
         lengths=lengths(store, **limits),
         cut_sources=stats.cut_sources,
         cut_targets=stats.cut_targets,
-        notices=() if notice is None else (notice,),
+        notices=tuple(filter(None, [*told, notice])),
         shown=tuple(show(encoder, number, each, **limits) for number, each in picked),
     )

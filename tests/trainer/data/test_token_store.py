@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from autotune.errors import DataError, ModelError, OutputError
 from tests.support.data_files import json_lines
 from tests.support.tokenisers import tokenizer
+from trainer.data.cache_folder import cache_folder
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.notices import data_notice
-from trainer.data.token_store import TokenStore, cache_folder, open_store
+from trainer.data.token_store import TokenStore, open_store
 from trainer.reading.layouts import Columns
 from trainer.reading.row import Row
 
@@ -260,8 +261,8 @@ def test_a_cache_that_cannot_be_written_is_named(
         opened(path)
 
     assert str(caught.value) == (
-        f"cannot write the token cache {path}/cache: Not a directory; set CHATLM_CACHE to a folder "
-        f"with space"
+        f"cannot use the token cache {path}/cache: Not a directory; set CHATLM_CACHE to a folder of your "
+        f"own"
     )
 
 

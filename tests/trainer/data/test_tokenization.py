@@ -1,27 +1,31 @@
 """Tokenising resumes where it was interrupted, once for all processes, in bounded memory."""
 
+import errno
 import functools
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autotune.errors import DataError
+from autotune.errors import DataError, OutputError
 from tests.support.data_files import Write, every_format, json_lines, pairs, parquet
 from tests.support.processes import wait_until
 from tests.support.tokenisers import tokenizer
 from trainer.data import tokenization
 from trainer.data.encoder import Encoded, Encoder
+from trainer.data.store_check import read_stats
+from trainer.data.store_stats import StoreStats
 from trainer.data.token_store import TokenStore, open_store
-from trainer.data.tokenization import Interrupted, StoreStats
+from trainer.data.tokenization import Interrupted
 from trainer.events import Tokenising
 from trainer.reading.row import Row
 
@@ -41,7 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tokenization, "CHUNK_ROWS", CHUNK)
     monkeypatch.setattr(tokenization, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(tokenization, "TELL_EVERY", 0.0)
-    monkeypatch.setattr("trainer.data.token_store.TELL_EVERY", 0.01)
+    monkeypatch.setattr("trainer.data.store_lock.TELL_EVERY", 0.01)
     return tmp_path / "cache"
 
 
@@ -52,10 +56,11 @@ def opened(*paths: Path, stop_after: int | None = None, **options: Any) -> Token
 
 
 def contents(store: TokenStore) -> dict[str, bytes]:
-    """All files but the statistics, and those without the time that it took."""
+    """All files but the statistics, and those without what is another for each making."""
     files = {p.name: p.read_bytes() for p in store.folder.iterdir() if p.name != "stats.json"}
     stats = json.loads((store.folder / "stats.json").read_text())
-    return {**files, "stats": json.dumps({**stats, "seconds": 0}).encode()}
+    own = {"seconds": 0, "checksum": 0, "damage": None}
+    return {**files, "stats": json.dumps({**stats, **own}).encode()}
 
 
 @pytest.fixture
@@ -148,34 +153,261 @@ def test_whatever_ends_it_what_was_saved_is_kept(
         patched.setattr(StoreStats, "save", fails)
         with pytest.raises(Exception if error is OSError else error):
             opened(path)
-    kept = StoreStats.read(the_partial(cache))
+    kept = read_stats(the_partial(cache))
     longer = (the_partial(cache) / "tokens.bin").stat().st_size
     counted.clear()
     store = opened(path)
 
-    assert kept is not None
     assert kept.rows == 300
     assert longer > 2 * kept.tokens
     assert sum(counted) == ROWS - 300
     assert contents(store) == whole
 
 
-def test_files_that_lost_something_are_not_gone_on_with(
-    tmp_path: Path, cache: Path, counted: list[int]
-) -> None:
-    """As after a power cut: all is done again."""
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("tokens.bin", lambda file: file.write_bytes(file.read_bytes()[:-2]), "bytes instead of"),
+        ("tokens.bin", flip, "tokens.bin has another checksum"),
+        ("offsets.bin", flip, "offsets.bin has another checksum"),
+        ("offsets.bin", Path.unlink, "offsets.bin cannot be read: No such file or directory"),
+        ("stats.json", flip, "stats.json"),
+        ("tokens.bin", lambda file: file.with_name("copy").hardlink_to(file), "is a hard link"),
+    ],
+    ids=["cut", "flipped tokens", "flipped offsets", "missing", "flipped stats", "hard link"],
+)
+def test_a_part_that_was_damaged_is_not_gone_on_with(
+    name: str, change: Callable[[Path], object], said: str,
+    tmp_path: Path, cache: Path, counted: list[int],
+) -> None:  # fmt: skip
+    """As after a power cut, or bits that flipped: all is done again, and one line says why."""
     path = json_lines(tmp_path, pairs(ROWS))
     whole = undisturbed(path)
     with pytest.raises(Interrupted):
         opened(path, stop_after=4)
-    tokens = the_partial(cache) / "tokens.bin"
-    tokens.write_bytes(tokens.read_bytes()[:-2])
+    partial = the_partial(cache)
+    change(partial / name)
+    told: list[str] = []
+    counted.clear()
+
+    store = opened(path, notify=told.append)
+
+    assert sum(counted) == ROWS
+    assert contents(store) == whole
+    (line,) = told
+    assert line.startswith(f"the token store {partial} was damaged (")
+    assert said in line
+    assert line.endswith("): the data are tokenised again")
+
+
+@pytest.mark.parametrize("kind", ["link to a folder", "link to a file", "file"])
+def test_what_takes_the_place_of_a_part_is_removed_and_not_followed(
+    kind: str, tmp_path: Path, cache: Path
+) -> None:
+    """A link's target keeps what is in it."""
+    path = json_lines(tmp_path, pairs(ROWS))
+    whole = undisturbed(path)
+    with pytest.raises(Interrupted):
+        opened(path, stop_after=4)
+    partial, victim = the_partial(cache), tmp_path / "victim"
+    partial.rename(victim)
+    (victim / "stats.json").unlink()
+    before = {file.name: file.read_bytes() for file in victim.iterdir()}
+    match kind:
+        case "link to a folder":
+            partial.symlink_to(victim)
+        case "link to a file":
+            partial.symlink_to(victim / "tokens.bin")
+        case _:
+            partial.touch()
+
+    store = opened(path)
+
+    assert contents(store) == whole
+    assert folders(cache) == [store.folder]
+    assert {file.name: file.read_bytes() for file in victim.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "stats.json"])
+def test_a_link_among_the_files_of_a_part_is_not_followed(
+    name: str, tmp_path: Path, cache: Path
+) -> None:
+    path = json_lines(tmp_path, pairs(ROWS))
+    whole = undisturbed(path)
+    with pytest.raises(Interrupted):
+        opened(path, stop_after=4)
+    file, victim = the_partial(cache) / name, tmp_path / "victim"
+    file.rename(victim)
+    before = victim.read_bytes()
+    file.symlink_to(victim)
+
+    store = opened(path)
+
+    assert contents(store) == whole
+    assert victim.read_bytes() == before
+
+
+def test_what_a_killed_writer_left_after_its_last_save_is_removed(
+    tmp_path: Path, cache: Path, counted: list[int]
+) -> None:
+    """Files that the statistics do not know, of any kind."""
+    path = json_lines(tmp_path, pairs(ROWS))
+    whole = undisturbed(path)
+    with pytest.raises(Interrupted):
+        opened(path, stop_after=4)
+    partial = the_partial(cache)
+    (partial / "loss_mask.bin").write_bytes(b"x" * 10**5)
+    (partial / ".stats.json.99.tmp").write_text("{")
+    (partial / "more").mkdir()
     counted.clear()
 
     store = opened(path)
 
-    assert sum(counted) == ROWS
+    assert sum(counted) == ROWS - 400
     assert contents(store) == whole
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path, cache: Path) -> None:
+    """Its target keeps its content."""
+    path, victim = json_lines(tmp_path, pairs(ROWS)), tmp_path / "victim"
+    victim.write_text("precious")
+    with pytest.raises(Interrupted):
+        opened(path, stop_after=1)
+    lock = cache / f".lock-{the_partial(cache).name.removeprefix('.partial-')}"
+    lock.symlink_to(victim)
+
+    with pytest.raises(OutputError) as caught:
+        opened(path)
+
+    assert str(caught.value) == (
+        f"cannot lock {lock}: Too many levels of symbolic links; remove it, or set CHATLM_CACHE to a "
+        f"folder of your own"
+    )
+    assert victim.read_text() == "precious"
+
+
+# --- while it is written
+
+
+def appended(path: Path) -> None:
+    with path.open("a") as file:
+        file.write('{"prompt": "x", "response": "y"}\n')
+
+
+def overwritten(path: Path) -> None:
+    """In place, of the same size."""
+    path.write_bytes(path.read_bytes().replace("回答".encode(), "答回".encode()))
+
+
+def replaced(path: Path) -> None:
+    new = path.with_name("new")
+    new.write_text(path.read_text()[:-100] + "\n")
+    new.rename(path)
+
+
+@pytest.mark.parametrize("change", [appended, overwritten, replaced])
+@pytest.mark.parametrize("end", [None, 4])
+def test_data_that_change_while_they_are_read_keep_nothing(
+    change: Callable[[Path], object], end: int | None, tmp_path: Path, cache: Path
+) -> None:
+    """Their rows would lie under the name of the old content; also where it is stopped afterwards."""
+    path = json_lines(tmp_path, [{"prompt": f"{i}", "response": "回答"} for i in range(ROWS)])
+    chunks = itertools.count(1)
+
+    def changes() -> bool:
+        number = next(chunks)
+        if number == 3:
+            change(path)
+        return number == end
+
+    with pytest.raises(DataError) as caught:
+        opened(path, should_stop=changes)
+
+    assert str(caught.value) == (
+        f"{path} changed while it was read; run the command again once nothing writes to it"
+    )
+    assert folders(cache) == []
+
+
+def after(act: Callable[[], object]) -> Callable[[], bool]:
+    """Acts after each chunk, and never stops."""
+
+    def should_stop() -> bool:
+        act()
+        return False
+
+    return should_stop
+
+
+def test_data_that_vanish_while_they_are_read_keep_nothing(tmp_path: Path, cache: Path) -> None:
+    path = json_lines(tmp_path, pairs(ROWS))
+    chunks = itertools.count(1)
+
+    def vanishes() -> None:
+        if next(chunks) == 3:
+            path.unlink()
+
+    with pytest.raises(DataError, match=r"rows\.jsonl is not there"):
+        opened(path, should_stop=after(vanishes))
+
+    assert folders(cache) == []
+
+
+def test_data_that_are_touched_while_they_are_read_are_the_same_data(tmp_path: Path) -> None:
+    """Hours of work are not thrown away for a new date."""
+    path = json_lines(tmp_path, pairs(ROWS))
+    whole = undisturbed(path)
+
+    assert contents(opened(path, should_stop=after(path.touch))) == whole
+
+
+def test_a_cache_that_is_removed_meanwhile_is_told(tmp_path: Path, cache: Path) -> None:
+    path = json_lines(tmp_path, pairs(ROWS))
+
+    with pytest.raises(OutputError) as caught:
+        opened(path, should_stop=after(lambda: shutil.rmtree(cache, ignore_errors=True)))
+    store = opened(path)
+
+    assert str(caught.value) == (
+        f"the token cache {cache} was removed while it was written; run the command again"
+    )
+    assert len(store) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("write", "rows"), [(json_lines, "300 rows take "), (parquet, "all 1,000 need about ")]
+)
+def test_a_full_disk_is_told_with_the_space_that_is_needed(
+    write: Write, rows: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as that is known; what was saved is kept."""
+    path = write(tmp_path, pairs(ROWS))
+    whole = undisturbed(path)
+    saves = itertools.count(1)
+    save = StoreStats.save
+
+    def full(stats: StoreStats, folder: Path) -> None:
+        if next(saves) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(stats, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreStats, "save", full)
+        with pytest.raises(OutputError) as caught:
+            opened(path)
+
+    said = str(caught.value)
+    assert said.startswith(f"cannot write the token cache {cache}: No space left on device (")
+    assert " are free, 300 rows take " in said
+    assert rows in said
+    assert said.endswith("); free some, or set CHATLM_CACHE to a folder with space")
+    assert contents(opened(path)) == whole
 
 
 def test_a_fault_in_a_row_keeps_nothing(tmp_path: Path, cache: Path) -> None:
@@ -231,6 +463,30 @@ def test_a_killed_writer_is_followed_by_one_that_waited(
     assert told[0].rows < told[1].rows + 1
     assert 0 < sum(counted) < ROWS
     assert contents(stores[0]) == whole
+
+
+def test_who_waits_while_a_damaged_store_is_made_anew_is_told_too(
+    tmp_path: Path, cache: Path, counted: list[int]
+) -> None:
+    """As a rank whose neighbour found the damage first: the main process alone tells the user."""
+    path = parquet(tmp_path, pairs(ROWS))
+    store = opened(path)
+    whole = contents(store)
+    flip(store.folder / "tokens.bin")
+    told: list[str] = []
+
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) as process:
+        assert wait_until(lambda: bool(list(cache.glob(".partial-*/stats.json"))))
+        counted.clear()
+        again = opened(path, notify=told.append)
+
+    assert process.returncode == 0
+    assert counted == []
+    assert told == [
+        f"the token store {store.folder} was damaged (tokens.bin has another checksum): the data are "
+        f"tokenised again"
+    ]
+    assert contents(again) == whole
 
 
 def test_who_waits_can_be_stopped(tmp_path: Path, cache: Path) -> None:
