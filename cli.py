@@ -197,22 +197,10 @@ def monitor(
 @profiles_app.command("list", epilog=PROFILES_EXAMPLES)
 def list_profiles() -> None:
     """List all profiles: your own first, then the presets."""
-    import profiles
+    from profiles import listing
 
-    for name in profiles.names():
-        try:
-            profile = profiles.load(name)
-        except ChatlmError as error:
-            sys.stdout.write(f"{name:<16} {error}\n")
-            continue
-        batch = profile.batch
-        sys.stdout.write(
-            f"{name:<16} micro-batch {profile.plan(profile.fingerprint.world_size)!s:<5} "
-            f"accumulation {batch.gradient_accumulation_steps:<4} "
-            f"processes {profile.fingerprint.world_size:<3} "
-            f"effective batch {batch.effective_batch_size}"
-            f"{'  (interrupted)' if profile.interrupted else ''}\n"
-        )
+    for line in listing.lines():
+        sys.stdout.write(f"{line}\n")
 
 
 @profiles_app.command("show", epilog=PROFILES_EXAMPLES)

@@ -68,7 +68,11 @@ def is_found(name: str) -> bool:
     """Whether it names a file or a folder, or a pattern that matches one."""
     try:
         return Path(name).exists() or any(glob.iglob(name, recursive=True))  # noqa: PTH207
-    except OSError:  # too long, or not to be looked into
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ):  # too long, a NUL, too deep, not to be looked into
         return False
 
 

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
-from autotune.errors import UsageError
+from autotune.errors import UsageError, shown
 from trainer.config.options import Flag, Tracker, TrainOptions
 from trainer.config.settings import TrainSettings, WorkloadSettings
 
@@ -95,5 +95,8 @@ def check_ranges(settings: TrainSettings | WorkloadSettings) -> None:
     for field in fields(TrainOptions):
         flag: Flag = field.metadata["flag"]
         name, value = field.name.replace("_", "-"), getattr(settings, field.name, None)
+        if isinstance(value, int) and value >= 2**63:
+            raise UsageError(f"--{name} {shown(value)} is out of range", "give less than 2^63")
         if isinstance(value, int | float) and flag.range and not flag.range.holds(value):
-            raise UsageError(f"--{name} {value:g} is out of range", f"give {flag.range.says}")
+            number = f"{value:g}" if isinstance(value, float) else shown(value)
+            raise UsageError(f"--{name} {number} is out of range", f"give {flag.range.says}")

@@ -159,3 +159,11 @@ def test_no_processes_are_refused(device: Device, count: int) -> None:
         opened(device, 1, num_processes=count)
 
     assert str(caught.value) == f"--num-processes {count} is out of range; give 1 or more"
+
+
+def test_more_processes_than_any_run_has_are_refused() -> None:
+    """Before a process is started for each."""
+    with pytest.raises(UsageError) as caught:
+        opened("cpu", 1, num_processes=10**9)
+
+    assert str(caught.value) == "--num-processes 1000000000 is out of range; give 65,536 or less"

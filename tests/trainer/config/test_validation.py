@@ -40,6 +40,11 @@ NO_LORA = "--lora-alpha and --lora-targets do nothing without LoRA; give --lora-
             {"fsdp": True, "optimizer": "adafactor"},
             "--fsdp does not go with --optimizer adafactor, whose state is not sharded; use adamw",
         ),
+        ({"seed": 10**40}, f"--seed {10**40} is out of range; give less than 2^63"),
+        (
+            {"lora_rank": -(10**400)},
+            f"--lora-rank -1{'0' * 78} … {'0' * 20} is out of range; give 0 or more",
+        ),
         ({"neftune_alpha": 0.0}, "--neftune-alpha 0 is out of range; give a number above 0"),
         (
             {"precision": "fp16"},
