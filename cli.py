@@ -185,13 +185,14 @@ def monitor(
     from dashboard import open_screen
 
     host = HostMeter()
-    with live.open_driver() or nullcontext() as nvml:
-        reading = live.take(host, nvml)
+    driver, why = live.open_driver()
+    with driver or nullcontext() as nvml:
+        reading = live.take(host, nvml, driver=why)
         if as_json or once or not sys.stdout.isatty():
             _print(live.as_json(reading) if as_json else live.as_lines(reading))
         else:
             with open_screen(plain=False, stream=sys.stdout) as screen:
-                live.watch(host, nvml, screen)
+                live.watch(host, nvml, screen, driver=why)
 
 
 @profiles_app.command("list", epilog=PROFILES_EXAMPLES)
