@@ -137,7 +137,7 @@ class WorkerGroup(Generic[M]):
     def _is_ours(self, pid: int) -> bool:
         """Whether the process is still the one that we started: the kernel reuses numbers."""
         try:
-            return self._hub.path.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            return os.fsencode(self._hub.path) in Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             return False
 
