@@ -248,6 +248,43 @@ def test_the_hint_of_a_fault_is_a_field_of_its_own(
     assert error_of(path).hint == hint
 
 
+VALUES = (
+    "1", "0", "-1", "65537", str(2**31), str(2**63 - 1), str(2**63), "1e308", "1e999", "nan", "5e-324", "true",
+    "''", "'x'", '"\\u0000"', '"\\u001b[2J"', '"a\\nb"', f"'{'x' * 5000}'", "[]", "[1]", "['a']", "[[]]", "{}",
+    "{a = 1}", "2020-01-01", "12:00:00", "9" * 5000, f"0x{'f' * 5000}", f"{'[' * 500}{']' * 500}", "'*/*'",
+    "[5, 2]", "[0.0, 0.0]", "'fits'", "'fp16'", "]", "\0", "\x1b", "\r", "'''",
+)  # fmt: skip
+"""What may stand behind a key."""
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.sampled_from(VALUES)), min_size=1, max_size=3),
+    st.none() | st.integers(0, 400),
+)
+def test_a_profile_of_any_values_is_used_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, str]], end: int | None
+) -> None:
+    """Its lines changed, and perhaps cut; what is loaded can be computed with."""
+    text = f"{UNEVEN}longest_source = 9\nlongest_target = 9\n[memory]\nshares = [0.1, 0.9]"
+    lines = text.split("\n")
+    for number, value in changes:
+        key = lines[number % len(lines)].partition("=")[0] or "a"
+        lines[number % len(lines)] = f"{key}= {value}"
+    path = tmp_path_factory.mktemp("profiles") / "p.toml"
+    path.write_bytes("\n".join(lines).encode()[:end])
+
+    said = ""
+    try:
+        profile = profiles.load(str(path))
+    except ProfileError as error:
+        said = str(error)
+    else:
+        profile.knee(), profile.overhead(), profile.plan(1, 1)
+
+    assert said.isprintable()
+    assert len(said) < 1000
+
+
 def test_each_device_may_have_its_own_size(tmp_path: Path) -> None:
     """On another number of devices the smallest is safe; the user's own size is for all."""
     path = tmp_path / "p.toml"
