@@ -83,6 +83,12 @@ LOADER_KILLED = (
     "a loader worker was killed, most likely because host memory ran out: set loader_workers = 0 in the profile, "
     "use fewer processes, or end what else uses host memory"
 )
+LOADER_ENDED = (
+    "a loader worker ended; if nobody ended it, host memory most likely ran out: set loader_workers = 0 in the "
+    "profile, with which an error of its own is the run's"
+)
+"""Without a signal's name. Where it ends while it hands a tensor over, the error is an EOFError or
+ConnectionResetError in multiprocessing's resource_sharer (torch 2.13)."""
 SEGFAULT = (
     "a segmentation fault is a fault of compiled code, most often of packages built for other versions: run "
     "`pip check` and install torch anew; with PYTHONFAULTHANDLER=1 the log shows where it was"
@@ -157,10 +163,7 @@ FAULTS = (
         LOADER_SEGFAULT,
     ),
     Fault(rf"{LOADER}Illegal instruction", ILLEGAL),
-    Fault(
-        r"DataLoader worker .* exited unexpectedly",
-        "set loader_workers = 0 in the profile: the error of a loader worker is then the run's own",
-    ),
+    Fault(r"DataLoader worker .* exited unexpectedly|resource_sharer\.py", LOADER_ENDED),
     Fault(
         r"Duplicate GPU detected",
         "two processes are on one card: start no more processes per node than it has cards, and leave "

@@ -208,9 +208,21 @@ def test_a_signal_that_ended_a_loader_or_a_worker_is_answered_with_what_to_try(n
     assert advice("Connection closed by peer", exit_code=-number) == of_worker
 
 
-def test_a_loader_that_ends_without_a_signal_is_answered_with_how_to_see_its_error() -> None:
-    assert advice(ENDED) == (
-        "set loader_workers = 0 in the profile: the error of a loader worker is then the run's own"
+@pytest.mark.parametrize(
+    "said",
+    [
+        ENDED,
+        # torch 2.13, Python 3.11: it was killed while it handed a tensor over
+        '  File "/lib/python3.11/multiprocessing/resource_sharer.py", line 57, in detach\n'
+        "    with _resource_sharer.get_connection(self._id) as conn:\nEOFError",
+        '  File "/lib/python3.11/multiprocessing/resource_sharer.py", line 86, in get_connection\n'
+        "ConnectionResetError: [Errno 104] Connection reset by peer",
+    ],
+)
+def test_a_loader_that_ends_without_a_signals_name_is_answered_with_what_to_try(said: str) -> None:
+    assert advice(said) == (
+        "a loader worker ended; if nobody ended it, host memory most likely ran out: set loader_workers = 0 "
+        "in the profile, with which an error of its own is the run's"
     )
 
 
