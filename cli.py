@@ -185,34 +185,23 @@ def monitor(
     from dashboard import open_screen
 
     host = HostMeter()
-    with live.open_driver() or nullcontext() as nvml:
-        reading = live.take(host, nvml)
+    driver, why = live.open_driver()
+    with driver or nullcontext() as nvml:
+        reading = live.take(host, nvml, driver=why)
         if as_json or once or not sys.stdout.isatty():
             _print(live.as_json(reading) if as_json else live.as_lines(reading))
         else:
             with open_screen(plain=False, stream=sys.stdout) as screen:
-                live.watch(host, nvml, screen)
+                live.watch(host, nvml, screen, driver=why)
 
 
 @profiles_app.command("list", epilog=PROFILES_EXAMPLES)
 def list_profiles() -> None:
     """List all profiles: your own first, then the presets."""
-    import profiles
+    from profiles import listing
 
-    for name in profiles.names():
-        try:
-            profile = profiles.load(name)
-        except ChatlmError as error:
-            sys.stdout.write(f"{name:<16} {error}\n")
-            continue
-        batch = profile.batch
-        sys.stdout.write(
-            f"{name:<16} micro-batch {profile.plan(profile.fingerprint.world_size)!s:<5} "
-            f"accumulation {batch.gradient_accumulation_steps:<4} "
-            f"processes {profile.fingerprint.world_size:<3} "
-            f"effective batch {batch.effective_batch_size}"
-            f"{'  (interrupted)' if profile.interrupted else ''}\n"
-        )
+    for line in listing.lines():
+        sys.stdout.write(f"{line}\n")
 
 
 @profiles_app.command("show", epilog=PROFILES_EXAMPLES)

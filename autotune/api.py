@@ -19,6 +19,7 @@ from autotune.devices.host import HostMeter
 from autotune.devices.selection import open_devices
 from autotune.errors import UsageError, WorkerError
 from autotune.events import Emit, Listeners
+from autotune.files import temporary_files
 from autotune.trial import Trial
 from autotune.tuning.in_process import StepFunction, step_prober
 from autotune.tuning.loop import Outcome, Prober, tune
@@ -127,7 +128,8 @@ def _workers(
 ) -> Iterator[Prober]:
     """A prober with workers. Their log is removed at the end, unless an error names it."""
     host = HostMeter()
-    folder = Path(tempfile.mkdtemp(prefix="autotune-"))
+    with temporary_files():
+        folder = Path(tempfile.mkdtemp(prefix="autotune-"))
     keeps_log = False
     try:
         with (

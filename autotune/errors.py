@@ -8,6 +8,10 @@ import re
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 """Characters that may steer a terminal; a file's name may have them."""
+LONGEST_VALUE = 120
+"""Characters of a value from a file that a message quotes."""
+LONGEST_NAME = 4096
+"""Characters of a name that a message quotes; no path is longer."""
 
 
 class ChatlmError(Exception):
@@ -70,3 +74,19 @@ class OutputError(ChatlmError):
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error's text, or the name of its type."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def shown(value: object) -> str:
+    """The value as Python writes it, on one line; the middle of a long one is left out."""
+    return shortened(repr(value))
+
+
+def named(text: object) -> str:
+    """A name or path as it is, or as `shown` if it has a line break or a control character."""
+    name = str(text)
+    return name if name.isprintable() and len(name) <= LONGEST_NAME else shown(name)
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning and its end where it is long."""
+    return text if len(text) <= LONGEST_VALUE else f"{text[:80]} … {text[-20:]}"

@@ -102,6 +102,22 @@ def check_writable(folder: Path, advice: str) -> None:
         raise OutputError(f"cannot write to {folder}: {error.strerror}", advice) from error
 
 
+@contextmanager
+def temporary_files() -> Iterator[None]:
+    """Names TMPDIR when no temporary file can be made in the block.
+
+    Raises:
+        OutputError: no folder for temporary files can be written, or it is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot make a temporary file: {error.strerror}",
+            "set TMPDIR to a folder that you can write to and that has space",
+        ) from error
+
+
 def sync(path: Path) -> None:
     """Returns once the file, or the folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -140,7 +156,11 @@ def is_found(name: str) -> bool:
     """Whether it names a file or a folder, or a pattern that matches one."""
     try:
         return Path(name).exists() or any(glob.iglob(name, recursive=True))  # noqa: PTH207
-    except OSError:  # too long, or not to be looked into
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ):  # too long, a NUL, too deep, not to be looked into
         return False
 
 

@@ -30,7 +30,7 @@ class Costs:
     """Tokens of each side (source and target, or both as one) of the longest sample."""
     memory_fractions: tuple[float, ...] | None = None
     """The share of each side in the memory of a sequence that is longest on all sides; None if not
-    measured."""
+    measured. Shares of another number of sides are not followed."""
     overhead: float | None = None
     """The time of one more micro-batch, in tokens; None if no speed was measured: the step is then cut
     into as few micro-batches as memory allows."""
@@ -44,9 +44,10 @@ class Costs:
         mean by the measured shares, since a product of two numbers up to 1 is at most any mean of them.
         """
         relative = widest / np.asarray(self.longest)
-        if self.memory_fractions is None or not any(self.memory_fractions):
+        fractions = self.memory_fractions
+        if fractions is None or len(fractions) != len(self.longest) or not any(fractions):
             return counts * relative.max(-1)
-        memory_fractions = np.asarray(self.memory_fractions) / min(1.0, sum(self.memory_fractions))
+        memory_fractions = np.asarray(fractions) / min(1.0, sum(fractions))
         return counts * (relative @ memory_fractions)
 
 

@@ -12,6 +12,10 @@ import numpy as np
 from autotune.errors import PlanError
 from autotune.partition import Costs, Counts, partition_points, sort_orders
 
+MAX_WORLD_SIZE = 65_536
+"""The most processes of a run; a larger number in a file or flag is a slip."""
+MOST_SHOWN = 16
+"""Sizes in a message."""
 MicroBatch = int | Sequence[int]
 """Micro-batches: one size for all ranks, or one for each."""
 
@@ -25,6 +29,10 @@ class Plan:
     effective_batch: int
 
     def __init__(self, *, micro_batch: MicroBatch, effective_batch: int, world_size: int) -> None:
+        if not 1 <= world_size <= MAX_WORLD_SIZE:
+            raise PlanError(
+                f"{world_size} is not a number of processes", f"use 1 to {MAX_WORLD_SIZE:,}"
+            )
         object.__setattr__(self, "sizes", _each_rank(micro_batch, world_size))
         object.__setattr__(self, "effective_batch", effective_batch)
         self._check()
@@ -60,7 +68,7 @@ class Plan:
 
     def __str__(self) -> str:
         """The sizes as people read them: `8`, or `12 + 6`."""
-        return str(self.micro_batch) if self.is_even else " + ".join(map(str, self.sizes))
+        return str(self.micro_batch) if self.is_even else _listed(self.sizes)
 
     @property
     def world_size(self) -> int:
@@ -102,11 +110,17 @@ def _each_rank(micro_batch: MicroBatch, world_size: int) -> tuple[int, ...]:
         return (micro_batch,) * world_size
     if len(micro_batch) != world_size:
         raise PlanError(
-            f"micro-batches {' + '.join(map(str, micro_batch))} are for {len(micro_batch)} "
+            f"micro-batches {_listed(micro_batch)} are for {len(micro_batch)} "
             f"process{'es' if len(micro_batch) > 1 else ''}, not {world_size}",
             "give one size for each process, or one for all",
         )
     return tuple(micro_batch)
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    """The sizes, or the first of many."""
+    more = " + …" if len(sizes) > MOST_SHOWN else ""
+    return " + ".join(map(str, sizes[:MOST_SHOWN])) + more
 
 
 def cut(

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from autotune.devices.host import HostMeter
-from autotune.devices.nvml import Nvml, NvmlDevice
+from autotune.devices.nvml import NoDriver, Nvml, NvmlDevice
 from autotune.errors import DeviceError
 from autotune.events import Emit, Notice, ReadingTaken
 from autotune.readings import DeviceReading, HostReading
@@ -38,12 +37,17 @@ class Snapshot:
 
     cards: tuple[Card | SilentCard, ...]
     host: HostReading
+    driver: str | None = None
+    """Why the driver does not answer; None where it does, or there is none."""
 
 
-def take(host: HostMeter, nvml: Nvml | None, *, with_processes: bool = True) -> Snapshot:
+def take(
+    host: HostMeter, nvml: Nvml | None, *, driver: str | None = None, with_processes: bool = True
+) -> Snapshot:
     """One reading of everything; processes cost milliseconds a card."""
     devices = () if nvml is None else nvml.devices
-    return Snapshot(cards=tuple(_look(d, with_processes) for d in devices), host=host.read())
+    cards = tuple(_look(d, with_processes) for d in devices)
+    return Snapshot(cards=cards, host=host.read(), driver=driver)
 
 
 def _look(device: NvmlDevice, with_processes: bool) -> Card | SilentCard:
@@ -53,17 +57,21 @@ def _look(device: NvmlDevice, with_processes: bool) -> Card | SilentCard:
         return SilentCard(device=device.uuid, name=device.name, error=str(error))
 
 
-def open_driver() -> Nvml | None:
-    """The NVIDIA driver, None where there is none."""
-    with suppress(DeviceError):
-        return Nvml.open()
-    return None
+def open_driver() -> tuple[Nvml | None, str | None]:
+    """The NVIDIA driver, and why it does not answer; both None where there is none."""
+    try:
+        return Nvml.open(), None
+    except NoDriver:
+        return None, None
+    except DeviceError as error:
+        return None, error.what
 
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:
     """The document that `chatlm monitor --json` prints; bytes."""
     return {
         "schema": 1,
+        "driver": snapshot.driver,
         "devices": [_as_object(card) for card in snapshot.cards],
         "host": _with_units(snapshot.host),
     }
@@ -88,7 +96,7 @@ def as_lines(snapshot: Snapshot) -> str:
         for card in snapshot.cards
     ]
     if not lines:
-        lines.append("no NVIDIA card answers")
+        lines.append(snapshot.driver or "no NVIDIA card answers")
     return "\n".join([*lines, _line("host RAM", snapshot.host)]) + "\n"
 
 
@@ -97,8 +105,10 @@ def _line(name: str, reading: DeviceReading | HostReading) -> str:
     return f"{name:<24} {used} of {total} ({reading.used / reading.total:.0%})"
 
 
-def watch(host: HostMeter, nvml: Nvml | None, emit: Emit) -> None:
-    """Emits a reading every second until it is interrupted, and why a card does not answer, once."""
+def watch(host: HostMeter, nvml: Nvml | None, emit: Emit, *, driver: str | None = None) -> None:
+    """Emits a reading every second until it is interrupted, and why card or driver do not answer, once."""
+    if driver is not None:
+        emit(Notice(text=driver))
     said: set[str] = set()
     while True:
         snapshot = take(host, nvml, with_processes=False)

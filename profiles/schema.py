@@ -7,20 +7,35 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from autotune.choices import MODEL_PRESET_NAMES, Freeze, Optimizer, Precision
-from autotune.errors import PlanError, ProfileError
+from autotune.errors import PlanError, ProfileError, shown
 from autotune.files import find_beside
-from autotune.plan import MicroBatch, Plan
+from autotune.plan import MAX_WORLD_SIZE, MicroBatch, Plan
 from autotune.search import knee
 from autotune.verdict import Verdict
 
 SCHEMA = 1
 
+
+def _without_nul(text: str) -> str:
+    """The text; raises for a NUL character, which no name of a file, model or column can have."""
+    if "\0" in text:
+        raise PydanticCustomError("nul", "A name has no NUL character")
+    return text
+
+
 Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Bytes = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+"""Sequences, samples or tokens."""
+WorldSize = Annotated[int, Field(ge=1, le=MAX_WORLD_SIZE)]
+Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Speed = Annotated[float, Field(ge=1e-6, le=1e12)]
+"""Per second; its inverse, times any count, is finite."""
+Name = Annotated[str, AfterValidator(_without_nul)]
 
 
 class Section(BaseModel):
@@ -57,16 +72,18 @@ class MemorySection(Section):
     """A probe above this was stopped: the budget and a small margin."""
     peak_bytes: Bytes | None = None
     host_peak_bytes: Bytes | None = None
-    shares: list[Annotated[float, Field(ge=0)]] | None = None
+    shares: (
+        Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)] | None
+    ) = None
     """The shares of a micro-batch's activations that source and target take."""
 
 
 class RunSection(Section):
     """Settings that the memory figures depend on."""
 
-    model: str | None = None
+    model: Name | None = None
     """The tuned model; `train` trains it unless `--model` says otherwise."""
-    data: list[str] | None = None
+    data: list[Name] | None = None
     prompt_column: str | None = None
     """None takes the one that a known layout of columns has; so do the next two."""
     response_column: str | None = None
@@ -89,7 +106,7 @@ class RunSection(Section):
     """Tokens, end-of-sequence included."""
     max_target_length: Count = 256
     optimizer: Optimizer = "adamw"
-    loader_workers: Annotated[int, Field(ge=0)] = 0
+    loader_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     environment: dict[str, str] = {}
 
     def found_from(self, folder: Path) -> Self:
@@ -111,9 +128,9 @@ class TrialRow(Section):
     """One a device; None when all are equal."""
     verdict: Annotated[Verdict, Field(strict=False)]  # a text in TOML
     peak_bytes: Bytes | None = None
-    seconds: float
-    samples_per_second: float | None = None
-    tokens_per_second: float | None = None
+    seconds: Seconds
+    samples_per_second: Speed | None = None
+    tokens_per_second: Speed | None = None
     speed_spread: Annotated[float, Field(ge=0)] | None = None
     """The range of the timed steps' seconds, as a share of their mean."""
     reason: str | None = None
@@ -125,13 +142,13 @@ class Fingerprint(Section):
     model: str | None = None
     """Name and a hash of its configuration."""
     devices: list[str] | None = None
-    device_bytes: list[int] | None = None
+    device_bytes: list[Bytes] | None = None
     driver: str | None = None
     torch: str | None = None
     longest_source: Count | None = None
     """Tokens of the longest source after truncation."""
     longest_target: Count | None = None
-    world_size: Count = 1
+    world_size: WorldSize = 1
 
 
 class Profile(Section):
@@ -218,7 +235,7 @@ class Profile(Section):
 
     def _samples(self, row: TrialRow) -> int:
         """Samples of one micro-batch on every device."""
-        return sum(row.sizes or [row.size] * self.fingerprint.world_size)
+        return sum(row.sizes) if row.sizes else row.size * self.fingerprint.world_size
 
 
 def parse(document: dict[str, Any], source: str) -> Profile:
@@ -227,8 +244,10 @@ def parse(document: dict[str, Any], source: str) -> Profile:
     Raises:
         ProfileError: a future schema, an unknown key, a wrong type, or a plan that does not add up.
     """
-    schema = document.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
+    schema = document.get("schema", SCHEMA)
+    if type(schema) is not int:  # `true` and 1.0 are equal to 1
+        raise ProfileError(f"{source}: 'schema' is {shown(schema)}: it should be {SCHEMA}")
+    if schema > SCHEMA:
         raise ProfileError(
             f"{source} has schema {schema}, this version reads up to {SCHEMA}",
             "update chatlm, or tune again",
@@ -244,20 +263,21 @@ def parse(document: dict[str, Any], source: str) -> Profile:
 
 def _first_fault(error: ValidationError) -> tuple[str, str | None]:
     """What is wrong, and what to try where that is known."""
-    faults = error.errors()
+    faults = error.errors(include_url=False)
     # a misspelt key is also a missing one: name the key that the user wrote
     fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
-    place = ".".join(str(part) for part in fault["loc"])
+    place = shown(".".join(str(part) for part in fault["loc"]))
+    value = shown(fault["input"])
     if fault["type"] == "extra_forbidden":
         known = _keys(Profile, fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key {place!r}", hint
+        return f"unknown key {place}", hint
     if fault["type"] == "missing":
-        return f"{place!r} is missing", "`chatlm profiles show fast` prints a whole profile"
+        return f"{place} is missing", "`chatlm profiles show fast` prints a whole profile"
     if fault["type"] == "model_type":
-        return f"{place!r} is {fault['input']!r}: it should be a table, [{place}]", None
-    return f"{place!r} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}", None
+        return f"{place} is {value}: it should be a table, [{place[1:-1]}]", None
+    return f"{place} is {value}: {fault['msg'][0].lower()}{fault['msg'][1:]}", None
 
 
 def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

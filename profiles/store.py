@@ -1,20 +1,25 @@
 """Finds a profile by path, then in `./profiles`, then among the presets; writes it atomically."""
 
 import difflib
-import tomllib
+import os
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
 import tomli_w
 
-from autotune.errors import OutputError, ProfileError
+from autotune.errors import OutputError, ProfileError, named, shown
 from autotune.files import check_writable, write_text
+from profiles.document import parse_toml, read_file
 from profiles.schema import Profile, parse
 
 PRESETS = resources.files("profiles") / "presets"
 FOLDER = Path("profiles")
 """Where `autotune` writes and `train` looks, in the user's current folder."""
+LONGEST = 200
+"""Bytes of a profile's name; its file's name, and that of a half-written one, are longer."""
+MOST_LISTED = 20
+"""Names in an error."""
 
 
 def load(name_or_path: str) -> Profile:
@@ -23,13 +28,13 @@ def load(name_or_path: str) -> Profile:
     Raises:
         ProfileError: there is none (the error gives the nearest names), or it is malformed.
     """
-    data, source = _read(name_or_path)
+    data, source, folder = _read(name_or_path)
     try:
-        document = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{source} is not TOML: {error}", "fix it, or tune again") from error
+        document = parse_toml(data)
+    except ValueError as error:
+        raise ProfileError(f"{source} {error}", "fix it, or tune again") from error
     profile = parse(document, source)
-    return profile.model_copy(update={"run": profile.run.found_from(Path(source).parent)})
+    return profile.model_copy(update={"run": profile.run.found_from(folder)})
 
 
 def save(profile: Profile, path: Path) -> None:
@@ -67,19 +72,30 @@ def free_path(path: Path) -> Path:
 
 
 def names() -> list[str]:
-    """Every profile that can be named: the user's own first, then the presets."""
+    """Every profile that can be named, whole or not: the user's own first, then the presets."""
     own = sorted(path.stem for path in FOLDER.glob("*.toml"))
     return own + [name for name in _presets() if name not in own]
+
+
+def check_folder() -> None:
+    """Raises ProfileError if `names` cannot see the user's own profiles."""
+    try:
+        next(FOLDER.iterdir(), None)
+    except FileNotFoundError:
+        pass  # no tuning has written one
+    except OSError as error:
+        raise ProfileError(f"cannot read the folder {FOLDER}: {error.strerror}") from error
 
 
 def check_name(name: str) -> str:
     """The name, if a file can have it.
 
     Raises:
-        ProfileError: it is empty or has a folder in it.
+        ProfileError: it is empty or long, has a folder in it, or a character that no screen shows.
     """
-    if not name or name != Path(name).name or name.startswith("."):
-        raise ProfileError(f"{name!r} cannot name a profile", "use a plain word like tuned")
+    is_word = name == Path(name).name and name.isprintable() and not name.startswith(".")
+    if not name or not is_word or len(os.fsencode(name)) > LONGEST:
+        raise ProfileError(f"{shown(name)} cannot name a profile", "use a plain word like tuned")
     return name
 
 
@@ -87,20 +103,43 @@ def _presets() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in PRESETS.iterdir())
 
 
-def _read(name_or_path: str) -> tuple[bytes, str]:
-    """The file, and a name for it in messages."""
+def _read(name_or_path: str) -> tuple[bytes, str, Path]:
+    """The file, a name for it in messages, and its folder."""
     path = Path(name_or_path)
     is_name = path.name == name_or_path
     for candidate in (path, FOLDER / f"{name_or_path}.toml") if is_name else (path,):
         try:
-            if candidate.is_file():
-                return candidate.read_bytes(), str(candidate)
+            if _is_profile(candidate, is_name):
+                return read_file(candidate), named(candidate), candidate.parent
         except OSError as error:
-            raise ProfileError(f"cannot read the profile {candidate}: {error.strerror}") from error
+            what = f"cannot read the profile {named(candidate)}: {error.strerror}"
+            raise ProfileError(what) from error
     if name_or_path in _presets():
-        return (PRESETS / f"{name_or_path}.toml").read_bytes(), f"preset {name_or_path}"
-    near = difflib.get_close_matches(path.stem, names(), n=3)
-    hint = f"there are {', '.join(names())}, and `chatlm autotune` makes one"
-    if near:
-        hint = f"did you mean {' or '.join(near)}?"
-    raise ProfileError(f"no profile {name_or_path!r}", hint)
+        text = (PRESETS / f"{name_or_path}.toml").read_bytes()
+        return text, f"preset {name_or_path}", Path()
+    raise ProfileError(f"no profile {shown(name_or_path)}", _hint(path.stem))
+
+
+def _is_profile(path: Path, is_name: bool) -> bool:
+    """Whether something is there to be read; a folder with the name of a profile is none.
+
+    Raises:
+        OSError: no file can have that name, or it may not be looked for.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ValueError:  # a NUL character: no file has such a name
+        return False
+    if is_name and path.suffix != ".toml":
+        return path.exists() and not path.is_dir()
+    return True
+
+
+def _hint(stem: str) -> str:
+    known = names()
+    if near := difflib.get_close_matches(stem, known, n=3):
+        return f"did you mean {' or '.join(map(named, near))}?"
+    listed = ", ".join(map(named, known[-MOST_LISTED:]))
+    return f"there are {listed}, and `chatlm autotune` makes one"

@@ -63,21 +63,23 @@ class HostMeter:
         """
         text = _text(self._meminfo)
         total, available = field(text, b"MemTotal:"), field(text, b"MemAvailable:")
-        if total is None or available is None:
+        if not total or available is None:
             raise DeviceError(
                 f"{self._meminfo} does not show the host's memory", "run where /proc is mounted"
             )
-        return HostReading(total=total * 1024, used=(total - available) * 1024)
+        # in containers with their own /proc/meminfo more may be available than there is in all
+        return HostReading(total=total * 1024, used=max(0, total - available) * 1024)
 
 
 def _read_level(version: int, folder: str, machine: int) -> HostReading | None:
     """`None` without a limit below the machine's memory, or when the cgroup is gone.
 
-    "No limit" is `max` in version 2 and 9223372036854771712 in version 1. Then `memory.stat` is not
-    read, because the kernel sums it over every group below.
+    "No limit" is `max` in version 2 and 9223372036854771712 in version 1. A limit of 0 is none either,
+    since this process runs. Without a limit `memory.stat` is not read, because the kernel sums it over every
+    group below.
     """
     files, use, inactive = FILES[version]
-    limits = [limit for file in files if (limit := _number(f"{folder}/{file}")) is not None]
+    limits = [limit for file in files if (limit := _number(f"{folder}/{file}"))]
     if not limits or min(limits) >= machine or (current := _number(f"{folder}/{use}")) is None:
         return None
     dropped = field(_text(f"{folder}/memory.stat"), inactive) or 0
@@ -87,7 +89,9 @@ def _read_level(version: int, folder: str, machine: int) -> HostReading | None:
 def _cgroups(proc: Path, root: Path) -> Iterator[tuple[int, list[Path]]]:
     """(version, our folder and all above it) of each hierarchy that may count memory."""
     for line in os.fsdecode(_text(proc / "self" / "cgroup")).splitlines():
-        _, controllers, path = line.split(":", 2)
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not (number.isdigit() and path.startswith("/")):
+            continue  # no line of a kernel that we know
         if controllers == "":  # version 2, at `unified` where both are mounted
             unified = root / "unified"
             yield 2, _lineage(unified if unified.is_dir() else root, path)
@@ -116,7 +120,7 @@ def _oom_counters(version: int, folders: list[Path]) -> list[Path]:
 def field(text: bytes, key: bytes) -> int | None:
     """The number after `key` in the line that begins with it; None without such a line."""
     first, *_ = (b"\n" + text).partition(b"\n%s " % key)[2].split(None, 1) or [b""]
-    return int(first) if first.isdigit() else None
+    return _parsed(first)
 
 
 def _text(file: str | Path) -> bytes:
@@ -128,5 +132,9 @@ def _text(file: str | Path) -> bytes:
 
 
 def _number(file: str | Path) -> int | None:
-    text = _text(file).strip()
-    return int(text) if text.isdigit() else None
+    return _parsed(_text(file).strip())
+
+
+def _parsed(text: bytes) -> int | None:
+    """The number of at most 64 bits; None for any other text."""
+    return int(text) if text.isdigit() and len(text) <= 20 else None

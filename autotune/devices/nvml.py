@@ -13,13 +13,19 @@ from typing import Self
 
 import pynvml
 
-from autotune.errors import DeviceError
+from autotune.errors import DeviceError, named
 from autotune.readings import DeviceReading
 
 Clock = Callable[[], float]
 
 VITALS_SECONDS = 1.0
 """Utilization, temperature and power are asked for at most this often; memory every time."""
+MOST_MEMORY = 2**50
+"""Bytes that a process may be said to hold; more is no answer."""
+
+
+class NoDriver(DeviceError):
+    """The machine has no NVIDIA driver, as most have none."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -55,6 +61,12 @@ class NvmlDevice:
             total, free = self._memory()
         except pynvml.NVMLError as error:
             raise _refusal(f"GPU {self.index} ({self.name})", error) from error
+        if not 0 <= free <= total or total == 0:
+            raise DeviceError(
+                f"GPU {self.index} ({self.name}) reports {free} free of {total} bytes of memory, "
+                "which cannot be",
+                "check nvidia-smi",
+            )
         now = self.clock()
         if now - self._vitals_at >= VITALS_SECONDS:
             self._vitals, self._vitals_at = _read_vitals(self.handle), now
@@ -74,7 +86,8 @@ class NvmlDevice:
             return None
         held: dict[int, int] = {}
         for process in running:
-            if process.usedGpuMemory is None:  # 2⁶⁴ − 1 in the driver's words
+            # 2⁶⁴ − 1 in the driver's words is None here
+            if process.usedGpuMemory is None or process.usedGpuMemory > MOST_MEMORY:
                 return None
             held[process.pid] = held.get(process.pid, 0) + process.usedGpuMemory
         return held
@@ -118,7 +131,8 @@ class Nvml(ExitStack):
     Stop every thread that reads before `close`, and start processes by spawn, never by fork.
     """
 
-    driver_version: str
+    driver_version: str | None
+    """None where the driver does not say."""
     devices: tuple[NvmlDevice, ...]
     """In the driver's order, the broken ones included."""
 
@@ -127,18 +141,21 @@ class Nvml(ExitStack):
         """Start the driver's library and list its GPUs.
 
         Raises:
-            DeviceError: there is no driver, or it does not start.
+            NoDriver: there is no driver's library.
+            DeviceError: the driver does not start.
         """
         nvml = cls()
         try:
             pynvml.nvmlInit()
             nvml.callback(_shut_down)
-            nvml.driver_version = str(pynvml.nvmlSystemGetDriverVersion())
+            nvml.driver_version = _text(pynvml.nvmlSystemGetDriverVersion)
             nvml.devices = tuple(_open(i, clock) for i in range(pynvml.nvmlDeviceGetCount()))
         except pynvml.NVMLError as error:
             nvml.close()
-            raise DeviceError(
-                f"no NVIDIA driver answers ({error})", "use --device cpu, or check nvidia-smi"
+            is_absent = isinstance(error, pynvml.NVMLError_LibraryNotFound)
+            raise (NoDriver if is_absent else DeviceError)(
+                f"no NVIDIA driver answers ({_said(error)})",
+                "use --device cpu, or check nvidia-smi",
             ) from error
         return nvml
 
@@ -170,15 +187,15 @@ def visible(nvml: Nvml, environ: Mapping[str, str]) -> tuple[NvmlDevice, ...]:
     shown: list[NvmlDevice] = []
     for entry in entries:
         if kind in ("GPU-", "MIG-"):
-            named = [d for d in devices if entry.startswith(kind) and d.uuid.startswith(entry)]
+            meant = [d for d in devices if entry.startswith(kind) and d.uuid.startswith(entry)]
         else:
-            is_index = entry.isascii() and entry.isdecimal()
-            named = [d for d in devices if is_index and d.index == int(entry)]
-        if len(named) != 1:
+            is_index = entry.isascii() and entry.isdecimal() and len(entry) < 10
+            meant = [d for d in devices if is_index and d.index == int(entry)]
+        if len(meant) != 1:
             break
-        if named[0] in shown:
+        if meant[0] in shown:
             return ()
-        shown.append(named[0])
+        shown.append(meant[0])
     return tuple(shown)
 
 
@@ -191,8 +208,29 @@ def _open(index: int, clock: Clock) -> NvmlDevice:
 
 
 def _identify(index: int, handle: object, clock: Clock) -> NvmlDevice:
-    uuid, name = str(pynvml.nvmlDeviceGetUUID(handle)), str(pynvml.nvmlDeviceGetName(handle))
+    """The device; raises NVMLError without a UUID, by which workers and memory are brought together."""
+    uuid = _decoded(pynvml.nvmlDeviceGetUUID, handle) or f"GPU {index}"
+    name = _text(pynvml.nvmlDeviceGetName, handle) or f"GPU {index}"
     return NvmlDevice(index=index, uuid=uuid, name=name, clock=clock, handle=handle)
+
+
+def _text(ask: Callable[..., str], *arguments: object) -> str | None:
+    """What the driver calls something; None where it does not say."""
+    with suppress(pynvml.NVMLError):
+        return _decoded(ask, *arguments)
+    return None
+
+
+def _decoded(ask: Callable[..., str], *arguments: object) -> str:
+    """The answer as text on one line; bytes that are not UTF-8 are shown as code."""
+    try:
+        return named(ask(*arguments))
+    except UnicodeDecodeError as error:  # of the binding, which keeps the driver's bytes here
+        return named(error.object.decode(errors="backslashreplace"))
+
+
+def _said(error: Exception) -> str:
+    return _decoded(lambda: str(error))
 
 
 def _read_vitals(handle: object) -> dict[str, float | None]:
@@ -226,8 +264,10 @@ def _refusal(device: str, error: Exception) -> DeviceError:
             )
         case pynvml.NVMLError_NoPermission():
             return DeviceError(
-                f"{device} may not be read by this user ({error})",
+                f"{device} may not be read by this user ({_said(error)})",
                 "ask for access to /dev/nvidia*, or hide it with CUDA_VISIBLE_DEVICES",
             )
         case _:
-            return DeviceError(f"{device} does not report its memory ({error})", "check nvidia-smi")
+            return DeviceError(
+                f"{device} does not report its memory ({_said(error)})", "check nvidia-smi"
+            )

@@ -11,6 +11,7 @@ from autotune.devices.group import DeviceGroup, GpuDevices, HostDevice, cpu_devi
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml, NvmlDevice, visible
 from autotune.errors import DeviceError, UsageError
+from autotune.plan import MAX_WORLD_SIZE
 from autotune.units import format_bytes
 
 
@@ -37,11 +38,16 @@ def open_devices(
     """The devices of that kind; the driver stays open until the block ends.
 
     Raises:
-        UsageError: `num_processes` is below 1.
+        UsageError: `num_processes` is not a number of processes.
         DeviceError: no driver or card for `cuda`, more processes than cards, or too little host RAM.
     """
     if num_processes is not None and num_processes < 1:
         raise UsageError(f"--num-processes {num_processes} is out of range", "give 1 or more")
+    if num_processes is not None and num_processes > MAX_WORLD_SIZE:
+        raise UsageError(
+            f"--num-processes {num_processes} is out of range",
+            f"give {MAX_WORLD_SIZE:,} or less",
+        )
     why: str | None = None
     try:
         nvml = None if device == "cpu" else Nvml.open()

@@ -35,6 +35,7 @@ from autotune.api import Found, find_micro_batch
 from autotune.devices.current import OwnDevice, own_device
 from autotune.errors import DataError, UsageError
 from autotune.events import Emit
+from autotune.files import temporary_files
 from autotune.integrations.batch_check import HINT, BatchCheck
 from autotune.integrations.longest_rows import Collate, Key, TrainerRow, worst_case_rows
 from autotune.units import check_fraction, format_bytes, parse_bytes
@@ -268,7 +269,9 @@ def _kept(trainer: Trainer) -> Iterator[None]:
     numbers = random.getstate(), np.random.get_state()
     verbosity = transformers_logging.get_verbosity()
     cards = [trainer.args.device] if trainer.args.device.type == "cuda" else []
-    with tempfile.TemporaryFile() as file, torch.random.fork_rng(cards):
+    with temporary_files():
+        kept = tempfile.TemporaryFile()  # noqa: SIM115  closed below
+    with kept as file, torch.random.fork_rng(cards):
         states = [part.state_dict() for part in parts]
         torch.save((_changing(model), states), file)
         del states

@@ -12,13 +12,15 @@ import sys
 import tempfile
 import threading
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from autotune.cause import Cause
 from autotune.devices.allocator import is_out_of_memory
-from autotune.errors import ChatlmError
+from autotune.errors import ChatlmError, WorkerError, shown
+from autotune.files import temporary_files
 from autotune.workers.messages import Failed, Hello, Message, decoder, encode
 
 SOCKET_VARIABLE = "CHATLM_SOCKET"
@@ -38,10 +40,12 @@ class Hub(Generic[M]):
         self.lost_a_rank = False
         """Whether a rank's connection has closed."""
         self._decode = decoder(Hello | messages)
-        self._folder = tempfile.TemporaryDirectory(prefix="chatlm-")  # mode 0700
-        self.path = str(Path(self._folder.name) / "socket")
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.path)
+        with temporary_files():
+            self._folder = tempfile.TemporaryDirectory(prefix="chatlm-")  # mode 0700
+            self.path = str(Path(self._folder.name) / "socket")
+            self._listener = socket.socket(socket.AF_UNIX)
+            with short_path(self.path) as path:
+                self._listener.bind(path)
         self._listener.listen()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -49,7 +53,11 @@ class Hub(Generic[M]):
         self._rank: dict[socket.socket, int] = {}
 
     def receive(self, timeout: float) -> list[tuple[int, M]]:
-        """The messages that arrive within `timeout` seconds, each with its rank."""
+        """The messages that arrive within `timeout` seconds, each with its rank.
+
+        Raises:
+            WorkerError: a worker sent a line that is no message.
+        """
         messages: list[tuple[int, M]] = []
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._listener:
@@ -68,7 +76,8 @@ class Hub(Generic[M]):
             chunk = b""
         *lines, self._partial[connection] = (self._partial[connection] + chunk).split(b"\n")
         messages: list[tuple[int, M]] = []
-        for message in map(self._decode, lines):
+        for line in lines:
+            message = self._message(connection, line)
             if isinstance(message, Hello):
                 self._rank[connection] = message.rank
                 self.pids[message.rank] = message.pid
@@ -82,6 +91,15 @@ class Hub(Generic[M]):
             del self._partial[connection]
             self.lost_a_rank |= self._rank.pop(connection, None) is not None
         return messages
+
+    def _message(self, connection: socket.socket, line: bytes) -> Any:
+        try:
+            message = self._decode(line)
+            if connection in self._rank or isinstance(message, Hello):
+                return message
+        except ValueError as error:
+            raise _no_message(line) from error
+        raise _no_message(line)
 
     def send(self, message: Message) -> None:
         """Sends the message to every rank; one that is gone is noticed by `receive`."""
@@ -107,7 +125,8 @@ class Wire(Generic[M]):
     def __init__(self, path: str, messages: Any) -> None:
         self._decode = decoder(messages)
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(path)
+        with short_path(path) as short:
+            self._socket.connect(short)
         self._lock = threading.Lock()
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.send(Hello(rank=int(os.environ.get("RANK", "0")), pid=os.getpid()))
@@ -141,6 +160,24 @@ class Wire(Generic[M]):
             for line in lines:
                 self._lines.put(line)
         os._exit(1)  # the supervisor is gone: nobody wants the result, others want the device
+
+
+@contextmanager
+def short_path(path: str) -> Iterator[str]:
+    """Another path to the same socket, as long as the block lasts: a socket's has at most 107 bytes."""
+    folder, name = os.path.split(path)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{name}"
+    finally:
+        os.close(descriptor)
+
+
+def _no_message(line: bytes) -> WorkerError:
+    return WorkerError(
+        f"a worker sent what is no message of this version: {shown(line)}",
+        "look into its log; it may run another chatlm",
+    )
 
 
 def failed(error: Exception) -> Failed:

@@ -19,6 +19,10 @@ from autotune.workers.messages import Message
 
 EXIT_TIMEOUT = 5.0
 """Seconds between the request to end and the kill."""
+FATAL = (
+    signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGSEGV,
+)  # fmt: skip
+"""Signals that no worker of ours sends itself."""
 
 
 class WorkerGroup(Generic[M]):
@@ -90,7 +94,7 @@ class WorkerGroup(Generic[M]):
             return Failure(cause=Cause.HOST_OOM, detail=detail, exit_code=code)
         if code == -signal.SIGKILL:
             return Failure(cause=Cause.KILLED, detail="was killed (SIGKILL)", exit_code=code)
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how = _signal_name(-code) if code < 0 else f"exit code {code}"
         return Failure(cause=Cause.DIED, detail=f"died ({how})", exit_code=code)
 
     def resident(self) -> dict[int, int]:
@@ -105,17 +109,21 @@ class WorkerGroup(Generic[M]):
     def exit_code(self) -> int:
         """The exit code of the worker that failed, negative for a signal; waits for the launcher.
 
-        Of several workers it is the one that was killed: the others fail later, in the next collective.
+        Of several workers it is the one that a signal ended: the others fail later, in the next collective,
+        or torchrun ends them with SIGTERM.
         """
         try:
             code = self._launcher.wait(EXIT_TIMEOUT * 2)
         except subprocess.TimeoutExpired:
             self._kill()
             code = 1  # of our own kill; torchrun's report has the worker's
-        found = [int(n) for n in re.findall(r"exitcode\s*:\s*(-?\d+)", self.log_tail())]
+        found = [int(n) for n in re.findall(r"exitcode\s*:\s*(-?\d{1,9})\b", self.log_tail())]
         if code <= 0 or not found:
-            return code
-        return -signal.SIGKILL if -signal.SIGKILL in found else found[0]
+            return _as_signal(code)
+        codes = [_as_signal(each) for each in found if each != -signal.SIGTERM] or found
+        if -signal.SIGKILL in codes:
+            return -signal.SIGKILL
+        return next((each for each in codes if each < 0), codes[0])
 
     def log_tail(self) -> str:
         """The last 200 lines that these workers printed."""
@@ -139,7 +147,7 @@ class WorkerGroup(Generic[M]):
     def _is_ours(self, pid: int) -> bool:
         """Whether the process is still the one that we started: the kernel reuses numbers."""
         try:
-            return self._hub.path.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            return os.fsencode(self._hub.path) in Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             return False
 
@@ -157,6 +165,18 @@ class WorkerGroup(Generic[M]):
         deadline = time.monotonic() + EXIT_TIMEOUT
         while any(map(self._is_ours, self.pids.values())) and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def _as_signal(code: int) -> int:
+    """The code as Python gives it: a shell between us and the worker adds 128 to the signal."""
+    return 128 - code if code - 128 in FATAL else code
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"
 
 
 def _open_log(path: Path) -> IO[bytes]:

@@ -133,12 +133,18 @@ def encode(message: Message) -> bytes:
 
 
 def decoder(messages: Any) -> Callable[[bytes], Any]:
-    """Decodes the JSON line of one of these messages, a union; raises on any other line."""
+    """Decodes the JSON line of one of these messages, a union; raises ValueError on any other line."""
     kinds = {kind.type: kind for kind in get_args(messages)}
 
     def decode(line: bytes) -> Any:
-        values = json.loads(line)
-        return _adapter(kinds[values.pop("type")]).validate_python(values)
+        try:
+            values = json.loads(line)
+        except RecursionError as error:
+            raise ValueError("nested too deep") from error
+        kind = values.pop("type", None) if isinstance(values, dict) else None
+        if not isinstance(kind, str) or kind not in kinds:
+            raise ValueError(f"no message of type {kind}")
+        return _adapter(kinds[kind]).validate_python(values)
 
     return decode
 

@@ -192,6 +192,14 @@ def test_a_rank_with_twice_the_size_takes_twice_the_samples() -> None:
             "or use fewer processes",
         ),
         ((0, 3, 2), "micro-batch 0 is not a number of sequences; use 1 or more"),
+        ((1, 3, 0), "0 is not a number of processes; use 1 to 65,536"),
+        # before a list of the sizes takes all memory
+        ((1, 10**13, 10**12), "1000000000000 is not a number of processes; use 1 to 65,536"),
+        (
+            (list(range(1, 5001)), 60, 3),
+            "micro-batches 1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9 + 10 + 11 + 12 + 13 + 14 + 15 + 16 + … are "
+            "for 5000 processes, not 3; give one size for each process, or one for all",
+        ),
     ],
 )
 def test_what_cannot_be_cut_is_refused_with_the_numbers(
@@ -204,6 +212,20 @@ def test_what_cannot_be_cut_is_refused_with_the_numbers(
         Plan(micro_batch=micro_batch, effective_batch=effective_batch, world_size=world_size)
 
     assert str(raised.value) == message
+
+
+def test_shares_of_other_sides_than_the_datas_are_not_followed() -> None:
+    """A profile may name a model that pads both sides as one, and hold the shares of two."""
+    lengths = np.array([[8], [4], [2]])
+
+    cuts = [
+        cut(
+            lengths, world_size=1, micro_batch=2, costs=Costs(longest=(8,), memory_fractions=shares)
+        )
+        for shares in (None, (0.5, 0.5))
+    ]
+
+    assert [[piece.tolist() for piece in ranks[0]] for ranks in cuts] == [[[2, 1], [0]]] * 2
 
 
 @given(st.integers(1, 64), st.integers(1, 4), st.integers(4, 512))

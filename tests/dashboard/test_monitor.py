@@ -1,10 +1,15 @@
 """`chatlm monitor` over a fake driver: every card, whether it answers or not, and the host."""
 
+import json
+
+import pynvml
 import pytest
+from typer.testing import CliRunner
 
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
 from autotune.events import Notice, ReadingTaken
+from cli import app
 from dashboard import monitor
 from dashboard.monitor import as_json, as_lines, take
 from tests.support.fake_nvml import FakeDriver, FakeGpu
@@ -66,9 +71,78 @@ def test_without_a_driver_the_host_is_still_shown() -> None:
     """And the document has the same keys."""
     snapshot = take(HostMeter(), None)
 
-    assert "no NVIDIA card answers" in as_lines(snapshot)
+    assert as_lines(snapshot).startswith("no NVIDIA card answers\nhost RAM ")
     assert as_json(snapshot)["devices"] == []
+    assert as_json(snapshot)["driver"] is None
     assert as_json(snapshot)["host"]["total_bytes"] > 0
+
+
+SILENT = "no NVIDIA driver answers (RM has detected an NVML/RM version mismatch.)"
+"""After an update of the driver, until the machine is started anew."""
+MISMATCH = {"nvmlInitWithFlags": pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH}
+
+
+@pytest.mark.parametrize(
+    ("fails", "driver", "first"),
+    [
+        (MISMATCH, SILENT, SILENT),
+        (
+            {"nvmlDeviceGetCount_v2": pynvml.NVML_ERROR_NO_PERMISSION},
+            "no NVIDIA driver answers (Insufficient Permissions)",
+            "no NVIDIA driver answers (Insufficient Permissions)",
+        ),
+        (
+            {"nvmlInitWithFlags": pynvml.NVML_ERROR_LIBRARY_NOT_FOUND},
+            None,
+            "no NVIDIA card answers",
+        ),
+        ({}, None, "no NVIDIA card answers"),  # a driver without a card
+    ],
+)
+def test_a_driver_that_does_not_answer_says_why(
+    fails: dict[str, int], driver: str | None, first: str
+) -> None:
+    """As lines and as a document; a machine without a driver has nothing to say."""
+    with FakeDriver(fails=fails):
+        lines = CliRunner().invoke(app, ["monitor", "--once"])
+        document = CliRunner().invoke(app, ["monitor", "--json"])
+
+    said = json.loads(document.output)
+    assert lines.output.splitlines()[0] == first
+    assert lines.output.splitlines()[1].startswith("host RAM ")
+    assert (said["driver"], said["devices"], lines.exit_code) == (driver, [], 0)
+
+
+def test_watching_says_once_why_the_driver_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notice of the live view, before the first reading."""
+    events = list[object]()
+
+    def pause(seconds: float) -> None:
+        if len(events) > 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", pause)
+    with FakeDriver(fails=MISMATCH):
+        nvml, why = monitor.open_driver()
+    with pytest.raises(KeyboardInterrupt):
+        monitor.watch(HostMeter(), nvml, events.append, driver=why)
+
+    notice, *readings = events
+    assert notice == Notice(text=SILENT)
+    assert [type(event) for event in readings] == [ReadingTaken, ReadingTaken]
+
+
+def test_a_card_whose_figures_cannot_be_hides_no_other() -> None:
+    """No memory at all, more used than there is, a name that is not UTF-8."""
+    gpus = [FakeGpu(total=0), FakeGpu(used=21 * GIB), good(), FakeGpu(name=b"\xff", total=GIB)]
+
+    with FakeDriver(gpus), Nvml.open() as nvml:
+        first, second, third, fourth, _ = as_lines(take(HostMeter(), nvml)).splitlines()
+
+    assert first.endswith("reports 0 free of 0 bytes of memory, which cannot be; check nvidia-smi")
+    assert second.startswith(f"GPU 1 (Fake GPU) reports {2**64 - GIB} free of {20 * GIB} bytes")
+    assert third == GOOD
+    assert fourth.split() == [r"\xff", "0", "B", "of", "1.00", "GiB", "(0%)"]
 
 
 def test_watching_says_once_why_a_card_went_silent(monkeypatch: pytest.MonkeyPatch) -> None:

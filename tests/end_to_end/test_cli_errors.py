@@ -145,9 +145,9 @@ def test_a_flag_that_cannot_be_parsed_is_a_usage_error(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--epochs", "0", "--epochs 0 is out of range; give a number above 0"),
-        ("--epochs", "nan", "--epochs nan is out of range; give a number above 0"),
-        ("--epochs", "inf", "--epochs inf is out of range; give a number above 0"),
+        ("--epochs", "0", "--epochs 0 is out of range; give a number above 0, at most 1,000,000"),
+        ("--epochs", "nan", "--epochs nan is out of range; give a number above 0, at most 1,000,000"),
+        ("--epochs", "inf", "--epochs inf is out of range; give a number above 0, at most 1,000,000"),
         ("--max-steps", "0", "--max-steps 0 is out of range; give 1 or more"),
         ("--dropout", "1", "--dropout 1 is out of range; give 0 or more and less than 1"),
         ("--dropout", "nan", "--dropout nan is out of range; give 0 or more and less than 1"),

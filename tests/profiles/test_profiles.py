@@ -1,5 +1,6 @@
 """Profiles: what a file may say, and how files are found and written."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import profiles
-from autotune.errors import OutputError, PlanError, ProfileError
+from autotune.errors import OutputError, PlanError, ProfileError, shown
+from autotune.plan import MAX_WORLD_SIZE
 from autotune.verdict import Verdict
 from profiles.schema import (
     BatchSection,
@@ -22,6 +24,8 @@ from profiles.schema import (
 )
 from profiles.store import FOLDER, check_name, check_place, free_path
 from tests.support.processes import printed_by
+from trainer.config.options import TrainOptions
+from trainer.config.resolve import resolve
 
 BATCH = """\
 schema = 1
@@ -65,14 +69,15 @@ def every_profile() -> st.SearchStrategy[Profile]:
     amounts = st.none() | st.integers(0, 2**62)
     shares = st.none() | st.floats(0, 1, exclude_min=True)
     texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
     memory = st.builds(
         MemorySection, target_vram=shares, target_ram=shares, budget_bytes=amounts, peak_bytes=amounts,
         hard_limit_bytes=amounts,
     )  # fmt: skip
     run = st.builds(
         RunSection,
-        model=st.none() | texts,
-        data=st.none() | st.lists(texts, max_size=3),
+        model=st.none() | names,
+        data=st.none() | st.lists(names, max_size=3),
         precision=st.sampled_from([None, "fp32", "bf16", "fp16"]),
         gradient_checkpointing=st.booleans(),
         environment=st.dictionaries(texts, texts, max_size=3),
@@ -162,6 +167,31 @@ world_size = 2
         (f"{BATCH}[[trial]]\nsize = 1\nsizes = [1, 0]\nverdict = 'fits'\nseconds = 1.0", ": 'trial.0.sizes.1' is 0: input should be greater than or equal to 1"),
         (f"{BATCH}eval_batch_size = 0", ": 'batch.eval_batch_size' is 0: input should be greater than or equal to 1"),
         (f"{BATCH}[fingerprint]\nworld_size = 0", ": 'fingerprint.world_size' is 0: input should be greater than or equal to 1"),
+        # bounds: no count, amount or speed makes the arithmetic overflow
+        (BATCH.replace("batch_size = 16", f"batch_size = {2**31}"),
+         ": 'batch.effective_batch_size' is 2147483648: input should be less than 2147483648"),
+        (f"{BATCH}[fingerprint]\nworld_size = 65537",
+         ": 'fingerprint.world_size' is 65537: input should be less than or equal to 65536"),
+        (f"{BATCH}[fingerprint]\nworld_size = true", ": 'fingerprint.world_size' is True: input should be a valid integer"),
+        (f"{BATCH}[run]\nloader_workers = 100000", ": 'run.loader_workers' is 100000: input should be less than or equal to 1024"),
+        (f"{BATCH}[run]\nmodel = 'm'\ndata = [\"a\\u0000\"]", ": 'run.data.0' is 'a\\x00': a name has no NUL character"),
+        (f"{BATCH}[memory]\nshares = [0.1, 0.2, 0.3]",
+         ": 'memory.shares' is [0.1, 0.2, 0.3]: list should have at most 2 items after validation, not 3"),
+        (f"{BATCH}[[trial]]\nsize = 1\nverdict = 'fits'\nseconds = 1.0\nsamples_per_second = 1e-300",
+         ": 'trial.0.samples_per_second' is 1e-300: input should be greater than or equal to 0.000001"),
+        (f"{BATCH}[[trial]]\nsize = 1\nverdict = 'fits'\nseconds = -1.0",
+         ": 'trial.0.seconds' is -1.0: input should be greater than or equal to 0"),
+        # the schema: only the number 1
+        (BATCH.replace("schema = 1", "schema = true"), ": 'schema' is True: it should be 1"),
+        (BATCH.replace("schema = 1", "schema = 1.0"), ": 'schema' is 1.0: it should be 1"),
+        (BATCH.replace("schema = 1", "schema = []"), ": 'schema' is []: it should be 1"),
+        (BATCH.replace("schema = 1", "schema = -1"), ": 'schema' is -1: input should be 1"),
+        # a long value or key is shortened
+        (f"schema = 1\nbatch = '{'x' * 10**6}'",
+         f": 'batch' is '{'x' * 79} … {'x' * 19}': it should be a table, [batch]"),
+        (f"schema = 1\n{'x' * 10**6} = 1",
+         f": unknown key '{'x' * 79} … {'x' * 19}'; known here: schema, interrupted, batch, memory, run, "
+         "fingerprint, trial"),
         # the shape of the file; a future schema ahead of its keys
         ("schema = ", " is not TOML: Invalid value (at line 1, column 10); fix it, or tune again"),
         ("\xff\xfe", " is not TOML: 'utf-8' codec can't decode byte 0xff in position 0: invalid start "
@@ -216,6 +246,43 @@ def test_the_hint_of_a_fault_is_a_field_of_its_own(
     path.write_text(f"{text}\n")
 
     assert error_of(path).hint == hint
+
+
+VALUES = (
+    "1", "0", "-1", "65537", str(2**31), str(2**63 - 1), str(2**63), "1e308", "1e999", "nan", "5e-324", "true",
+    "''", "'x'", '"\\u0000"', '"\\u001b[2J"', '"a\\nb"', f"'{'x' * 5000}'", "[]", "[1]", "['a']", "[[]]", "{}",
+    "{a = 1}", "2020-01-01", "12:00:00", "9" * 5000, f"0x{'f' * 5000}", f"{'[' * 500}{']' * 500}", "'*/*'",
+    "[5, 2]", "[0.0, 0.0]", "'fits'", "'fp16'", "]", "\0", "\x1b", "\r", "'''",
+)  # fmt: skip
+"""What may stand behind a key."""
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.sampled_from(VALUES)), min_size=1, max_size=3),
+    st.none() | st.integers(0, 400),
+)
+def test_a_profile_of_any_values_is_used_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, str]], end: int | None
+) -> None:
+    """Its lines changed, and perhaps cut; what is loaded can be computed with."""
+    text = f"{UNEVEN}longest_source = 9\nlongest_target = 9\n[memory]\nshares = [0.1, 0.9]"
+    lines = text.split("\n")
+    for number, value in changes:
+        key = lines[number % len(lines)].partition("=")[0] or "a"
+        lines[number % len(lines)] = f"{key}= {value}"
+    path = tmp_path_factory.mktemp("profiles") / "p.toml"
+    path.write_bytes("\n".join(lines).encode()[:end])
+
+    said = ""
+    try:
+        profile = profiles.load(str(path))
+    except ProfileError as error:
+        said = str(error)
+    else:
+        profile.knee(), profile.overhead(), profile.plan(1, 1)
+
+    assert said.isprintable()
+    assert len(said) < 1000
 
 
 def test_each_device_may_have_its_own_size(tmp_path: Path) -> None:
@@ -341,19 +408,53 @@ def test_an_unknown_name_is_answered_with_the_nearest_or_all(
     assert str(error_of(name)) == f"no profile {name!r}; {hint}"
 
 
+def test_the_largest_counts_of_a_profile_can_be_computed_with() -> None:
+    """Nothing overflows, and no list of 65,536 sizes is made for each trial."""
+    most, world = 2**31 - 1, MAX_WORLD_SIZE
+    speeds = [(1, 1e-6), (most, 1e12), (2, 1e12), (3, 1e-6)]
+    profile = Profile(
+        schema=1,
+        batch=BatchSection(
+            micro_batch_size=1,
+            gradient_accumulation_steps=-(-most // world),
+            effective_batch_size=most,
+            base_effective_batch_size=1,
+        ),
+        memory=MemorySection(shares=[1e308, 5e-324], target_vram=5e-324),
+        fingerprint=Fingerprint(world_size=world, longest_source=most, longest_target=most),
+        trial=[
+            TrialRow(size=size, verdict=Verdict.FITS, seconds=1e9, samples_per_second=speed)
+            for size, speed in speeds * 1000
+        ],
+    )
+
+    knee, overhead = profile.knee(), profile.overhead()
+    settings = resolve(
+        profile, TrainOptions(scale_lr="linear", micro_batch=1), device="cpu", world_size=world
+    )
+
+    assert knee is not None
+    assert knee.size == 2
+    assert overhead is not None
+    assert math.isfinite(overhead)
+    assert math.isfinite(settings.rate_scale)
+
+
 def test_a_name_that_no_file_can_have_is_refused(folder: Path) -> None:
     """With the system's reason."""
     with pytest.raises(ProfileError, match=r"cannot read the profile x+: File name too long"):
         profiles.load("x" * 300)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../a", "/a"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "a/b", "../a", "/a", "a\nb", "\x1b[2J", "a\0", "é" * 101]
+)
 def test_a_profile_is_named_by_a_plain_word(name: str) -> None:
     """It stays in the folder of profiles and is seen there."""
     with pytest.raises(ProfileError) as caught:
         check_name(name)
 
-    assert str(caught.value) == f"{name!r} cannot name a profile; use a plain word like tuned"
+    assert str(caught.value) == f"{shown(name)} cannot name a profile; use a plain word like tuned"
     assert check_name("tuned-2.b") == "tuned-2.b"
 
 

@@ -25,8 +25,8 @@ UINT = ctypes.c_uint
 class FakeGpu:
     """A GPU, or a MIG slice; a test may change it at any time."""
 
-    name: str = "Fake GPU"
-    uuid: str = "GPU-00000000-0000-0000-0000-000000000000"
+    name: str | bytes = "Fake GPU"
+    uuid: str | bytes = "GPU-00000000-0000-0000-0000-000000000000"
     total: int = 20 * 2**30
     used: int | Callable[[], int] = 0
     """What processes hold, the driver's reserve not included; bytes."""
@@ -40,6 +40,8 @@ class FakeGpu:
     """MIG devices by slot; `None` is an empty slot."""
     processes: Mapping[int, int | None] = field(default_factory=dict)
     """Bytes by process id; `None` where the driver says "not available"."""
+    process_count: int | None = None
+    """How many processes it says there are, where that is wrong."""
     broken: bool = False
     """Lost: still listed, but neither opened nor answering."""
     no_memory: bool = False
@@ -76,7 +78,7 @@ class FakeDriver:
         self,
         gpus: Iterable[FakeGpu] = (),
         *,
-        driver_version: str = "600.10",
+        driver_version: str | bytes = "600.10",
         fails: Mapping[str, Return] | None = None,
         missing: Iterable[str] = (),
     ) -> None:
@@ -189,7 +191,7 @@ class FakeDriver:
     def _by_uuid(self, uuid: bytes, out: int) -> Return | None:
         slices = (part for gpu in self.gpus for part in gpu.slices if part is not None)
         for gpu in (*self.gpus, *slices):
-            if gpu.uuid.encode() == uuid:
+            if _bytes(gpu.uuid) == uuid:
                 return self._handle(gpu, out)
         return int(pynvml.NVML_ERROR_NOT_FOUND)
 
@@ -199,22 +201,28 @@ class FakeDriver:
 
     def _error_string(self, code: int) -> int:
         # An address, since a callback that returns c_char_p leaks and warns of it.
-        self._texts.append(ctypes.create_string_buffer(f"fake error {code}".encode()))
+        text = b"fake error %d" % code if code < 500 else b"Fehler \xfc\n"
+        self._texts.append(ctypes.create_string_buffer(text))
         return ctypes.addressof(self._texts[-1])
 
 
-def _write(out: int, size: int, text: str) -> None:
-    ctypes.memmove(out, ctypes.create_string_buffer(text.encode()), min(size, len(text) + 1))
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
 
 
-def _text(of: Callable[[FakeGpu], str]) -> Callable[..., None]:
+def _write(out: int, size: int, text: str | bytes) -> None:
+    said = _bytes(text)
+    ctypes.memmove(out, ctypes.create_string_buffer(said), min(size, len(said) + 1))
+
+
+def _text(of: Callable[[FakeGpu], str | bytes]) -> Callable[..., None]:
     return lambda gpu, out, size: _write(out, size, of(gpu))
 
 
 def _memory_v1(gpu: FakeGpu, out: int) -> None:
     used, free = gpu.memory()
     memory = pynvml.c_nvmlMemory_t.from_address(out)
-    memory.total, memory.free, memory.used = gpu.total, free, used + gpu.reserved
+    memory.total, memory.free, memory.used = gpu.total, free, used + gpu.reserved  # modulo 2⁶⁴
 
 
 def _memory_v2(gpu: FakeGpu, out: int) -> Return | None:
@@ -240,8 +248,9 @@ def _power(gpu: FakeGpu, out: int) -> None:
 
 def _processes(gpu: FakeGpu, count: int, out: int | None) -> Return | None:
     room = UINT.from_address(count)
-    space, room.value = room.value, len(gpu.processes)
-    if space < len(gpu.processes):
+    count = len(gpu.processes) if gpu.process_count is None else gpu.process_count
+    space, room.value = room.value, count
+    if space < count:
         return int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
     if out is None:
         return None

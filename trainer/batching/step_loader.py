@@ -1,6 +1,8 @@
 """Optimizer steps as data: which samples, this rank's share of them, cut and padded."""
 
+import os
 import signal
+import tempfile
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
@@ -72,14 +74,20 @@ def load_steps(steps: Steps, numbers: Sequence[int], loaders: int) -> "DataLoade
         sampler=numbers,
         num_workers=loaders,
         multiprocessing_context="spawn" if loaders else None,
-        worker_init_fn=_heed_no_signal,
+        worker_init_fn=_begin_loader,
     )
 
 
-def _heed_no_signal(_: int) -> None:
-    """SLURM and terminals signal the loaders too, but the trainer needs them until its step has ended."""
+def _begin_loader(_: int) -> None:
+    """Makes a loader heed no signal, and lets its sockets have a short path.
+
+    SLURM and terminals signal the loaders too, but the trainer needs them until its step has ended.
+    multiprocessing makes a socket in TMPDIR; with a path of more than 107 bytes the loader would hang.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    folder = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    tempfile.tempdir = f"/proc/{os.getpid()}/fd/{folder}"  # the trainer opens it too
 
 
 def loaders_memory() -> int:

@@ -5,9 +5,10 @@ file would override the user's flags; they are removed, and a notice names what 
 """
 
 import os
+import re
 from collections.abc import Mapping, MutableMapping
 
-from autotune.errors import UsageError
+from autotune.errors import UsageError, shown
 from autotune.workers.launch import is_true, wants_cpu
 from trainer.config.options import Backend
 from trainer.config.settings import WorkloadSettings
@@ -31,12 +32,12 @@ def world_size(environment: Mapping[str, str]) -> int:
     """The number of processes over all nodes.
 
     Raises:
-        UsageError: several processes were started, each of which would train alone.
+        UsageError: several processes were started, each of which would train alone, or a variable is no number.
     """
-    size = int(environment.get("WORLD_SIZE", "1"))
+    size = _count(environment, "WORLD_SIZE")
     if "LOCAL_RANK" in environment:
         return size
-    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    tasks = _count(environment, "SLURM_STEP_NUM_TASKS")
     if tasks > 1:
         raise UsageError(
             f"srun started {tasks} processes, each of which would train alone",
@@ -48,6 +49,13 @@ def world_size(environment: Mapping[str, str]) -> int:
             f"start it by {TORCHRUN}",
         )
     return size
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "1")
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise UsageError(f"{name} is {shown(value)}, which is no number of processes", "unset it")
+    return int(value)
 
 
 def wants_gloo(backend: Backend | None) -> bool:

@@ -33,6 +33,7 @@ def at_least(least: int) -> Range:
 
 
 POSITIVE = Range("a number above 0", lambda number: 0 < number < math.inf)
+EPOCHS = Range("a number above 0, at most 1,000,000", lambda number: 0 < number <= 10**6)
 FRACTION = Range("0 or more and less than 1", lambda number: 0 <= number < 1)
 DECAY = Range("0 or more", lambda number: 0 <= number < math.inf)
 NORM = Range("a number above 0, or inf", lambda number: number > 0)
@@ -143,7 +144,7 @@ class AutotuneOptions(LengthOptions, WorkloadOptions):
 class RunOptions:
     """Choices that become settings of a training run as they are."""
 
-    epochs: float = flag("Passes over the data.", 1.0, range=POSITIVE)
+    epochs: float = flag("Passes over the data.", 1.0, range=EPOCHS)
     max_steps: int | None = flag("Optimizer steps, instead of epochs.", None, range=at_least(1))
     learning_rate: float | None = flag("Peak; else the model's default.", None, range=POSITIVE)
     schedule: Schedule = flag("The learning rate after the warm-up.", "cosine")

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,45 +13,52 @@ from pydantic import TypeAdapter, ValidationError
 import profiles
 from autotune import files
 from autotune.choices import MODEL_PRESET_NAMES
-from autotune.errors import OutputError, UsageError
+from autotune.errors import OutputError, UsageError, named, shortened, shown
+from profiles.document import parse_toml, read_file
 from trainer.config.options import TrainOptions
 from trainer.config.settings import TrainSettings
 
-OF_ONE_START = ("fresh", "trust_remote_code")
-"""Choices that belong to one start, not to the run: no run.toml holds them."""
+OF_ONE_START = {
+    "trust_remote_code": ("ask to run a model's code", "--trust-remote-code"),
+    "fresh": ("ask to replace a run", "--fresh"),
+    "resume": ("ask to resume a run", "--resume"),
+}
+"""Keys that belong to one start, not to the run: what a file with them would ask for, and their flags."""
 
 
 def load_run(path: Path) -> dict[str, Any]:
     """The file's choices by the names of `TrainOptions`; keys may have dashes or underscores.
 
     Raises:
-        UsageError: it cannot be read, is not TOML, has an unknown key, or a value of another type.
+        UsageError: it cannot be read, is not TOML, has an unknown key, one that belongs to one start, or a
+            value of another type.
     """
+    file = f"--config {named(path)}"
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = parse_toml(read_file(path))
     except OSError as error:
-        raise UsageError(f"cannot read --config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is not TOML: {error}", "fix it") from error
-    known = [field.name for field in fields(TrainOptions)]
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{file} {error}", "fix it") from error
+    known = [field.name for field in fields(TrainOptions) if field.name not in OF_ONE_START]
     chosen: dict[str, Any] = {}
     for key, value in document.items():
         name = key.replace("-", "_")
         if name in chosen:
             both = f"{name.replace('_', '-')} and {name}"
-            raise UsageError(f"--config {path} has {both}, which are one key", "keep one")
+            raise UsageError(f"{file} has {both}, which are one key", "keep one")
+        if name in OF_ONE_START:
+            what, flag = OF_ONE_START[name]
+            hint = f"remove it there, and give {flag} on the command line"
+            raise UsageError(f"{file} has {key}, and no file may {what}", hint)
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            keys = [key for key in known if key != "trust_remote_code"]
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(keys)}"
-            raise UsageError(f"--config {path} has an unknown key {name}", hint)
-        if name == "trust_remote_code":
-            raise UsageError(
-                f"--config {path} has {key}, and no file may ask to run a model's code",
-                "remove it there, and give --trust-remote-code on the command line",
-            )
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise UsageError(f"{file} has an unknown key {named(shortened(name))}", hint)
+        if has_nul(value):
+            raise UsageError(f"{file}: {name} has a NUL character, which no name has", "fix it")
         chosen[name] = value
-    options = _checked(chosen, path)
+    options = _checked(chosen, file)
     given = {name: getattr(options, name) for name in chosen}
     for name in ("data", "eval_data"):
         if given.get(name):
@@ -64,16 +70,22 @@ def load_run(path: Path) -> dict[str, Any]:
     return given
 
 
-def _checked(chosen: Mapping[str, Any], path: Path) -> TrainOptions:
+def has_nul(value: Any) -> bool:
+    """Whether a text, or one in a list, has a NUL character."""
+    texts = value if isinstance(value, list) else [value]
+    return any(isinstance(text, str) and "\0" in text for text in texts)
+
+
+def _checked(chosen: Mapping[str, Any], file: str) -> TrainOptions:
     """The options, each value checked against its type and its closed choice."""
     try:
         # as JSON, where strict mode takes a list for a tuple but no text for a number
-        return TypeAdapter(TrainOptions).validate_json(json.dumps(chosen, default=str), strict=True)
+        return TypeAdapter(TrainOptions).validate_json(json.dumps(chosen), strict=True)
     except ValidationError as error:
-        fault = error.errors()[0]
+        fault = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in fault["loc"])
         reason = fault["msg"][0].lower() + fault["msg"][1:]
-        raise UsageError(f"--config {path}: {place} is {fault['input']!r}: {reason}") from error
+        raise UsageError(f"{file}: {place} is {shown(fault['input'])}: {reason}") from error
 
 
 def save_run(folder: Path, settings: TrainSettings, learning_rate: float) -> None:

@@ -1,11 +1,12 @@
 """Choices that are refused, each alone or together with others, and what to do instead."""
 
+import os
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
-from autotune.errors import UsageError
+from autotune.errors import UsageError, named, shown
 from trainer.config.options import Flag, Tracker, TrainOptions
 from trainer.config.settings import TrainSettings, WorkloadSettings
 
@@ -66,11 +67,12 @@ def check_training(settings: TrainSettings) -> TrainSettings:
     """
     check_ranges(settings)
     check_workload(settings.workload)
-    model, output = Path(settings.workload.model), Path(settings.output_dir)
-    same = model.resolve() == output.resolve()
-    if same or (model.exists() and model.resolve().is_relative_to(output.resolve())):
+    # not `Path.resolve` and `Path.exists`, which raise for a loop of links and for a long name
+    model = Path(os.path.realpath(settings.workload.model))
+    output = Path(os.path.realpath(settings.output_dir))
+    if model == output or (os.path.exists(model) and model.is_relative_to(output)):  # noqa: PTH110
         raise UsageError(
-            f"--output-dir {output} contains the --model, which the run would replace",
+            f"--output-dir {named(settings.output_dir)} contains the --model, which the run would replace",
             "choose another --output-dir",
         )
     if settings.patience is not None and settings.workload.data and not settings.eval_data:
@@ -95,5 +97,8 @@ def check_ranges(settings: TrainSettings | WorkloadSettings) -> None:
     for field in fields(TrainOptions):
         flag: Flag = field.metadata["flag"]
         name, value = field.name.replace("_", "-"), getattr(settings, field.name, None)
+        if isinstance(value, int) and value >= 2**63:
+            raise UsageError(f"--{name} {shown(value)} is out of range", "give less than 2^63")
         if isinstance(value, int | float) and flag.range and not flag.range.holds(value):
-            raise UsageError(f"--{name} {value:g} is out of range", f"give {flag.range.says}")
+            number = f"{value:g}" if isinstance(value, float) else shown(value)
+            raise UsageError(f"--{name} {number} is out of range", f"give {flag.range.says}")

@@ -145,7 +145,7 @@ def tell(error: Exception) -> None:
     traceback.print_exception(error)
     if is_out_of_memory(error):
         sys.stderr.write("chatlm: out of memory; use a smaller --micro-batch\n")
-    elif known := advice(f"{type(error).__name__}: {error}"):
+    elif known := advice("".join(traceback.format_exception(error))):
         sys.stderr.write(f"chatlm: {known}\n")
 
 

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from autotune.devices.shared_memory import NEEDED, free_shared_memory, shared_memory
+from autotune.errors import named
+from trainer.data.token_store import cache_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +28,11 @@ class Fault:
 
 def advice(said: str, *, exit_code: int | None = None) -> str | None:
     """What to try after a process printed `said` and exited with `exit_code`; None if unknown."""
-    if exit_code == -signal.SIGBUS:
-        return _loaders()
-    if exit_code == -signal.SIGKILL:  # the text is other ranks', about the killed one
-        return None
-    if (fault := _fault(said)) is None:
-        return None
-    return fault.advice if isinstance(fault.advice, str) else fault.advice()
+    # of a process that a signal ended the text is other ranks', about the one that is gone
+    told = BY_SIGNAL.get(-exit_code) if exit_code else None
+    if told is None and (fault := _fault(said)) is not None:
+        told = fault.advice
+    return told() if callable(told) else told
 
 
 def lost_a_peer(said: str) -> bool:
@@ -58,9 +58,48 @@ def _nccl_memory() -> str:
 
 def _loaders() -> str:
     return (
-        f"shared memory ran out, and a bus error ended a loader worker ({shared_memory()}): in "
-        f"Docker, run with --shm-size 1g, or set loader_workers = 0 in the profile"
+        f"shared memory ran out, and loader workers need it ({shared_memory()}): in Docker, run with "
+        f"--shm-size 1g, or set loader_workers = 0 in the profile"
     )
+
+
+def _bus_error() -> str:
+    if (free_shared_memory() or 0) <= NEEDED:
+        return _loaders()
+    return (
+        f"a bus error ended a process, and {shared_memory()}: so most likely a file that was mapped into "
+        f"memory has been cut, or its disk failed or is full; such files are the token cache in "
+        f"{named(cache_folder())} and the model's safetensors; check the disk (`dmesg`, `df`), remove that "
+        f"folder, and fetch or copy the model anew"
+    )
+
+
+KILLED = (
+    "no kill for lack of memory was counted where this process can see it, so it was a job scheduler's limit of "
+    "memory or time, a limit around this container, or somebody's `kill -9`; if it comes again, use less host "
+    "memory: fewer processes, loader_workers = 0 in the profile, a smaller --micro-batch"
+)
+LOADER_KILLED = (
+    "a loader worker was killed, most likely because host memory ran out: set loader_workers = 0 in the profile, "
+    "use fewer processes, or end what else uses host memory"
+)
+LOADER_ENDED = (
+    "a loader worker ended; if nobody ended it, host memory most likely ran out: set loader_workers = 0 in the "
+    "profile, with which an error of its own is the run's"
+)
+"""Without a signal's name. Where it ends while it hands a tensor over, the error is an EOFError or
+ConnectionResetError in multiprocessing's resource_sharer (torch 2.13)."""
+SEGFAULT = (
+    "a segmentation fault is a fault of compiled code, most often of packages built for other versions: run "
+    "`pip check` and install torch anew; with PYTHONFAULTHANDLER=1 the log shows where it was"
+)
+LOADER_SEGFAULT = (
+    f"{SEGFAULT}; if it is in loader workers alone, set loader_workers = 0 in the profile"
+)
+ILLEGAL = (
+    "this CPU lacks an instruction that a package was built for, such as AVX2 or AVX-512 in torch or a library "
+    "under it: install a build for this CPU, or use another machine"
+)
 
 
 def _nccl() -> str:
@@ -98,6 +137,14 @@ PEER = Fault(
     r"ncclRemoteError|Connection closed by (remote )?peer|Connection reset by peer|Broken pipe",
     "another process ended first: its own message, on its node or further up, is the cause",
 )
+BY_SIGNAL: dict[int, str | Callable[[], str]] = {
+    signal.SIGBUS: _bus_error,
+    signal.SIGKILL: KILLED,
+    signal.SIGSEGV: SEGFAULT,
+    signal.SIGILL: ILLEGAL,
+}
+"""What ended a process that could not say so itself."""
+LOADER = r"DataLoader worker .* killed by signal: "
 FAULTS = (
     Fault(
         r"Error while (attaching to|creating) shared memory segment"
@@ -106,10 +153,17 @@ FAULTS = (
         _nccl_memory,
     ),
     Fault(
-        r"DataLoader worker .* killed by signal: Bus error|Unexpected bus error encountered in worker"
-        r"|unable to (write|resize|allocate|open) .*shared memory|/torch_\w+.*No space left on device",
+        r"unable to (write|resize|allocate|open) .*shared memory|/torch_\w+.*No space left on device",
         _loaders,
     ),
+    Fault(rf"{LOADER}Bus error|Unexpected bus error encountered in worker", _bus_error),
+    Fault(rf"{LOADER}Killed", LOADER_KILLED),
+    Fault(
+        rf"{LOADER}Segmentation fault|Unexpected segmentation fault encountered in worker",
+        LOADER_SEGFAULT,
+    ),
+    Fault(rf"{LOADER}Illegal instruction", ILLEGAL),
+    Fault(r"DataLoader worker .* exited unexpectedly|resource_sharer\.py", LOADER_ENDED),
     Fault(
         r"Duplicate GPU detected",
         "two processes are on one card: start no more processes per node than it has cards, and leave "

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.devices.selection import DeviceSelection
-from autotune.errors import ProfileError
+from autotune.errors import ProfileError, named, shortened
 from autotune.readings import DeviceBudget
 from autotune.tuning.per_device import Sizes
 from autotune.tuning.prober import Limits
@@ -106,9 +106,11 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _said(value: Any) -> str:
     if isinstance(value, list):
-        return " + ".join(_said(v) for v in value) or "none"
+        return shortened(" + ".join(_said(v) for v in value)) or "none"
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return format_bytes(value) if isinstance(value, int) and value > 10**6 else str(value)
+    if isinstance(value, int) and value > 10**6:
+        return format_bytes(value)
+    return named(shortened(str(value)))

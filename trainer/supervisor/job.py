@@ -1,5 +1,6 @@
 """A command's job: what to tune or train, on which devices, and where its events go."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from autotune.devices.host import HostMeter
 from autotune.devices.selection import DeviceSelection, check_per_device, open_devices
 from autotune.devices.shared_memory import free_shared_memory, shortage
 from autotune.events import Emit, Notice
+from autotune.files import temporary_files
 from autotune.plan import Plan
 from autotune.tuning.prober import Limits, WorkerProber, WorkloadSpec
 from autotune.units import check_fraction, parse_bytes
@@ -88,6 +90,8 @@ def open_tune_job(options: AutotuneOptions, *, workload: str, listen: Listen) ->
     Raises:
         ChatlmError: a choice is out of range, a file cannot be read or written, or no device is there.
     """
+    with temporary_files():
+        tempfile.gettempdir()
     limits = Limits(
         target=check_fraction(options.target_vram, "--target-vram"),
         target_ram=check_fraction(options.target_ram, "--target-ram"),
@@ -123,6 +127,8 @@ def open_train_job(options: TrainOptions, *, listen: Listen) -> Iterator[TrainJo
     Raises:
         ChatlmError: a choice is out of range, a file cannot be read or written, or no device is there.
     """
+    with temporary_files():
+        tempfile.gettempdir()
     profile = profiles.load(options.profile)
     num_processes = options.num_processes
     if num_processes is None and profile.fingerprint.model is not None:  # no preset

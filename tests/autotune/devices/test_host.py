@@ -248,3 +248,49 @@ def test_a_cgroup_without_a_limit_is_not_added_up(tmp_path: Path) -> None:
     write(folder / "memory.stat", "inactive_file nonsense\n")
 
     assert machine.sampler().read() == HostReading(total=64 * GIB, used=24 * GIB)
+
+
+ODD_MEMINFO = (
+    "", "MemTotal:", "MemTotal: kB", "MemTotal: 0 kB\nMemAvailable: 0 kB\n", "MemTotal: -1 kB\nMemAvailable: 1 kB\n",
+    "MemTotal: 8 kB\n", f"MemTotal: {'9' * 5000} kB\nMemAvailable: 1 kB\n", "\0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD_MEMINFO)
+def test_a_meminfo_that_shows_no_memory_is_an_error_that_names_it(
+    tmp_path: Path, text: str
+) -> None:
+    """Empty, cut, or of no memory at all, by which nothing can be divided."""
+    machine = Machine(tmp_path, "0::/\n")
+    write(machine.proc / "meminfo", text)
+
+    with pytest.raises(DeviceError) as caught:
+        machine.sampler().read()
+
+    assert str(caught.value) == (
+        f"{machine.proc}/meminfo does not show the host's memory; run where /proc is mounted"
+    )
+
+
+def test_more_available_than_there_is_means_that_nothing_is_used(tmp_path: Path) -> None:
+    """A container with a /proc of its own may say so."""
+    machine = Machine(tmp_path, "0::/\n", total=4 * GIB, free=6 * GIB)
+
+    assert machine.sampler().read() == HostReading(total=4 * GIB, used=0)
+
+
+@pytest.mark.parametrize(
+    "cgroup",
+    ["", "\n", "0", "0:", "0:memory", "x::/job\n", "0::job", "\0", "4:memory\n0::/job\u2028:\n"],
+)
+def test_lines_of_cgroups_that_no_kernel_writes_are_left_out(tmp_path: Path, cgroup: str) -> None:
+    assert Machine(tmp_path, cgroup).sampler().read() == HostReading(total=64 * GIB, used=24 * GIB)
+
+
+@pytest.mark.parametrize("limit", ["0", "", "-1", "9" * 5000, "max max", "\0"])
+def test_a_limit_that_is_no_amount_is_none(tmp_path: Path, limit: str) -> None:
+    """0 too: a process that runs has some memory, and nothing can be divided by it."""
+    machine = Machine(tmp_path, "0::/job\n")
+    machine.v2("job", current=GIB, limit=limit, high=limit)
+
+    assert machine.sampler().read() == HostReading(total=64 * GIB, used=24 * GIB)

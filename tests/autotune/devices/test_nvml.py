@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.devices.nvml import Nvml, NvmlDevice, visible
+from autotune.devices.nvml import NoDriver, Nvml, NvmlDevice, visible
 from autotune.errors import DeviceError
 from autotune.readings import DeviceReading
 from tests.support.fake_nvml import FakeDriver, FakeGpu
@@ -139,7 +139,7 @@ def test_no_driver_is_an_error_that_says_what_to_do() -> None:
     """The usual case on a laptop: the library is not there."""
     codes = {"nvmlInitWithFlags": pynvml.NVML_ERROR_LIBRARY_NOT_FOUND}
 
-    with FakeDriver(fails=codes), pytest.raises(DeviceError) as caught:
+    with FakeDriver(fails=codes), pytest.raises(NoDriver) as caught:
         Nvml.open()
 
     assert str(caught.value) == (
@@ -390,6 +390,122 @@ def test_a_slice_is_read_like_a_gpu() -> None:
     assert isinstance(device, NvmlDevice)
     assert (device.index, reading.device, reading.name) == (1, "MIG-c1", "Card MIG 1g.5gb")
     assert (reading.total, reading.used) == (5 * GIB, GIB)
+
+
+CODES = sorted(
+    {code for name, code in vars(pynvml).items() if name.startswith("NVML_ERROR_")} | {77, 700}
+)
+"""Every error that the binding knows, one that only the driver names, and one whose name is not UTF-8."""
+ON_DRIVER = (
+    "nvmlInitWithFlags", "nvmlSystemGetDriverVersion", "nvmlDeviceGetCount_v2", "nvmlDeviceGetHandleByIndex_v2",
+    "nvmlShutdown",
+)  # fmt: skip
+ON_GPU = (
+    "nvmlDeviceGetUUID", "nvmlDeviceGetName", MEMORY_V1, MEMORY_V2, "nvmlDeviceGetUtilizationRates",
+    "nvmlDeviceGetTemperature", "nvmlDeviceGetPowerUsage", PROCESSES, "nvmlDeviceGetMaxMigDeviceCount",
+    "nvmlDeviceGetMigDeviceHandleByIndex",
+)  # fmt: skip
+
+
+def look(nvml: Nvml) -> list[str]:
+    """What each device answers: its name, or its error."""
+    said = []
+    for device in nvml.devices:
+        device.processes()
+        device.slices()
+        try:
+            said.append(device.read().name)
+        except DeviceError as error:
+            said.append(str(error))
+    return said
+
+
+@pytest.mark.parametrize("function", ON_GPU)
+def test_no_error_of_one_gpu_at_any_moment_hides_another(function: str) -> None:
+    """From the start on, or in between: each code of each question."""
+    for code in set(CODES) - {0}:
+        gpu = FakeGpu(name="Odd", slices=(FakeGpu(),), processes={1: 2})
+        with FakeDriver([gpu, FakeGpu(name="Good")]):
+            with Nvml.open() as nvml:
+                gpu.fails = {function: code}
+                later = look(nvml)
+            with Nvml.open() as nvml:
+                at_first = look(nvml)
+
+        for odd, good in (later, at_first):
+            assert good == "Good"
+            assert odd in ("Odd", "GPU 0") or odd.startswith("GPU 0 ")
+            assert odd.isprintable()
+
+
+@pytest.mark.parametrize("function", ON_DRIVER)
+def test_no_error_of_the_driver_is_anything_but_a_device_error(function: str) -> None:
+    """Its version and its end are not needed."""
+    for code in set(CODES) - {0}:
+        said = ["Good"]
+        with FakeDriver([FakeGpu(name="Good")], fails={function: code}):
+            try:
+                with Nvml.open() as nvml:
+                    said = look(nvml)
+            except DeviceError as error:
+                said = [str(error)]
+
+        is_needed = function not in ("nvmlSystemGetDriverVersion", "nvmlShutdown")
+        assert (said == ["Good"]) is not is_needed
+        assert said[0].isprintable()
+
+
+def test_names_that_are_not_utf_8_or_steer_a_terminal_are_shown_as_code() -> None:
+    """Of a card, a slice and the driver; a UUID is matched by what is left of it."""
+    part = FakeGpu(uuid=b"MIG-\xff", name=b"\xfe")
+    gpus = [
+        FakeGpu(name=b"Quadro\xae", uuid=b"GPU-\xc3", slices=(part,)),
+        FakeGpu(name="\x1b[2J\n", uuid=""),
+    ]
+
+    with FakeDriver(gpus, driver_version=b"600\xff"), Nvml.open() as nvml:
+        names = [device.read().name for device in nvml.devices]
+        uuids = [device.uuid for device in nvml.devices]
+        slices = [(piece.name, piece.uuid) for piece in nvml.devices[0].slices()]
+        listed = [device.uuid for device in visible(nvml, {"CUDA_VISIBLE_DEVICES": "GPU-"})]
+
+    assert names == ["Quadro\\xae", "'\\x1b[2J\\n'"]
+    assert uuids == ["GPU-\\xc3", "GPU 1"]
+    assert slices == [("\\xfe", "MIG-\\xff")]
+    assert nvml.driver_version == "600\\xff"
+    assert listed == ["GPU-\\xc3"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "figures"),
+    [
+        (FakeGpu(name="Card", total=0), "0 free of 0 bytes"),
+        (FakeGpu(name="Card", total=GIB, used=2 * GIB), f"{2**64 - GIB} free of {GIB} bytes"),
+        (FakeGpu(name="Card", total=0, no_v2=True), "0 free of 0 bytes"),
+    ],
+)
+def test_memory_that_cannot_be_is_an_error_with_its_figures(gpu: FakeGpu, figures: str) -> None:
+    """None at all, or more used than there is: no share of it means anything."""
+    assert error_of(gpu) == (
+        f"GPU 0 (Card) reports {figures} of memory, which cannot be; check nvidia-smi"
+    )
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        FakeGpu(processes={71: 2**63}),
+        FakeGpu(process_count=2**31),
+        FakeGpu(process_count=2**32 - 1),
+    ],
+)
+def test_a_list_of_processes_that_cannot_be_is_none(gpu: FakeGpu) -> None:
+    assert processes_of(gpu) is None
+
+
+def test_an_index_of_thousands_of_digits_shows_nothing() -> None:
+    """Python refuses to read such a number."""
+    assert shown({"CUDA_VISIBLE_DEVICES": "9" * 5000}, three()) == []
 
 
 def test_the_fake_driver_leaves_the_binding_as_it_was() -> None:

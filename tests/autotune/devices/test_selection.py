@@ -159,3 +159,28 @@ def test_no_processes_are_refused(device: Device, count: int) -> None:
         opened(device, 1, num_processes=count)
 
     assert str(caught.value) == f"--num-processes {count} is out of range; give 1 or more"
+
+
+def test_more_processes_than_any_run_has_are_refused() -> None:
+    """Before a process is started for each."""
+    with pytest.raises(UsageError) as caught:
+        opened("cpu", 1, num_processes=10**9)
+
+    assert str(caught.value) == "--num-processes 1000000000 is out of range; give 65,536 or less"
+
+
+def test_a_card_that_cannot_be_read_is_named_before_a_worker_starts() -> None:
+    """And every driver's error, whatever language it is in, is a reason to take the CPU."""
+    driver = FakeDriver([*gpus(1), FakeGpu(name="Odd", uuid="GPU-9", total=0)])
+    unknown = FakeDriver(gpus(1), fails={"nvmlInitWithFlags": 700})
+
+    with (
+        driver,
+        open_devices("auto", num_processes=None, vram_limit=None, host=HostMeter()) as two,
+        pytest.raises(DeviceError, match=r"GPU 1 \(Odd\) reports 0 free of 0 bytes"),
+    ):
+        two.group.read_baseline()
+    with unknown, open_devices("auto", num_processes=None, vram_limit=None, host=HostMeter()) as on:
+        notice = on.notice
+
+    assert notice == (r"no NVIDIA driver answers ('Fehler \\xfc\n'): on the CPU, against host RAM")

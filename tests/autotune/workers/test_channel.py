@@ -4,13 +4,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from autotune.cause import Cause
+from autotune.errors import WorkerError
 from autotune.readings import Held, Report
 from autotune.workers.channel import SOCKET_VARIABLE, Hub, Wire
 from autotune.workers.messages import (
@@ -30,7 +31,7 @@ from autotune.workers.messages import (
     decoder,
     encode,
 )
-from tests.support.processes import wait_until
+from tests.support.processes import printed_by, wait_until
 from tests.support.toy_workload import ROOT
 
 WORKER = """
@@ -159,6 +160,120 @@ def test_a_worker_ends_with_its_supervisor(hub: Hub[FromProbe], calls: int) -> N
         hub.close()
 
         assert worker.wait(20) == 1
+
+
+LONG = ("ü\n" + "d" * 60,) * 3
+"""Folders whose path is longer than a socket's may be, and not of one line."""
+
+
+@pytest.fixture
+def long_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary files, of this process and of those that it starts."""
+    folder = tmp_path.joinpath(*LONG)
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return folder
+
+
+def test_a_temporary_folder_may_have_any_path(long_folder: Path) -> None:
+    """A socket's own path has at most 107 bytes."""
+    hub = Hub[FromProbe](FromProbe)
+    hub.greeting = MeasureMemoryFractions(sizes=[3], hard_limits=[None])
+    with worker_of(hub):
+        (greeted,) = receive(hub, 1)
+    hub.close()
+
+    assert greeted == (0, MemoryFractions(fractions=[3.0]))
+    assert hub.path.startswith(str(long_folder))
+    assert list(long_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [lambda path: None, Path.touch], ids=["missing", "a file"])
+def test_a_temporary_folder_that_is_none_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
+) -> None:
+    """By the next that Python knows, as /tmp."""
+    make(tmp_path / "none")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    hub = Hub[FromProbe](FromProbe)
+    hub.close()
+
+    assert not hub.path.startswith(str(tmp_path / "none"))
+
+
+def test_without_any_temporary_folder_the_error_names_the_variable() -> None:
+    """Here no file may have a byte, as on a full disk."""
+    script = (
+        "import resource\n"
+        "from autotune.errors import OutputError\n"
+        "from autotune.workers.channel import Hub\n"
+        "from autotune.workers.messages import FromProbe\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "try:\n"
+        "    Hub(FromProbe)\n"
+        "except OutputError as error:\n"
+        "    print(error)\n"
+    )
+
+    said = printed_by(script, PYTHONPATH=str(ROOT))
+
+    assert said.startswith("cannot make a temporary file: No usable temporary directory found in [")
+    assert said.endswith("]; set TMPDIR to a folder that you can write to and that has space\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "quoted"),
+    [
+        (b"nonsense\n", "b'nonsense'"),
+        (b"\n", "b''"),
+        (b"\xff\xfe\n", r"b'\xff\xfe'"),
+        (b"[1]\n", "b'[1]'"),
+        (b"{}\n", "b'{}'"),
+        (b'{"type": "of tomorrow"}\n', """b'{"type": "of tomorrow"}'"""),
+        (b'{"type": ["beat"]}\n', """b'{"type": ["beat"]}'"""),
+        (b'{"type": "beat"}\n', """b'{"type": "beat"}'"""),
+        (b'{"type": "beat", "step": "x"}\n', """b'{"type": "beat", "step": "x"}'"""),
+        (b"[" * 100_000 + b"\n", f"b'{'[' * 78} … {'[' * 19}'"),
+        (b"9" * 5000 + b"\n", f"b'{'9' * 78} … {'9' * 19}'"),
+    ],
+)
+def test_a_line_that_is_no_message_is_quoted_in_an_error(
+    hub: Hub[FromProbe], line: bytes, quoted: str
+) -> None:
+    """A worker of another version, or what a library printed into the wrong place."""
+    with connect(hub, 0) as connection:
+        connection.sendall(line)
+        with pytest.raises(WorkerError) as caught:
+            receive(hub, 1)
+
+    assert str(caught.value) == (
+        f"a worker sent what is no message of this version: {quoted}; look into its log; it may "
+        "run another chatlm"
+    )
+
+
+def test_a_message_ahead_of_the_hello_is_an_error(hub: Hub[FromProbe]) -> None:
+    """Nobody knows its rank."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(hub.path)
+        connection.sendall(encode(Beat(step=1)))
+        with pytest.raises(WorkerError, match="what is no message of this version"):
+            receive(hub, 1)
+
+
+def test_half_a_message_of_a_worker_that_was_killed_is_left_out(hub: Hub[FromProbe]) -> None:
+    """Its connection ends in the middle of a line."""
+    connection = connect(hub, 0)
+    connection.sendall(encode(Beat(step=1)) + encode(Beat(step=2))[:-3])
+    connection.close()
+
+    messages = receive(hub, 1)
+
+    assert messages == [(0, Beat(step=1))]
+    assert wait_until(lambda: hub.receive(0.05) == [] and hub.lost_a_rank)
 
 
 REPORT = Report(

@@ -81,6 +81,14 @@ def test_the_log_has_what_was_printed_since_the_start(tmp_path: Path) -> None:
     [
         ("exitcode  : -11 (pid: 7) Signal 11 (SIGSEGV)", -signal.SIGSEGV),
         ("exitcode  : 1 (pid: 8)\nexitcode  : -9 (pid: 7)", -signal.SIGKILL),
+        ("exitcode  : 1 (pid: 8)\nexitcode  : -11 (pid: 7)", -signal.SIGSEGV),
+        ("exitcode  : -15 (pid: 8)\nexitcode  : -4 (pid: 7)", -signal.SIGILL),
+        ("exitcode  : -15 (pid: 8)\nexitcode  : 3 (pid: 7)", 3),
+        ("exitcode  : -15 (pid: 8)", -signal.SIGTERM),
+        ("exitcode  : 137 (pid: 8)", -signal.SIGKILL),
+        ("exitcode  : 139 (pid: 8)", -signal.SIGSEGV),
+        ("exitcode  : 130 (pid: 8)", 130),
+        (f"exitcode  : {'9' * 5000}", 1),
         ("failed (exitcode: 3) local_rank: 0 (pid: 8) of binary", 3),
         ("no report", 1),
     ],
@@ -112,6 +120,10 @@ def test_watching_ends_after_the_last_message(end: str, tmp_path: Path) -> None:
         ("sys.exit(3)", Cause.DIED, "died (exit code 3)"),
         ("os.kill(os.getpid(), 11)", Cause.DIED, "died (SIGSEGV)"),
         ("os.kill(os.getpid(), 9)", Cause.KILLED, "was killed (SIGKILL)"),
+        ("os._exit(137)", Cause.KILLED, "was killed (SIGKILL)"),  # as a shell says it
+        ("os._exit(139)", Cause.DIED, "died (SIGSEGV)"),
+        ("os._exit(130)", Cause.DIED, "died (exit code 130)"),
+        ("os.kill(os.getpid(), 35)", Cause.DIED, "died (signal 35)"),  # it has no name
     ],
 )
 def test_an_end_without_a_message_is_classified(

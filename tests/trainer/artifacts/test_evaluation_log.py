@@ -92,6 +92,10 @@ def test_a_resumed_run_knows_how_long_it_has_waited(tmp_path: Path) -> None:
         ({"patience": 0}, "--patience 0 is out of range; give 1 or more"),
         ({"generate_rows": -1}, "--generate-rows -1 is out of range; give 0 or more"),
         ({"max_new_tokens": 0}, "--max-new-tokens 0 is out of range; give 1 or more"),
+        (
+            {"epochs": 1e308},
+            "--epochs 1e+308 is out of range; give a number above 0, at most 1,000,000",
+        ),
         ({"track": ("mlflow",)}, "--track mlflow is not known; there are tensorboard and wandb"),
     ],
 )

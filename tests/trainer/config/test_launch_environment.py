@@ -102,3 +102,13 @@ def test_processes_that_would_each_train_alone_are_refused(
         world_size(environment)
 
     assert "torchrun --nproc-per-node N -m chatlm.trainer" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+@pytest.mark.parametrize("value", ["", "two", "-1", "²", "9" * 5000])
+def test_a_number_of_processes_that_is_none_is_named(name: str, value: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        world_size({name: value})
+
+    assert str(caught.value).startswith(f"{name} is '{value[:60]}")
+    assert str(caught.value).endswith(", which is no number of processes; unset it")

@@ -8,6 +8,7 @@ import pytest
 import profiles
 from autotune.errors import OutputError, UsageError
 from profiles.schema import RunSection
+from tests.support.odd_files import ODD_FILES
 from trainer.artifacts.run_folder import RunFolder
 from trainer.config.flags import parse
 from trainer.config.options import PANELS, AutotuneOptions, TrainOptions, WorkloadOptions
@@ -75,6 +76,67 @@ def test_what_a_file_cannot_mean_is_refused_by_name(
 ) -> None:
     """An unknown key with the nearest; of a value of another type, what stands there."""
     assert refusal in refusal_of(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_what_stands_in_the_place_of_a_file_is_said(tmp_path: Path, kind: str) -> None:
+    """In one short line; a pipe is not waited for."""
+    make, reason = ODD_FILES[kind]
+    file = tmp_path / "run.toml"
+    make(file)
+
+    said = refusal_of(file)
+
+    assert said.startswith(
+        (f"cannot read --config {file}: {reason}", f"--config {file} {reason[:60]}")
+    )
+    assert said.isprintable()
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("fresh = true", "fresh, and no file may ask to replace a run; remove it there, and give --fresh on the command line"),
+        ("fresh = false", "fresh, and no file may ask to replace a run; remove it there, and give --fresh on the command line"),
+        ("resume = true", "resume, and no file may ask to resume a run; remove it there, and give --resume on the command line"),
+    ],
+)  # fmt: skip
+def test_no_file_asks_to_replace_or_to_resume_a_run(
+    tmp_path: Path, text: str, refusal: str
+) -> None:
+    """It would do so at every start, and remove the checkpoints of the one before."""
+    file = written(tmp_path, f"{text}\n")
+
+    assert refusal_of(file) == f"--config {file} has {refusal}"
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("data = ['" + "x" * 10**6 + "', 3]", ": data.1 is 3: input should be a valid string"),
+        ("max_steps = '" + "x" * 10**6 + "'", f": max_steps is '{'x' * 79} … {'x' * 19}': input should be a valid integer"),
+        ("x" * 10**6 + " = 1", f" has an unknown key {'x' * 80} … {'x' * 20}; known are model, "),
+        ("max_steps = true", ": max_steps is True: input should be a valid integer"),
+        ("data = ['a', \"b\\u0000/*\"]", ": data has a NUL character, which no name has; fix it"),
+        ("model = \"\\u0000\"", ": model has a NUL character, which no name has; fix it"),
+    ],
+)  # fmt: skip
+def test_a_value_of_any_length_is_refused_in_a_short_line(
+    tmp_path: Path, text: str, refusal: str
+) -> None:
+    file = written(tmp_path, text)
+
+    assert refusal_of(file).startswith(f"--config {file}{refusal}")
+
+
+def test_a_pattern_that_is_deeper_than_python_goes_finds_nothing(tmp_path: Path) -> None:
+    """A name in a file may be anything; what reads the data says that it is not there."""
+    pattern = "*/" * 2000
+
+    chosen = load_run(written(tmp_path, f"data = ['{pattern}']"))
+
+    assert chosen["data"] == (pattern,)
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,21 +116,127 @@ def test_nccls_shared_memory_is_answered_with_its_size_and_each_cure(said: str) 
     assert "set NCCL_SHM_DISABLE=1, or use --backend gloo" in told
 
 
-@pytest.mark.parametrize("said", LOADERS.values(), ids=LOADERS)
-def test_a_loader_without_shared_memory_is_answered_with_its_cures(said: str) -> None:
-    """NCCL's would not help."""
-    told = advice(said) or ""
+def set_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Lets /dev/shm be of 1 GiB, with so many bytes free."""
+    usage = SimpleNamespace(total=2**30, used=2**30 - free, free=free)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
 
-    assert "in Docker, run with --shm-size 1g" in told
-    assert "set loader_workers = 0 in the profile" in told
+
+FULL, FREE = 2**26, 2**29
+NEARLY_FULL = (
+    "shared memory ran out, and loader workers need it (/dev/shm has 1.00 GiB, 64 MiB of them free): in "
+    "Docker, run with --shm-size 1g, or set loader_workers = 0 in the profile"
+)
+A_FILE = (
+    "a bus error ended a process, and /dev/shm has 1.00 GiB, 512 MiB of them free: so most likely a file that "
+    "was mapped into memory has been cut, or its disk failed or is full; such files are the token cache in "
+    "/somewhere/cache and the model's safetensors; check the disk (`dmesg`, `df`), remove that folder, and "
+    "fetch or copy the model anew"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "exit_code"),
+    [*((said, None) for said in LOADERS.values()), ("", -signal.SIGBUS)],
+    ids=[*LOADERS, "the signal"],
+)
+def test_a_bus_error_is_blamed_on_shared_memory_only_where_it_is_nearly_full(
+    monkeypatch: pytest.MonkeyPatch, said: str, exit_code: int | None
+) -> None:
+    """Else on a file in memory; whatever torch says, and where a killed process can say nothing."""
+    monkeypatch.setenv("CHATLM_CACHE", "/somewhere/cache")
+
+    set_free(monkeypatch, FULL)
+    full = advice(said, exit_code=exit_code)
+    set_free(monkeypatch, FREE)
+    free = advice(said, exit_code=exit_code)
+
+    assert (full, free) == (NEARLY_FULL, A_FILE)
+
+
+def test_a_loader_that_names_shared_memory_is_answered_with_its_cures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However much of it is free by now; NCCL's cures would not help."""
+    set_free(monkeypatch, FREE)
+
+    told = (
+        advice("RuntimeError: unable to write to file </torch_29_1>: No space left on device") or ""
+    )
+
+    assert told.startswith("shared memory ran out, and loader workers need it (/dev/shm has ")
     assert "NCCL" not in told
 
 
-def test_a_bus_error_is_shared_memory_whatever_is_said() -> None:
-    """A process that is killed by it cannot say so."""
-    told = advice("", exit_code=-signal.SIGBUS)
+ENDED = "RuntimeError: DataLoader worker (pid(s) 17067) exited unexpectedly"
+"""What torch 2.13 raises; the signal is in the error that caused it, further up in the log."""
+BY_SIGNAL = {
+    "Killed": (
+        signal.SIGKILL,
+        "a loader worker was killed, most likely because host memory ran out: set loader_workers = 0 in the "
+        "profile, use fewer processes, or end what else uses host memory",
+        "no kill for lack of memory was counted where this process can see it, so it was a job scheduler's "
+        "limit of memory or time, a limit around this container, or somebody's `kill -9`; if it comes again, "
+        "use less host memory: fewer processes, loader_workers = 0 in the profile, a smaller --micro-batch",
+    ),
+    "Segmentation fault": (
+        signal.SIGSEGV,
+        "a segmentation fault is a fault of compiled code, most often of packages built for other versions: "
+        "run `pip check` and install torch anew; with PYTHONFAULTHANDLER=1 the log shows where it was; if it "
+        "is in loader workers alone, set loader_workers = 0 in the profile",
+        "a segmentation fault is a fault of compiled code, most often of packages built for other versions: "
+        "run `pip check` and install torch anew; with PYTHONFAULTHANDLER=1 the log shows where it was",
+    ),
+    "Illegal instruction": (
+        signal.SIGILL,
+        "this CPU lacks an instruction that a package was built for, such as AVX2 or AVX-512 in torch or a "
+        "library under it: install a build for this CPU, or use another machine",
+        "this CPU lacks an instruction that a package was built for, such as AVX2 or AVX-512 in torch or a "
+        "library under it: install a build for this CPU, or use another machine",
+    ),
+}
 
-    assert told == advice(LOADERS["facebookresearch/mmf#441"])
+
+@pytest.mark.parametrize("name", BY_SIGNAL)
+def test_a_signal_that_ended_a_loader_or_a_worker_is_answered_with_what_to_try(name: str) -> None:
+    """A loader is named by torch, a worker by its exit code, whatever the others said then."""
+    number, of_loader, of_worker = BY_SIGNAL[name]
+
+    assert (
+        advice(f"DataLoader worker (pid 7) is killed by signal: {name}. \n\n{ENDED}") == of_loader
+    )
+    assert advice("Connection closed by peer", exit_code=-number) == of_worker
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ENDED,
+        # torch 2.13, Python 3.11: it was killed while it handed a tensor over
+        '  File "/lib/python3.11/multiprocessing/resource_sharer.py", line 57, in detach\n'
+        "    with _resource_sharer.get_connection(self._id) as conn:\nEOFError",
+        '  File "/lib/python3.11/multiprocessing/resource_sharer.py", line 86, in get_connection\n'
+        "ConnectionResetError: [Errno 104] Connection reset by peer",
+    ],
+)
+def test_a_loader_that_ends_without_a_signals_name_is_answered_with_what_to_try(said: str) -> None:
+    assert advice(said) == (
+        "a loader worker ended; if nobody ended it, host memory most likely ran out: set loader_workers = 0 "
+        "in the profile, with which an error of its own is the run's"
+    )
+
+
+def test_a_process_of_its_own_names_the_signal_that_ended_its_loader(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is in the error that caused the one that reaches us."""
+    cause = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    error.__cause__ = cause
+
+    tell(error)
+
+    assert capsys.readouterr().err.splitlines()[-1] == f"chatlm: {BY_SIGNAL['Killed'][1]}"
 
 
 @pytest.mark.parametrize(("said", "cure"), OTHERS.values(), ids=OTHERS)
@@ -141,10 +248,10 @@ def test_a_network_that_fails_is_answered_with_what_to_set(said: str, cure: str)
 
 
 def test_an_unknown_fault_is_not_explained() -> None:
-    """A bug of ours, a full disk elsewhere, a process that the kernel killed."""
+    """A bug of ours, a full disk elsewhere, a signal that somebody sent."""
     assert advice("IndexError: list index out of range") is None
     assert advice("OSError: [Errno 28] No space left on device: 'model_save/x'") is None
-    assert advice("Connection closed by peer", exit_code=-signal.SIGKILL) is None
+    assert advice("", exit_code=-signal.SIGTERM) is None
 
 
 def test_shared_memory_is_said_by_size_and_what_is_free(tmp_path: Path) -> None:
@@ -170,9 +277,11 @@ def test_a_crash_after_a_peers_end_is_no_cause() -> None:
             f"print({SHARED_MEMORY_OF_NCCL['NVIDIA/nccl#1589']!r}); raise SystemExit(1)",
             "set NCCL_SHM_DISABLE=1, or use --backend gloo",
         ),
-        ("import os; os.kill(os.getpid(), 7)", "in Docker, run with --shm-size 1g"),
+        ("import os; os.kill(os.getpid(), 11)", "a training worker died (SIGSEGV); its log is "),
+        ("import os; os.kill(os.getpid(), 9)", "it was a job scheduler's limit of memory or time"),
+        ("import os; os._exit(137)", "a training worker was killed (SIGKILL); its log is "),
     ],
-    ids=["what its log says", "the signal that ended it"],
+    ids=["what its log says", "the signal that ended it", "a kill", "a shell's code of a kill"],
 )
 def test_a_worker_that_is_gone_is_explained(tmp_path: Path, script: str, told: str) -> None:
     """Under `chatlm train`, beside where its log lies and that the same command resumes."""

@@ -93,6 +93,20 @@ def test_what_the_user_chooses_otherwise_is_obeyed_and_probed(
     assert said(profile, settings) == words
 
 
+def test_what_differs_is_said_in_a_short_line_whatever_the_profile_holds() -> None:
+    """Names of devices in a file may be long, many, or steer the terminal."""
+    measured = tuned().model_dump(by_alias=True)
+    measured["fingerprint"] |= {"devices": ["x"] * 10_000, "torch": "\x1b[2J" * 1000}
+    profile = Profile.model_validate(measured)
+
+    differing = "; ".join(said(profile, run_of(profile)))
+
+    assert differing.startswith("devices x + x + x")
+    assert r"torch '\x1b[2J\x1b[2J" in differing
+    assert differing.isprintable()
+    assert len(differing) < 400
+
+
 def test_every_choice_has_its_place_in_profile_and_choices() -> None:
     """Under one name."""
     for values in (tuned().run, TrainOptions(), run_of(tuned()).workload):
