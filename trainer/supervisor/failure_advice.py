@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from autotune.devices.shared_memory import NEEDED, free_shared_memory, shared_memory
 from autotune.errors import named
-from trainer.data.token_store import cache_folder
+from trainer.data.cache_folder import cache_folder
 
 
 @dataclass(frozen=True, slots=True)
