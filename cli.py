@@ -5,7 +5,6 @@ It loads no torch. Each command imports what it needs when it runs, so that `--h
 
 import functools
 import json
-import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +16,7 @@ from typer.core import TyperGroup
 from autotune.errors import ChatlmError
 from trainer.config.flags import Config, Given, with_flags
 from trainer.config.options import AutotuneOptions, DataOptions, TrainOptions
+from trainer.supervisor.interrupts import Interrupts
 
 
 class Commands(TyperGroup):
@@ -71,13 +71,15 @@ Events = Annotated[Path | None, typer.Option(help="Record every event in this fi
 
 def main() -> None:
     """The `chatlm` command; SIGTERM and SIGHUP end it as Ctrl-C does."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    interrupts = Interrupts()
+    interrupts.install()
     try:
         app()
     except ChatlmError as error:
         sys.stderr.write(f"chatlm: {error}\n")
         sys.exit(1)
+    finally:
+        interrupts.end()
 
 
 def _print_version(wanted: bool) -> None:
