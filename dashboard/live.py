@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from autotune.events import Emit, ProbeEnded, TuningEnded
-from dashboard.formatting import encodable
+from autotune.terminal import encodable, unclean, write
 from dashboard.plain_lines import PlainLines
 from dashboard.state import Screen, update
 from trainer.events import TrainingEnded
@@ -36,7 +36,7 @@ def open_screen(*, plain: bool, stream: TextIO) -> Iterator[Emit]:
     if plain or not has_cursor:
         yield PlainLines(stream)
         return
-    live = LiveScreen(stream)
+    live = LiveScreen(unclean(stream))
     with held_stderr():
         try:
             live.open()
@@ -57,8 +57,7 @@ def held_stderr() -> Iterator[None]:
             yield
     finally:
         with suppress(OSError):
-            sys.stderr.write(held.getvalue())
-            sys.stderr.flush()
+            write(held.getvalue(), sys.stderr)
 
 
 class LiveScreen:

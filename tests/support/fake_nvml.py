@@ -204,7 +204,8 @@ class FakeDriver:
 
 
 def _write(out: int, size: int, text: str) -> None:
-    ctypes.memmove(out, ctypes.create_string_buffer(text.encode()), min(size, len(text) + 1))
+    written = text.encode()
+    ctypes.memmove(out, ctypes.create_string_buffer(written), min(size, len(written) + 1))
 
 
 def _text(of: Callable[[FakeGpu], str]) -> Callable[..., None]:
