@@ -2,11 +2,13 @@
 
 The live screen uses the terminal's alternate page: nothing scrolls, and a resize leaves no rubbish.
 At the end the last frame is printed on the normal page. SIGTERM and SIGHUP must reach `open_screen`
-as exceptions, as SIGINT does.
+as exceptions, as SIGINT does. Signals that end or stop the process by default find the normal page restored.
 """
 
 import io
+import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
 FRAME = 1 / 8
 """Shortest time between two frames, seconds."""
 ALWAYS_DRAWN = (ProbeEnded, TuningEnded, TrainingEnded)
+OTHER_PAGE, NORMAL_PAGE = b"\x1b[?1049h\x1b[H\x1b[?25l", b"\x1b[0m\x1b[?25h\x1b[?1049l"
+"""To the other page without a cursor, and back; as rich does it."""
+STOPPING = (signal.SIGTSTP,)
+ENDING = (
+    signal.SIGQUIT, signal.SIGABRT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM,
+    signal.SIGPROF, signal.SIGXCPU, signal.SIGTRAP, signal.SIGSYS, signal.SIGPWR, signal.SIGIO,
+)  # fmt: skip
+"""Signals that end a process by default, SIGINT, SIGTERM and SIGHUP aside; Python cannot handle the others."""
 
 
 @contextmanager
@@ -37,7 +47,7 @@ def open_screen(*, plain: bool, stream: TextIO) -> Iterator[Emit]:
         yield PlainLines(stream)
         return
     live = LiveScreen(unclean(stream))
-    with held_stderr():
+    with held_stderr(), normal_page_at_signals(live):
         try:
             live.open()
             yield live
@@ -58,6 +68,28 @@ def held_stderr() -> Iterator[None]:
     finally:
         with suppress(OSError):
             write(held.getvalue(), sys.stderr)
+
+
+@contextmanager
+def normal_page_at_signals(live: "LiveScreen") -> Iterator[None]:
+    """Signals do what they do by default, but on the normal page: end the process, or stop it until `fg`."""
+
+    def act(number: int, _: object) -> None:
+        live.put(NORMAL_PAGE)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        signal.signal(number, act)  # after `fg`
+        live.put(OTHER_PAGE)
+        live.drawn = -math.inf  # the next event draws
+
+    unhandled = [n for n in (*STOPPING, *ENDING) if signal.getsignal(n) == signal.SIG_DFL]
+    for number in unhandled:
+        signal.signal(number, act)
+    try:
+        yield
+    finally:
+        for number in unhandled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class LiveScreen:
@@ -116,11 +148,22 @@ class LiveScreen:
         with self.lock:
             if not self.is_open:
                 return
-            self.is_open = False
             with suppress(OSError):  # after SIGHUP the terminal is gone
-                self.live.stop()
+                try:
+                    self.live.stop()
+                except BaseException:  # Ctrl-C again
+                    self.put(NORMAL_PAGE)
+                    raise
+                finally:
+                    self.is_open = False
                 if self.screen != Screen():
                     self.console.print(self.frame(terminal_size(self.stream)))
+
+    def put(self, page: bytes) -> None:
+        """Changes the page past every lock and buffer, for a signal's handler; nothing once it is closed."""
+        if self.is_open:
+            with suppress(OSError):
+                os.write(self.stream.fileno(), page)
 
 
 def terminal_size(stream: TextIO) -> os.terminal_size:
