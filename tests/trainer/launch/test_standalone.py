@@ -3,12 +3,13 @@
 import json
 import math
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from trainer.events import CheckpointSaved, Evaluated, StepEnded, TrainingStarted
-from trainer.launch.standalone import EventLines, as_json
+from trainer.launch.standalone import EventLines, StopSignal, as_json
 
 STARTED = TrainingStarted(
     model="m", rows=8, first_step=1, steps=2, effective_batch=4, micro_batch=2, accumulation=2,
@@ -63,3 +64,36 @@ def test_a_full_disk_is_told_once_and_ends_no_run(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == (
         "chatlm: cannot write to standard output: No space left on device\n"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_before_the_first_step_ends_the_process_and_a_second_one_does_not_cut_the_end(
+    number: signal.Signals,
+) -> None:
+    """A launcher and a terminal both send one."""
+    StopSignal()
+
+    with pytest.raises(SystemExit) as ended:
+        signal.raise_signal(number)
+    for second in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.raise_signal(second)
+
+    assert ended.value.code == 130
+
+
+def test_a_signal_after_a_step_is_seen_after_the_next() -> None:
+    """The step that is under way is saved."""
+    should_stop = StopSignal()
+    before = should_stop()
+
+    signal.raise_signal(signal.SIGHUP)
+
+    assert (before, should_stop()) == (False, True)
+
+
+def test_a_launcher_under_nohup_survives_a_hangup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    StopSignal()
+
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
