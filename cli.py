@@ -5,29 +5,36 @@ It loads no torch. Each command imports what it needs when it runs, so that `--h
 
 import functools
 import json
-import signal
 import sys
-from contextlib import nullcontext
+import traceback
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from autotune import terminal
 from autotune.errors import ChatlmError
-from trainer.config.flags import Config, Given, with_flags
+from autotune.terminal import escaped, toml_escape, write
+from trainer.config.flags import Config, Given, clean_usage_errors, with_flags
 from trainer.config.options import AutotuneOptions, DataOptions, TrainOptions
+from trainer.supervisor.interrupts import Interrupts
 
 
 class Commands(TyperGroup):
-    """The commands; each exits with 130 after Ctrl-C."""
+    """The commands; each exits with 130 after Ctrl-C, and libraries cannot steer the terminal."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> Any:
+        with clean_usage_errors():
+            return super().make_context(*arguments, **more)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with clean_usage_errors(), redirect_stderr(terminal.clean(sys.stderr)):
+                return super().invoke(ctx)
         except KeyboardInterrupt:
-            sys.stderr.write("chatlm: interrupted\n")
-            raise typer.Exit(130) from None
+            raise typer.Exit(_interrupted()) from None
 
 
 app = typer.Typer(
@@ -71,20 +78,37 @@ Events = Annotated[Path | None, typer.Option(help="Record every event in this fi
 
 def main() -> None:
     """The `chatlm` command; SIGTERM and SIGHUP end it as Ctrl-C does."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        app()
-    except ChatlmError as error:
-        sys.stderr.write(f"chatlm: {error}\n")
-        sys.exit(1)
+    interrupts = Interrupts()
+    interrupts.install()
+    with terminal.standard_outputs():
+        try:
+            app(prog_name="chatlm")
+        except KeyboardInterrupt:
+            sys.exit(_interrupted())
+        except ChatlmError as error:
+            write(f"chatlm: {error}\n", sys.stderr)
+            sys.exit(1)
+        except terminal.OutputFailed as error:
+            terminal.tell_failed_output(error)
+            sys.exit(1)
+        except Exception:  # noqa: BLE001  a bug
+            write(traceback.format_exc(), sys.stderr)
+            sys.exit(1)
+        finally:
+            interrupts.end()
+
+
+def _interrupted() -> int:
+    """Says so; returns the exit code."""
+    write("chatlm: interrupted\n", sys.stderr)
+    return 130
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         import chatlm
 
-        sys.stdout.write(f"chatlm {chatlm.__version__}\n")
+        write(f"chatlm {chatlm.__version__}\n", sys.stdout)
         raise typer.Exit
 
 
@@ -125,9 +149,8 @@ def autotune(
         tuned = tuning.run_tuning(job)
     seconds, room = tuned.outcome.seconds, tuned.estimated_capacity
     words = tuned_words(tuned.profile, seconds, tuned.path, room)
-    _print(tuning.as_json(tuned) if as_json else words)
-    if tuned.outcome.interrupted:
-        raise typer.Exit(130)
+    result = tuning.as_json(tuned) if as_json else words
+    _print_end(result, interrupted=tuned.outcome.interrupted)
 
 
 @app.command(epilog=TRAIN_EXAMPLES)
@@ -156,9 +179,8 @@ def train(
     with open_train_job(options, listen=listen) as job:
         ended = run_training(job)
     words = trained_words(ended.result, job.log_path)
-    _print({"schema": 1, **ended.result} if as_json else words)
-    if ended.interrupted:
-        raise typer.Exit(130)
+    result = {"schema": 1, **ended.result} if as_json else words
+    _print_end(result, interrupted=ended.interrupted)
 
 
 @app.command(epilog=DATA_EXAMPLES)
@@ -201,7 +223,7 @@ def list_profiles() -> None:
     from profiles import listing
 
     for line in listing.lines():
-        sys.stdout.write(f"{line}\n")
+        write(f"{line}\n", sys.stdout)
 
 
 @profiles_app.command("show", epilog=PROFILES_EXAMPLES)
@@ -212,7 +234,16 @@ def show_profile(name: str) -> None:
     import profiles
 
     document = profiles.load(name).model_dump(mode="json", by_alias=True, exclude_none=True)
-    sys.stdout.write(tomli_w.dumps(document))
+    _print(escaped(tomli_w.dumps(document), escape=toml_escape))
+
+
+def _print_end(result: dict[str, Any] | str, *, interrupted: bool) -> None:
+    """Prints a run's result; exits with 130 after Ctrl-C, also where the terminal is gone."""
+    try:
+        _print(result)
+    finally:
+        if interrupted:
+            raise typer.Exit(130)
 
 
 def _print(result: dict[str, Any] | str) -> None:
@@ -220,7 +251,7 @@ def _print(result: dict[str, Any] | str) -> None:
 
     if not isinstance(result, str):
         result = json.dumps(finite(result), indent=1, allow_nan=False) + "\n"
-    sys.stdout.write(result)
+    write(result, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ An error has two fields: what happened, with the numbers, and a hint: what to tr
 them, prints them without a traceback and exits 1. Any other exception is a bug and keeps its traceback.
 """
 
-import re
+from autotune.terminal import escaped
 
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-"""Characters that may steer a terminal; a file's name may have them."""
 LONGEST_VALUE = 120
 """Characters of a value from a file that a message quotes."""
 LONGEST_NAME = 4096
@@ -23,8 +21,7 @@ class ChatlmError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        text = self.what if self.hint is None else f"{self.what}; {self.hint}"
-        return CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
+        return escaped(self.what if self.hint is None else f"{self.what}; {self.hint}")
 
 
 class UsageError(ChatlmError):

@@ -4,6 +4,7 @@ Nothing flows back. A listener that fails is dropped and logged once (see `Liste
 terminal must not stop a run.
 """
 
+import errno
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -77,17 +78,27 @@ class TuningEnded:
 
 
 class Listeners:
-    """An `emit` that hands each event to several listeners."""
+    """An `emit` that hands each event to several listeners.
+
+    Those that are left are told of one whose stream fails; nobody is told of a reader that leaves, as `head` does.
+    """
 
     def __init__(self, listeners: Iterable[Emit]) -> None:
         self.listeners = list(listeners)
 
     def __call__(self, event: object) -> None:
+        failures = []
         for listener in list(self.listeners):
             try:
                 listener(event)
-            except BrokenPipeError:  # who read it has left, as `head` does
+            except OSError as error:
                 self.listeners.remove(listener)
+                if error.errno != errno.EPIPE:
+                    failures.append(error)
             except Exception:
                 self.listeners.remove(listener)
                 log.exception("a listener failed on %s and was dropped", type(event).__name__)
+        for failure in failures:
+            where = failure.filename or "the screen"
+            text = f"cannot write to {where}: {failure.strerror}; going on without it"
+            self(Notice(text=text))

@@ -52,7 +52,9 @@ def require_parts(*names: str) -> None:
     try:
         check_parts(*names)
     except ImportError as error:
-        sys.exit(f"chatlm: {error}")
+        # as `autotune.terminal` does it, which may be shadowed; a folder's name may steer the terminal
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
+        sys.exit(f"chatlm: {text}")
 
 
 def _find(name: str) -> tuple[str, bool]:

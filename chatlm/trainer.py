@@ -1,5 +1,6 @@
 """`python -m chatlm.trainer`: one training process, as launchers start it; the same as `python -m trainer`."""
 
+import signal
 import sys
 
 from chatlm import require_parts
@@ -7,6 +8,7 @@ from chatlm import require_parts
 
 def main() -> None:
     """Trains; exits with 1 where a part that it imports is shadowed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback, until `StopSignal` is there
     require_parts("autotune")
     from autotune.workers.launch import reexec_with_environment
 

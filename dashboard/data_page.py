@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
 
+from autotune.terminal import STANDARD_OUTPUT, Output, escaped, spaced
 from dashboard.formatting import clean, counted, share
 from trainer.data.inspection import Lengths, ShownRow, Token
 from trainer.supervisor.inspection import Inspection
@@ -22,12 +23,10 @@ LEARNT = "bold green"
 
 def print_data(found: Inspection) -> None:
     """Prints the page; without a terminal nothing is wrapped."""
-    console = Console()
-    marks = MARKS
-    if not console.encoding.lower().startswith("utf"):
-        marks = PLAIN_MARKS
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    for line in page(found, marks):
+    output = cast(TextIO, Output(sys.stdout, STANDARD_OUTPUT, errors="backslashreplace"))
+    console = Console(file=output)
+    for line in page(found, MARKS if console.encoding.startswith("utf") else PLAIN_MARKS):
+        line.plain = spaced(line.plain)
         console.print(line, soft_wrap=not console.is_terminal, highlight=False)
 
 
@@ -119,7 +118,7 @@ def token_line(tokens: tuple[Token, ...], marks: tuple[str, str, str, str]) -> T
 
 def visible(text: str) -> str:
     """The text with line breaks and control characters written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escaped(text, keep="")
 
 
 def as_json(found: Inspection) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from pydantic import TypeAdapter
 
 from autotune import events as tuning
+from autotune.errors import OutputError
+from autotune.terminal import Output
 from trainer import events as training
 
 EVENTS: dict[str, type] = {
@@ -29,16 +31,27 @@ adapter: Callable[[type], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 @contextmanager
 def record_events(path: Path, now: Callable[[], float] = time.monotonic) -> Iterator[tuning.Emit]:
-    """A listener that writes each event at once: a killed run leaves all but the last line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A listener that writes each event at once: a killed run leaves all but the last line.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}", "choose another file"
+        ) from error
     began = now()
-    with path.open("w", encoding="utf-8", buffering=1) as file:
+    with file:
+        output = cast(TextIO, Output(file, str(path)))
 
         def write(event: object) -> None:
             if (kind := EVENTS.get(type(event).__name__)) is not None:
                 head = {"event": kind.__name__, "at": round(now() - began, 3)}
-                line = json.dumps({**head, **adapter(kind).dump_python(event)}, ensure_ascii=False)
-                file.write(f"{line}\n")
+                line = json.dumps({**head, **adapter(kind).dump_python(event)})
+                output.write(f"{line}\n")
 
         yield write
 

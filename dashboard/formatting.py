@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from autotune.cause import Cause
+from autotune.terminal import spaced
 from autotune.trial import Trial
 from autotune.units import format_bytes, scale
 from autotune.verdict import Verdict
@@ -13,11 +14,6 @@ from trainer.events import Evaluated, Tokenising
 VERDICTS = {Verdict.FITS: "fits", Verdict.OVER: "over", Verdict.OOM: "out of memory"}
 NOISY = 0.05
 """A speed is shown with its spread from this spread on."""
-
-ASCII = str.maketrans({
-    "…": "..", "×": "x", "≈": "~", "→": "->", "·": "-", "°": " ", "—": "-", "–": "-",
-    "✓": "+", "▲": "^", "✗": "x", "‘": "'", "’": "'", "“": '"', "”": '"', "≤": "<=", "≥": ">=", "±": "+-",
-})  # fmt: skip
 
 
 def answer_words(screen: Screen) -> list[str]:
@@ -154,20 +150,6 @@ def counted(number: int, thing: str, ending: str = "s") -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}{ending}"
 
 
-def printable(text: str) -> str:
-    """A space for each control character: foreign text must not steer the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 def clean(text: str) -> str:
-    """The same as one line, with single spaces."""
-    return " ".join(printable(text).split())
-
-
-def encodable(text: str, encoding: str) -> str:
-    """The text, or where the encoding cannot write it: our glyphs in ASCII, other characters as `?`."""
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return text.translate(ASCII).encode(encoding, "replace").decode(encoding)
-    return text
+    """One line that cannot steer the terminal, with single spaces."""
+    return " ".join(spaced(text).split())

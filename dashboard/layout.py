@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from autotune.terminal import encodable, spaced
 from dashboard.bars import Glyphs
-from dashboard.formatting import encodable
 
 LABEL = 10
 """Columns of the label that a row begins with."""
@@ -51,8 +51,9 @@ def pair(name: str, value: str) -> Text:
 
 
 def finished(line: Text, width: int, *, ascii: bool) -> Text:
-    """The row as printed: one column of margin, cut to the width."""
+    """The row as printed: one column of margin, cut to the width. Nothing in it steers the terminal."""
     line = Text.assemble(" ", line, no_wrap=True, overflow="crop", end="")
+    line.plain = spaced(line.plain)
     if ascii:
         line.plain = encodable(line.plain, "ascii")
     line.rstrip()

@@ -2,11 +2,13 @@
 
 The live screen uses the terminal's alternate page: nothing scrolls, and a resize leaves no rubbish.
 At the end the last frame is printed on the normal page. SIGTERM and SIGHUP must reach `open_screen`
-as exceptions, as SIGINT does.
+as exceptions, as SIGINT does. Signals that end or stop the process by default find the normal page restored.
 """
 
 import io
+import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,7 +17,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from autotune.events import Emit, ProbeEnded, TuningEnded
-from dashboard.formatting import encodable
+from autotune.terminal import encodable, unclean, write
 from dashboard.plain_lines import PlainLines
 from dashboard.state import Screen, update
 from trainer.events import TrainingEnded
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
 FRAME = 1 / 8
 """Shortest time between two frames, seconds."""
 ALWAYS_DRAWN = (ProbeEnded, TuningEnded, TrainingEnded)
+OTHER_PAGE, NORMAL_PAGE = b"\x1b[?1049h\x1b[H\x1b[?25l", b"\x1b[0m\x1b[?25h\x1b[?1049l"
+"""To the other page without a cursor, and back; as rich does it."""
+STOPPING = (signal.SIGTSTP,)
+ENDING = (
+    signal.SIGQUIT, signal.SIGABRT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM,
+    signal.SIGPROF, signal.SIGXCPU, signal.SIGTRAP, signal.SIGSYS, signal.SIGPWR, signal.SIGIO,
+)  # fmt: skip
+"""Signals that end a process by default, SIGINT, SIGTERM and SIGHUP aside; Python cannot handle the others."""
 
 
 @contextmanager
@@ -36,8 +46,8 @@ def open_screen(*, plain: bool, stream: TextIO) -> Iterator[Emit]:
     if plain or not has_cursor:
         yield PlainLines(stream)
         return
-    live = LiveScreen(stream)
-    with held_stderr():
+    live = LiveScreen(unclean(stream))
+    with held_stderr(), normal_page_at_signals(live):
         try:
             live.open()
             yield live
@@ -57,8 +67,29 @@ def held_stderr() -> Iterator[None]:
             yield
     finally:
         with suppress(OSError):
-            sys.stderr.write(held.getvalue())
-            sys.stderr.flush()
+            write(held.getvalue(), sys.stderr)
+
+
+@contextmanager
+def normal_page_at_signals(live: "LiveScreen") -> Iterator[None]:
+    """Signals do what they do by default, but on the normal page: end the process, or stop it until `fg`."""
+
+    def act(number: int, _: object) -> None:
+        live.put(NORMAL_PAGE)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        signal.signal(number, act)  # after `fg`
+        live.put(OTHER_PAGE)
+        live.drawn = -math.inf  # the next event draws
+
+    unhandled = [n for n in (*STOPPING, *ENDING) if signal.getsignal(n) == signal.SIG_DFL]
+    for number in unhandled:
+        signal.signal(number, act)
+    try:
+        yield
+    finally:
+        for number in unhandled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class LiveScreen:
@@ -117,11 +148,22 @@ class LiveScreen:
         with self.lock:
             if not self.is_open:
                 return
-            self.is_open = False
             with suppress(OSError):  # after SIGHUP the terminal is gone
-                self.live.stop()
+                try:
+                    self.live.stop()
+                except BaseException:  # Ctrl-C again
+                    self.put(NORMAL_PAGE)
+                    raise
+                finally:
+                    self.is_open = False
                 if self.screen != Screen():
                     self.console.print(self.frame(terminal_size(self.stream)))
+
+    def put(self, page: bytes) -> None:
+        """Changes the page past every lock and buffer, for a signal's handler; nothing once it is closed."""
+        if self.is_open:
+            with suppress(OSError):
+                os.write(self.stream.fileno(), page)
 
 
 def terminal_size(stream: TextIO) -> os.terminal_size:

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from autotune import events
 from autotune.readings import DeviceBudget
+from autotune.terminal import spaced, write
 from autotune.trial import Trial
 from autotune.units import format_bytes
 from dashboard.formatting import (
@@ -16,13 +17,11 @@ from dashboard.formatting import (
     clock,
     counted,
     duration,
-    encodable,
     figure,
     give_or_take,
     micro_batches,
     peak_words,
     percent,
-    printable,
     reason_words,
     scores_words,
     share,
@@ -46,7 +45,6 @@ class PlainLines:
 
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream
-        self.encoding = stream.encoding or "utf-8"
         self.now = now
         self.screen = Screen()
         self.printed_step = 0
@@ -55,9 +53,8 @@ class PlainLines:
 
     def __call__(self, event: object) -> None:
         self.screen = update(self.screen, event)
-        for line in self.lines(event):
-            self.stream.write(encodable(printable(line), self.encoding) + "\n")
-        self.stream.flush()
+        if lines := self.lines(event):
+            write("".join(f"{spaced(line)}\n" for line in lines), self.stream)
 
     def lines(self, event: object) -> list[str]:
         match event:

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import signal
 import site
 import sys
 from collections.abc import Generator, Iterator
@@ -48,6 +49,16 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_handlers() -> Iterator[None]:
+    """`cli.main` leaves its handlers to the process, which ends with it; here a next test comes."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 PR_SET_CHILD_SUBREAPER = 36

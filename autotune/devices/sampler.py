@@ -56,7 +56,7 @@ class MemorySampler:
         self._lock = threading.Lock()
         self._window: SampleWindow | None = None
         self._held: Mapping[int, int] = {}
-        self._read_at = 0.0
+        self._read_at = self._asked_at = 0.0
         self._failure: Exception | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chatlm-meter", daemon=True)
@@ -107,6 +107,11 @@ class MemorySampler:
         Raises:
             DeviceError: the last reading is too old to be believed.
         """
+        now, before = time.monotonic(), self._asked_at
+        self._asked_at = now
+        if now - before > self._stale:  # this process was stopped, as by Ctrl-Z, and its thread too
+            while self._is_stale() and time.monotonic() - now <= self._stale:
+                time.sleep(PERIOD)
         with self._lock:
             window, age = self._window, time.monotonic() - self._read_at
             failure = self._failure
@@ -118,6 +123,10 @@ class MemorySampler:
                 "check nvidia-smi, then tune again",
             ) from failure
         return window
+
+    def _is_stale(self) -> bool:
+        with self._lock:
+            return time.monotonic() - self._read_at > self._stale
 
     def _run(self) -> None:
         for reading in itertools.count(1):

@@ -10,6 +10,7 @@ from typing import assert_never
 
 from autotune.devices.processes import without_collection
 from autotune.readings import Held
+from autotune.terminal import clean_standard_outputs
 from autotune.tuning.probe import Workload, measure, measure_evaluation, measure_memory_fractions
 from autotune.workers import messages
 from autotune.workers.channel import Wire
@@ -17,6 +18,7 @@ from autotune.workers.channel import Wire
 
 def main() -> None:
     """Serves requests until the wire ends the process with its supervisor."""
+    clean_standard_outputs()
     wire = Wire[messages.ToProbe].from_environment(messages.ToProbe)
     assert wire is not None, "started by hand: use `chatlm autotune`"
     rank = int(os.environ.get("RANK", "0"))

@@ -21,6 +21,7 @@ from autotune.cause import Cause
 from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ChatlmError, WorkerError, shown
 from autotune.files import temporary_files
+from autotune.terminal import write
 from autotune.workers.messages import Failed, Hello, Message, decoder, encode
 
 SOCKET_VARIABLE = "CHATLM_SOCKET"
@@ -149,7 +150,7 @@ class Wire(Generic[M]):
 
     def fail(self, error: Exception) -> NoReturn:
         """Prints the error, sends it to the supervisor, and ends this process."""
-        traceback.print_exception(error)
+        write("".join(traceback.format_exception(error)), sys.stderr)
         self.send(failed(error))
         sys.stdout.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit

@@ -180,11 +180,13 @@ def _signal_name(number: int) -> str:
 
 
 def _open_log(path: Path) -> IO[bytes]:
+    """The log at its end, without a buffer: nothing is left to fail when it is closed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.open("ab")
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise OutputError(f"cannot write the log {path}: {error.strerror}") from error
-    log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
-    log.flush()
+    log = os.fdopen(descriptor, "ab", buffering=0)
+    with suppress(OSError):  # workers do not need it, and the disk may have room again
+        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
     return log

@@ -28,7 +28,6 @@ from dashboard.formatting import (
     clean,
     clock,
     duration,
-    encodable,
     figure,
     give_or_take,
     micro_batches,
@@ -247,8 +246,6 @@ def test_no_line_where_the_trials_tell_no_slope(peaks: dict[int, int]) -> None:
             {(): "1,200", (12, 12): "1,200", (12, 6): "12 + 6"},
         ),
         (clean, {"a\x1b[31mred\nline\x07": "a [31mred line"}),
-        (lambda text: encodable(text, "ascii"), {"1 … 4 × 模型": "1 .. 4 x ??"}),
-        (lambda text: encodable(text, "utf-8"), {"1 … 4": "1 … 4"}),
     ],
 )
 def test_values_read_well(say: Callable[[Any], str], words: dict[Any, str]) -> None:

@@ -5,7 +5,6 @@ can find is asked of the installed command.
 """
 
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,12 +66,9 @@ def chatlm(
     monkeypatch.setattr(WorkerGroup, "__init__", _no_worker)
 
     def run(*arguments: str) -> Outcome:
-        handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
         monkeypatch.setattr(sys, "argv", ["chatlm", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         code = ended.value.code
         assert isinstance(code, int)
         return Outcome(code, *capsys.readouterr())

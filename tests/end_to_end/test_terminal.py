@@ -2,17 +2,19 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pexpect
 import pyte
 import pytest
 
+from dashboard.live import ENDING
 from tests.support.toy_workload import ROOT
 
 SCRIPT = ROOT / "tests" / "support" / "screen_script.py"
@@ -72,11 +74,16 @@ def split(text: str) -> Iterator[str]:
             yield piece
 
 
+def run(*arguments: str, **environment: str) -> AbstractContextManager[Terminal]:
+    return opened([sys.executable, str(SCRIPT), *arguments], **environment)
+
+
 @contextmanager
-def run(*arguments: str, **environment: str) -> Iterator[Terminal]:
+def opened(command: list[str], **environment: str) -> Iterator[Terminal]:
+    """That command behind a terminal."""
     terminal = Terminal()
     terminal.process = pexpect.spawn(
-        sys.executable, [str(SCRIPT), *arguments], dimensions=(24, 80), timeout=60, encoding="utf-8",
+        command[0], command[1:], dimensions=(24, 80), timeout=60, encoding="utf-8",
         env={**without_choices(), "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment},
     )  # fmt: skip
     terminal.process.logfile_read = terminal
@@ -129,6 +136,57 @@ def test_a_signal_leaves_a_usable_terminal(number: signal.Signals) -> None:
     assert not terminal.is_other
     assert "56  ✓ fits" in page
     assert "after the screen" not in page
+
+
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
+def test_a_signal_that_ends_a_process_finds_the_normal_page(number: signal.Signals) -> None:
+    """Ctrl-\\ and all the others; it then ends the process as it always does."""
+    with run("waiting") as terminal:
+        terminal.process.expect("ready")
+
+        terminal.process.kill(number)
+        terminal.finish()
+
+    assert terminal.process.signalstatus == number
+    assert terminal.cursor_is_visible
+    assert not terminal.is_other
+
+
+def test_a_stopped_process_leaves_the_normal_page_and_comes_back() -> None:
+    """Ctrl-Z gives the shell its page, twice; `fg` draws again."""
+    with opened(["bash", "--noprofile", "--norc", "-i"], PS1="$ ") as terminal:
+        shell = terminal.process
+        shell.sendline(shlex.join([sys.executable, str(SCRIPT), "waiting"]))
+        for _ in range(2):
+            shell.expect("ready")
+            shell.expect_exact("made-up")
+            assert terminal.is_other
+
+            shell.sendcontrol("z")
+            shell.expect("Stopped")
+            assert not terminal.is_other
+            assert terminal.cursor_is_visible
+
+            shell.sendline("fg")
+            shell.expect_exact(OTHER_PAGE)
+        shell.expect_exact("made-up")
+        shell.sendintr()
+        shell.expect_exact(NORMAL_PAGE)
+        shell.sendline("exit")
+        terminal.finish()
+
+    assert not terminal.is_other
+    assert terminal.cursor_is_visible
+
+
+def test_an_exception_in_a_thread_is_read_after_the_screen() -> None:
+    with run("thread") as terminal:
+        page = terminal.finish()
+
+    assert "RuntimeError: a thread failed" in page
+    assert "RuntimeError" not in "\n".join(terminal.other.display)
+    assert terminal.cursor_is_visible
+    assert not terminal.is_other
 
 
 def test_a_terminal_that_went_away_ends_the_run_quietly(tmp_path: Path) -> None:

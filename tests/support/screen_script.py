@@ -1,6 +1,6 @@
 """Plays a made-up run on the screen: what `test_dashboard_terminal` runs behind a terminal.
 
-    python tests/support/screen_script.py tuning|training|waiting|failing|warning [--plain]
+    python tests/support/screen_script.py tuning|training|waiting|failing|warning|thread [--plain]
 
 `waiting` says `ready` in a notice and goes on with readings until a signal ends it. What ended it
 is written to the file that SCREEN_SCRIPT_END names, for when there is no terminal left to say it.
@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,18 @@ def warning() -> Iterator[object]:
     yield last
 
 
+def thread() -> Iterator[object]:
+    def fail() -> None:
+        raise RuntimeError("a thread failed")
+
+    *events, last = tuning()
+    yield from events
+    failing_thread = threading.Thread(target=fail)
+    failing_thread.start()
+    failing_thread.join()
+    yield last
+
+
 def failing() -> Iterator[object]:
     yield from list(tuning())[:4]
     raise RuntimeError("the engine failed")
@@ -119,6 +132,7 @@ PLAYS = {
     "waiting": waiting,
     "failing": failing,
     "warning": warning,
+    "thread": thread,
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from autotune import files
 from autotune.errors import ChatlmError, OutputError, UsageError
+from autotune.terminal import OutputFailed, standard_outputs, tell_failed_output, write
 from trainer.artifacts.jsonl_log import CURVE, EVALUATIONS, JsonlLog
 
 PAPER, INK, QUIET, GRID = "#fbfbfa", "#33383f", "#8a9099", "#e4e6e8"
@@ -130,13 +131,17 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m trainer.artifacts.loss_plot RUN_FOLDER")
-    try:
-        pictures = draw_loss(Path(sys.argv[1]))
-    except ChatlmError as error:
-        sys.exit(f"chatlm: {error}")
-    sys.stdout.write("".join(f"{file}\n" for file in pictures))
+    with standard_outputs():
+        try:
+            if len(sys.argv) != 2:
+                raise UsageError("usage: python -m trainer.artifacts.loss_plot RUN_FOLDER")
+            write("".join(f"{file}\n" for file in draw_loss(Path(sys.argv[1]))), sys.stdout)
+        except ChatlmError as error:
+            write(f"chatlm: {error}\n", sys.stderr)
+            sys.exit(1)
+        except OutputFailed as error:
+            tell_failed_output(error)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,17 @@
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer._click.exceptions import UsageError  # of its kinds typer exports one
+from typer.core import TyperCommand
 
+from autotune.terminal import escaped
 from trainer.config.options import PANELS, Flag, TrainOptions
 
 Config = Annotated[
@@ -58,6 +62,24 @@ def with_flags(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
+@contextmanager
+def clean_usage_errors() -> Iterator[None]:
+    """The user's words in typer's own errors cannot steer the terminal."""
+    try:
+        yield
+    except UsageError as error:
+        error.message = escaped(error.message)
+        raise
+
+
+class CleanCommand(TyperCommand):
+    """A command whose usage errors are clean."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> Any:
+        with clean_usage_errors():
+            return super().make_context(*arguments, **more)
+
+
 def parse(arguments: list[str], *, help: str | None, read: Callable[[Path], Given]) -> Given:
     """The flags of `chatlm train` that `python -m trainer` was given.
 
@@ -72,7 +94,7 @@ def parse(arguments: list[str], *, help: str | None, read: Callable[[Path], Give
         taken.append({**({} if config is None else read(config)), **given})
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(help=help)(with_flags(TrainOptions)(take))
+    app.command(cls=CleanCommand, help=help)(with_flags(TrainOptions)(take))
     try:
         app(args=arguments, prog_name="python -m chatlm.trainer")
     except SystemExit:  # typer raises it after success too

@@ -5,6 +5,7 @@ import sys
 import threading
 
 from autotune.devices.processes import without_collection
+from autotune.terminal import clean_standard_outputs
 from autotune.workers.channel import Wire
 from trainer.config.settings import TrainSettings
 from trainer.events import Stop, ToTrainer, Train
@@ -14,6 +15,7 @@ def main() -> None:
     """Trains; the exit status is 0 done, 1 an error that the user can fix, 130 interrupted."""
     wire = Wire[ToTrainer].from_environment(ToTrainer)
     if wire is not None:
+        clean_standard_outputs()
         train_supervised(wire)
     else:
         from trainer.launch.standalone import train_standalone  # its flags load typer

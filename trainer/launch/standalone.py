@@ -4,6 +4,7 @@ It takes the flags of `chatlm train`; see docs/nodes.md. The main process prints
 JSON; all other output goes to standard error.
 """
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import profiles
 from autotune.choices import DeviceKind
@@ -21,6 +22,15 @@ from autotune.devices.allocator import is_out_of_memory
 from autotune.devices.processes import without_collection
 from autotune.errors import ChatlmError, UsageError
 from autotune.events import Notice
+from autotune.terminal import (
+    STANDARD_OUTPUT,
+    Output,
+    OutputFailed,
+    clean_standard_outputs,
+    standard_outputs,
+    tell_failed_output,
+    write,
+)
 from autotune.workers.launch import wants_cpu
 from trainer.artifacts.evaluation_log import evaluation_record
 from trainer.artifacts.run_folder import RunFolder
@@ -44,8 +54,9 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._is_wanted = self._takes_steps = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._want)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._want)
 
     def __call__(self) -> bool:
         """Whether to end now; asked after each step."""
@@ -53,30 +64,57 @@ class StopSignal:
         return self._is_wanted
 
     def _want(self, *_: object) -> None:
-        self._is_wanted = True
-        if not self._takes_steps:
+        is_first, self._is_wanted = not self._is_wanted, True
+        if is_first and not self._takes_steps:
             raise SystemExit(130)
+
+
+class EventLines:
+    """Prints each event as a line of JSON. A stream that fails is told once, and the run goes on without it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.failure: OutputFailed | None = None
+        self._lines = cast(TextIO, Output(stream, STANDARD_OUTPUT))
+
+    def __call__(self, event: Progress) -> None:
+        if self.failure is not None:
+            return
+        try:
+            write(json.dumps(as_json(event)) + "\n", self._lines)
+        except OutputFailed as error:
+            self.failure = error
+            tell_failed_output(error)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether lines are missing that a reader waits for; one that has left, as `head` does, does not."""
+        return self.failure is not None and self.failure.errno != errno.EPIPE
 
 
 def train_standalone() -> int:
     """Trains as the flags say; the exit status is 0 done, 1 an error that the user can fix, 130 interrupted."""
     should_stop = StopSignal()
-    try:
-        settings = _parse(sys.argv[1:])
-        workload = settings.workload
-        how_read = look((*workload.data, *settings.eval_data), workload.columns)
-    except ChatlmError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # all ranks fail in the same way
-            sys.stderr.write(f"chatlm: {error}\n")
-        return 1
-    lines = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    with standard_outputs():
+        try:
+            settings = _parse(sys.argv[1:])
+            workload = settings.workload
+            how_read = look((*workload.data, *settings.eval_data), workload.columns)
+        except ChatlmError as error:
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # all ranks fail in the same way
+                write(f"chatlm: {error}\n", sys.stderr)
+            return 1
+        except OutputFailed as error:  # of --help
+            tell_failed_output(error)
+            return 1
+    lines = EventLines(os.fdopen(os.dup(sys.stdout.fileno()), "w"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there too, as NCCL does
+    clean_standard_outputs()
     interrupted = False
 
     def say(event: Progress) -> None:
         nonlocal interrupted
         interrupted |= isinstance(event, TrainingEnded) and event.interrupted
-        print_event(event, lines)
+        lines(event)
 
     is_main = os.environ.get("RANK", "0") == "0"
     for text in how_read if is_main else ():
@@ -89,14 +127,14 @@ def train_standalone() -> int:
 
             train(settings, say, confirm=lambda: None, should_stop=should_stop)
     except Interrupted as error:
-        sys.stderr.write(f"chatlm: {error}; the same command resumes from there\n")
+        write(f"chatlm: {error}; the same command resumes from there\n", sys.stderr)
         return 130
     except Exception as error:  # noqa: BLE001  printed for the user, whatever it is
         tell(error)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # the other ranks may hang in a collective: do not wait for them at exit
-    return 130 if interrupted else 0
+    return 130 if interrupted else int(lines.has_failed)
 
 
 @contextmanager
@@ -120,16 +158,6 @@ def held_folder(settings: TrainSettings, say: Say) -> Iterator[None]:
             settle()
 
 
-def print_event(event: Progress, lines: TextIO) -> None:
-    """Writes the event as a line of JSON; nothing once the reader has left, as `head` does."""
-    try:
-        lines.write(json.dumps(as_json(event)) + "\n")
-        lines.flush()
-    except BrokenPipeError:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), lines.fileno())
-
-
 def as_json(event: Progress) -> dict[str, Any]:
     """The object that is printed for an event; scripts read its keys."""
     values = evaluation_record(event) if isinstance(event, Evaluated) else asdict(event)
@@ -140,13 +168,13 @@ def as_json(event: Progress) -> dict[str, Any]:
 def tell(error: Exception) -> None:
     """Prints the error, and what to try where that is known."""
     if isinstance(error, ChatlmError):
-        sys.stderr.write(f"chatlm: {error}\n")
+        write(f"chatlm: {error}\n", sys.stderr)
         return
-    traceback.print_exception(error)
+    write("".join(traceback.format_exception(error)), sys.stderr)
     if is_out_of_memory(error):
-        sys.stderr.write("chatlm: out of memory; use a smaller --micro-batch\n")
+        write("chatlm: out of memory; use a smaller --micro-batch\n", sys.stderr)
     elif known := advice("".join(traceback.format_exception(error))):
-        sys.stderr.write(f"chatlm: {known}\n")
+        write(f"chatlm: {known}\n", sys.stderr)
 
 
 def _parse(arguments: list[str]) -> TrainSettings:

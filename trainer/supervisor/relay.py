@@ -138,5 +138,5 @@ def hang_notice(watchdog: Watchdog, pids: Iterable[int]) -> str:
         f"no message for {watchdog.longest / 60:.0f} minutes, and the slowest step took "
         f"{watchdog.slowest_step:.1f} s: the run may hang, as NCCL does when a process is gone; "
         f"`py-spy dump --pid N` shows where a process is ({', '.join(map(str, pids))}); "
-        "Ctrl-C twice ends the run"
+        "Ctrl-C, and again after a second, ends the run"
     )

@@ -3,9 +3,6 @@
 It imports no torch: the supervisor outlives its workers.
 """
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +19,7 @@ from autotune.workers.launch import worker_command, worker_environment
 from trainer.config.settings import TrainSettings
 from trainer.events import FromTrainer, Train, TrainingEnded
 from trainer.supervisor.failure_advice import advice
+from trainer.supervisor.interrupts import collected_interrupts
 from trainer.supervisor.job import TrainJob
 from trainer.supervisor.relay import TICK, ProfileMismatch, Relay
 
@@ -124,7 +122,8 @@ class RanOutOfMemory(OutOfMemory):
 def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
     """Runs the training in worker processes and returns how it ended.
 
-    After Ctrl-C the workers finish their step and save a checkpoint; a second Ctrl-C ends them at once.
+    After Ctrl-C the workers finish their step and save a checkpoint; Ctrl-C again, a second later or more,
+    ends them at once.
 
     Raises:
         ProfileMismatch: `is_compared`, and the profile's figures may not hold for this run.
@@ -162,6 +161,10 @@ def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
                     if len(interrupts) > relay.stops:
                         relay.stop()
                 raise explain_exit(workers)
+        except ProfileMismatch as mismatch:
+            if interrupts:  # nothing is begun anew
+                raise KeyboardInterrupt from mismatch
+            raise
         except OutOfMemory as error:
             if interrupts:
                 job.emit(Notice(text=str(error)))
@@ -169,21 +172,6 @@ def supervise(job: TrainJob, *, is_compared: bool) -> TrainingEnded:
             if relay.is_under_way:
                 raise RanOutOfMemory(error.what, error.hint) from error
             raise
-
-
-@contextmanager
-def collected_interrupts() -> Iterator[list[int]]:
-    """A list that gets each Ctrl-C, SIGTERM and SIGHUP, so that none raises in the middle of a message."""
-    came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def explain_exit(workers: WorkerGroup[Any]) -> ChatlmError:

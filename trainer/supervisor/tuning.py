@@ -1,13 +1,14 @@
 """`chatlm autotune` outside the workers: runs a tuning and records it as a profile."""
 
 import functools
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import profiles
 from autotune.devices.lock import locked
-from autotune.events import Notice
+from autotune.events import Notice, TuningEnded
 from autotune.plan import Plan, choose_effective
 from autotune.trial import Trial
 from autotune.tuning.extras import tune_evaluation, tune_loaders
@@ -19,6 +20,7 @@ from profiles.schema import BatchSection, MemorySection, RunSection, TrialRow
 from profiles.store import free_path
 from trainer.config.settings import COLUMNS
 from trainer.supervisor.fingerprint import fingerprint, previous_sizes, what_is_trained
+from trainer.supervisor.interrupts import held_interrupts
 from trainer.supervisor.job import TuneJob
 
 MAX_MICRO_BATCH = 4096
@@ -64,6 +66,8 @@ class Tuned:
 def run_tuning(job: TuneJob) -> Tuned:
     """Tunes and writes the profile; Ctrl-C ends the search with the best size so far.
 
+    Once the search is over, Ctrl-C waits until the profile is written.
+
     Raises:
         NothingFits: not even one sequence per device holds the target.
         KeyboardInterrupt: interrupted before any size fitted.
@@ -79,7 +83,14 @@ def run_tuning(job: TuneJob) -> Tuned:
     with (
         locked(devices.shared, notify=lambda text: job.emit(Notice(text=text))),
         job.prober(job.workload, job.limits, settings) as prober,
+        ExitStack() as saving,
     ):
+
+        def emit(event: object) -> None:
+            if isinstance(event, TuningEnded):
+                saving.enter_context(held_interrupts())
+            job.emit(event)
+
         outcome = tune(
             prober,
             ceiling=lambda workload_info: ceiling(
@@ -96,7 +107,7 @@ def run_tuning(job: TuneJob) -> Tuned:
             per_device=options.per_device,
             most=options.effective_batch,
             after=functools.partial(measure_extras, job, prober),
-            emit=job.emit,
+            emit=emit,
         )
         if outcome.answer is None:
             raise KeyboardInterrupt if outcome.interrupted else outcome.nothing_fits(*HINTS)

@@ -1,6 +1,7 @@
 """The sampler: what it keeps of a window, and what it does when a driver is gone or stuck."""
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -90,6 +91,23 @@ def test_a_driver_that_is_stuck_makes_the_readings_stale() -> None:
         with pytest.raises(DeviceError, match="have not answered for"):
             wait_until(lambda: sampler.window() is None)
         group.stuck.set()
+
+
+def test_after_a_stop_the_meter_gets_time_for_a_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z stops it with all of the process; after `fg` the probe goes on."""
+    group = DeviceGroup()
+    sampler = MemorySampler(group, HostMeter(), dict, stale=30.0)
+    with sampler:
+        group.stuck.clear()
+        sampler.window()
+        clock, later = time.monotonic, 0.0
+        monkeypatch.setattr("autotune.devices.sampler.time.monotonic", lambda: clock() + later)
+
+        later = 3600.0  # the process was stopped for an hour
+        threading.Timer(0.1, group.stuck.set).start()
+        window = sampler.window()
+
+    assert window.latest.devices[0].total == 16 * GIB
 
 
 def test_an_error_that_has_passed_is_not_blamed_for_a_later_silence() -> None:

@@ -1,6 +1,7 @@
 """A group of processes: how it is started, what its end tells, that none is left."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -199,6 +200,35 @@ def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         pass
 
     assert str(caught.value) == f"cannot write the log {tmp_path / 'log'}: Is a directory"
+
+
+def test_a_log_without_room_stops_no_worker(tmp_path: Path) -> None:
+    """Its heading and what they print are dropped, also when it is closed."""
+    (tmp_path / "log").write_text("before\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (4, hard)
+    )  # a file that may not grow fails as a full disk does
+    try:
+        with workers_that("", tmp_path) as workers:
+            for _ in workers.watch(0.05):
+                pass
+            code = workers.exit_code()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert code == 0
+    assert (tmp_path / "log").read_text() == "before\n"
+
+
+def test_a_log_is_not_what_a_link_points_to(tmp_path: Path) -> None:
+    """Another user of a shared folder may have put it there."""
+    (tmp_path / "log").symlink_to("precious")
+
+    with pytest.raises(OutputError, match="cannot write the log"), workers_that("", tmp_path):
+        pass
+
+    assert not (tmp_path / "precious").exists()
 
 
 def test_a_group_that_cannot_be_started_leaves_nothing_open(tmp_path: Path) -> None:
