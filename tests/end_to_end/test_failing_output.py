@@ -104,11 +104,13 @@ def test_a_screen_that_fails_is_told_in_the_log_once(folder: Path) -> None:
     "command", [TUNE, ("train", "--profile", "fast", "--device", "cpu", "--output-dir", "run")]
 )
 def test_a_folder_that_takes_no_byte_is_refused_at_once(command: tuple[str, ...]) -> None:
-    """A file that may not grow fails as a full disk does."""
+    """A file that may not grow fails as a full disk does; nor is there a folder for temporary files then."""
     code, out, err = chatlm(*command, "--plain", to="", limit=0)
 
     assert (code, out) == (1, "")
-    assert re.fullmatch(r"chatlm: cannot write to (profiles|run): File too large; .*\n", err)
+    assert re.fullmatch(
+        r"chatlm: cannot make a temporary file: No usable .*; set TMPDIR to .*\n", err
+    )
 
 
 def test_a_log_that_is_full_is_told_once_on_the_screen_and_the_tuning_goes_on(
