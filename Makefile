@@ -2,6 +2,7 @@
 # make test    every test; needs nothing but Python 3.11+ and make
 # make test-quick  what needs no child process, in about a minute
 # make test-oldest  every test on the oldest versions that pyproject.toml admits, in .venv-oldest
+# make fuzz    22,000 damaged profiles, data files, run folders and token stores, into bench/results/fuzz-cpu.json
 # make check   format, lint, types
 # make bench   what README quotes, measured anew into bench/results/ (DATA=file EVAL=file for real rows)
 
@@ -13,7 +14,7 @@ EVAL ?=
 QUICK := tests/autotune tests/profiles tests/dashboard tests/project $(addprefix tests/trainer/,config reading data artifacts supervisor run)
 ROWS = $(if $(DATA),--data $(DATA))
 
-.PHONY: demo test test-quick test-oldest check bench bench-gpu clean
+.PHONY: demo test test-quick test-oldest fuzz check bench bench-gpu clean
 
 demo: .venv/main
 	$(BIN)/python -m bench.demo
@@ -26,6 +27,9 @@ test-quick: .venv/dev
 
 test-oldest: .venv-oldest/test
 	.venv-oldest/bin/python -m pytest --numprocesses 2 --dist worksteal --durations 15
+
+fuzz: .venv/main
+	$(BIN)/python -m bench.fuzz --result bench/results/fuzz-cpu.json
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
