@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.numpy import save
 
 import profiles
+from autotune import files
 from bench.fuzz.case import Broken, Case, Make, Place, Reader, below, snapshot
 from bench.fuzz.mutations import (
     TEXTS,
@@ -26,9 +27,10 @@ from bench.fuzz.mutations import (
 from bench.fuzz.profiles import RUN
 from trainer.artifacts.evaluation_log import EvaluationHistory
 from trainer.artifacts.jsonl_log import JsonlLog
-from trainer.artifacts.run_folder import DataRecord, RunFolder
+from trainer.artifacts.manifest import NAME, Damaged, write_manifest
+from trainer.artifacts.run_folder import RunFolder
+from trainer.artifacts.run_record import DataRecord
 from trainer.checkpointing.checkpoint import FORMAT, verify
-from trainer.checkpointing.manifest import NAME, Damaged, write_manifest
 from trainer.config.run_config import load_run
 from trainer.config.settings import TrainSettings, WorkloadSettings
 
@@ -71,16 +73,27 @@ def write_run(path: Path, *, is_finished: bool) -> None:
         _write_checkpoint(path / f"checkpoint-{step}", step)
     (path / "run.toml").write_bytes(as_toml({**RUN, "profile": "profile.toml"}))
     (path / "profile.toml").write_bytes((profiles.store.PRESETS / "fast.toml").read_bytes())
+    (path / "loss.svg").write_text("{}")
+    (path / "tracking").mkdir()
+    (path / "tracking" / "events").write_text("{}")
     if is_finished:
-        run.note_model(["model.safetensors", "config.json", "special_tokens_map.json"])
+        export(run)
         run.finish()
-        for name in ("config.json", "tokenizer.json", "README.md", "loss.svg", "special_tokens_map.json", "adapter/adapter_config.json", "tracking/events"):  # fmt: skip
-            (path / name).parent.mkdir(exist_ok=True)
-            (path / name).write_text("{}")
-        (path / "model.safetensors").write_bytes(_tensors())
     for name, data in FOREIGN.items():
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(data)
+
+
+def export(run: RunFolder) -> None:
+    """Puts the final model's files into the run's folder."""
+    hidden = run.path / ".model"
+    files.remove(hidden)
+    for name in ("config.json", "tokenizer.json", "README.md", "special_tokens_map.json", "adapter/adapter_config.json"):  # fmt: skip
+        (hidden / name).parent.mkdir(parents=True, exist_ok=True)
+        (hidden / name).write_text("{}")
+    (hidden / "model.safetensors").write_bytes(_tensors())
+    run.place_model(hidden)
+    hidden.rmdir()
 
 
 def _tensors() -> bytes:
@@ -221,11 +234,14 @@ def readers(path: Path, draw: Random) -> list[Reader]:
 
 
 def claim(run: RunFolder, *, fresh: bool) -> None:
-    """Takes the folder as a run does, notes the final model's files, and ends the run."""
-    run.claim(KEY, fresh=fresh, learning_rate=1e-3, data=DATA)
-    if fresh:
-        run.note_model(["model.safetensors"])
-        run.finish()
+    """Takes the folder as a run does; with `fresh` the new run saves its model and ends."""
+    with run.locked():
+        run.settle()
+        run.claim(KEY, fresh=fresh, learning_rate=1e-3, data=DATA, eval_data=DATA)
+        if fresh:
+            export(run)
+            run.finish()
+            run.settle()
 
 
 def resumed(run: RunFolder) -> Callable[[], None]:

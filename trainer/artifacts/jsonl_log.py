@@ -5,11 +5,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from autotune import files
 from autotune.errors import OutputError
 
+LONGEST_LINE = 16 << 20
+"""Bytes."""
 Fields = Mapping[str, Callable[[Any], bool]]
 """What each record must have; a line without it is no record."""
 
@@ -75,7 +77,10 @@ class JsonlLog:
         """Each line that is a record, and the record."""
         try:
             with files.open_plain(self.path) as file:
-                content = file.read()
+                for line in _whole_lines(file):
+                    record = _object(line)
+                    if record is not None and self._is_record(record):
+                        yield line, record
         except FileNotFoundError:
             return
         except OSError as error:
@@ -83,12 +88,9 @@ class JsonlLog:
                 f"cannot read {self.path} ({error.strerror})",
                 "remove it, or choose another --output-dir",
             ) from error
-        for line in content.split(b"\n")[:-1]:
-            record = _object(line)
-            if record is not None and all(
-                name in record and holds(record[name]) for name, holds in self.fields.items()
-            ):
-                yield line + b"\n", record
+
+    def _is_record(self, record: dict[str, Any]) -> bool:
+        return all(name in record and holds(record[name]) for name, holds in self.fields.items())
 
     def _refusal(self, error: OSError) -> OutputError:
         what = f"cannot write {self.path} ({error.strerror})"
@@ -101,6 +103,15 @@ class JsonlLog:
             what,
             "free some space, and the same command resumes from the last checkpoint, if there is one",
         )
+
+
+def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines that have an end and are no longer than a record; a damaged file may have any others."""
+    is_part = False
+    while piece := file.readline(LONGEST_LINE):
+        if piece.endswith(b"\n") and not is_part:
+            yield piece
+        is_part = not piece.endswith(b"\n")
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

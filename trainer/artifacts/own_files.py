@@ -20,7 +20,9 @@ LOGS = ("run.toml", "profile.toml", "metrics.jsonl", "evaluations.jsonl", "loss.
 """Ours by their names; a user may edit the first two."""
 TRACKING = "tracking"
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
-BEGUN = re.compile(r"\.(checkpoint-\d+|model)", re.ASCII)
+BEGUN = re.compile(
+    rf"\.(checkpoint-\d+|model|({'|'.join(map(re.escape, (RECORD, *LOGS)))})\.\d+\.tmp)", re.ASCII
+)
 """What a killed process had begun: no name of anything else."""
 DAMAGED = re.compile(r"damaged-checkpoint-\d+(-\d+)?", re.ASCII)
 REMOVING = ".removing-"

@@ -29,8 +29,8 @@ def move_aside(folder: Path) -> None:
     aside.mkdir()
     names = own_files.names_of(folder)
     for name in COPIED:
-        if name in names:
-            shutil.copyfile(folder / name, aside / name, follow_symlinks=False)
+        if (folder / name).is_file() and not (folder / name).is_symlink():
+            shutil.copyfile(folder / name, aside / name)
     own_files.move([name for name in names if name not in COPIED], folder, aside)
 
 
@@ -55,7 +55,8 @@ def settle(folder: Path, *, has_saved: bool) -> str | None:
         else:
             own_files.discard(folder)
             for name in COPIED:  # without a record they are not known to be a run's
-                files.remove(folder / name)
+                if (aside / name).exists():
+                    files.remove(folder / name)
             aside.rename(returning)
             said = f"the run in {folder} is back: the new one had saved nothing"
     if returning.is_dir():

@@ -55,10 +55,16 @@ class RunFolder:
         return JsonlLog(self.path / "evaluations.jsonl", EVALUATIONS)
 
     def checkpoints(self) -> list[Path]:
-        """Whole checkpoints, the oldest first; a link to one counts."""
+        """Whole checkpoints, the oldest first; a link to one counts.
+
+        Raises:
+            OutputError: the folder cannot be read.
+        """
         if not self.path.is_dir():
             return []
-        steps = ((own_files.CHECKPOINT.fullmatch(p.name), p) for p in self.path.iterdir())
+        with self._writing():
+            paths = list(self.path.iterdir())
+        steps = ((own_files.CHECKPOINT.fullmatch(path.name), path) for path in paths)
         found = [(int(match[1]), path) for match, path in steps if match and path.is_dir()]
         return [path for _, path in sorted(found)]
 

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from autotune.errors import shortened
 from trainer.artifacts.run_record import RunRecord
 
 LONGER = (
@@ -31,6 +32,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
         if isinstance(value, dict) and isinstance(old.get(key), dict) and old[key] != value:
             return difference(old[key], value)
         if old.get(key) != value:
-            what = f"{key.replace('_', ' ')} {old.get(key)}, now {value}"
+            then, now = shortened(str(old.get(key))), shortened(str(value))
+            what = f"{key.replace('_', ' ')} {then}, now {now}"
             return what, LONGER if key in ("max_steps", "epochs") else ""
     return "other settings", ""

@@ -124,12 +124,12 @@ def test_what_a_killed_process_had_begun_is_removed(folder: RunFolder) -> None:
     for name in (".checkpoint-2", ".model"):
         (folder.path / name).mkdir()
         (folder.path / name / "file").touch()
+    for name in (".run.json.12.tmp", ".metrics.jsonl.7.tmp", ".notes.7.tmp"):
+        (folder.path / name).touch()
 
     folder.claim(RUN, fresh=False)
 
-    assert sorted(path.name for path in folder.path.iterdir()) == [
-        "checkpoint-1", "metrics.jsonl", "run.json",
-    ]  # fmt: skip
+    assert names(folder.path) == [".notes.7.tmp", "checkpoint-1", "metrics.jsonl", "run.json"]
 
 
 def test_a_damaged_checkpoint_is_set_aside(folder: RunFolder) -> None:
