@@ -95,7 +95,7 @@ def contents_of(store: TokenStore) -> dict[str, Any]:
         **{
             name: value
             for name, value in asdict(store.stats).items()
-            if name not in ("seconds", "file", "file_rows")
+            if name not in ("seconds", "file", "file_rows", "damage", "checksum")
         },
     }
 

@@ -1,5 +1,6 @@
 """Files of JSON lines, one object for each step or evaluation; a kill leaves them readable."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,8 @@ from typing import IO, Any
 from autotune import files
 from autotune.errors import OutputError
 
+MOST_BYTES = 1 << 30
+"""Two million steps."""
 LONGEST_LINE = 16 << 20
 """Bytes."""
 Fields = Mapping[str, Callable[[Any], bool]]
@@ -77,6 +80,8 @@ class JsonlLog:
         """Each line that is a record, and the record."""
         try:
             with files.open_plain(self.path) as file:
+                if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                    raise OSError(errno.EFBIG, f"it has more than {MOST_BYTES >> 30} GiB")
                 for line in _whole_lines(file):
                     record = _object(line)
                     if record is not None and self._is_record(record):

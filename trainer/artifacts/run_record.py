@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from autotune import files
-from autotune.errors import OutputError, first_line
+from autotune.errors import OutputError, first_line, shortened
 from trainer.artifacts.manifest import Manifest, as_json, from_json
 
 
@@ -70,7 +70,7 @@ def read_record(folder: Path) -> RunRecord | None:
     except FileNotFoundError:
         return None
     except (OSError, TypeError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        reason = error.strerror if isinstance(error, OSError) else shortened(first_line(error))
         raise DamagedRecord(
             f"{file} is damaged ({reason})", "use --fresh to start anew, or another --output-dir"
         ) from error

@@ -37,6 +37,8 @@ def check_store(folder: Path, name: str, width: int) -> StoreStats:
     """
     _check_folder(folder)
     stats = _checked_stats(folder, name, width)
+    if not stats.digest:
+        raise Damaged(f"{NAME} is of an unfinished store")
     names, wanted = {file.name for file in folder.glob("*.bin")}, stats.sizes().keys()
     for file in sorted(names ^ wanted):
         raise Damaged(f"{file} is missing" if file in wanted else f"{file} does not belong there")

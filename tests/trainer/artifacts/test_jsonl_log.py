@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.errors import OutputError
 from trainer.artifacts.evaluation_log import Best, EvaluationHistory
 from trainer.artifacts.jsonl_log import JsonlLog
 
@@ -72,3 +73,54 @@ def test_the_best_is_the_first_of_the_lowest(journal: JsonlLog) -> None:
         journal.add({"step": step, "loss": loss})
 
     assert EvaluationHistory.of(journal.read()).best == Best(step=3, loss=2.0)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"\xff\xfe\n", b'{"step": 2, \n', b'{"step": "2"}\n', b'{"step": 2, "a": "\\ud800"}\n'],
+)
+def test_a_damaged_line_takes_no_other_along(journal: JsonlLog, damaged: bytes) -> None:
+    """The rest of a run's losses stay, to the byte."""
+    journal.add({"step": 1, "loss": 0.1})
+    with journal.path.open("ab") as file:
+        file.write(damaged)
+    journal.add({"step": 3, "loss": 0.3})
+
+    journal.forget_after(3)
+
+    assert journal.path.read_text() == '{"step": 1, "loss": 0.1}\n{"step": 3, "loss": 0.3}\n'
+
+
+def test_a_log_is_not_what_a_link_points_to(journal: JsonlLog, tmp_path: Path) -> None:
+    """Neither read nor written: the folder may be from someone else."""
+    (tmp_path / "precious").write_text("mine")
+    journal.path.symlink_to(tmp_path / "precious")
+
+    with pytest.raises(OutputError, match=r"cannot read .*; remove it, or choose"):
+        journal.read()
+    with pytest.raises(OutputError, match=r"cannot write .*jsonl "):
+        journal.add({"step": 1})
+
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_log_of_no_size_that_a_run_can_have_is_refused(journal: JsonlLog) -> None:
+    """One that takes no space on the disk, and memory when it is read."""
+    with journal.path.open("wb") as file:
+        file.truncate(2**40)
+
+    with pytest.raises(OutputError, match="it has more than 1 GiB"):
+        journal.read()
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    """Not that the disk is full."""
+    journal = JsonlLog(tmp_path / "gone" / "lines.jsonl")
+
+    with pytest.raises(OutputError) as caught:
+        journal.add({"step": 1})
+
+    assert str(caught.value) == (
+        f"cannot write {journal.path} (No such file or directory): the folder was removed, moved or "
+        f"unmounted while the run was in it; put it back to resume from its last checkpoint, or train again"
+    )

@@ -340,6 +340,22 @@ def test_a_store_under_another_name_is_not_taken_for_its_namesake(
     assert contents(again.folder) == whole
 
 
+def test_an_unfinished_part_is_not_taken_for_the_store(data: str) -> None:
+    """Its own checksums agree: it lacks rows."""
+    store = opened(data)
+    whole, folder = stats_of(store.folder), store.folder
+    stats = StoreStats(**json.loads((folder / "stats.json").read_text()))
+    stats.digest = ""
+    stats.save(folder)
+    told: list[str] = []
+
+    opened(data, told)
+
+    assert len(told) == 1
+    assert "stats.json is of an unfinished store" in told[0]
+    assert stats_of(folder) == whole
+
+
 def test_a_process_that_holds_the_damaged_store_goes_on(data: str) -> None:
     """Its files are unlinked, never cut or written; a loader process that it starts maps the new ones."""
     store = opened(data)
