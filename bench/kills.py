@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.commands import write_result
-from bench.processes import wait_for_the_end
+from bench.processes import descendants, wait_for_the_end
 from bench.small import save_small
 from bench.small_run import (
     EFFECTIVE,
@@ -160,11 +160,11 @@ def strike(part: Part, moment: str, draw: random.Random) -> Kill | None:
         if part.process.returncode == 0:
             return None
         raise SystemExit(f"the run failed: {part.said()[-2000:]}")
-    half = part.is_saving()
+    half, below = part.is_saving(), descendants(part.process.pid)
     victim = draw.choice([*workers, *workers, part.process.pid]) if workers else part.process.pid
     os.kill(victim, signal.SIGKILL)
     part.process.wait()
-    wait_for_the_end(workers)
+    wait_for_the_end(below)  # a launcher holds the folder too
     newest, faults = look_at(part.output)
     said = part.steps()
     return Kill(

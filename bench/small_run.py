@@ -38,16 +38,16 @@ class Start:
         words: Path,
         environment: Mapping[str, str],
         in_front: Sequence[str] = (),
-        stdout: int | IO[Any] | None = None,
         stdin: int = subprocess.DEVNULL,
+        stdout: int | IO[Any] | None = None,
+        stderr: int = subprocess.STDOUT,
     ) -> None:
-        """What it prints goes to the file `words`; with `stdout`, only its errors do."""
+        """What it prints goes to the file `words`, if no other streams are given."""
         self.output, self.words = output, words
         with words.open("w") as file:
             self.process = subprocess.Popen(
                 [*in_front, *CHATLM, *arguments], cwd=folder, stdin=stdin,
-                stdout=file if stdout is None else stdout,
-                stderr=subprocess.STDOUT if stdout is None else file,
+                stdout=file if stdout is None else stdout, stderr=stderr,
                 env={
                     **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment
                 },
@@ -75,12 +75,19 @@ class Start:
         return workers_below(self.process.pid)
 
 
-def train_words(folder: Path, output: str | Path, *, steps: int, cut: tuple[int, int]) -> list[str]:
-    """The arguments of a run on the files of `folder`; the cut is (processes, micro-batch)."""
+def train_words(
+    folder: Path,
+    output: str | Path,
+    *,
+    steps: int,
+    cut: tuple[int, int],
+    rows: Path | None = None,
+) -> list[str]:
+    """The arguments of a run on the files of `folder`, or on other rows; the cut is (processes, micro-batch)."""
     return [
         "train", "--device", "cpu", "--plain", "--profile", str(folder / "small_run.toml"),
         "--model", str(folder / "model"), "--learning-rate", "3e-4",
-        "--data", str(folder / "rows.jsonl"), "--output-dir", str(output),
+        "--data", str(rows or folder / "rows.jsonl"), "--output-dir", str(output),
         "--max-steps", str(steps), "--dropout", "0", "--precision", "fp32", "--seed", "7",
         "--num-processes", str(cut[0]), "--micro-batch", str(cut[1]),
     ]  # fmt: skip
