@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import (
+    chaos_case,
     chaos_damage,
     chaos_disks,
     chaos_kills,
@@ -30,7 +31,7 @@ from bench import (
     chaos_tuning,
     chaos_two,
 )
-from bench.chaos_case import Case, Row, row
+from bench.chaos_case import Case, Row
 from bench.chaos_judge import content, touched
 from bench.chaos_place import EVERY, Ground, Place
 from bench.commands import write_result
@@ -106,14 +107,14 @@ def tried(cases: Sequence[Case], *, seconds: float) -> list[Row]:
 def one(case: Case, ground: Ground, deadline: float, slowness: float) -> Sequence[Row]:
     """The rows of one case; its folder is removed, so that the disk does not fill."""
     if time.monotonic() + case.seconds * slowness > deadline:
-        return [row(case, strike, skipped="no time was left") for strike in case.strikes]
+        return [chaos_case.row(case, strike, skipped="no time was left") for strike in case.strikes]
     place = Place(ground, tokens=case.tokens)
     try:
         rows = case.run(case, place)
     except Exception as error:  # noqa: BLE001  one case that fails must not end the others
         why = f"the bench failed: {type(error).__name__}: {error}"
         traceback.print_exception(error)
-        rows = [row(case, strike, broken=(why,)) for strike in case.strikes]
+        rows = [chaos_case.row(case, strike, broken=(why,)) for strike in case.strikes]
     for each in rows:
         print(line(each), flush=True)
     shutil.rmtree(place.folder, ignore_errors=True)
@@ -138,13 +139,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """The rows as a Markdown table."""
+    """The rows as a Markdown table; those that differ by their phases alone are one."""
+    phases: dict[tuple[str, ...], list[str]] = {}
+    for row in document["rows"]:
+        said = "; ".join(row["broken"]) or row["skipped"] or row["said"]
+        key = (row["done"], row["exit"], row["lost"], row["verdict"], said)
+        phases.setdefault(key, []).append(row["phase"])
     head = ("what is done", "phase", "exit", "what is lost", "promises", "what is said")
-    cells: list[Sequence[str]] = [head, ["---"] * len(head)]
-    for each in document["rows"]:
-        said = "; ".join(each["broken"]) or each["skipped"] or each["said"]
-        cells.append(tuple(each[name] for name in ("done", "phase", "exit", "lost", "verdict")))
-        cells[-1] = (*cells[-1], said)
+    cells = [head, ("---",) * len(head)]
+    cells += [(done, ", ".join(names), *rest) for (done, *rest), names in phases.items()]
     return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in cells)
 
 

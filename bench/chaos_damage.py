@@ -42,15 +42,17 @@ RECORD, JOURNALS, STORE = "run.json", "journals", "token store"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is damaged, by name, and what the next start then owes."""
+    """What is damaged, in words, and what the next start then owes."""
 
     name: str
+    what: str
+    lost: str
     owed: Owed
     files: Callable[[Path, Path], list[list[Path]]]
     """From the run's folder and the cache: groups of files that are damaged alike."""
 
 
-def checkpoint_files(run: Path, cache: Path, *, newest_alone: bool) -> list[list[Path]]:
+def checkpoint_files(run: Path, *, newest_alone: bool) -> list[list[Path]]:
     from trainer.artifacts.run_folder import RunFolder
 
     found = RunFolder(run).checkpoints()
@@ -59,7 +61,7 @@ def checkpoint_files(run: Path, cache: Path, *, newest_alone: bool) -> list[list
     return [[checkpoint / name for checkpoint in chosen] for name in names]
 
 
-def store_files(run: Path, cache: Path) -> list[list[Path]]:
+def store_files(cache: Path) -> list[list[Path]]:
     stores = [path for path in cache.iterdir() if path.is_dir() and path.name[0] != "."]
     return [[store / name.name] for store in stores for name in sorted(store.iterdir())]
 
@@ -67,14 +69,28 @@ def store_files(run: Path, cache: Path) -> list[list[Path]]:
 TARGETS = {
     target.name: target
     for target in (
-        Target(name=NEWEST, owed="ended", files=lambda r, c: checkpoint_files(r, c, newest_alone=True)),
-        Target(name=ALL, owed="refused", files=lambda r, c: checkpoint_files(r, c, newest_alone=False)),
-        Target(name=RECORD, owed="ended or refused", files=lambda r, c: [[r / "run.json"]]),
         Target(
-            name=JOURNALS, owed="ended",
-            files=lambda r, c: [[r / "metrics.jsonl"], [r / "evaluations.jsonl"]],
+            name=NEWEST, what="a file of the newest checkpoint is damaged", owed="ended",
+            lost="the steps since the checkpoint before",
+            files=lambda run, _: checkpoint_files(run, newest_alone=True),
         ),
-        Target(name=STORE, owed="ended", files=store_files),
+        Target(
+            name=ALL, what="a file is damaged in every checkpoint", owed="refused",
+            lost="nothing: the run is refused",
+            files=lambda run, _: checkpoint_files(run, newest_alone=False),
+        ),
+        Target(
+            name=RECORD, what="the run's record is damaged", owed="ended or refused",
+            lost="nothing: the run ends or is refused", files=lambda run, _: [[run / "run.json"]],
+        ),
+        Target(
+            name=JOURNALS, what="a journal is damaged", owed="ended", lost="the damaged lines",
+            files=lambda run, _: [[run / "metrics.jsonl"], [run / "evaluations.jsonl"]],
+        ),
+        Target(
+            name=STORE, what="a file of the token store is damaged", owed="ended",
+            lost="nothing: the data are tokenised anew", files=lambda _, cache: store_files(cache),
+        ),
     )
 }  # fmt: skip
 
@@ -101,49 +117,36 @@ def flip(file: Path, at: float) -> None:
     file.write_bytes(content)
 
 
-def tried(target: Target, ground: Path, folder: Path) -> list[Row]:
-    """Every damage to each of its files; a row a kind of file and of damage."""
-    base, whole = folder / "base" / "run", folder / "whole" / "run"
+def tried(target: Target, ground: Path, folder: Path) -> Row:
+    """Every damage to each of its files, in one row."""
     draw = random.Random(target.name)
-    rows = []
-    count = len(target.files(base, folder / "base" / "cache"))
-    for number in range(count):
-        outcomes: Counter[str] = Counter()
-        faults: list[str] = []
-        said = ""
+    outcomes: Counter[str] = Counter()
+    faults: list[str] = []
+    names, said = [], ""
+    for number, known in enumerate(
+        target.files(folder / "base" / "run", folder / "base" / "cache")
+    ):
+        names.append(f"`{known[0].name}`")
         for what, damage in damages(draw):
             trial = folder / "trial"
             shutil.rmtree(trial, ignore_errors=True)
             shutil.copytree(folder / "base", trial)
-            files = target.files(trial / "run", trial / "cache")[number]
-            for file in files:
+            for file in target.files(trial / "run", trial / "cache")[number]:
                 damage(file)
             kept = journal_lines(trial / "run") if target.name == JOURNALS else None
-            outcome, message = resumed(ground, trial, whole, kept)
+            outcome, message = resumed(ground, trial, whole=folder / "whole" / "run", kept=kept)
             outcomes[outcome] += 1
-            said = message or said
+            said = said or message
             if outcome not in target.owed.split(" or "):
-                faults.append(f"{what}: {outcome} ({message})")
-        name = files[0].name
-        done = ", ".join(f"{count} × {outcome}" for outcome, count in outcomes.items())
-        rows.append(
-            Row(
-                case="damage", done=f"`{name}` is damaged ({target.name})",
-                phase=BEFORE, exit=done, said=said[:SHOWN], lost=LOST[target.name],
-                broken=tuple(faults),
-            )
-        )  # fmt: skip
-    return rows
+                faults.append(f"{names[-1]}, {what}: {outcome} ({message})")
+    return Row(
+        case="damage", done=f"{target.what} ({', '.join(names)})", phase=BEFORE,
+        exit=", ".join(f"{count} × {outcome}" for outcome, count in outcomes.items()),
+        said=said[:SHOWN], lost=target.lost, broken=tuple(faults),
+    )  # fmt: skip
 
 
-LOST = {
-    NEWEST: "the steps since the checkpoint before", ALL: "nothing: the run is refused",
-    RECORD: "nothing: the run ends or is refused", JOURNALS: "the damaged lines",
-    STORE: "nothing: the data are tokenised anew",
-}  # fmt: skip
-
-
-def resumed(ground: Path, trial: Path, whole: Path, kept: set[bytes] | None) -> tuple[str, str]:
+def resumed(ground: Path, trial: Path, *, whole: Path, kept: set[bytes] | None) -> tuple[str, str]:
     """How the damaged run goes on, and what it says of it: ended as the whole one, ended otherwise, refused, crashed."""
     try:
         said = run(settings(ground, trial / "run"), trial / "cache")
@@ -211,7 +214,7 @@ def main(ground: Path, folder: Path, names: Sequence[str]) -> None:
     run(settings(ground, folder / "whole" / "run"), folder / "whole" / "cache")
     run(settings(ground, folder / "base" / "run"), folder / "base" / "cache", stop_after=DONE)
     KNOWN_LINES.update(journal_lines(folder / "base" / "run"))
-    rows = [row for name in names for row in tried(TARGETS[name], ground, folder)]
+    rows = [tried(TARGETS[name], ground, folder) for name in names]
     (folder / "rows.json").write_text(json.dumps([asdict(row) for row in rows]))
 
 

@@ -16,7 +16,11 @@ LEFT = 15.0
 
 def tracebacks(said: str) -> list[str]:
     """Python's words for an error of ours, on the terminal; the worker's log may have them."""
-    lines = [line for line in said.splitlines() if re.match(r"\w[\w.]*(Error|Exception)\b", line)]
+    lines = [
+        line
+        for line in said.splitlines()
+        if re.match(r"\w[\w.]*(Error|Exception|Interrupt)\b", line)
+    ]
     if "Traceback (most recent call last)" in said or "Exception ignored in" in said:
         return [f"a raw traceback ({(lines or ['?'])[-1][:SHOWN]})"]
     return []

@@ -196,18 +196,21 @@ def test_a_case_that_fails_by_itself_breaks_no_other(
 
 
 def test_the_table_shows_what_is_broken_before_what_was_said() -> None:
-    """And the line below counts the verdicts."""
-    rows = [row(), row(broken=("exit 2",)), row(skipped="the superuser may write anywhere")]
+    """Rows that differ by their phases alone are one; the line below counts each."""
+    rows = [
+        row(), row(broken=("exit 2",)), row(phase="stepping"),
+        row(skipped="the superuser may write anywhere"),
+    ]  # fmt: skip
 
     document = as_document(rows, seconds=61.0)
 
     assert table(document).splitlines()[2:] == [
-        "| SIGKILL of x | saving | 1 | 2 steps | held | so |",
+        "| SIGKILL of x | saving, stepping | 1 | 2 steps | held | so |",
         "| SIGKILL of x | saving | 1 | 2 steps | broken | exit 2 |",
         "| SIGKILL of x | saving | 1 | 2 steps | not tried | the superuser may write anywhere |",
     ]
     assert words(document) == (
-        "3 disturbances in 61 s: 1 held, 1 broken, 1 not tried; 2 steps lost at most, by runs that save "
+        "4 disturbances in 61 s: 2 held, 1 broken, 1 not tried; 2 steps lost at most, by runs that save "
         "every 2"
     )
 
