@@ -37,14 +37,15 @@ from bench.chaos_place import EVERY, Ground, Place
 from bench.commands import write_result
 
 CASES: tuple[Case, ...] = (
-    *chaos_signals.CASES,
     *chaos_kills.CASES,
-    *chaos_disks.CASES,
+    *chaos_damage.CASES,
+    *chaos_signals.CASES,
     *chaos_tuning.CASES,
+    *chaos_disks.CASES,
     *chaos_two.CASES,
     *chaos_links.CASES,
-    *chaos_damage.CASES,
 )
+"""The most valuable first, and the longest: two end together."""
 LANES = 2
 """Cases at a time."""
 NOMINAL = 10.0

@@ -82,7 +82,7 @@ def disk(done: str, phase: str, act: Act, **owed: object) -> Case:
     values: dict[str, object] = {"codes": (1,), "most_lost": EVERY, "done": done, "phase": phase}
     strike = Strike(**{**values, "act": act, **owed})  # type: ignore[arg-type]
     return Case(
-        name="disks", run=chain, seconds=20, tokens=phase != "tokenising", strikes=(strike,)
+        name="disks", run=chain, seconds=15, tokens=phase != "tokenising", strikes=(strike,)
     )
 
 

@@ -247,7 +247,7 @@ def test_an_unknown_case_is_refused_with_those_that_there_are(
     with pytest.raises(SystemExit):
         chaos.main()
 
-    assert "no case earthquakes; there are signals, " in capsys.readouterr().err
+    assert "no case earthquakes; there are kills, " in capsys.readouterr().err
 
 
 def test_each_damage_changes_a_file_and_is_repeated_alike(tmp_path: Path) -> None:
