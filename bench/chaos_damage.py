@@ -159,7 +159,7 @@ def resumed(ground: Path, trial: Path, *, whole: Path, kept: set[bytes] | None) 
         faults = [fault for fault in faults if fault.startswith("weights")]
         gone = kept - journal_lines(trial / "run")
         faults += [f"{len(gone)} undamaged lines are lost"] if gone else []
-    told = [text for text in said if "damaged" in text or "anew" in text]
+    told = [text.replace(f"{trial}/", "") for text in said if "damaged" in text or "anew" in text]
     return ("ended otherwise", "; ".join(faults)) if faults else ("ended", "".join(told[:1]))
 
 

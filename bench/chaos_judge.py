@@ -101,7 +101,7 @@ def line_of(said: str, *places: Path) -> str:
     for place in places:
         said = said.replace(f"{place}/", "")
     said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", said)  # a screen's colours and places
-    said = re.sub(r"logs/\w+-\d+\.log", "LOG", said)
+    said = re.sub(r"logs/[\w-]+\.log", "LOG", said)
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith("chatlm: ")]
     notes = [line.removeprefix("note").strip() for line in lines if line.startswith("note ")]

@@ -166,7 +166,7 @@ def test_of_what_a_command_says_its_own_line_is_shown(tmp_path: Path) -> None:
     assert chaos_judge.line_of(said, tmp_path) == "chatlm: run is gone"
     assert chaos_judge.line_of(said.split("chatlm")[0]) == "resuming after step 4 of 12"
     assert chaos_judge.line_of("\x1b[?25l\x1b[3mover\x1b[0m\r\n") == "over"
-    assert chaos_judge.line_of("a\nin logs/chat_trainer_20260101-000000.log\n") == "in LOG"
+    assert chaos_judge.line_of("a\nin logs/chat_trainer_20260101-000000-2.log\n") == "in LOG"
 
 
 def test_no_case_is_begun_for_which_no_time_is_left(tmp_path: Path) -> None:
