@@ -2,8 +2,9 @@
 # make test    every test; needs nothing but Python 3.11+ and make
 # make test-quick  what needs no child process, in about a minute
 # make test-oldest  every test on the oldest versions that pyproject.toml admits, in .venv-oldest
-# make fuzz    22,000 damaged profiles, data files, run folders and token stores, into bench/results/fuzz-cpu.json
 # make check   format, lint, types
+# make chaos   runs that are killed, interrupted, filled up and damaged: what is lost, within 10 minutes
+# make fuzz    22,000 damaged profiles, data files, run folders and token stores, into bench/results/fuzz-cpu.json
 # make bench   what README quotes, measured anew into bench/results/ (DATA=file EVAL=file for real rows)
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ EVAL ?=
 QUICK := tests/autotune tests/profiles tests/dashboard tests/project $(addprefix tests/trainer/,config reading data artifacts supervisor run)
 ROWS = $(if $(DATA),--data $(DATA))
 
-.PHONY: demo test test-quick test-oldest fuzz check bench bench-gpu clean
+.PHONY: demo test test-quick test-oldest check chaos fuzz bench bench-gpu clean
 
 demo: .venv/main
 	$(BIN)/python -m bench.demo
@@ -35,6 +36,10 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+chaos: .venv/main
+	$(BIN)/python -m bench.chaos --seconds 600 --result bench/results/chaos-cpu.json
+	$(BIN)/python -m bench.chaos --docs
 
 bench: .venv/peers
 	$(BIN)/python -m bench.demo --result bench/results/demo-cpu.json --pictures docs --device cpu

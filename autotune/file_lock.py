@@ -108,7 +108,7 @@ def _is_at(file: Path, descriptor: int) -> bool:
     """Whether the path still names that file."""
     try:
         return os.path.samestat(file.lstat(), os.fstat(descriptor))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the file, or its folder, is another one now
         return False
 
 

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.commands import CHATLM, write_result
+from bench.processes import started_with
 
 if TYPE_CHECKING:
     from trainer.workload import SftWorkload
@@ -106,16 +106,6 @@ def run(fault: str) -> dict[str, Any]:
         "processes_left": len(left),
     }
     sys.stderr.write(f"{found}\n")
-    return found
-
-
-def started_with(value: str) -> list[int]:
-    """The processes that have this value in their environment, as far as we may read it."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # another user's, or one that has ended since
-            if value.encode() in file.read_bytes():
-                found.append(int(file.parent.name))
     return found
 
 

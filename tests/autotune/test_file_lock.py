@@ -168,3 +168,18 @@ def test_a_child_that_inherits_the_lock_holds_it_after_its_parent(tmp_path: Path
     assert while_it_lives is None
     assert afterwards is not None
     afterwards.release()
+
+
+def test_a_lock_whose_folder_became_a_file_is_released_and_the_file_stays(tmp_path: Path) -> None:
+    """The folder was moved away while it was held."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = taken(folder / ".lock")
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("another file")
+
+    lock.release()
+
+    assert folder.read_text() == "another file"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(lock.descriptor)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bench.kills import Kill, compare, look_at
+from bench.kills import Kill, compare
+from bench.small_run import look_at
 from trainer.artifacts.manifest import write_manifest
 
 

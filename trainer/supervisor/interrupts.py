@@ -22,12 +22,11 @@ class Interrupts:
         self._counted_at: float | None = None
         """When the last one came that counted."""
         self._collected: list[int] | None = None
-        self._is_over = False
 
     def __call__(self, number: int, _: object) -> None:
         now, last = self._now(), self._counted_at
         is_again = last is not None and number == signal.SIGINT and now - last >= AGAIN
-        if self._is_over or not (last is None or is_again):
+        if not (last is None or is_again):
             return
         self._counted_at = now
         if self._collected is None:
@@ -41,8 +40,12 @@ class Interrupts:
                 signal.signal(number, self)
 
     def end(self) -> None:
-        """From now on no signal counts: the command is over, and the process ends."""
-        self._is_over = True
+        """From now on no signal counts: the command is over, and the process ends with its exit code.
+
+        Python restores a handler's default while it ends, and would die of a signal then; ignored ones stay so.
+        """
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     @contextmanager
     def collected(self) -> Iterator[list[int]]:

@@ -1,6 +1,8 @@
 """Which signals count, on a clock that the test moves."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -70,14 +72,21 @@ def test_collected_signals_do_not_raise_and_the_first_stays_the_first() -> None:
 
 
 def test_no_signal_counts_once_the_command_is_over() -> None:
-    """The process ends with its own exit code."""
-    interrupts = Interrupts()
+    """Nor while Python ends, which restores the default of a handler and would die of it."""
+    script = (
+        "import atexit, os, signal, sys\n"
+        "from trainer.supervisor.interrupts import SIGNALS, Interrupts\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid(), numbers=SIGNALS):\n"
+        "        for number in numbers:\n"
+        "            kill(pid, number)\n"
+        "sys.late = Late()\n"  # goes with the interpreter itself
+        "interrupts = Interrupts()\ninterrupts.install()\ninterrupts.end()\nsys.exit(130)\n"
+    )
 
-    interrupts.end()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
-    with interrupts.collected() as came:
-        interrupts(INT, None)
-    assert came == []
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_the_handler_of_the_command_collects() -> None:
