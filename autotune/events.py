@@ -77,6 +77,9 @@ class TuningEnded:
     seconds: float
 
 
+DROPPED = "a listener failed on %s and was dropped"
+
+
 class Listeners:
     """An `emit` that hands each event to several listeners.
 
@@ -93,12 +96,14 @@ class Listeners:
                 listener(event)
             except OSError as error:
                 self.listeners.remove(listener)
-                if error.errno != errno.EPIPE:
+                if not (isinstance(error, BrokenPipeError) or error.errno == errno.EPIPE):
                     failures.append(error)
             except Exception:
                 self.listeners.remove(listener)
-                log.exception("a listener failed on %s and was dropped", type(event).__name__)
+                log.exception(DROPPED, type(event).__name__)
         for failure in failures:
+            if not self.listeners:
+                log.error(DROPPED, type(event).__name__, exc_info=failure)
             where = failure.filename or "the screen"
             text = f"cannot write to {where}: {failure.strerror}; going on without it"
             self(Notice(text=text))

@@ -26,6 +26,13 @@ def kind(read: Read) -> Callable[[Path], Make]:
     return lambda folder: make
 
 
+class Unclean(DataError):
+    """An error whose text is not cleaned."""
+
+    def __str__(self) -> str:
+        return self.what
+
+
 def _raises(error: BaseException) -> Read:
     def read(place: Place) -> None:
         raise error
@@ -83,7 +90,7 @@ reads = kind(lambda place: (place.work / "file").read_text())
 mixed = kind(_reads_every_third_other)
 raises = kind(_raises(ValueError("invalid literal \x1b[2J")))
 recurses = kind(_raises(RecursionError("maximum recursion depth exceeded")))
-says_escape = kind(_raises(DataError("a\u202eb")))
+says_escape = kind(_raises(Unclean("a\u202eb")))
 says_too_much = kind(_raises(DataError("x" * 3000)))
 prints_escape = kind(lambda place: "rows.csv: CSV\n\x1b]0;title\x07")
 prints_emoji = kind(lambda place: "👩‍👩‍👧 and می‌خواهم\n")
