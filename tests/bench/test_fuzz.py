@@ -11,10 +11,22 @@ from bench.fuzz import data_files, mutations, profiles, run_folders
 from bench.fuzz.__main__ import line, main
 from bench.fuzz.batches import Report, run_kind
 from bench.fuzz.case import Place, Prepare
-from bench.fuzz.child import prepare
+from bench.fuzz.child import KINDS, prepare
+from tests.support.fuzz_seeds import SEEDS
 from trainer.reading.readers import read_rows
 
 PLANTED = "tests.support.planted"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_are_read_or_refused(kind: str) -> None:
+    """A short form of `make fuzz`, and every case of a long one that failed once."""
+    cases = sorted({*range(150), *SEEDS[kind]})
+
+    report = run_kind(kind, 0, cases, processes=1)
+
+    found = [f"{failure.fault.cause}: {failure.command}" for failure in report.failures]
+    assert found == []
 
 
 def run(name: str, cases: int = 1, *, patience: float = 60.0) -> Report:

@@ -99,7 +99,7 @@ class JsonlLog:
 
     def _refusal(self, error: OSError) -> OutputError:
         what = f"cannot write {self.path} ({error.strerror})"
-        if not self.path.parent.exists():
+        if not self.path.parent.is_dir():
             return OutputError(
                 f"{what}: the folder was removed, moved or unmounted while the run was in it",
                 "put it back to resume from its last checkpoint, or train again",

@@ -206,7 +206,7 @@ class RunFolder:
         except OSError as error:
             if error.errno in WITHOUT_LOCKS:
                 return None
-            raise
+            raise OutputError(f"cannot lock {file}: {error.strerror}", CHOOSE) from error
         if lock is None:
             what = f"{self.path} is in use by {holder(file)}"
             raise OutputError(what, f"wait for its end, or {CHOOSE}")

@@ -90,7 +90,7 @@ def test_a_lock_file_that_is_none_is_refused_and_not_touched(tmp_path: Path, kin
     with pytest.raises(OutputError) as caught:
         enter(folder)
 
-    assert str(caught.value).startswith(f"cannot write to {folder.path}: ")
+    assert str(caught.value).startswith(f"cannot lock {file}: ")
     assert victim.read_text() == "precious"
 
 
