@@ -27,13 +27,13 @@ from trainer.data.cache_folder import (
     refusals,
     remove,
 )
+from trainer.data.contents import FileContents
 from trainer.data.encoder import Encoder
 from trainer.data.store_check import check_part, check_store, open_file, read_stats
 from trainer.data.store_lock import locked
 from trainer.data.store_stats import NAME, Damaged, StoreStats
 from trainer.data.tokenization import tokenise
 from trainer.events import Tokenising
-from trainer.reading.contents import FileContents
 from trainer.reading.layouts import BY_NAME, Columns
 from trainer.reading.readers import count_rows
 

@@ -23,10 +23,10 @@ import numpy as np
 from autotune.errors import DataError
 from autotune.file_lock import SAFELY
 from trainer.data.cache_folder import remove
+from trainer.data.contents import FileContents
 from trainer.data.encoder import Encoded, Encoder
 from trainer.data.store_stats import NAME, StoreStats
 from trainer.events import Tokenising
-from trainer.reading.contents import FileContents
 from trainer.reading.layouts import Columns
 from trainer.reading.readers import count_rows, read_rows
 from trainer.reading.row import Row

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trainer.reading.faults import FIX_ROW, Fault, check_text, kind, shown
-from trainer.reading.json_cursor import DuplicateKey, parse
+from trainer.reading.faults import FIX_ROW, MOST_SHOWN, Fault, check_text, kind, quoted, shown
+from trainer.reading.json_cursor import DuplicateKey, TooLarge, parse
 from trainer.reading.row import ANSWERS, Message
 
 ROLES = {
@@ -55,7 +55,10 @@ def said(value: Any, role: str, column: str) -> list[Message]:
 def earlier_turns(value: Any, column: str) -> list[Message]:
     """The messages of a history: a list of [question, answer], also as JSON text."""
     messages: list[Message] = []
-    for pair in _parsed(value, column) or []:
+    pairs = _parsed(value, column) or []
+    if not isinstance(pairs, list):
+        raise Fault("not a list of [question, answer]", FIX_ROW, column=column)
+    for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
             raise Fault("not a list of [question, answer]", FIX_ROW, column=column)
         messages += [*said(pair[0], "user", column), *said(pair[1], ANSWERS, column)]
@@ -90,7 +93,7 @@ def _turns(value: Any, column: str) -> list[Any]:
 def _answered(turns: list[Any], column: str) -> list[Message]:
     messages = _messages(turns, column)
     if messages[-1].role != ANSWERS:
-        what = f"the last turn is {_first(turns[-1], 'role', 'from')!r}, not 'assistant'"
+        what = f"the last turn is {quoted(_first(turns[-1], 'role', 'from'))}, not 'assistant'"
         raise Fault(what, "end each row with the answer to learn", column=column)
     return messages
 
@@ -104,13 +107,14 @@ def _message(turn: Any, place: str, column: str) -> Message:
     if not isinstance(role, str):
         raise Fault("a turn without a text `role` and `content`", FIX_ROW, column=column)
     name = role.strip().lower()
-    place, is_call = f"{place} ({role!r})", name in CALLS
+    if name not in ROLES:
+        check_text(role, column)
+    place, is_call = f"{place} ({role[:MOST_SHOWN]!r})", name in CALLS
     role, content = ROLES.get(name, role), _first(turn, "content", "value")
     text = None if is_call else _text(content, place, column)
     calls = content if is_call else turn.get("function_call")
-    extra = {
-        name: _clean(v, column) for name, v in turn.items() if v is not None and name not in READ
-    }
+    extra = {name: v for name, v in turn.items() if v is not None and name not in READ}
+    extra = _clean(extra, column) if extra else extra
     if calls is not None:
         extra["tool_calls"] = _calls(calls, place, column)
     elif "tool_calls" in extra:
@@ -134,7 +138,7 @@ def _text(content: Any, place: str, column: str) -> str | None:
     for part in parts:
         if isinstance(part, dict):
             if part.get("type", "text") != "text" or part.get("text") is None:
-                what = f"{place} has a part of type {part.get('type')!r}: only text is learnt"
+                what = f"{place} has a part of type {quoted(part.get('type'))}: only text is learnt"
                 raise Fault(what, FIX_ROW, column=column)
             part = part["text"]
         if part is not None or isinstance(content, list):
@@ -150,17 +154,17 @@ def _is_learnt(turn: Mapping[str, Any], role: str, place: str, column: str) -> b
         if (mask := turn.get(name)) is None:
             continue
         if mask not in (0, 1):
-            what = f"{place} has {name} {mask!r}: it can be 0 or 1 alone"
+            what = f"{place} has {name} {quoted(mask)}: it can be 0 or 1 alone"
             raise Fault(what, FIX_ROW, column=column)
         if mask and role != ANSWERS and name != "weight":
-            what = f"{place} has {name} {mask!r}: answers alone can be learnt"
+            what = f"{place} has {name} {quoted(mask)}: answers alone can be learnt"
             raise Fault(what, FIX_ROW, column=column)
         learnt = learnt and bool(mask)
     if turn.get("train_detail"):
         what = f"{place} has train_detail: an answer is learnt as a whole, or not"
         raise Fault(what, FIX_ROW, column=column)
     if unclear := next((name for name in UNCLEAR if turn.get(name) is not None), None):
-        what = f"{place} has {unclear} {turn[unclear]!r}, which data sets use in several ways"
+        what = f"{place} has {unclear} {quoted(turn[unclear])}, which data sets use in several ways"
         raise Fault(what, "give it weight 0 or 1 in its place", column=column)
     return learnt
 
@@ -183,6 +187,8 @@ def _parsed(value: Any, column: str) -> Any:
         return parse(value.strip()) if value.strip() else None
     except (ValueError, RecursionError):
         return value
+    except TooLarge as error:
+        raise Fault(f"it {error}", "split it or drop it", column=column) from error
     except DuplicateKey as error:
         what = f"it has the key {shown(error.key)} twice in an object"
         raise Fault(what, "keep one", column=column) from error
@@ -192,6 +198,8 @@ def _clean(value: Any, column: str) -> Any:
     """Without null fields, which columns of structs add; raises Fault for half a character."""
     match value:
         case dict():
+            for name in value:
+                check_text(name, column)
             return {name: _clean(v, column) for name, v in value.items() if v is not None}
         case list():
             return [_clean(item, column) for item in value]

@@ -4,6 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+ROW_BYTES = 16 << 20
+"""Of the text of a row: four million tokens, far more than a model is trained on at once."""
+ROW_VALUES = 1 << 20
+"""Of the texts, numbers, lists and objects in a row: each takes up to 200 bytes in memory."""
+VALUE_BYTES = ROW_BYTES // ROW_VALUES
+"""What a value counts beside its text, so that one limit holds for both."""
+MOST_SHOWN, MOST_NAME = 40, 80
+"""Characters of a value, and of a column's name, in a message."""
 FIX_ROW = "fix the row or drop it"
 NOT_TEXT = "make it a string or drop the row"
 
@@ -37,9 +45,19 @@ def check_names(names: Sequence[str], where: str = "") -> None:
 
 def kind(value: Any) -> str:
     """The type and the beginning of a value."""
-    return f"{type(value).__name__} {str(value)[:40]!r}"
+    return f"{type(value).__name__} {quoted(value if isinstance(value, str) else str(value))}"
+
+
+def quoted(value: Any) -> str:
+    """The beginning of a value, as Python writes it."""
+    if isinstance(value, str):
+        return repr(value[:MOST_SHOWN])
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def shown(name: str) -> str:
     """The name of a column, safe for a terminal."""
+    if len(name) > MOST_NAME:
+        name = f"{name[:MOST_NAME]}…"
     return name if name and name.isprintable() and name == name.strip() else repr(name)

@@ -5,10 +5,15 @@ silently turns half a surrogate pair into `?`, and refuses the NaN that Python w
 """
 
 import codecs
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from autotune.units import format_bytes
+from trainer.reading.faults import ROW_BYTES, ROW_VALUES, VALUE_BYTES, kind, shown
 
 PIECE = 1 << 20
 """Bytes that are read at once."""
@@ -16,11 +21,15 @@ TAIL = 16
 """Characters at the end of a piece that may be the beginning of a longer word, as `-Infinity`."""
 
 
+class TooLarge(Exception):
+    """A value takes more than a row may; the text says in which way. No ValueError, as DuplicateKey."""
+
+
 class DuplicateKey(Exception):
     """An object has a key twice. No ValueError: more text would not mend it."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(key)
+        super().__init__(f"the key {shown(key)} is there twice")
         self.key = key
 
 
@@ -33,9 +42,33 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
-parse: Callable[[str], Any] = _DECODER.decode
-"""The value of a whole JSON text. Raises ValueError, RecursionError or DuplicateKey."""
 _SPACE = re.compile(r"[ \t\n\r]*")
+_NEXT_VALUE = re.compile(
+    r'[^"\[{,]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?[^"\[{,]*+)*+(?:[\[{,]|\Z)', re.DOTALL
+)
+"""Through the next bracket or comma that is in no string: nearly all values follow one."""
+DIGITS = f"a number has over {sys.get_int_max_str_digits():,} digits"
+LARGE = f"takes over {format_bytes(ROW_BYTES)}, more than a row may"
+MANY = f"has over {ROW_VALUES:,} values, more than a row may"
+
+
+def check_values(text: str) -> None:
+    """Raises TooLarge where it has so many values that they take much more memory than the text."""
+    values = itertools.islice(_NEXT_VALUE.finditer(text), ROW_VALUES, None)
+    if next(values, None) is not None:
+        raise TooLarge(MANY)
+
+
+def parse(text: str) -> Any:
+    """The value of a whole JSON text. Raises ValueError, RecursionError, DuplicateKey or TooLarge."""
+    if len(text) > PIECE:
+        check_values(text)
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # whose text tells to change Python's limit
+        raise ValueError(DIGITS) from error
 
 
 class Cursor:
@@ -74,9 +107,8 @@ class Cursor:
         return found
 
     def value(self) -> Any:
-        """The value that begins here, and moves past it; each further piece is twice the last."""
+        """The value that begins here, and moves past it."""
         self.peek()
-        piece = PIECE
         while True:
             try:
                 item, end = _DECODER.raw_decode(self._text, self._place)
@@ -84,12 +116,19 @@ class Cursor:
                 is_cut = error.pos + TAIL > len(self._text) or error.msg.startswith("Unterminated")
                 if self._is_all or not is_cut:  # its text has a place, which counts from the piece
                     raise ValueError(error.msg) from error
+            except ValueError as error:
+                raise ValueError(DIGITS) from error
             else:  # until the character after it is read: `1` may continue as `12`
                 if self._is_all or end < len(self._text):
+                    if end - self._place > ROW_BYTES:
+                        raise TooLarge(LARGE)
                     self._place = end
                     return item
-            self._more(piece)
-            piece *= 2
+            if (known := len(self._text) - self._place) > ROW_BYTES:
+                raise TooLarge(LARGE)
+            if known > PIECE:
+                check_values(self._text[self._place :])
+            self._more(min(max(known, PIECE), 2 * PIECE))
 
     def members(self) -> Iterator[str]:
         """Enters a list or an object; before each item, which the caller must pass, yields its key.
@@ -105,7 +144,7 @@ class Cursor:
             key = ""
             if not is_list:
                 if not isinstance(key := self.value(), str):
-                    raise ValueError(f"{key!r} where a key is due")
+                    raise ValueError(f"{kind(key)} where a key is due")
                 self.take(":")
             yield key
             if (follows := self.peek()) not in (",", close):
@@ -114,6 +153,19 @@ class Cursor:
             self._place += 1
             if follows == close:
                 return
+
+    def unique_keys(self) -> Iterator[str]:
+        """Enters an object as `members` does; raises DuplicateKey, and TooLarge for more keys than a row's."""
+        passed: set[str] = set()
+        size = 0
+        for key in self.members():
+            if key in passed:
+                raise DuplicateKey(key)
+            passed.add(key)
+            size += VALUE_BYTES + len(key)
+            if size > ROW_BYTES:
+                raise TooLarge(MANY)
+            yield key
 
     def skip(self) -> None:
         """Moves past the value that begins here, and holds one item of it at a time."""

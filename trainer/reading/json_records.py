@@ -5,23 +5,26 @@ Shapes: a list of objects; objects one after another, in lines or not; a list un
 (`{"prompt": {"0": ...}}`).
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import inf
-from typing import Any, Literal, NoReturn
+from typing import Any, BinaryIO, Literal
 
 from autotune.errors import DataError
-from trainer.reading.faults import Fault, kind, shown
-from trainer.reading.json_cursor import Cursor, DuplicateKey, parse
-from trainer.reading.layouts import Columns, find_layout, useful
-from trainer.reading.streams import COPY_AGAIN, DataFile, Table
+from trainer.reading.faults import FIX_ROW, ROW_BYTES, Fault, kind, shown
+from trainer.reading.json_cursor import LARGE, Cursor, DuplicateKey, TooLarge, parse
+from trainer.reading.layouts import Columns, find_layout, listed, useful
+from trainer.reading.streams import COPY_AGAIN, DataFile, Record, Table
 
 LOOK_AHEAD = 16 << 20
 """Characters of the first object that tell its shape; a row is smaller."""
 WRITE_JSON = "write it with json.dumps: JSON has no comments, no comma after the last item, and double quotes alone"
 MISTAKES = ("Expecting", "Illegal trailing comma")
 """How errors of JSON's grammar begin: another copy of the file would not mend them."""
+MOST_SKIPPED = 1 << 30
+"""Bytes of a long line that are passed over to find faults after it."""
 FIX_LINE = "fix the line or copy the file again (JSON lines hold one object a line, JSON a list)"
 
 Part = Literal["scalar", "objects", "list", "object"]
@@ -62,9 +65,7 @@ def _parts(cursor: Cursor, columns: Columns) -> tuple[dict[str, Part], bool]:
     A list of objects that is longer than any row is the only part that counts.
     """
     parts: dict[str, Part] = {}
-    for key in cursor.members():
-        if key in parts:
-            raise DuplicateKey(key)
+    for key in cursor.unique_keys():
         # a list of objects in a known column is the turns of a conversation
         part = _part(cursor, inf if useful([key], columns) else LOOK_AHEAD)
         if part is None:
@@ -95,13 +96,11 @@ def _is_row(parts: dict[str, Part], columns: Columns) -> bool:
 
 
 def _several_lists(lists: Sequence[str]) -> Fault:
-    return Fault(
-        f"holds several lists: {', '.join(map(shown, lists))}", "give a file with one of them"
-    )
+    return Fault(f"holds several lists: {listed(lists)}", "give a file with one of them")
 
 
 def _table(words: str, file: DataFile, values: Iterator[Any], skip: int) -> Table:
-    def records() -> Iterator[dict[str, Any]]:
+    def records() -> Iterator[Record]:
         number = 0
         with _named(file, lambda: f"row {number + 1}"):
             for number, value in enumerate(values, start=1):
@@ -111,8 +110,8 @@ def _table(words: str, file: DataFile, values: Iterator[Any], skip: int) -> Tabl
     return Table(words, None, records())
 
 
-def _no_object(value: Any, file: DataFile, place: str) -> NoReturn:
-    raise DataError(
+def _no_object(value: Any, file: DataFile, place: str) -> DataError:
+    return DataError(
         f"{file.path}, {place} is {kind(value)}, not an object",
         f'write each {place.split()[0]} as {{"prompt": "...", "response": "..."}}',
     )
@@ -134,11 +133,7 @@ def _wrapped(file: DataFile, wanted: str) -> Iterator[Any]:
     """The items of the list under that key."""
     with file.open_text() as stream:
         cursor = Cursor(stream)
-        passed: set[str] = set()
-        for key in cursor.members():
-            if key in passed:
-                raise DuplicateKey(key)
-            passed.add(key)
+        for key in cursor.unique_keys():
             if key == wanted:
                 for _ in cursor.members():
                     yield cursor.value()
@@ -173,18 +168,53 @@ def _column(cursor: Cursor, wanted: str) -> Iterator[tuple[str, Any]]:
         return
 
 
-def _lines(file: DataFile, skip: int) -> Iterator[dict[str, Any]]:
+def _lines(file: DataFile, skip: int) -> Iterator[Record]:
     with file.open_text() as stream:
         number = 0
         with _named(file, lambda: f"line {number}", FIX_LINE):
-            for number, line in enumerate(stream, start=1):
-                if line.isspace():
+            lines = iter(functools.partial(stream.readline, ROW_BYTES + 1), b"")
+            for number, line in enumerate(lines, start=1):
+                is_large = len(line) > ROW_BYTES
+                if line.isspace() and not is_large:
                     continue
+                is_last = is_large and not _skip_line(stream)
                 if skip:
                     skip -= 1
                     continue
-                record = parse(line.decode())
-                yield record if type(record) is dict else _no_object(record, file, f"line {number}")
+                try:
+                    if is_large:
+                        raise TooLarge(LARGE)
+                    record = parse(line.decode())
+                except UnicodeDecodeError:  # of the whole file, as a rule
+                    raise
+                except (ValueError, RecursionError, DuplicateKey, TooLarge) as error:
+                    yield _error(file, error, f"line {number}", FIX_LINE)
+                else:
+                    is_row = type(record) is dict
+                    yield record if is_row else _no_object(record, file, f"line {number}")
+                if is_last:
+                    return
+
+
+def _skip_line(stream: BinaryIO) -> bool:
+    """Moves past the rest of a long line; False where that is too far away."""
+    for _ in range(MOST_SKIPPED // ROW_BYTES):
+        if not (rest := stream.readline(ROW_BYTES)) or rest.endswith(b"\n"):
+            return True
+    return False
+
+
+def _error(file: DataFile, error: Exception, place: str, advice: str) -> DataError:
+    if isinstance(error, DuplicateKey):
+        what = f"{file.path}, {place} has the key {shown(error.key)} twice in one object"
+        return DataError(what, "keep one of the two")
+    if isinstance(error, TooLarge):
+        return file.too_large(place, str(error))
+    if isinstance(error, RecursionError):
+        return DataError(f"{file.path}, {place} has lists or objects nested too deeply", FIX_ROW)
+    if advice == COPY_AGAIN and str(error).startswith(MISTAKES):
+        advice = WRITE_JSON
+    return file.damaged(error, place, advice)
 
 
 @contextmanager
@@ -192,10 +222,5 @@ def _named(file: DataFile, place: Callable[[], str], advice: str = COPY_AGAIN) -
     """Turns errors of the reader into errors that name the place."""
     try:
         yield
-    except DuplicateKey as error:
-        what = f"{file.path}, {place()} has the key {shown(error.key)} twice in one object"
-        raise DataError(what, "keep one of the two") from error
-    except (ValueError, RecursionError) as error:
-        if advice == COPY_AGAIN and str(error).startswith(MISTAKES):
-            advice = WRITE_JSON
-        raise file.damaged(error, place(), advice) from error
+    except (ValueError, RecursionError, DuplicateKey, TooLarge) as error:
+        raise _error(file, error, place(), advice) from error

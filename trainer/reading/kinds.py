@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from autotune.errors import DataError
-from trainer.reading.arrow_tables import STREAM, arrow_table, parquet_table
+from trainer.reading.arrow_messages import MAGIC, STREAM
+from trainer.reading.arrow_tables import arrow_table, parquet_table
 from trainer.reading.csv_records import csv_table
 from trainer.reading.faults import check_names
 from trainer.reading.json_records import json_table
@@ -68,7 +69,7 @@ def _table(file: DataFile, columns: Columns, skip: int) -> Table:
     head = file.head
     if head.startswith(b"PAR1"):
         return parquet_table(file, columns, skip)
-    if head.startswith((b"ARROW1", STREAM)):
+    if head.startswith((MAGIC, STREAM)):
         return arrow_table(file, columns, skip)
     for begins, what, advice in STRANGERS:
         if re.match(begins, head, re.DOTALL):

@@ -5,7 +5,6 @@ blanks do not count.
 """
 
 import difflib
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,10 @@ KNOWN = frozenset(
     [name for pair in PAIRS for name in pair]
     + [*CONVERSATIONS, "input", "system", "history", "tools"]
 )
+MOST_LISTED = 20
+"""Names in a message."""
+MOST_KNOWN = 1 << 20
+"""Characters of the names whose layouts are kept: each row of JSON may have other names."""
 NAME_THEM = "name them with --prompt-column and --response-column, or --messages-column"
 
 
@@ -122,7 +125,6 @@ class Layout:
         return []
 
 
-@functools.lru_cache(maxsize=1024)
 def find_layout(names: tuple[str, ...], columns: Columns) -> Layout | None:
     """The layout of a record with those columns; None if it has none. Raises Fault."""
 
@@ -151,27 +153,40 @@ def find_layout(names: tuple[str, ...], columns: Columns) -> Layout | None:
     return None
 
 
-def row_of(record: Mapping[str, Any], columns: Columns) -> Row:
-    """The record as a row; raises Fault."""
-    return layout_of(record, columns).row(record)
+class Layouts:
+    """The layouts of a file's records, each found once."""
 
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._known: dict[tuple[str, ...], Layout] = {}
+        self._characters = 0
 
-def layout_of(record: Mapping[str, Any], columns: Columns) -> Layout:
-    """The layout of the columns that are not null; raises Fault where there is none."""
-    layout = find_layout(tuple([name for name, v in record.items() if v is not None]), columns)
-    if layout is None:
-        layout = find_layout(tuple(record), columns)
+    def of(self, record: Mapping[str, Any]) -> Layout:
+        """The layout of the columns that are not null; raises Fault where there is none."""
+        names = tuple([name for name, v in record.items() if v is not None])
+        return self._known.get(names) or self._found(names, record)
+
+    def row(self, record: Mapping[str, Any]) -> Row:
+        """The record as a row; raises Fault."""
+        return self.of(record).row(record)
+
+    def _found(self, names: tuple[str, ...], record: Mapping[str, Any]) -> Layout:
+        if layout := find_layout(names, self._columns):
+            self._characters += sum(100 + len(name) for name in names)
+            if self._characters < MOST_KNOWN:
+                self._known[names] = layout
+            return layout
+        layout = find_layout(tuple(record), self._columns)
         if layout is None:
-            raise missing_column(record, columns)
+            raise missing_column(record, self._columns)
         null = next(name for name in layout.used if record[name] is None)
         raise Fault("it is missing or null", NOT_TEXT, column=null)
-    return layout
 
 
 def missing_column(names: Iterable[str], columns: Columns) -> Fault:
     """What a record with those columns lacks."""
     names = list(names)
-    found = f"(found: {', '.join(sorted(map(shown, names))) or 'none'})"
+    found = f"(found: {listed(sorted(names))})"
     known = set(map(normal, names))
     for name in columns.named:
         if normal(name) not in known:
@@ -184,6 +199,12 @@ def missing_column(names: Iterable[str], columns: Columns) -> Fault:
         if columns.response or response in known:
             return Fault(f"has no column {prompt} {found}", NAME_THEM)
     return Fault(f"has no columns that are known {found}", NAME_THEM)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names, or the first of many."""
+    more = f" and {len(names) - MOST_LISTED:,} more" if len(names) > MOST_LISTED else ""
+    return (", ".join(map(shown, names[:MOST_LISTED])) or "none") + more
 
 
 def useful(names: Iterable[str], columns: Columns) -> list[str]:

@@ -3,22 +3,23 @@
 It holds a batch of rows or a piece of text at a time, whatever the file's size.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from autotune.errors import DataError, first_line
+from trainer.reading.arrow_tables import count_parquet_rows
 from trainer.reading.faults import FIX_ROW, Fault, shown
 from trainer.reading.kinds import ADVICE, open_table
-from trainer.reading.layouts import BY_NAME, Columns, layout_of, row_of
+from trainer.reading.layouts import BY_NAME, Columns, Layouts, listed
 from trainer.reading.row import Row
 from trainer.reading.sources import find_files
-from trainer.reading.streams import COPY_AGAIN
+from trainer.reading.streams import COPY_AGAIN, Record
+
+MOST_SCANNED = 100_000
+"""Rows after a faulty one that are looked at for others."""
 
 
 def bundled(name: str) -> str:
@@ -33,10 +34,13 @@ def read_rows(path: str, columns: Columns = BY_NAME, *, skip: int = 0) -> Iterat
         DataError: it is missing, empty, damaged, of another kind, or a row is not text.
     """
     number = skip
+    layouts = Layouts(columns)
     with _errors(path):
         table, _ = open_table(path, columns, skip)
         for number, record in enumerate(table.records, start=skip + 1):
-            yield _row(record, columns, path, number)
+            if isinstance(row := _row(record, layouts, path, number), DataError):
+                raise _with_others(row, table.records, layouts, path, number)
+            yield row
     if number == 0:
         raise DataError(f"data file {path} has no rows", ADVICE)
 
@@ -57,35 +61,58 @@ def look(names: Sequence[str], columns: Columns = BY_NAME) -> list[str]:
 
 def count_rows(paths: Sequence[str]) -> int | None:
     """Rows of those files together; None if one is not Parquet: other formats do not store the number."""
-    try:
-        rows: int = sum(pq.read_metadata(path).num_rows for path in paths)
-    except (pa.ArrowException, OSError):  # not Parquet, or damaged: the reader's error says which
-        return None
-    return rows
+    counts = [count_parquet_rows(path) for path in paths]
+    return None if None in counts else sum(filter(None, counts))
 
 
 def _how(path: str, columns: Columns) -> str:
     with _errors(path):
         table, kind = open_table(path, columns)
         record = next(table.records, None)
-    if record is None:
-        raise DataError(f"data file {path} has no rows", ADVICE)
-    _row(record, columns, path, 1)
-    layout = layout_of(record, columns)
-    ignored = [shown(name) for name in table.columns or record if name not in layout.used]
-    return f"{kind}; {layout.words}" + (f"; ignored: {', '.join(ignored)}" if ignored else "")
+        if record is None:
+            raise DataError(f"data file {path} has no rows", ADVICE)
+        layouts = Layouts(columns)
+        if isinstance(row := _row(record, layouts, path, 1), DataError):
+            raise _with_others(row, table.records, layouts, path, 1)
+    assert isinstance(record, dict)
+    layout = layouts.of(record)
+    ignored = [name for name in table.columns or record if name not in layout.used]
+    return f"{kind}; {layout.words}" + (f"; ignored: {listed(ignored)}" if ignored else "")
 
 
-def _row(record: dict[str, Any], columns: Columns, path: str, number: int) -> Row:
+def _row(record: Record, layouts: Layouts, path: str, number: int) -> Row | DataError:
+    """The record as a row, or what is wrong with it; raises DataError where its columns are, in the first one."""
+    if isinstance(record, DataError):
+        return record
     try:
-        return row_of(record, columns)
+        return layouts.row(record)
     except Fault as fault:
         if fault.column is None and number == 1:
             raise DataError(f"{path} {fault.what}", fault.hint) from None
         if fault.column is None:  # the first row has it
-            raise DataError(f"{path}, row {number} {fault.what}", FIX_ROW) from None
+            return DataError(f"{path}, row {number} {fault.what}", FIX_ROW)
         place = f"{path}, row {number}, column {shown(fault.column)}"
-        raise DataError(f"{place}: {fault.what}", fault.hint) from None
+        return DataError(f"{place}: {fault.what}", fault.hint)
+    except RecursionError:
+        return DataError(f"{path}, row {number} has lists or objects nested too deeply", FIX_ROW)
+
+
+def _with_others(
+    error: DataError, records: Iterator[Record], layouts: Layouts, path: str, number: int
+) -> DataError:
+    """The error of that row, which also says how many of the rows after it are faulty, and where the next is."""
+    following = itertools.islice(enumerate(records, start=number + 1), MOST_SCANNED)
+    faulty, last = [], number
+    with suppress(DataError, Fault, OSError):  # of the rest of the file
+        for last, record in following:
+            if isinstance(_row(record, layouts, path, last), DataError):
+                faulty.append(last)
+    if not faulty:
+        return error
+    rows, are = ("row", "is") if len(faulty) == 1 else ("rows", "are")
+    within = f" of the next {last - number:,}" if last - number == MOST_SCANNED else ""
+    others = f"{len(faulty):,} more {rows}{within} {are} faulty, first row {faulty[0]}"
+    return DataError(f"{error.what} ({others})", error.hint)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """From the names that a user gives to files: a file, a folder of them, a pattern, a hub data set."""
 
 import glob
-import json
 import re
 import shlex
 from collections import Counter
@@ -9,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import DataError
-from trainer.reading.hub import cached_files, is_hub_id
+from autotune.errors import DataError, first_line
+from trainer.reading.faults import ROW_BYTES, kind
+from trainer.reading.json_cursor import DuplicateKey, TooLarge, parse
 from trainer.reading.kinds import ADVICE, PIPE
+from trainer.reading.layouts import listed
 from trainer.reading.streams import KINDS, SUFFIXES
 
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -21,6 +22,7 @@ SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
 }
+SAVE_AGAIN = "save the data set again"
 WORDS = re.compile(r"[\W_\d]+")
 """Between the words of a file's name: `test1.jsonl` is of the split `test`."""
 
@@ -58,18 +60,19 @@ def _found(name: str) -> list[str]:
 
 
 def _in_folder(folder: Path) -> list[str]:
-    if (folder / "dataset_dict.json").is_file():
-        splits = _read(folder / "dataset_dict.json").get("splits", [])
+    if (about := folder / "dataset_dict.json").is_file():
+        splits = _list(_read(about).get("splits", []), str, about)
         if "train" not in splits:
-            what = f"{folder} holds the splits {', '.join(splits)}, and none is train"
+            what = f"{folder} holds the splits {listed(splits)}, and none is train"
             raise DataError(what, f"give one of them, like {folder / (splits or ['test'])[0]}")
         return _in_folder(folder / "train")
-    if (folder / "state.json").is_file():
-        state = _read(folder / "state.json")
+    if (about := folder / "state.json").is_file():
+        state = _read(about)
         if state.get("_indices_data_files"):
             raise DataError(f"{folder} is a view of other rows", "save it anew with `datasets`")
         if "_data_files" in state:
-            return [str(folder / file["filename"]) for file in state["_data_files"]]
+            names = [file.get("filename") for file in _list(state["_data_files"], dict, about)]
+            return [str(folder / name) for name in _list(names, str, about)]
     return _shards(folder)
 
 
@@ -128,12 +131,45 @@ def _of_split(path: Path) -> str:
 
 def _natural(path: str) -> list[Any]:
     """Orders `part-2` before `part-10`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
+    parts = re.split(r"(\d+)", path)
+    return [int(part) if n % 2 else part for n, part in enumerate(parts)]
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The object in a file that `datasets` wrote; raises DataError."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}", "save the data set again") from error
+        with path.open("rb") as stream:
+            found = parse(stream.read(ROW_BYTES).decode())
+    except (ValueError, RecursionError, DuplicateKey, TooLarge) as error:
+        raise DataError(f"{path} is damaged: {first_line(error)}", SAVE_AGAIN) from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged: it holds {kind(found)}", SAVE_AGAIN)
     return found
+
+
+def _list(value: Any, kind_of_item: type, path: Path) -> list[Any]:
+    """The value, where it is a list of such items."""
+    if isinstance(value, list) and all(isinstance(item, kind_of_item) for item in value):
+        return value
+    raise DataError(f"{path} is damaged: it names no files", SAVE_AGAIN)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the name may be `owner/name`, and is not a file's."""
+    suffixes = (*KINDS, *SUFFIXES)
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not name.endswith(suffixes)
+
+
+def cached_files(name: str) -> list[str]:
+    """The files of the data set's split `train` in the cache of `datasets`; downloads it if need be."""
+    try:
+        import datasets
+    except ImportError as error:
+        what = f"data file {name} is not there"
+        raise DataError(what, "for a data set of the hub: pip install datasets") from error
+    try:
+        found = datasets.load_dataset(name, split="train")
+    except Exception as error:  # of the network, the hub, or the data set's files
+        what = f"{name} is not a file, and `datasets` does not give it: {first_line(error)}"
+        raise DataError(what, "check the name and the network, or give files") from error
+    return [file["filename"] for file in found.cache_files]

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from autotune.errors import DataError, first_line
+from autotune.units import format_bytes
 
 HEAD = 4096
 """Bytes that tell what a file is."""
@@ -36,6 +37,11 @@ NULS: dict[tuple[bool, ...], str] = {
 }  # fmt: skip
 """Encodings by the zero bytes among the first four of a text that begins with two ASCII characters."""
 COPY_AGAIN = "copy the file again"
+DISK_RESERVE = 1 << 30
+"""Bytes that a temporary file leaves free on its disk, for others."""
+CHECK_BYTES = 64 << 20
+"""Bytes that are written before the disk is looked at again."""
+SET_TMPDIR = "set TMPDIR to a folder with space"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +94,10 @@ class DataFile:
         if self.codec is None:
             yield self.path
             return
-        # not /tmp, which may be memory
-        folder = os.environ.get("TMPDIR", "/var/tmp")
-        with tempfile.NamedTemporaryFile(dir=folder) as unpacked, self.open() as stream:
-            try:
-                shutil.copyfileobj(stream, unpacked)
-                unpacked.flush()
-            except OSError as error:
-                if error.strerror is None:  # of the stream
-                    raise
-                what = f"cannot unpack {self.path} into {folder}: {error.strerror}"
-                raise DataError(what, "set TMPDIR to a folder with space") from error
-            yield unpacked.name
+        with temporary_file() as unpacked, self.open() as stream:
+            write_unpacked(self.path, iter(lambda: stream.read(1 << 20), b""), unpacked)
+            unpacked.flush()
+            yield f"/proc/self/fd/{unpacked.fileno()}"
 
     def damaged(self, error: BaseException, place: str = "", advice: str = COPY_AGAIN) -> DataError:
         """What to say of a file, or of a place in it like `line 3`, that cannot be read."""
@@ -108,6 +106,10 @@ class DataFile:
             return self._not_utf_8()
         where = f"{self.path}, {place}" if place else self.path
         return DataError(f"{where} is damaged or cut off: {first_line(error)}", advice)
+
+    def too_large(self, place: str, how: str) -> DataError:
+        """What to say of a row that takes more than a row may, and how it does."""
+        return DataError(f"{self.path}, {place} {how}", "split it or drop it")
 
     def _unpacked(self) -> Any:
         return pa.CompressedInputStream(pa.OSFile(self.path), self.codec)
@@ -137,6 +139,10 @@ class DataFile:
         raise AssertionError(f"{self.path} has changed: it is UTF-8 now")
 
 
+Record = dict[str, Any] | DataError
+"""A record; or what is wrong with one, where others follow."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """The records of a file."""
@@ -145,7 +151,7 @@ class Table:
     """What the file is, for people: `CSV`."""
     columns: Sequence[str] | None
     """None where each record has its own, as in JSON."""
-    records: Iterator[dict[str, Any]]
+    records: Iterator[Record]
     """After the skipped ones. Raises DataError, Fault and OSError."""
 
 
@@ -173,6 +179,42 @@ def inspect(path: str) -> DataFile:
         except OSError as error:
             raise file.damaged(error) from error
     return DataFile(path, codec, _encoding(head), head)
+
+
+def temporary_file() -> BinaryIO:
+    """A file without a name, which is gone with its last user, even a killed one; not in /tmp, which may be memory."""
+    folder = _temporary_folder()
+    try:
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
+    except OSError as error:
+        raise DataError(f"cannot write into {folder}: {error.strerror}", SET_TMPDIR) from error
+
+
+def write_unpacked(path: str, pieces: Iterable[bytes], temporary: BinaryIO) -> None:
+    """Appends what `path` unpacks to; raises DataError before it fills the disk, for others write there too."""
+    folder = _temporary_folder()
+    spare = written = 0
+    try:
+        for piece in pieces:
+            if len(piece) > spare:
+                spare = min(shutil.disk_usage(folder).free - DISK_RESERVE, CHECK_BYTES)
+            if len(piece) > spare:
+                what = (
+                    f"{path} unpacks to over {format_bytes(written)}, and {folder} is nearly full"
+                )
+                raise DataError(what, SET_TMPDIR)
+            temporary.write(piece)
+            spare -= len(piece)
+            written += len(piece)
+    except OSError as error:
+        if error.strerror is None:  # of the stream
+            raise
+        what = f"cannot unpack {path} into {folder}: {error.strerror}"
+        raise DataError(what, SET_TMPDIR) from error
+
+
+def _temporary_folder() -> str:
+    return os.environ.get("TMPDIR", "/var/tmp")
 
 
 def _encoding(head: bytes) -> str:

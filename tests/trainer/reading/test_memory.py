@@ -19,7 +19,6 @@ def test_five_times_the_rows_take_no_more_memory(
     """Also where the whole file is one line; a row group of the tables has 1,300."""
     monkeypatch.setattr("trainer.reading.json_cursor.PIECE", 1 << 12)
     monkeypatch.setattr("trainer.reading.json_records.LOOK_AHEAD", 1 << 14)
-    monkeypatch.setattr("trainer.reading.arrow_tables.BATCH_ROWS", 128)
     few, many = (packed(write(folder(tmp_path, n), rows(n)), codec) for n in (1300, 6500))
 
     assert peak(many) < 1.3 * peak(few)

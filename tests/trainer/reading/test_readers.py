@@ -287,7 +287,7 @@ def test_a_parquet_file_that_is_cut_off_is_refused(tmp_path: Path, share: float)
     assert message.endswith("; copy the file again")
 
 
-def test_parquet_text_that_is_not_utf_8_is_damage(tmp_path: Path) -> None:
+def test_parquet_text_that_is_not_utf_8_is_named_by_row_and_column(tmp_path: Path) -> None:
     """Arrow's own string type does not check it."""
     path = tmp_path / "rows.parquet"
     bad = pa.StringArray.from_buffers(
@@ -295,7 +295,9 @@ def test_parquet_text_that_is_not_utf_8_is_damage(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"prompt": bad, "response": ["b"]}), path)
 
-    assert error_of(path).startswith(f"{path} is damaged or cut off: 'utf-8' codec can't decode")
+    assert error_of(path) == (
+        f"{path}, row 1, column prompt: it is not UTF-8; fix the text or drop the row"
+    )
 
 
 @given(share=st.floats(0.001, 0.999))

@@ -239,3 +239,36 @@ def test_a_hub_data_set_is_read_from_the_cache_of_datasets(
         "owner/gone is not a file, and `datasets` does not give it: Couldn't reach the Hub; check the "
         "name and the network, or give files"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("dataset_dict.json", b'{"splits": 5}', "it names no files"),
+        ("dataset_dict.json", b'{"splits": [5]}', "it names no files"),
+        ("dataset_dict.json", b"[]", "it holds list '[]'"),
+        ("dataset_dict.json", b"[" * 90000, "maximum recursion depth exceeded"),
+        ("dataset_dict.json", b'{"splits": "\xff"}', "'utf-8' codec can't decode byte 0xff"),
+        ("state.json", b'{"_data_files": {}}', "it names no files"),
+        ("state.json", b'{"_data_files": ["a"]}', "it names no files"),
+        ("state.json", b'{"_data_files": [{"filename": 5}]}', "it names no files"),
+        ("state.json", b'{"_data_files": [', "Expecting value"),
+    ],
+)
+def test_a_damaged_list_of_files_is_named(
+    tmp_path: Path, name: str, content: bytes, what: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    message = error_of(tmp_path)
+
+    assert message.startswith(f"{path} is damaged: {what}")
+    assert message.endswith("; save the data set again")
+
+
+def test_digits_of_other_kinds_are_no_numbers_of_shards(tmp_path: Path) -> None:
+    """`²` is a digit to Python, and no number."""
+    folder = shards(tmp_path / "set", "1²2.jsonl", "1²10.jsonl")
+
+    assert names(find_files([str(folder)])) == ["1²2.jsonl", "1²10.jsonl"]
