@@ -47,6 +47,8 @@ def arrow_table(file: DataFile, columns: Columns, skip: int) -> Table:
 
 def count_parquet_rows(path: str) -> int | None:
     """The rows by the file's summary; None if it is not Parquet, or damaged: its reader says how."""
+    if not Path(path).is_file():  # a pipe would be waited for
+        return None
     try:
         with _parquet(path) as (_, table):
             rows: int = table.metadata.num_rows
@@ -128,7 +130,7 @@ def _weighed(file: DataFile, rows: Any, done: int) -> Iterator[Iterable[Record]]
 def _made(file: DataFile, rows: Any, done: int) -> Iterable[Record]:
     try:
         made: list[Record] = rows.to_pylist()
-    except UnicodeDecodeError:  # Parquet's texts are not checked before
+    except (ValueError, OverflowError):  # Parquet's texts are not checked before, nor are dates
         return (_row(file, rows.slice(n, 1), done + n + 1) for n in range(len(rows)))
     return made
 
@@ -138,8 +140,13 @@ def _row(file: DataFile, row: Any, number: int) -> Record:
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
             (record[name],) = column.to_pylist()
-        except UnicodeDecodeError:
-            what = f"{file.path}, row {number}, column {shown(name)}: it is not UTF-8"
+        except (ValueError, OverflowError) as error:
+            fault = "it is not UTF-8"
+            if not isinstance(error, UnicodeDecodeError):
+                fault = (
+                    f"it is {str(column.type)[:80]}, and no value of Python's ({first_line(error)})"
+                )
+            what = f"{file.path}, row {number}, column {shown(name)}: {fault}"
             return DataError(what, "fix the text or drop the row")
     return record
 

@@ -124,7 +124,7 @@ def row_groups(stream: BinaryIO) -> Iterator[list[Header]]:
     (pyarrow 26: "Definition level histogram size mismatch").
     """
     stream.seek(-8, 2)
-    (size,) = struct.unpack("<I", stream.read(4))
+    size = int.from_bytes(stream.read(4), "little")
     stream.seek(-8 - size, 2)
     summary = Compact(stream.read(size))
     try:
@@ -142,7 +142,7 @@ def row_groups(stream: BinaryIO) -> Iterator[list[Header]]:
 def check_footer(stream: BinaryIO) -> None:
     """Raises Fault where the file's summary takes more than any file of text needs."""
     stream.seek(-8, 2)
-    (size,) = struct.unpack("<I", stream.read(4))
+    size = int.from_bytes(stream.read(4), "little")
     if FOOTER_BYTES < size < stream.tell():
         what = f"has a summary of {format_bytes(size)}; the limit is {format_bytes(FOOTER_BYTES)}"
         raise Fault(what, "write it anew with fewer columns, or fewer and larger row groups")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
 
-from autotune.errors import DataError, first_line
+from autotune.errors import DataError, first_line, named
 from trainer.reading.arrow_tables import count_parquet_rows
 from trainer.reading.faults import FIX_ROW, Fault, shown
 from trainer.reading.kinds import ADVICE, open_table
@@ -55,7 +55,8 @@ def look(names: Sequence[str], columns: Columns = BY_NAME) -> list[str]:
     for name in names:
         files = find_files([name])
         for how, count in Counter(_how(path, columns) for path in files).items():
-            lines.append(f"{name} ({count} files): {how}" if len(files) > 1 else f"{name}: {how}")
+            many = f" ({count} files)" if len(files) > 1 else ""
+            lines.append(f"{named(name)}{many}: {how}")
     return lines
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import DataError, first_line
+from autotune.errors import DataError, first_line, shortened, shown
+from autotune.files import is_inside
 from trainer.reading.faults import ROW_BYTES, kind
 from trainer.reading.json_cursor import DuplicateKey, TooLarge, parse
 from trainer.reading.kinds import ADVICE, PIPE
@@ -64,7 +65,8 @@ def _in_folder(folder: Path) -> list[str]:
         splits = _list(_read(about).get("splits", []), str, about)
         if "train" not in splits:
             what = f"{folder} holds the splits {listed(splits)}, and none is train"
-            raise DataError(what, f"give one of them, like {folder / (splits or ['test'])[0]}")
+            one = shortened(splits[0]) if splits else "test"
+            raise DataError(what, f"give one of them, like {folder / one}")
         return _in_folder(folder / "train")
     if (about := folder / "state.json").is_file():
         state = _read(about)
@@ -72,7 +74,11 @@ def _in_folder(folder: Path) -> list[str]:
             raise DataError(f"{folder} is a view of other rows", "save it anew with `datasets`")
         if "_data_files" in state:
             names = [file.get("filename") for file in _list(state["_data_files"], dict, about)]
-            return [str(folder / name) for name in _list(names, str, about)]
+            outside = [name for name in _list(names, str, about) if not is_inside(name)]
+            if outside:
+                what = f"{about} names {shown(outside[0])}, which is outside its folder"
+                raise DataError(what, "save the data set again")
+            return [str(folder / name) for name in names]
     return _shards(folder)
 
 

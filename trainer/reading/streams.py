@@ -81,7 +81,7 @@ class DataFile:
     def open_text(self) -> BinaryIO:
         """Its text as UTF-8, without a byte order mark."""
         if self.encoding != "utf-8":
-            raw = pa.OSFile(self.path) if self.codec is None else self._unpacked()
+            raw = self._packed() if self.codec is None else self._unpacked()
             return _buffered(pa.transcoding_input_stream(raw, self.encoding, "utf-8"))
         stream = self.open()
         if self.head.startswith(codecs.BOM_UTF8):
@@ -112,7 +112,13 @@ class DataFile:
         return DataError(f"{self.path}, {place} {how}", "split it or drop it")
 
     def _unpacked(self) -> Any:
-        return pa.CompressedInputStream(pa.OSFile(self.path), self.codec)
+        return pa.CompressedInputStream(self._packed(), self.codec)
+
+    def _packed(self) -> Any:
+        try:
+            return pa.OSFile(self.path)
+        except UnicodeEncodeError as error:  # Arrow opens no such name
+            raise DataError(f"the name of {self.path} is not UTF-8", "rename it") from error
 
     def _not_utf_8(self) -> DataError:
         """Where the first byte is that is not UTF-8, and how to convert the file; reads it again."""

@@ -272,3 +272,19 @@ def test_digits_of_other_kinds_are_no_numbers_of_shards(tmp_path: Path) -> None:
     folder = shards(tmp_path / "set", "1²2.jsonl", "1²10.jsonl")
 
     assert names(find_files([str(folder)])) == ["1²2.jsonl", "1²10.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["../secret.arrow", "/etc/hostname", "..", ""])
+def test_a_saved_data_set_names_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
+    """It may be from someone else: what it names would be tokenised."""
+    (tmp_path / "secret.arrow").touch()
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+
+    with pytest.raises(DataError) as caught:
+        find_files([str(folder)])
+
+    assert str(caught.value) == (
+        f"{folder / 'state.json'} names {name!r}, which is outside its folder; save the data set again"
+    )
