@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trainer.reading.faults import FIX_ROW, MOST_SHOWN, Fault, check_text, kind, quoted, shown
+from trainer.reading.faults import (
+    FIX_ROW,
+    MOST_SHOWN,
+    SPLIT,
+    Fault,
+    check_text,
+    kind,
+    quoted,
+    shown,
+)
 from trainer.reading.json_cursor import DuplicateKey, TooLarge, parse
 from trainer.reading.row import ANSWERS, Message
 
@@ -188,7 +197,7 @@ def _parsed(value: Any, column: str) -> Any:
     except (ValueError, RecursionError):
         return value
     except TooLarge as error:
-        raise Fault(f"it {error}", "split it or drop it", column=column) from error
+        raise Fault(f"it {error}", SPLIT, column=column) from error
     except DuplicateKey as error:
         what = f"it has the key {shown(error.key)} twice in an object"
         raise Fault(what, "keep one", column=column) from error

@@ -12,6 +12,7 @@ VALUE_BYTES = ROW_BYTES // ROW_VALUES
 """What a value counts beside its text, so that one limit holds for both."""
 MOST_SHOWN, MOST_NAME = 40, 80
 """Characters of a value, and of a column's name, in a message."""
+SPLIT = "split it or drop it"
 FIX_ROW = "fix the row or drop it"
 NOT_TEXT = "make it a string or drop the row"
 

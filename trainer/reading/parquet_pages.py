@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from autotune.units import format_bytes
-from trainer.reading.faults import ROW_BYTES, VALUE_BYTES, Fault, shown
+from trainer.reading.faults import ROW_BYTES, SPLIT, VALUE_BYTES, Fault, shown
 
 BATCH_ROWS = 128
 """More rows at once are not read faster."""
@@ -191,18 +191,17 @@ def _check_pages(leaves: Sequence[Leaf], group: int) -> None:
         for page in leaf.pages:
             # then one of its values is larger than a row
             if page.size > (page.values + 1) * ROW_BYTES:
-                raise _too_large(leaf, group, f"a row of {format_bytes(page.size)}", ROW_BYTES)
+                row = f"a row of {format_bytes(page.size)}"
+                raise _too_large(leaf, group, row, ROW_BYTES, SPLIT)
         together += leaf.largest + (leaf.dictionary.size if leaf.dictionary else 0)
         if together > PAGE_BYTES:
             pages = f"pages of {format_bytes(together)}"
             raise _too_large(leaf, group, pages, PAGE_BYTES)
 
 
-def _too_large(leaf: Leaf, group: int, what: str, limit: int) -> Fault:
-    return Fault(
-        f"has in row group {group + 1} {what} in {shown(leaf.path)}; the limit is {format_bytes(limit)}",
-        SMALLER,
-    )
+def _too_large(leaf: Leaf, group: int, what: str, limit: int, hint: str = SMALLER) -> Fault:
+    where = f"has in row group {group + 1} {what} in {shown(leaf.path)}"
+    return Fault(f"{where}; the limit is {format_bytes(limit)}", hint)
 
 
 def _pages(stream: BinaryIO, chunk: Header) -> Iterator[Page]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from autotune.errors import DataError, first_line
 from autotune.units import format_bytes
+from trainer.reading.faults import SPLIT
 
 HEAD = 4096
 """Bytes that tell what a file is."""
@@ -109,7 +110,7 @@ class DataFile:
 
     def too_large(self, place: str, how: str) -> DataError:
         """What to say of a row that takes more than a row may, and how it does."""
-        return DataError(f"{self.path}, {place} {how}", "split it or drop it")
+        return DataError(f"{self.path}, {place} {how}", SPLIT)
 
     def _unpacked(self) -> Any:
         return pa.CompressedInputStream(self._packed(), self.codec)
