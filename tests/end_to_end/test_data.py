@@ -95,5 +95,5 @@ def test_a_files_name_does_not_steer_the_terminal(folder: Path) -> None:
     said = output_of(folder, "data", "a\x1b[31m.jsonl")
     done = chatlm(folder, "data", "b\x1b[31m.jsonl")
 
-    assert said.startswith("a\\x1b[31m.jsonl: JSON lines; ")
+    assert said.startswith("'a\\x1b[31m.jsonl': JSON lines; ")
     assert done.stderr.startswith("chatlm: b\\x1b[31m.jsonl has no columns")
