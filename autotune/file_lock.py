@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+from autotune.files import SAFELY
+
 PRIVATE, SHARED = 0o600, 0o644
 """Modes of a lock file: for one user, and for all users of the machine. `flock` needs only reading."""
 MOST_TEXT = 500

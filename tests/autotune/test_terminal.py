@@ -31,7 +31,7 @@ from autotune.terminal import (
 from tests.support.hostile import HOSTILE, unsafe
 from tests.support.processes import printed_by
 
-STEERING = f"{HOSTILE}\u2028\ud800\U000e0001"
+CONTROLS = f"{HOSTILE}\u2028\ud800\U000e0001"
 FULL = Path("/dev/full")
 words = st.text(st.characters(codec=None))
 
@@ -44,7 +44,7 @@ def full_disk() -> Iterator[TextIO]:
 
 def test_what_steers_a_terminal_is_written_out() -> None:
     """As Python writes it; lines stay lines."""
-    assert escaped(f"a\n{STEERING}\t") == (
+    assert escaped(f"a\n{CONTROLS}\t") == (
         "a\n\\x1b[2J\\x9b31m\\x07\\u202e\\r\\u2028\\ud800\\U000e0001\\t"
     )
     assert escaped("a\nb", keep="") == "a\\nb"
@@ -84,7 +84,7 @@ def test_a_line_is_written_at_once_and_clean() -> None:
     """Whatever the stream's encoding."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
 
-    write(f"模型 … {STEERING}\n", stream)
+    write(f"模型 … {CONTROLS}\n", stream)
 
     assert stream.buffer.getvalue() == (
         b"?? .. \\x1b[2J\\x9b31m\\x07\\u202e\\r\\u2028\\ud800\\U000e0001\n"

@@ -7,7 +7,6 @@ Each state is the name of one hidden folder, so that a kill at any moment leaves
 .replaced    the old run, to be removed: the new one has saved something
 """
 
-from contextlib import suppress
 from pathlib import Path
 
 from autotune import files
@@ -29,9 +28,11 @@ def move_aside(folder: Path) -> None:
     aside.mkdir()
     names = own_files.names_of(folder)
     for name in COPIED:
-        with suppress(OSError):  # none, a link, a pipe, or no run file by its size
+        try:
             content = files.read_small(folder / name)
-            (aside / name).write_bytes(content)
+        except OSError:  # none, a link, a pipe, or no run file by its size
+            continue
+        (aside / name).write_bytes(content)
     own_files.move([name for name in names if name not in COPIED], folder, aside)
 
 

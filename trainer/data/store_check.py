@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from autotune.file_lock import SAFELY
+from autotune.files import SAFELY
 from trainer.data.cache_folder import OTHERS_WRITE, check_ours, is_ours
 from trainer.data.store_stats import MOST_BYTES, NAME, Damaged, StoreStats
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from autotune.errors import DataError
-from autotune.file_lock import SAFELY
+from autotune.files import SAFELY
 from trainer.data.cache_folder import remove
 from trainer.data.contents import FileContents
 from trainer.data.encoder import Encoded, Encoder

@@ -1,5 +1,6 @@
 """`--fresh`: what of the old run is removed, when, and what comes back after a kill at any moment."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.errors import OutputError
 from tests.support.run_folders import OTHER, contents, export, names, replaced, save, trained
 from trainer.artifacts.run_folder import RunFolder
 
@@ -220,3 +222,25 @@ def test_a_model_takes_no_others_place(folder: RunFolder) -> None:
     assert (folder.path / "README.md").read_text() == "a card again"
     assert (folder.path / "kept-README.md").read_text() == "my notes"
     assert [name for name in names(folder.path) if "vocab" in name] == ["kept-vocab", "vocab"]
+
+
+def test_a_disk_that_fills_while_the_old_run_moves_loses_none_of_it(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a copy of its run.toml never takes the place of the whole one."""
+    trained(folder, finished=True)
+    (folder.path / "run.toml").write_text("old")
+    before = contents(folder.path)
+
+    def full(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OutputError, match="No space left"):
+            folder.claim(OTHER, fresh=True)
+    folder.settle()
+
+    assert contents(folder.path) == before
