@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -180,9 +180,8 @@ def test_a_temporary_folder_may_have_any_path(long_folder: Path) -> None:
     """A socket's own path has at most 107 bytes."""
     hub = Hub[FromProbe](FromProbe)
     hub.greeting = MeasureMemoryFractions(sizes=[3], hard_limits=[None])
-    with worker_of(hub):
+    with closing(hub), worker_of(hub):
         (greeted,) = receive(hub, 1)
-    hub.close()
 
     assert greeted == (0, MemoryFractions(fractions=[3.0]))
     assert hub.path.startswith(str(long_folder))
