@@ -43,6 +43,21 @@ class DeviceBudget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What a process holds of the host beside its run's memory, bytes; zeros for a card."""
+
+    libraries: int = 0
+    """Anonymous memory of the interpreter and its libraries, from before the run built anything."""
+    mapped: int = 0
+    """Resident pages of mapped files: code, the token store. The page cache decides how many."""
+
+    def __add__(self, other: "Outside") -> "Outside":
+        return Outside(
+            libraries=self.libraries + other.libraries, mapped=self.mapped + other.mapped
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """One device after a probe, others' memory subtracted; bytes."""
 
@@ -52,7 +67,9 @@ class Measured:
     activation_peak: int
     """Peak of forward and backward, apart from the optimizer step's."""
     context: int = 0
-    """What the allocator cannot see: the CUDA context, kernels, NCCL."""
+    """What the allocator cannot see and the peak includes: the CUDA context, kernels, NCCL."""
+    outside: Outside = Outside()
+    """What the peak does not include; of a CPU."""
     reserved: int | None = None
     """The allocator's own peak, cached blocks included."""
     allocated: int | None = None
@@ -77,6 +94,7 @@ class Held:
 
     device: str
     resident: int
+    outside: Outside = Outside()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +115,8 @@ class Report:
     samples: int
     """Samples of one step on this rank; `tokens` excludes padding."""
     tokens: int
+    outside: Outside = Outside()
 
     @property
     def held(self) -> Held:
-        return Held(device=self.device, resident=self.resident)
+        return Held(device=self.device, resident=self.resident, outside=self.outside)

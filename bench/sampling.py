@@ -106,12 +106,16 @@ def sampled(
     """The meter's processor time and readings while nothing else of this process runs."""
     readings = 0
 
-    def held() -> dict[int, int]:
-        nonlocal readings
-        readings += 1
-        return {rank: resident(pid) for rank, pid in enumerate(pids)}
+    class Workers:
+        def resident(self) -> dict[int, int]:
+            nonlocal readings
+            readings += 1
+            return {rank: resident(pid) for rank, pid in enumerate(pids)}
 
-    with MemorySampler(group, host, held):
+        def held(self) -> dict[int, int]:
+            return {}
+
+    with MemorySampler(group, host, Workers()):
         readings = 0
         started, spent = time.monotonic(), time.process_time()
         time.sleep(seconds)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from autotune.cause import Cause
+from autotune.readings import Measured
 from autotune.terminal import spaced
 from autotune.trial import Trial
 from autotune.units import format_bytes, scale
@@ -57,15 +58,16 @@ def give_or_take(trial: Trial) -> str | None:
 
 
 def peak_words(trial: Trial) -> tuple[str, str] | None:
-    """`12.0 GiB` and `tensors 10.1 + cache 1.4 + context 0.5`: the peak of the tightest device, and its parts.
+    """What the peak of the tightest device consists of, in full and shorter; None where nothing tells.
 
-    None where the parts are unknown, as on a CPU. Parts that round to zero are left out.
+    `12.0 GiB = tensors 10.1 + cache 1.4 + context 0.5` on a GPU, without parts that round to zero;
+    `603 MiB, beside it libraries 277 MiB and mapped files 110 MiB` on a CPU.
     """
     if trial.tightest >= len(trial.measured):
         return None
     device = trial.measured[trial.tightest]
     if device.reserved is None or device.allocated is None:
-        return None
+        return outside_words(device)
     parts = {
         "tensors": device.allocated,
         "cache": device.reserved - device.allocated,
@@ -78,7 +80,19 @@ def peak_words(trial: Trial) -> tuple[str, str] | None:
     amounts = {name: round(part / unit, digits) for name, part in parts.items()}
     where = f" on device {trial.tightest}" if len(trial.measured) > 1 else ""
     shown = " + ".join(f"{name} {n:.{digits}f}" for name, n in amounts.items() if n)
-    return f"{format_bytes(device.peak)}{where}", shown
+    return f"{format_bytes(device.peak)}{where} = {shown}", shown
+
+
+def outside_words(device: Measured) -> tuple[str, str] | None:
+    """What a CPU's peak leaves out, after the peak and alone; None where nothing is left out."""
+    outside = device.outside
+    if not outside.libraries:
+        return None
+    shown = (
+        f"beside it libraries {format_bytes(outside.libraries)} and mapped files "
+        f"{format_bytes(outside.mapped)}"
+    )
+    return f"{format_bytes(device.peak)}, {shown}", shown
 
 
 def figure(value: float, like: float | None = None) -> str:

@@ -54,8 +54,8 @@ def memory(
 ) -> DeviceMemoryView:
     others = device.others
     used = others if reading is None else reading.used
-    if device.device == "cpu" and reading is not None and screen.workers is not None:
-        others = used - screen.workers  # our own part of host memory is always known
+    if device.device == "cpu" and not screen.budgets and screen.workers is not None:
+        others = used - screen.workers  # the budget is not known yet, our own part is
     others = max(0, min(others, used))
     outcome = final_peak(screen, index)
     highest = screen.highest.get(device.device)

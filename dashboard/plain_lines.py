@@ -104,7 +104,7 @@ class PlainLines:
         trial, probes = self.screen.answer_trial, counted(len(self.screen.trials), "probe")
         answer = "  ".join(["answer", *answer_words(self.screen), probes, duration(event.seconds)])
         parts = None if trial is None else peak_words(trial)
-        return [answer] if parts is None else [answer, f"peak    {' = '.join(parts)}"]
+        return [answer] if parts is None else [answer, f"peak    {parts[0]}"]
 
     def step_is_due(self) -> bool:
         """True at the first and last step, at every twentieth of the run, and after `QUIET` seconds."""

@@ -63,12 +63,9 @@ def outcome_row(layout: Layout, screen: Screen) -> Text:
 
 
 def peak_rows(layout: Layout, screen: Screen) -> list[Text]:
-    """The parts of the answer's peak, where they are known and fit into the row."""
+    """What the answer's peak consists of, where it is known and fits into the row."""
     words = None if screen.answer_trial is None else peak_words(screen.answer_trial)
-    if words is None:
-        return []
-    _, parts = words  # the sum is in the answer's row too
-    rows = [labelled(layout, "peak", Part(Text(text))) for text in (" = ".join(words), parts)]
+    rows = [labelled(layout, "peak", Part(Text(text))) for text in words or ()]
     return [row for row in rows if row.cell_len <= layout.width][:1]
 
 

@@ -4,7 +4,6 @@ import ctypes
 import gc
 import os
 import signal
-import site
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -17,22 +16,6 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for children too: two tests share two cores
 gc.disable()  # until all modules are imported, see pytest_collection_finish
-
-
-def pytest_sessionstart() -> None:
-    """Lets the kernel forget the libraries' files, which are read again on use.
-
-    Files that pip has just written lie in its page cache in large pieces, of which a process that maps
-    them holds 200 MiB instead of 110: on an emulated card of 1 GiB other sizes would fit.
-    """
-    for folder in site.getsitepackages():
-        for library in Path(folder).rglob("*.so*"):
-            descriptor = os.open(library, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
 
 
 def pytest_collection_finish() -> None:

@@ -14,7 +14,7 @@ from autotune.devices.budget import context_bytes
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import NvmlDevice
 from autotune.errors import DeviceError
-from autotune.readings import DeviceBudget, DeviceReading, Held, Measured, Report
+from autotune.readings import DeviceBudget, DeviceReading, Held, Measured, Outside, Report
 from autotune.search import NOISE
 from autotune.units import format_bytes
 
@@ -34,8 +34,8 @@ class DeviceGroup(Protocol):
         """The devices before our workers start: all used bytes are others'."""
         return self.read({})
 
-    def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
-        """The devices now; `resident` is the workers' host memory by rank."""
+    def read(self, held: Mapping[int, int]) -> tuple[DeviceReading, ...]:
+        """The devices now; `held` is what the workers hold of the host, by rank, as `HostMemory` counts."""
 
     def measure(
         self, reports: Sequence[Report], budgets: Sequence[DeviceBudget], sampled: Sequence[int]
@@ -48,6 +48,10 @@ class DeviceGroup(Protocol):
         Empty where only our own memory counts, so that no tenant can disturb a probe.
         """
         return ()
+
+    def taken_outside(self, held: Sequence[Held]) -> int:
+        """Bytes of each device that the workers take beside what is measured, and others cannot have."""
+        return 0
 
     def memory_cap(self, baseline: Sequence[DeviceReading]) -> int | None:
         """Bytes at which a worker's allocation must fail; None where the device itself refuses it."""
@@ -64,7 +68,7 @@ class GpuDevices(DeviceGroup):
         self._devices = tuple(devices)
         self._limit = limit
 
-    def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
+    def read(self, held: Mapping[int, int]) -> tuple[DeviceReading, ...]:
         return tuple(self._limited(device.read()) for device in self._devices)
 
     def _limited(self, reading: DeviceReading) -> DeviceReading:
@@ -125,7 +129,10 @@ def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -
 
 
 class HostDevice(DeviceGroup):
-    """The machine's or the cgroup's memory, one device that all ranks share; their own pages count."""
+    """The machine's or the cgroup's memory, one device that all ranks share.
+
+    What they hold counts as `HostMemory` counts it; the libraries' memory counts as others'.
+    """
 
     def __init__(self, host: HostMeter) -> None:
         self._host = host
@@ -135,10 +142,15 @@ class HostDevice(DeviceGroup):
         self._others = self._host.read().used
         return self.read({})
 
-    def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
-        used = self._others + sum(resident.values())
+    def read(self, held: Mapping[int, int]) -> tuple[DeviceReading, ...]:
+        used = self._others + sum(held.values())
         total = self._host.read().total
         return (DeviceReading(device="cpu", name="CPU", total=total, used=used),)
+
+    def taken_outside(self, held: Sequence[Held]) -> int:
+        taken = sum(part.outside.libraries for part in held)
+        self._others += taken
+        return taken
 
     def measure(
         self, reports: Sequence[Report], budgets: Sequence[DeviceBudget], sampled: Sequence[int]
@@ -153,13 +165,13 @@ class EmulatedDevices(DeviceGroup):
         self._limit = limit
         self._world_size = world_size
 
-    def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
+    def read(self, held: Mapping[int, int]) -> tuple[DeviceReading, ...]:
         return tuple(
             DeviceReading(
                 device=f"cpu:{rank}",
                 name="emulated card",
                 total=self._limit,
-                used=resident.get(rank, 0),
+                used=held.get(rank, 0),
             )
             for rank in range(self._world_size)
         )
@@ -195,4 +207,5 @@ def _sum_of(reports: Sequence[Report]) -> Measured:
         peak=sum(report.peak for report in reports),
         static_bytes=sum(report.static_bytes for report in reports),
         activation_peak=sum(report.activation_peak for report in reports),
+        outside=sum((report.outside for report in reports), Outside()),
     )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from autotune.devices.processes import contents
+from autotune.devices.processes import contents, field
 from autotune.errors import DeviceError
 from autotune.readings import HostReading
 
@@ -117,12 +117,6 @@ def _oom_counters(version: int, folders: list[Path]) -> list[Path]:
     return [file for file in counters if field(_text(file), OOM_KILLS) is not None][-1:]
 
 
-def field(text: bytes, key: bytes) -> int | None:
-    """The number after `key` in the line that begins with it; None without such a line."""
-    first, *_ = (b"\n" + text).partition(b"\n%s " % key)[2].split(None, 1) or [b""]
-    return _parsed(first)
-
-
 def _text(file: str | Path) -> bytes:
     # At any moment a cgroup can be removed, or its files become unreadable: they then count as empty.
     try:
@@ -132,9 +126,5 @@ def _text(file: str | Path) -> bytes:
 
 
 def _number(file: str | Path) -> int | None:
-    return _parsed(_text(file).strip())
-
-
-def _parsed(text: bytes) -> int | None:
-    """The number of at most 64 bits; None for any other text."""
+    text = _text(file).strip()
     return int(text) if text.isdigit() and len(text) <= 20 else None

@@ -38,6 +38,24 @@ def contents(file: str | Path) -> bytes:
         os.close(descriptor)
 
 
+def field(text: bytes, key: bytes) -> int | None:
+    """The number of at most 64 bits after `key` in the line that begins with it; None without one."""
+    found = re.search(rb"^%s[ \t]+(\d{1,20})(?!\S)" % re.escape(key), text, re.MULTILINE)
+    return None if found is None else int(found[1])
+
+
+def _status(pid: int | str) -> bytes:
+    try:
+        return contents(STATUS if pid == "self" else f"/proc/{pid}/status")
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def _bytes(status: bytes, key: bytes) -> int:
+    """A figure of /proc/*/status; 0 where the process has ended or the kernel does not keep it."""
+    return 1024 * (field(status, key) or 0)
+
+
 def resident(pid: int | str = "self") -> int:
     """Resident bytes of a process, shared pages included; 0 once it is gone.
 
@@ -48,6 +66,21 @@ def resident(pid: int | str = "self") -> int:
         return int(contents(f"/proc/{pid}/statm").split()[1]) * PAGE
     except (FileNotFoundError, ProcessLookupError):
         return 0
+
+
+def anonymous(pid: int | str = "self") -> int:
+    """Resident bytes of a process that no file backs, shared memory included; 0 once it is gone.
+
+    How many pages of mapped files are resident, as of libraries and a token store, depends on the page
+    cache, not on what the process does.
+    """
+    status = _status(pid)
+    return max(0, _bytes(status, b"VmRSS:") - _bytes(status, b"RssFile:"))
+
+
+def mapped(pid: int | str = "self") -> int:
+    """Resident bytes of a process's mapped files; 0 once it is gone."""
+    return _bytes(_status(pid), b"RssFile:")
 
 
 def proportional(pid: int) -> int:
@@ -68,20 +101,23 @@ def private() -> int:
     return int(psutil.Process().memory_info().data)
 
 
-def peak_resident() -> int:
-    """Highest resident bytes of this process since it started, or since `reset_peak`.
+def peak_anonymous(mapped_before: int) -> int:
+    """Highest `anonymous` of this process since `reset_peak`, which found `mapped_before` bytes mapped.
 
-    VmHWM, because `ru_maxrss` survives fork and exec and then shows the parent's peak.
+    The kernel keeps a peak of all resident pages (VmHWM; `ru_maxrss` survives fork and exec and then
+    shows the parent's). The most that was mapped is taken from it. In a step that maps more files, as a
+    first step does, the peak may have come before: it then reads too low by what was mapped since.
 
     Raises:
         DeviceError: the kernel keeps no such number.
     """
-    peak = re.search(rb"^VmHWM:\s+(\d+) kB", STATUS.read_bytes(), re.MULTILINE)
-    if peak is None:
+    status = _status("self")
+    if field(status, b"VmHWM:") is None:
         raise DeviceError(
             f"{STATUS} shows no peak memory (VmHWM)", "run on Linux with a full /proc"
         )
-    return int(peak[1]) * 1024
+    now = _bytes(status, b"RssFile:")
+    return _bytes(status, b"VmHWM:") - max(mapped_before, now)
 
 
 def cpu_seconds_of_families(pids: Iterable[int]) -> float:
@@ -100,7 +136,7 @@ def cpu_seconds_of_families(pids: Iterable[int]) -> float:
 
 
 def reset_peak() -> None:
-    """Lets `peak_resident` start again from what is resident now.
+    """Lets `peak_anonymous` start again from what is resident now.
 
     Raises:
         DeviceError: the kernel or the container does not permit it.

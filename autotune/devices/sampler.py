@@ -7,9 +7,9 @@ know what a reading means for a budget.
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from autotune.devices.group import DeviceGroup
 from autotune.devices.host import HostMeter
@@ -27,8 +27,15 @@ STALE = 1.0
 JOIN = 2.0
 """Seconds to wait at the end for a driver's call that does not return."""
 
-Resident = Callable[[], Mapping[int, int]]
-"""The workers' host memory by rank, bytes."""
+
+class Workers(Protocol):
+    """The host memory of worker processes, bytes by rank."""
+
+    def resident(self) -> Mapping[int, int]:
+        """All of it."""
+
+    def held(self) -> Mapping[int, int]:
+        """What counts where they compute on the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +54,15 @@ class MemorySampler:
     """Samples devices, host and workers while its `with` lasts; join it before the driver closes."""
 
     def __init__(
-        self, group: DeviceGroup, host: HostMeter, resident: Resident, *, stale: float = STALE
+        self, group: DeviceGroup, host: HostMeter, workers: Workers, *, stale: float = STALE
     ) -> None:
         self._group = group
         self._host = host
-        self._resident = resident
+        self._workers = workers
         self._stale = stale
         self._lock = threading.Lock()
         self._window: SampleWindow | None = None
-        self._held: Mapping[int, int] = {}
+        self._resident: Mapping[int, int] = {}
         self._read_at = self._asked_at = 0.0
         self._failure: Exception | None = None
         self._stop = threading.Event()
@@ -79,12 +86,12 @@ class MemorySampler:
         """
         with self._lock:
             last = self._window
-        if full or last is None or self._group.kind == "cpu":
-            self._held = self._resident()
+        if full or last is None:
+            self._resident = self._workers.resident()
         now = ReadingTaken(
-            devices=self._group.read(self._held),
+            devices=self._group.read(self._workers.held() if self._group.kind == "cpu" else {}),
             host=self._host.read() if full or last is None else last.latest.host,
-            workers=sum(self._held.values()),
+            workers=sum(self._resident.values()),
         )
         with self._lock:
             self._window = merged(self._window, now)

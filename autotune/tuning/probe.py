@@ -123,6 +123,7 @@ def measure(
         seconds=tuple(seconds),
         samples=load.samples,
         tokens=load.tokens,
+        outside=memory.outside(),
     )
 
 
@@ -174,4 +175,5 @@ def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None
         seconds=(seconds,),
         samples=load.samples,
         tokens=load.tokens,
+        outside=memory.outside(),
     )

@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import assert_never
 
+from autotune.devices.allocator import HostMemory
 from autotune.devices.processes import without_collection
 from autotune.readings import Held
 from autotune.terminal import clean_standard_outputs
@@ -31,10 +32,11 @@ def main() -> None:
         assert isinstance(request, messages.Build)
         with without_collection():
             build = pkgutil.resolve_name(request.workload)
+        wire.send(messages.Loaded(libraries=HostMemory.exclude_libraries()))
         workload: Workload = build(request.settings)
         memory = workload.memory
         memory.release_cached()
-        held = Held(device=memory.device, resident=memory.resident())
+        held = Held(device=memory.device, resident=memory.resident(), outside=memory.outside())
         wire.send(messages.Ready(workload_info=dict(workload.workload_info), held=held))
         while True:
             request = wire.receive()

@@ -22,7 +22,7 @@ from autotune.devices.allocator import is_out_of_memory
 from autotune.errors import ChatlmError, WorkerError, shown
 from autotune.files import temporary_files
 from autotune.terminal import write
-from autotune.workers.messages import Failed, Hello, Message, decoder, encode
+from autotune.workers.messages import Failed, Hello, Loaded, Message, decoder, encode
 
 SOCKET_VARIABLE = "CHATLM_SOCKET"
 """Environment variable that names the supervisor's socket."""
@@ -38,9 +38,11 @@ class Hub(Generic[M]):
         """What every rank is sent once it has said hello."""
         self.pids: dict[int, int] = {}
         """Process id by rank, of the ranks that said hello."""
+        self.libraries: dict[int, int] = {}
+        """Bytes that the libraries of a rank hold, of the ranks that have loaded them."""
         self.lost_a_rank = False
         """Whether a rank's connection has closed."""
-        self._decode = decoder(Hello | messages)
+        self._decode = decoder(Hello | Loaded | messages)
         with temporary_files():
             self._folder = tempfile.TemporaryDirectory(prefix="chatlm-")  # mode 0700
             self.path = str(Path(self._folder.name) / "socket")
@@ -84,6 +86,8 @@ class Hub(Generic[M]):
                 self.pids[message.rank] = message.pid
                 if self.greeting is not None:
                     self._send(connection, encode(self.greeting))
+            elif isinstance(message, Loaded):
+                self.libraries[self._rank[connection]] = message.libraries
             else:
                 messages.append((self._rank[connection], message))
         if not chunk:

@@ -12,7 +12,7 @@ from typing import IO, Any, Generic, Self
 
 from autotune.cause import Cause, Failure
 from autotune.devices.host import HostMeter
-from autotune.devices.processes import resident
+from autotune.devices.processes import anonymous, resident
 from autotune.errors import OutputError
 from autotune.workers.channel import SOCKET_VARIABLE, Hub, M
 from autotune.workers.messages import Message
@@ -101,6 +101,11 @@ class WorkerGroup(Generic[M]):
         """Resident host memory by rank, bytes."""
         pids = list(self.pids.items())  # the sampler's thread asks, while a rank may say hello
         return {rank: resident(pid) for rank, pid in pids}
+
+    def held(self) -> dict[int, int]:
+        """What each rank's run holds of the host, as `HostMemory` counts it; nothing before it is built."""
+        loaded = list(self._hub.libraries.items())
+        return {rank: max(0, anonymous(self.pids[rank]) - libraries) for rank, libraries in loaded}
 
     def ended(self) -> bool:
         """Whether the launcher has ended; its last messages may still be unread."""

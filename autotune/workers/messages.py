@@ -77,6 +77,15 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """The worker's libraries are loaded: it builds the run now."""
+
+    type: ClassVar[str] = "loaded"
+    libraries: int
+    """Bytes of anonymous memory that it held then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """The workload is built."""
 

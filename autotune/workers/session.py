@@ -93,7 +93,7 @@ class Session:
             log_path=log_path,
             host=host,
         )
-        self.sampler = MemorySampler(group, host, self._workers.resident)
+        self.sampler = MemorySampler(group, host, self._workers)
         self._stack = ExitStack()
         self._stack.callback(self._workers.close)
 

@@ -20,7 +20,7 @@ from autotune.devices.current import OwnDevice, card_of
 from autotune.devices.group import GpuDevices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
-from autotune.devices.processes import resident, trim
+from autotune.devices.processes import anonymous, trim
 from autotune.errors import ChatlmError, DeviceError, NothingFits, UsageError, WorkerError
 from autotune.events import Emit, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.verdict import Verdict
@@ -36,7 +36,7 @@ nothing_hangs = each_within(120)
 def card() -> int:
     """Bytes of a card of which half is what this process holds now and 100 MiB more."""
     trim()
-    return 2 * (resident("self") + 100 * MIB)
+    return 2 * (anonymous() + 100 * MIB)
 
 
 def step(size: int) -> None:
@@ -83,7 +83,7 @@ def test_what_the_first_step_leaves_behind_is_resident_in_every_probe(card: int)
         state.extend([] if state else [allocate(40 * MIB)])
         step(size)
 
-    before = resident("self")
+    before = anonymous()
     found = find_micro_batch(step_with_state, ceiling=512, target=0.5, vram_limit=card)
 
     assert 45 <= found.size <= 60
@@ -137,12 +137,12 @@ def test_a_step_that_failed_holds_no_memory_even_where_its_error_is_kept(card: i
             raise kept[-1]
         batch.close()
 
-    before = resident("self")
+    before = anonymous()
     found = find_micro_batch(keeps_its_error, ceiling=64, target=0.5, vram_limit=card, guess=60)
 
     assert kept
     assert found.size == 10
-    assert resident("self") - before < 8 * MIB
+    assert anonymous() - before < 8 * MIB
 
 
 def test_any_other_error_passes_through_as_it_is(card: int) -> None:
@@ -398,7 +398,7 @@ def test_in_workers_the_answer_fits_beside_a_tenant_who_came_in_mid_search(
     came = tmp_path / "came"
 
     def used() -> int:
-        held = [resident(worker.pid) for worker in workers_of(os.getpid())]
+        held = [anonymous(worker.pid) for worker in workers_of(os.getpid())]
         return 700 * MIB * came.exists() + sum(amount + 10 * MIB for amount in held if amount)
 
     gpu = FakeGpu(uuid="GPU-1", total=2048 * MIB, used=used)

@@ -20,7 +20,7 @@ from autotune.events import (
     TuningEnded,
     TuningStarted,
 )
-from autotune.readings import DeviceBudget, DeviceReading, HostReading, Measured
+from autotune.readings import DeviceBudget, DeviceReading, HostReading, Measured, Outside
 from autotune.trial import Trial
 from autotune.verdict import Verdict
 from dashboard.event_log import EVENTS, read_events, record_events
@@ -313,16 +313,16 @@ def card(peak: float, *, context: float, reserved: float, allocated: float) -> M
     )  # fmt: skip
 
 
-SUM = ("12.0 GiB", "tensors 10.1 + cache 1.4 + context 0.5")
+PARTS = "tensors 10.1 + cache 1.4 + context 0.5"
 
 
 @pytest.mark.parametrize(
     ("peak", "reserved", "words"),
     [
-        (12.0, 11.5, SUM),
-        (12.02, 11.5, SUM),  # too little to show
-        (12.4, 11.5, ("12.4 GiB", "tensors 10.1 + cache 1.4 + context 0.5 + outside torch 0.4")),
-        (10.6, 10.1, ("10.6 GiB", "tensors 10.1 + context 0.5")),
+        (12.0, 11.5, ("12.0 GiB = ", PARTS)),
+        (12.02, 11.5, ("12.0 GiB = ", PARTS)),  # too little to show
+        (12.4, 11.5, ("12.4 GiB = ", f"{PARTS} + outside torch 0.4")),
+        (10.6, 10.1, ("10.6 GiB = ", "tensors 10.1 + context 0.5")),
         (11.0, 11.5, None),  # less than its parts
         (12.0, 10.0, None),  # tensors beyond what the allocator reserved
     ],
@@ -332,7 +332,8 @@ def test_a_peak_is_the_sum_of_its_parts_or_nothing(
 ) -> None:
     device = card(peak, context=0.5, reserved=reserved, allocated=10.1)
 
-    assert peak_words(replace(trial(8), measured=(device,))) == words
+    expected = None if words is None else ("".join(words), words[1])
+    assert peak_words(replace(trial(8), measured=(device,))) == expected
 
 
 def test_of_several_devices_the_tightest_has_its_parts_said() -> None:
@@ -340,10 +341,21 @@ def test_of_several_devices_the_tightest_has_its_parts_said() -> None:
 
     words = peak_words(replace(trial(8), measured=cards, tightest=1))
 
-    assert words == ("12.0 GiB on device 1", "tensors 11.0 + cache 0.5 + context 0.5")
+    parts = "tensors 11.0 + cache 0.5 + context 0.5"
+    assert words == (f"12.0 GiB on device 1 = {parts}", parts)
 
 
-def test_a_cpu_peak_has_no_parts() -> None:
+def test_a_cpu_peak_is_told_with_what_it_leaves_out() -> None:
+    outside = Outside(libraries=277 * MIB, mapped=110 * MIB)
+    device = Measured(peak=603 * MIB, static_bytes=MIB, activation_peak=MIB, outside=outside)
+
+    words = peak_words(replace(trial(8), measured=(device,)))
+
+    beside = "beside it libraries 277 MiB and mapped files 110 MiB"
+    assert words == (f"603 MiB, {beside}", beside)
+
+
+def test_a_peak_without_a_reading_of_its_parts_has_no_words() -> None:
     assert peak_words(trial(8)) is None
     assert peak_words(trial(8, None, Verdict.OOM)) is None
 

@@ -264,6 +264,7 @@ def test_the_target_line_of_a_device_is_at_its_share() -> None:
 
 
 def test_a_host_device_takes_the_workers_memory_for_ours() -> None:
+    """Once the budget is known that of their libraries is others'."""
     device = DeviceReading(device="cpu", name="host memory", total=64 * GIB, used=20 * GIB)
     budget = DeviceBudget(
         device="cpu", name="host memory", total=64 * GIB, others=10 * GIB, budget=30 * GIB
@@ -271,10 +272,13 @@ def test_a_host_device_takes_the_workers_memory_for_ours() -> None:
     begun = TuningStarted(model="m", target=0.625, ceiling=8, devices=(budget,))
     host = HostReading(total=64 * GIB, used=20 * GIB)
 
-    text = drawn(played([begun, ReadingTaken(devices=(device,), host=host, workers=7 * GIB)]), 80)
+    reading = ReadingTaken(devices=(device,), host=host, workers=12 * GIB)
+    before, text = drawn(played([reading]), 80), drawn(played([begun, reading]), 80)
 
-    assert "others 13.0 GiB" in text
-    assert "ours 7.00 GiB" in text
+    assert "others 8.00 GiB" in before
+    assert "ours 12.0 GiB" in before
+    assert "others 10.0 GiB" in text
+    assert "ours 10.0 GiB" in text
     assert "host RAM" not in text
 
 

@@ -97,9 +97,10 @@ def test_the_answer_is_the_documented_json_and_a_profile(
     assert [list(device) for device in document["devices"]] == [
         [
             "name", "total_bytes", "others_bytes", "budget_bytes", "peak_bytes", "context_bytes",
-            "reserved_bytes", "allocated_bytes",
+            "reserved_bytes", "allocated_bytes", "libraries_bytes", "mapped_bytes",
         ]
     ]  # fmt: skip
+    assert document["devices"][0]["libraries_bytes"] > 100 * MIB
     assert document["devices"][0]["total_bytes"] == SMALL_CARD
     assert document["devices"][0]["budget_bytes"] == int(0.6 * SMALL_CARD)
     assert document["devices"][0]["peak_bytes"] > 0.95 * document["devices"][0]["budget_bytes"]

@@ -4,9 +4,11 @@ import signal
 import sys
 import threading
 
+from autotune.devices.allocator import HostMemory
 from autotune.devices.processes import without_collection
 from autotune.terminal import clean_standard_outputs
 from autotune.workers.channel import Wire
+from autotune.workers.messages import Loaded
 from trainer.config.settings import TrainSettings
 from trainer.events import Stop, ToTrainer, Train
 
@@ -37,6 +39,7 @@ def train_supervised(wire: Wire[ToTrainer]) -> None:
         with without_collection():  # seconds of imports
             from trainer.run.loop import train
 
+        wire.send(Loaded(libraries=HostMemory.exclude_libraries()))
         train(settings, wire.send, confirm=go.wait, should_stop=stop.is_set)
     except Exception as error:  # noqa: BLE001  sent to the supervisor, whatever it is
         wire.fail(error)

@@ -18,7 +18,7 @@ from typing import Any, TextIO, cast
 
 import profiles
 from autotune.choices import DeviceKind
-from autotune.devices.allocator import is_out_of_memory
+from autotune.devices.allocator import HostMemory, is_out_of_memory
 from autotune.devices.processes import without_collection
 from autotune.errors import ChatlmError, UsageError
 from autotune.events import Notice
@@ -125,6 +125,7 @@ def train_standalone() -> int:
             with without_collection():
                 from trainer.run.loop import train
 
+            HostMemory.exclude_libraries()
             train(settings, say, confirm=lambda: None, should_stop=should_stop)
     except Interrupted as error:
         write(f"chatlm: {error}; the same command resumes from there\n", sys.stderr)

@@ -58,15 +58,13 @@ class Relay:
         if self.ended is not None or time.monotonic() - self._read_at < TICK:
             return
         self._read_at = time.monotonic()
-        resident = self.workers.resident()
         try:
-            devices = self.job.devices.group.read(resident)
+            devices = self.job.devices.group.read(self.workers.held())
         except DeviceError as error:  # the run may still succeed: its workers decide
             self.job.emit(Notice(text=str(error)))
             devices = ()
-        self.job.emit(
-            ReadingTaken(devices=devices, host=self.job.host.read(), workers=sum(resident.values()))
-        )
+        workers = sum(self.workers.resident().values())
+        self.job.emit(ReadingTaken(devices=devices, host=self.job.host.read(), workers=workers))
 
     @property
     def is_under_way(self) -> bool:

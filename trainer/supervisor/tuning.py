@@ -240,6 +240,8 @@ def as_json(tuned: Tuned) -> dict[str, Any]:
                 "context_bytes": device.context,
                 "reserved_bytes": device.reserved,
                 "allocated_bytes": device.allocated,
+                "libraries_bytes": device.outside.libraries,
+                "mapped_bytes": device.outside.mapped,
             }
             for budget, device in zip(trial.budgets, trial.measured, strict=True)
         ],

@@ -103,6 +103,29 @@ def test_a_peak_of_the_host_is_since_its_reset() -> None:
     assert (memory.device, memory.caches, memory.retries()) == ("cpu", False, 0)
 
 
+def test_libraries_do_not_count_once_they_are_loaded() -> None:
+    """They hold more in a CUDA build of torch; of a card neither build takes anything."""
+    script = (
+        "from autotune.devices.allocator import HostMemory\n"
+        "from autotune.devices.processes import anonymous\n"
+        "from tests.support.toy_workload import MIB, allocate\n"
+        "memory = HostMemory()\n"
+        "library = allocate(64 * MIB)\n"
+        "told = HostMemory.exclude_libraries()\n"
+        "memory.reset_peak()\n"
+        "model = allocate(32 * MIB)\n"
+        "print(told // MIB >= 64, memory.outside().libraries == told, memory.outside().mapped > 0)\n"
+        "print(round(memory.resident() / (8 * MIB)), round(memory.peak() / (8 * MIB)))\n"
+        "undo = memory.limit(64 * MIB)\n"
+        "try:\n"
+        "    bytearray(48 * MIB)\n"
+        "except MemoryError:\n"
+        "    print('refused')\n"
+    )
+
+    assert printed_by(script) == "True True True\n4 4\nrefused\n"
+
+
 def test_what_was_reserved_and_never_touched_fills_no_card() -> None:
     """Arrow keeps address space after reading Parquet; a card of 100 MiB more still has 100 MiB."""
     script = (

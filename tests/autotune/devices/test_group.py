@@ -7,10 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.devices.budget import budgets
-from autotune.devices.group import EmulatedDevices, GpuDevices, peak_from_report
+from autotune.devices.group import (
+    DeviceGroup,
+    EmulatedDevices,
+    GpuDevices,
+    HostDevice,
+    peak_from_report,
+)
+from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
+from autotune.devices.tenants import Tenants
 from autotune.errors import DeviceError
-from autotune.readings import DeviceReading, Report
+from autotune.readings import DeviceReading, Held, HostReading, Outside, Report
 from tests.support.fake_nvml import FakeDriver, FakeGpu
 
 GIB = 2**30
@@ -121,3 +129,30 @@ def test_an_emulated_card_holds_its_rank_alone() -> None:
     assert [card.used for card in before] == [0, 0]
     assert (first.used, second.used) == (7, 9)
     assert (first.device, second.device, second.total) == ("cpu:0", "cpu:1", GIB)
+
+
+class Host(HostMeter):
+    """A machine of 16 GiB, of which others use 2."""
+
+    def read(self) -> HostReading:
+        return HostReading(total=16 * GIB, used=2 * GIB)
+
+
+@pytest.mark.parametrize("group", [HostDevice(Host()), EmulatedDevices(4 * GIB, 2)])
+def test_the_libraries_of_workers_take_from_the_host_and_not_from_an_emulated_card(
+    group: DeviceGroup,
+) -> None:
+    """A card of the same size holds the same with any build of torch; a host has the less for it."""
+    outside = Outside(libraries=GIB, mapped=GIB)
+    is_host = isinstance(group, HostDevice)
+    tenants = Tenants(group, 0.5, emit=lambda event: None)
+    tenants.read_baseline()
+    before = tenants.budgets[0].budget
+
+    tenants.set_baseline([Held(device="cpu", resident=0, outside=outside)] * 2)
+
+    assert before - tenants.budgets[0].budget == (2 * GIB if is_host else 0)
+    assert group.read({0: GIB})[0].used == (5 * GIB if is_host else GIB)
+    measured = group.measure([replace(REPORT, outside=outside)] * 2, tenants.budgets, [])
+    assert measured[0].peak == (20 if is_host else 10)
+    assert measured[0].outside.mapped == (2 * GIB if is_host else GIB)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -13,8 +14,10 @@ import pytest
 
 from autotune.devices import processes
 from autotune.devices.processes import (
+    anonymous,
     cpu_seconds_of_families,
-    peak_resident,
+    mapped,
+    peak_anonymous,
     proportional,
     reset_peak,
     resident,
@@ -22,6 +25,7 @@ from autotune.devices.processes import (
 )
 from autotune.errors import DeviceError
 from tests.support.processes import deadline, printed_by
+from tests.support.toy_workload import allocate
 
 MIB = 2**20
 
@@ -42,11 +46,69 @@ def test_a_process_that_is_gone_holds_nothing() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
-    zombie = resident(child.pid), proportional(child.pid)
+    measures = (resident, anonymous, mapped, proportional)
+    zombie = [measure(child.pid) for measure in measures]
     child.wait()
 
-    assert zombie == (0, 0)
-    assert (resident(child.pid), proportional(child.pid)) == (0, 0)
+    assert zombie == [0, 0, 0, 0]
+    assert [measure(child.pid) for measure in measures] == [0, 0, 0, 0]
+
+
+@pytest.fixture
+def large_file(tmp_path: Path) -> Path:
+    """64 MiB on disk, as a library's code or a token store."""
+    file = tmp_path / "code.so"
+    with file.open("wb") as written:
+        written.write(b"x" * (64 * MIB))
+        os.fsync(written.fileno())
+    return file
+
+
+def test_a_mapped_file_is_no_anonymous_memory(large_file: Path) -> None:
+    """Shared memory is, since nothing else holds its pages."""
+    before, files_before = anonymous(), mapped()
+
+    with large_file.open("rb") as opened:
+        code = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    assert sum(code[:: mmap.PAGESIZE]) > 0
+    with_file, files = anonymous(), mapped()
+    shared = mmap.mmap(-1, 32 * MIB)
+    shared.write(b"x" * len(shared))
+    with_shared = anonymous()
+    code.close()
+    shared.close()
+
+    assert files - files_before > 60 * MIB
+    assert with_file - before < 4 * MIB
+    assert with_shared - with_file == pytest.approx(32 * MIB, abs=4 * MIB)
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_a_peak_is_the_same_with_a_cold_and_a_warm_page_cache(
+    large_file: Path, is_warm: bool
+) -> None:
+    """A step uses 128 MiB and a few pages of a library, of which a warm cache maps their surroundings too."""
+    descriptor = os.open(large_file, os.O_RDONLY)
+    code = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    code.madvise(mmap.MADV_RANDOM)
+    if is_warm:
+        large_file.read_bytes()
+    else:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    trim()
+    before = anonymous()
+    peaks = []
+
+    for _ in range(2):  # a probe repeats its worst step
+        reset_peak()
+        files = mapped()
+        assert sum(code[:: 64 * 1024]) > 0
+        allocate(128 * MIB).close()
+        peaks.append(peak_anonymous(files) - before)
+    code.close()
+
+    assert max(peaks) == pytest.approx(128 * MIB, rel=0.01)
 
 
 def test_the_peak_outlives_what_caused_it_until_it_is_reset() -> None:
@@ -57,9 +119,9 @@ def test_the_peak_outlives_what_caused_it_until_it_is_reset() -> None:
     held = resident("self")
     block.close()
 
-    before = peak_resident()
+    before = peak_anonymous(0) + mapped()
     reset_peak()
-    after = peak_resident()
+    after = peak_anonymous(0) + mapped()
 
     assert before > held - MIB  # the two are counted apart, a few pages off
     assert before - after > 48 * MIB
@@ -70,7 +132,7 @@ def test_the_peak_outlives_what_caused_it_until_it_is_reset() -> None:
     [
         (
             "STATUS",
-            peak_resident,
+            partial(peak_anonymous, 0),
             "{file} shows no peak memory (VmHWM); run on Linux with a full /proc",
         ),
         (

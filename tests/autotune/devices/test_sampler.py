@@ -28,7 +28,7 @@ class DeviceGroup(EmulatedDevices):
         self.stuck = threading.Event()
         self.stuck.set()
 
-    def read(self, resident: Mapping[int, int]) -> tuple[DeviceReading, ...]:
+    def read(self, held: Mapping[int, int]) -> tuple[DeviceReading, ...]:
         self.stuck.wait(20)
         self.asked += 1
         if self.broken:
@@ -36,8 +36,18 @@ class DeviceGroup(EmulatedDevices):
         return super().read({0: next(self.used, 0)})
 
 
+class OneWorker:
+    """Its libraries take most of its memory."""
+
+    def resident(self) -> dict[int, int]:
+        return {0: 5}
+
+    def held(self) -> dict[int, int]:
+        return {0: 2}
+
+
 def sampler_over(group: DeviceGroup) -> MemorySampler:
-    return MemorySampler(group, HostMeter(), lambda: {0: 5}, stale=0.2)
+    return MemorySampler(group, HostMeter(), OneWorker(), stale=0.2)
 
 
 def test_the_highest_of_a_window_is_kept_and_a_reset_begins_anew() -> None:
@@ -96,7 +106,7 @@ def test_a_driver_that_is_stuck_makes_the_readings_stale() -> None:
 def test_after_a_stop_the_meter_gets_time_for_a_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-Z stops it with all of the process; after `fg` the probe goes on."""
     group = DeviceGroup()
-    sampler = MemorySampler(group, HostMeter(), dict, stale=30.0)
+    sampler = MemorySampler(group, HostMeter(), OneWorker(), stale=30.0)
     with sampler:
         group.stuck.clear()
         sampler.window()
@@ -135,7 +145,7 @@ def test_an_error_that_has_passed_is_not_blamed_for_a_later_silence() -> None:
 def test_one_failure_between_two_answers_is_no_failure() -> None:
     """Drivers hiccup."""
     group = DeviceGroup()
-    sampler = MemorySampler(group, HostMeter(), dict, stale=30.0)
+    sampler = MemorySampler(group, HostMeter(), OneWorker(), stale=30.0)
     with sampler:
         group.broken = True
         with pytest.raises(DeviceError):

@@ -115,7 +115,7 @@ class Card(DeviceGroup):
         self._used = list(used)
         self._unaccounted = unaccounted
 
-    def read(self, resident: object) -> tuple[DeviceReading, ...]:
+    def read(self, held: object) -> tuple[DeviceReading, ...]:
         used = self._used.pop(0) if len(self._used) > 1 else self._used[0]
         return (DeviceReading(device=UUID, name="card", total=CARD, used=used),)
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from autotune.api import Found
-from autotune.devices.processes import resident, trim
+from autotune.devices.processes import anonymous, trim
 from autotune.errors import DataError, NothingFits, UsageError
 from autotune.integrations.transformers import MemoryTargetCallback, tune_trainer
 from tests.support.toy_workload import MIB
@@ -87,7 +87,7 @@ def make(folder: Path, *, size: int = 1, **options: Any) -> Trainer:
 def roomy() -> int:
     """Bytes of a card on which every size of these models fits."""
     trim()
-    return 2 * resident("self")
+    return 2 * anonymous()
 
 
 def tuned(trainer: Trainer, room: int | None = None) -> Found:

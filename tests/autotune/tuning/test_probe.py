@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from autotune.devices.allocator import DeviceMemory
-from autotune.readings import Report
+from autotune.readings import Outside, Report
 from autotune.tuning import probe
 from autotune.tuning.probe import (
     LEAST_STEPS,
@@ -57,6 +57,9 @@ class CachingMemory:
 
     def synchronize(self) -> None:
         return
+
+    def outside(self) -> Outside:
+        return Outside()
 
     def limit(self, amount: int) -> Callable[[], None]:
         return self.synchronize

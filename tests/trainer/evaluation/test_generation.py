@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from autotune.readings import Outside
 from tests.support import tiny
 from tests.support.commands import two_processes
 from trainer.batching.collator import Collator
@@ -149,6 +150,9 @@ class Full:
         return 0
 
     def synchronize(self) -> None: ...
+    def outside(self) -> Outside:
+        return Outside()
+
     def limit(self, amount: int) -> Callable[[], None]:
         return self.synchronize
 
