@@ -35,6 +35,13 @@ class DeviceBudget:
     budget: int
     hard_limit: int | None = None
     """A probe of ours is stopped above it: the budget and a small margin (`devices.budget`)."""
+    margin: int = 0
+    """Bytes of the budget that a peak must leave, since training's will differ from it by the noise."""
+
+    @property
+    def usable(self) -> int:
+        """The highest peak that fits."""
+        return self.budget - self.margin
 
     @property
     def stops_early(self) -> bool:
@@ -70,6 +77,8 @@ class Measured:
     """What the allocator cannot see and the peak includes: the CUDA context, kernels, NCCL."""
     outside: Outside = Outside()
     """What the peak does not include; of a CPU."""
+    spread: int = 0
+    """How far apart the peaks of the repeated worst step lay."""
     reserved: int | None = None
     """The allocator's own peak, cached blocks included."""
     allocated: int | None = None
@@ -116,6 +125,8 @@ class Report:
     """Samples of one step on this rank; `tokens` excludes padding."""
     tokens: int
     outside: Outside = Outside()
+    spread: int = 0
+    """The range of the peaks of equal steps, bytes; 0 where only one was run."""
 
     @property
     def held(self) -> Held:

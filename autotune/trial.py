@@ -7,7 +7,11 @@ from autotune.cause import Cause, Failure
 from autotune.choices import Prefer
 from autotune.readings import DeviceBudget, Measured, Report
 from autotune.search import knee
+from autotune.units import format_bytes
 from autotune.verdict import Verdict
+
+MARGIN_SPREADS = 2
+"""Spreads of equal steps that the verdict leaves as a margin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +48,15 @@ class Trial:
 
     @property
     def reason(self) -> str | None:
-        """The failure in words, to show."""
-        return None if self.failure is None else str(self.failure)
+        """Why the verdict does not follow from peak and budget alone, in words to show."""
+        if self.failure is not None:
+            return str(self.failure)
+        if self.verdict is not Verdict.OVER or self.peak is None or not self.budgets:
+            return None
+        budget = self.budgets[self.tightest]
+        if self.peak > budget.budget:
+            return None
+        return f"nearer to the budget than the noise allows ({format_bytes(budget.margin)})"
 
     @property
     def failed_rank(self) -> int | None:
@@ -68,10 +79,25 @@ class Trial:
         return tuple(device.peak for device in self.measured)
 
 
+def with_margins(
+    budgets: Iterable[DeviceBudget], trials: Iterable[Trial]
+) -> tuple[DeviceBudget, ...]:
+    """The budgets with the margin that the noise of these trials asks for.
+
+    The noise is the largest spread of a device's repeated steps, in bytes: it hardly grows with the
+    size. A later step exceeds the higher of two equal ones by twice their spread in few cases only.
+    """
+    measured = [trial.measured for trial in trials if trial.measured]
+    return tuple(
+        replace(budget, margin=MARGIN_SPREADS * max((m[i].spread for m in measured), default=0))
+        for i, budget in enumerate(budgets)
+    )
+
+
 def with_verdict(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial:
     """The trial against these budgets: its verdict, and the device that has the least headroom."""
     over = [
-        device.peak - budget.budget for device, budget in zip(trial.measured, budgets, strict=True)
+        device.peak - budget.usable for device, budget in zip(trial.measured, budgets, strict=True)
     ]
     tightest = over.index(max(over))
     worst = trial.measured[tightest]

@@ -44,7 +44,7 @@ def verdict_word(trial: Trial) -> str:
 def reason_words(trial: Trial, *, short: bool = False) -> str | None:
     """Why the probe was not measured in full; `short` for a column of a table."""
     if (failure := trial.failure) is None:
-        return None
+        return trial.reason
     if short and failure.cause is Cause.HARD_LIMIT:
         return "stopped at the hard limit"
     return clean(failure.first_line if failure.cause is Cause.SIZE_LIMIT else str(failure))

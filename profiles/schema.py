@@ -71,6 +71,8 @@ class MemorySection(Section):
     hard_limit_bytes: Bytes | None = None
     """A probe above this was stopped: the budget and a small margin."""
     peak_bytes: Bytes | None = None
+    noise_bytes: Bytes | None = None
+    """The most by which peaks of equal steps differed; the peak leaves twice that of the budget."""
     host_peak_bytes: Bytes | None = None
     shares: (
         Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)] | None

@@ -125,6 +125,7 @@ def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -
         context=context,
         reserved=report.peak,
         allocated=report.allocated,
+        spread=report.spread,
     )
 
 
@@ -208,4 +209,5 @@ def _sum_of(reports: Sequence[Report]) -> Measured:
         static_bytes=sum(report.static_bytes for report in reports),
         activation_peak=sum(report.activation_peak for report in reports),
         outside=sum((report.outside for report in reports), Outside()),
+        spread=sum(report.spread for report in reports),
     )

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from autotune.devices.shared_memory import free_shared_memory, suffices
-from autotune.trial import Trial, choose
+from autotune.trial import Trial, choose, reevaluate, with_margins
 from autotune.tuning.loop import rebuild_search
 from autotune.tuning.prober import DataWait, WorkerProber
 
@@ -29,7 +29,9 @@ def tune_evaluation(prober: WorkerProber, trained: Trial) -> int:
         if size is None:
             break
         trials.append(prober.probe(size, "evaluate"))
-    fastest = choose(trials, "throughput")
+    budgets = with_margins(prober.budgets, trials)
+    known = (reevaluate(trial, budgets) for trial in trials)
+    fastest = choose(filter(None, known), "throughput")
     return least if fastest is None else max(least, fastest.size)
 
 

@@ -13,7 +13,7 @@ from autotune.errors import ChatlmError, NothingFits
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.readings import DeviceBudget
 from autotune.search import Search
-from autotune.trial import Trial, choose, reevaluate
+from autotune.trial import Trial, choose, reevaluate, with_margins
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
@@ -127,7 +127,7 @@ def tune(
 
     def ask() -> int | Sizes | None:
         if per_device:
-            now, noise = prober.budgets, prober.noise
+            now, noise = with_margins(prober.budgets, trials), prober.noise
             return ask_each(trials, now, ceiling=top, most=most, guess=hint, noise=noise)
         one = None if hint is None else min(hint)
         return dividing(rebuild_search(prober, trials, top, one), divides)
@@ -169,7 +169,8 @@ def probed(
     largest = size if isinstance(size, int) else max(size)
     emit(ProbeStarted(size=largest, low=search.low, high=search.high))
     trial = prober.probe(size)
-    known = [reevaluate(t, prober.budgets) or t for t in (*trials, trial)]
+    budgets = with_margins(prober.budgets, (*trials, trial))
+    known = [reevaluate(t, budgets) or t for t in (*trials, trial)]
     search = rebuild_search(prober, known, ceiling)
     emit(ProbeEnded(trial=known[-1], low=search.low, high=search.high))
     return known
@@ -179,9 +180,10 @@ def rebuild_search(
     prober: Prober, trials: Iterable[Trial], ceiling: int, guess: int | None = None
 ) -> Search:
     """The search after these trials, under the budgets of now: tenants may have moved since."""
-    least = min(device.budget for device in prober.budgets)
-    search = Search(ceiling, least, guess, noise=prober.noise)
-    known = (reevaluate(trial, prober.budgets) for trial in trials)
+    trials = tuple(trials)
+    budgets = with_margins(prober.budgets, trials)
+    search = Search(ceiling, min(b.usable for b in budgets), guess, noise=prober.noise)
+    known = (reevaluate(trial, budgets) for trial in trials)
     return functools.reduce(tell, filter(None, known), search)
 
 
@@ -200,7 +202,7 @@ def tell(search: Search, trial: Trial) -> Search:
     The search has one budget, the smallest. A trial whose tightest device has a larger one is
     shifted down by the difference, which keeps its headroom.
     """
-    shift = search.budget - trial.budgets[trial.tightest].budget
+    shift = search.budget - trial.budgets[trial.tightest].usable
     amounts = trial.peak, trial.static_bytes, trial.activation_peak
     shifted = (None if amount is None else amount + shift for amount in amounts)
     return search.tell(trial.size, trial.verdict, *shifted)

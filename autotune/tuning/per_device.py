@@ -28,7 +28,7 @@ def ask_each(
     guesses = guess if guess is not None and len(guess) == len(budgets) else (None,) * len(budgets)
     known = [t for trial in trials if (t := reevaluate(trial, budgets)) is not None]
     searches = [
-        _rank_search(Search(ceiling, budget.budget, hint, noise=noise), rank, known)
+        _rank_search(Search(ceiling, budget.usable, hint, noise=noise), rank, known)
         for rank, (budget, hint) in enumerate(zip(budgets, guesses, strict=True))
     ]
     asked = [search.ask() for search in searches]
@@ -59,7 +59,7 @@ def _tell(search: Search, rank: int, size: int, trial: Trial) -> Search | None:
     """The search after what the trial says of this rank; None when another rank ended the trial."""
     if trial.measured and trial.failure is None:
         device = trial.measured[rank]
-        verdict = Verdict.FITS if device.peak <= trial.budgets[rank].budget else Verdict.OVER
+        verdict = Verdict.FITS if device.peak <= trial.budgets[rank].usable else Verdict.OVER
         return search.tell(size, verdict, device.peak, device.static_bytes, device.activation_peak)
     if trial.failed_rank not in (None, rank):
         return None

@@ -13,6 +13,8 @@ from autotune.readings import Report
 
 LEAST_STEPS = 3
 """The worst case, then mixed lengths, then the worst case again in the cache that the mix left."""
+REPEATED_STEPS = 4
+"""A peak near the budget is repeated once more, which shows how far equal steps differ."""
 MOST_STEPS = 8
 """Used while the peak has not settled or the steps are too short to time."""
 SETTLED = 1.02
@@ -76,7 +78,7 @@ def measure(
 ) -> Report:
     """Runs training steps until their peak has settled; `beat(step)` is called after each.
 
-    A peak below `safe` bytes need not settle. Raises whatever the step raises; `is_out_of_memory` tells
+    A peak below `safe` bytes need neither settle nor be repeated. Raises whatever the step raises; `is_out_of_memory` tells
     out of memory apart.
     """
     memory = workload.memory
@@ -104,11 +106,11 @@ def measure(
         peaks.append(memory.peak())
         allocated = max(allocated, memory.peak_allocated())
         beat(step)
-        grows = step + 1 < LEAST_STEPS or (
-            peaks[-1] > SETTLED * max(peaks[:-1]) and (safe is None or peaks[-1] > safe)
-        )
+        counts = safe is None or peaks[-1] > safe
+        grows = counts and peaks[-1] > SETTLED * max(peaks[:-1], default=0)
+        least = REPEATED_STEPS if counts else LEAST_STEPS
         # ranks that stop at different steps wait for each other for ever
-        if not workload.any_rank(grows or sum(seconds) < TIMED):
+        if not workload.any_rank(step + 1 < least or grows or sum(seconds) < TIMED):
             break
     retries = memory.retries() - retries
     memory.release_cached()  # a cache would look like a tenant's memory
@@ -124,6 +126,7 @@ def measure(
         samples=load.samples,
         tokens=load.tokens,
         outside=memory.outside(),
+        spread=max(peaks[2:]) - min(peaks[2:]),
     )
 
 
@@ -153,22 +156,24 @@ def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None
     memory.release_cached()
     retries = memory.retries()
     static_bytes = memory.resident()
-    memory.reset_peak()
-    workload.evaluate(size)
-    memory.synchronize()
-    beat(0)
-    started = time.perf_counter()
-    load = workload.evaluate(size)
-    memory.synchronize()
-    seconds = time.perf_counter() - started
-    peak, allocated = memory.peak(), memory.peak_allocated()
+    peaks: list[int] = []
+    allocated = 0
+    for turn in range(2):
+        memory.reset_peak()
+        started = time.perf_counter()
+        load = workload.evaluate(size)
+        memory.synchronize()
+        seconds = time.perf_counter() - started
+        peaks.append(memory.peak())
+        allocated = max(allocated, memory.peak_allocated())
+        beat(turn)
     retries = memory.retries() - retries
     memory.release_cached()
     return Report(
         device=memory.device,
         static_bytes=static_bytes,
-        activation_peak=peak,
-        peak=peak,
+        activation_peak=max(peaks),
+        peak=max(peaks),
         allocated=allocated,
         resident=memory.resident(),
         retries=retries,
@@ -176,4 +181,5 @@ def measure_evaluation(workload: Workload, size: int, beat: Callable[[int], None
         samples=load.samples,
         tokens=load.tokens,
         outside=memory.outside(),
+        spread=max(peaks) - min(peaks),
     )

@@ -10,7 +10,7 @@ import profiles
 from autotune.devices.lock import locked
 from autotune.events import Notice, TuningEnded
 from autotune.plan import Plan, choose_effective
-from autotune.trial import Trial
+from autotune.trial import MARGIN_SPREADS, Trial
 from autotune.tuning.extras import tune_evaluation, tune_loaders
 from autotune.tuning.loop import Extras, Outcome, tune
 from autotune.tuning.prober import WorkerProber
@@ -186,6 +186,7 @@ def make_profile(outcome: Outcome, job: TuneJob) -> Profile:
             budget_bytes=tightest.budget,
             hard_limit_bytes=tightest.hard_limit,
             peak_bytes=trial.peak,
+            noise_bytes=tightest.margin // MARGIN_SPREADS,
             host_peak_bytes=trial.host_peak,
             shares=None if fractions is None else list(fractions),
         ),
@@ -237,6 +238,7 @@ def as_json(tuned: Tuned) -> dict[str, Any]:
                 "others_bytes": budget.others,
                 "budget_bytes": budget.budget,
                 "peak_bytes": device.peak,
+                "margin_bytes": budget.margin,
                 "context_bytes": device.context,
                 "reserved_bytes": device.reserved,
                 "allocated_bytes": device.allocated,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,8 @@ from autotune.cause import Cause, Failure
 from autotune.choices import Prefer
 from autotune.readings import DeviceBudget, Measured
 from autotune.search import AIM, Search
-from autotune.trial import Trial, choose, with_verdict
-from autotune.tuning.loop import Extras, Outcome, tell
+from autotune.trial import Trial, choose, reevaluate, with_margins, with_verdict
+from autotune.tuning.loop import Extras, Outcome, tell, tune
 from autotune.verdict import Verdict
 
 MIB = 2**20
@@ -81,6 +82,54 @@ def test_the_tightest_device_is_mostly_used_up() -> None:
     near = [answer >= int(0.95 * aimed) for answer, aimed, _ in (found(n, 500) for n in nodes)]
 
     assert sum(near) >= 0.99 * len(nodes)
+
+
+class Noisy:
+    """A card of 1,000 MiB of which a sequence takes 10; equal steps differ by `spread`, and it reads low."""
+
+    target, noise = 1.0, 0.003
+
+    def __init__(self, spread: int) -> None:
+        self.budgets = (device("card", 1000 * MIB),)
+        self.spread = spread
+
+    def open(self) -> dict[str, Any]:
+        return {"model": "m"}
+
+    def probe(self, size: int | tuple[int, ...]) -> Trial:
+        assert isinstance(size, int)
+        measured = Measured(
+            peak=10 * MIB * size, static_bytes=0, activation_peak=10 * MIB * size,
+            spread=self.spread if size > 50 else 0,
+        )  # fmt: skip
+        return with_verdict(replace(trial(size), measured=(measured,)), self.budgets)
+
+
+@given(st.integers(0, 50 * MIB))
+def test_an_answer_leaves_the_noise_that_its_tuning_measured(spread: int) -> None:
+    """Twice as much as equal steps differed by, whichever probe showed it."""
+    ended: list[Any] = []
+
+    outcome = tune(Noisy(spread), ceiling=lambda info: 500, emit=ended.append)
+
+    assert outcome.answer is not None
+    assert outcome.answer.peak is not None
+    left = 1000 * MIB - outcome.answer.peak
+    assert 2 * spread <= left <= 2 * spread + 40 * MIB
+    assert outcome.answer.budgets[0].margin == 2 * spread
+
+
+def test_a_size_within_the_noise_of_the_budget_says_so() -> None:
+    prober = Noisy(5 * MIB)
+    trials = [prober.probe(100)]
+
+    (over,) = (reevaluate(t, with_margins(prober.budgets, trials)) for t in trials)
+
+    assert over is not None
+    assert over.verdict is Verdict.OVER
+    assert over.reason == "nearer to the budget than the noise allows (10 MiB)"
+    assert trials[0].verdict is Verdict.FITS
+    assert trials[0].reason is None
 
 
 def test_a_device_is_told_by_its_headroom() -> None:

@@ -11,6 +11,7 @@ from autotune.tuning import probe
 from autotune.tuning.probe import (
     LEAST_STEPS,
     MOST_STEPS,
+    REPEATED_STEPS,
     Load,
     measure,
     measure_evaluation,
@@ -136,14 +137,29 @@ def test_what_grows_with_the_size_is_read_before_anything_is_left_in_pieces() ->
 
 @pytest.mark.parametrize(
     ("grows", "safe", "steps"),
-    [(0, None, LEAST_STEPS), (10, None, MOST_STEPS), (10, 10**6, LEAST_STEPS), (10, 1, MOST_STEPS)],
-    ids=["settled", "grows", "grows far below the budget", "grows near it"],
+    [
+        (0, None, REPEATED_STEPS),
+        (0, 10**6, LEAST_STEPS),
+        (10, None, MOST_STEPS),
+        (10, 10**6, LEAST_STEPS),
+        (10, 1, MOST_STEPS),
+    ],
+    ids=["settled", "far below the budget", "grows", "grows far below the budget", "grows near it"],
 )
 def test_steps_go_on_until_the_peak_has_settled(grows: int, safe: int | None, steps: int) -> None:
     """Unless it fits however it wavers."""
     _, taken = measured(Growing(grows), safe)
 
     assert taken == steps
+
+
+@pytest.mark.parametrize(("grows", "spread"), [(0, 0), (10, 10 * (MOST_STEPS - 3))])
+def test_the_spread_is_of_the_worst_steps_after_the_mix(grows: int, spread: int) -> None:
+    """The first step finds an empty cache, and one of mixed lengths is another step."""
+    report, _ = measured(Growing(grows))
+
+    assert report.spread == spread
+    assert measure_evaluation(Growing(grows), 8, lambda step: None).spread == 0
 
 
 def test_source_and_target_are_told_apart() -> None:
