@@ -1,11 +1,17 @@
 """Runs `chatlm` as a user does, in a folder of its own."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+import cli
 
 ROOT = Path(__file__).parents[2]
 CHATLM = (sys.executable, "-P", "-m", "cli")
@@ -37,6 +43,26 @@ def chatlm(
         process.communicate(timeout=30)
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def called(
+    folder: Path, *arguments: str, encoding: str = "utf-8"
+) -> "subprocess.CompletedProcess[str]":
+    """The same command in this process, which has torch; its output is no file."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    with (
+        chdir(folder),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.MonkeyPatch.context() as m,
+    ):
+        m.setattr(sys, "argv", ["chatlm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    said = (stream.buffer.getvalue().decode(encoding) for stream in (out, err))
+    return subprocess.CompletedProcess(arguments, code, *said)
 
 
 def output_of(folder: Path, *arguments: str, timeout: float = 120) -> str:
