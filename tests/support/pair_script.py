@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support import answering_script, finite_script, sharded_script, sparse_script
+from tests.support import (
+    answering_script,
+    diverged_script,
+    finite_script,
+    sharded_script,
+    sparse_script,
+)
 from tests.support.tiny import engine, tiny
 
 SCRIPTS = {
@@ -29,3 +35,5 @@ if __name__ == "__main__":
     for name, main in SCRIPTS.items():
         (folder / f"{name}-{rank}.json").write_text(json.dumps(main()))
     sharded_script.main(folder)
+    message = diverged_script.main(folder)
+    (folder / f"diverged-{rank}.json").write_text(json.dumps(message))
