@@ -10,7 +10,9 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from tests.support.commands import output_of, steps
+import profiles
+from tests.end_to_end.test_autotune_emulated import check
+from tests.support.commands import output_of, plant_bombs, steps
 from tests.support.runs import chosen, ended, notices, rows_file, run
 from tests.support.tiny import save
 
@@ -128,7 +130,8 @@ def test_a_compiled_run_is_the_run_without(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_model_of_experts_is_tuned_and_trained_on_two_processes(tmp_path: Path) -> None:
-    """By the commands; each rank leaves other experts out."""
+    """By the commands, beside modules of our names; each rank has its card and leaves other experts out."""
+    plant_bombs(tmp_path)
     save("switch", tmp_path / "switch")
     rows_file(tmp_path / "rows.jsonl", 40)
     chosen = ("--device", "cpu", "--plain", "--model", "switch", "--data", "rows.jsonl")
@@ -138,7 +141,11 @@ def test_a_model_of_experts_is_tuned_and_trained_on_two_processes(tmp_path: Path
     output_of(tmp_path, "train", *chosen, "--profile", "tuned", "--max-steps", "3",
               "--output-dir", "run")  # fmt: skip
 
-    assert json.loads(tuned)["micro_batch_size"] == 2
-    assert len(json.loads(tuned)["devices"]) == 2
+    document = json.loads(tuned)
+    check(document, tmp_path)
+    assert document["micro_batch_size"] == 2
+    assert len(document["devices"]) == 2
+    assert document["effective_batch_size"] <= 4 * document["gradient_accumulation_steps"]
+    assert profiles.load(str(tmp_path / document["profile"])).fingerprint.world_size == 2
     assert [step["step"] for step in steps(tmp_path / "run")] == [1, 2, 3]
     hf.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")
