@@ -7,7 +7,7 @@ import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -32,7 +32,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def chatlm(
-    folder: Path, *arguments: str, timeout: float = 120
+    folder: Path, *arguments: str, timeout: float = 300
 ) -> "subprocess.CompletedProcess[str]":
     """The finished command."""
     process = start(folder, *arguments)
@@ -46,13 +46,13 @@ def chatlm(
 
 
 def called(
-    folder: Path, *arguments: str, encoding: str = "utf-8"
+    folder: Path, *arguments: str, encoding: str = "utf-8", to: TextIO | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """The same command in this process, which has torch; its output is no file."""
+    """The same command in this process, which has torch; its output stays in memory, or goes `to` a file."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
     with (
         chdir(folder),
-        redirect_stdout(out),
+        redirect_stdout(to or out),
         redirect_stderr(err),
         pytest.MonkeyPatch.context() as m,
     ):
@@ -65,7 +65,7 @@ def called(
     return subprocess.CompletedProcess(arguments, code, *said)
 
 
-def output_of(folder: Path, *arguments: str, timeout: float = 120) -> str:
+def output_of(folder: Path, *arguments: str, timeout: float = 300) -> str:
     """What the command printed; it must succeed."""
     done = chatlm(folder, *arguments, timeout=timeout)
     assert done.returncode == 0, done.stderr
@@ -78,7 +78,7 @@ def two_processes(module: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-P", *launcher, "-m", module, *arguments],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=200,
+        timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
