@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench import chaos, chaos_damage, chaos_judge, chaos_kills, chaos_signals
+from bench import chaos, chaos_damage, chaos_judge, chaos_kills, chaos_place, chaos_signals
 from bench.chaos import PAGE, RESULT, as_document, line, one, read, table, with_table, words
 from bench.chaos_case import Case, Row, Strike, chain, ended
 from bench.chaos_disks import KIB, RESUMES, full
@@ -273,7 +273,11 @@ def ground() -> Iterator[Ground]:
     """A short name: a socket's path has 108 bytes at most."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         found = Ground(Path(name))
-        found.make()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                chaos_place, "MANY", 400
+            )  # no case here is struck while rows are tokenised
+            found.make()
         yield found
 
 
