@@ -38,7 +38,7 @@ def test_without_any_temporary_folder_a_command_says_what_to_set(
     """Before anything starts. Here no file may have a byte, as on a full disk."""
     done = subprocess.run(
         ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *CHATLM, command],
-        cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=100,
+        cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
     assert done.returncode == 1

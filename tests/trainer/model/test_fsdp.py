@@ -24,7 +24,7 @@ from trainer.evaluation.evaluator import evaluate
 
 @pytest.fixture(autouse=True)
 def nothing_hangs() -> Iterator[None]:
-    with deadline(240):
+    with deadline(300):
         yield
 
 
@@ -136,7 +136,7 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
     )  # fmt: skip
     assert wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=300)
     said = run(chosen("small", tmp_path / "parts", micro_batch=5, **here))
 
     assert process.returncode == 130, err
