@@ -129,8 +129,17 @@ def test_a_compiled_run_is_the_run_without(tmp_path: Path, monkeypatch: pytest.M
         assert fast["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
 
 
-def test_a_model_of_experts_is_tuned_and_trained_on_two_processes(tmp_path: Path) -> None:
-    """By the commands, beside modules of our names; each rank has its card and leaves other experts out."""
+def test_a_model_of_experts_is_tuned_and_trained_on_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the commands; each rank has its card and leaves other experts out.
+
+    Beside modules of our names, under a long TMPDIR of two lines, where torchrun, gloo, loader processes and our
+    own socket make files.
+    """
+    temporary = tmp_path.joinpath(*["ü\n" + "d" * 60] * 3)
+    temporary.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(temporary))
     plant_bombs(tmp_path)
     save("switch", tmp_path / "switch")
     rows_file(tmp_path / "rows.jsonl", 40)
@@ -138,14 +147,16 @@ def test_a_model_of_experts_is_tuned_and_trained_on_two_processes(tmp_path: Path
 
     tuned = output_of(tmp_path, "autotune", *chosen, "--num-processes", "2", "--max-batch", "2",
                       "--vram-limit", "2GiB", "--target-vram", "0.9", "--json")  # fmt: skip
-    output_of(tmp_path, "train", *chosen, "--profile", "tuned", "--max-steps", "3",
+    document = json.loads(tuned)
+    profile = profiles.load(str(tmp_path / document["profile"]))
+    with_loader = profile.run.model_copy(update={"loader_workers": 1})
+    profiles.save(profile.model_copy(update={"run": with_loader}), tmp_path / "own.toml")
+    output_of(tmp_path, "train", *chosen, "--profile", "own.toml", "--max-steps", "3",
               "--output-dir", "run")  # fmt: skip
 
-    document = json.loads(tuned)
     check(document, tmp_path)
     assert document["micro_batch_size"] == 2
-    assert len(document["devices"]) == 2
+    assert len(document["devices"]) == profile.fingerprint.world_size == 2
     assert document["effective_batch_size"] <= 4 * document["gradient_accumulation_steps"]
-    assert profiles.load(str(tmp_path / document["profile"])).fingerprint.world_size == 2
     assert [step["step"] for step in steps(tmp_path / "run")] == [1, 2, 3]
     hf.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")
