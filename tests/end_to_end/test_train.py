@@ -221,8 +221,9 @@ def test_an_interrupted_tokenising_resumes(tmp_path: Path, monkeypatch: pytest.M
 def test_a_launcher_of_the_users_own_works_too(tmp_path: Path) -> None:
     """`accelerate launch -m chatlm.trainer`: no supervisor, a line of JSON for each thing that happens."""
     (tmp_path / "profiles").mkdir()  # as `chatlm autotune` leaves one
+    rows_file(tmp_path / "rows.jsonl", 40)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    flags = ["--profile", "small", "--max-steps", "2", "--device", "cpu", "--generate-rows", "4"]
+    flags = ["--profile", "small", "--max-steps", "2", "--device", "cpu", "--data", "rows.jsonl"]
 
     done = subprocess.run(
         [*launch, "-m", "chatlm.trainer", *flags],

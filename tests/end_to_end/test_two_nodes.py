@@ -21,6 +21,8 @@ TRAINER = (
     "--max-steps", "100000", "--warmup", "0", "--output-dir", "run",
 )  # fmt: skip
 """Far more steps than are waited for: they are stopped."""
+COMPARED = 2
+"""Steps; how many more there are depends on when a signal arrives, and rounding adds up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,13 @@ def launch(root: Path) -> None:
     processes = [*nodes]
     try:
         with deadline(300):
-            wait_for_steps(nodes[0], root / "main", 2)
+            wait_for_steps(nodes[0], root / "main", COMPARED)
             nodes[1].send_signal(signal.SIGTERM)
             for name, node in zip(names, nodes, strict=True):
                 end(node, root / name)
             alone = started(root / "alone", *TRAINER, "--micro-batch", "16")
             processes.append(alone)
-            wait_for_steps(alone, root / "alone", len(steps(root / "main/run")))
+            wait_for_steps(alone, root / "alone", COMPARED)
             alone.send_signal(signal.SIGTERM)
             end(alone, root / "alone")
     finally:
@@ -110,8 +112,7 @@ def test_two_nodes_train_as_one_process(launches: dict[str, Launch]) -> None:
     nodes = steps(launches["main"].folder / "run")
     alone = steps(launches["alone"].folder / "run")
 
-    assert len(nodes) >= 2
-    for parts, whole in zip(nodes, alone, strict=False):
+    for parts, whole in zip(nodes[:COMPARED], alone[:COMPARED], strict=True):
         assert parts["tokens"] == whole["tokens"]
         assert parts["micro_batches"] > whole["micro_batches"]
         assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
