@@ -47,6 +47,9 @@ def _own_handlers() -> Iterator[None]:
 PR_SET_CHILD_SUBREAPER = 36
 CHILD_EVENTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec"}
 """Python's audit events of a process that starts another."""
+DEFAULTS: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL,
+}  # fmt: skip
 _is_quick_test_running = False
 
 
@@ -56,6 +59,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # whose parent has ended is ours to end
+    for number, handler in DEFAULTS.items():
+        if signal.getsignal(number) == signal.SIG_IGN:  # a script's `&` leaves it to all children
+            signal.signal(number, handler)
     if config.getoption("--quick"):
         sys.addaudithook(_skip_at_a_child)
 

@@ -1,4 +1,4 @@
-"""A causal model the whole way: tuned, trained, evaluated; `test_late_bumps` has a seq2seq one."""
+"""A causal model the whole way: tuned, trained, evaluated; `end_to_end/test_autotune_emulated` has a seq2seq one."""
 
 import json
 from pathlib import Path

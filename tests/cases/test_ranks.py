@@ -11,7 +11,7 @@ from tests.support.probers import GIB, prober_of
 from tests.support.processes import each_within, still_running, workers_of
 from trainer.config.settings import WorkloadSettings
 
-nothing_hangs = each_within(120)
+nothing_hangs = each_within(300)
 
 
 def test_one_rank_out_of_memory_ends_the_probe_on_all(

@@ -28,7 +28,7 @@ from trainer.supervisor.training import run_training
 STEPS = 6
 STOPPED = 2
 """The step that is under way when the run is interrupted, or the one after."""
-nothing_hangs = each_within(180)
+nothing_hangs = each_within(300)
 
 
 PROFILE = f"""\
@@ -69,20 +69,14 @@ def stopped(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(
-    profile: Path,
-    output: Path,
-    emit: Callable[[object], None],
-    *,
-    micro_batch: int | None = None,
-) -> TrainingEnded:
+def run(profile: Path, output: Path, emit: Callable[[object], None]) -> TrainingEnded:
     """Trains with the profile, in worker processes as `chatlm train` does."""
     host = HostMeter()
     found = profiles.load(str(profile))
     with open_devices(
         "cpu", num_processes=1, vram_limit=found.memory.vram_limit_bytes, host=host
     ) as devices:
-        settings = chosen(profile, output, micro_batch=micro_batch, **CHOSEN)
+        settings = chosen(profile, output, **CHOSEN)
         job = TrainJob(
             settings=settings, profile=found, devices=devices, host=host, emit=emit,
             log_path=output.parent / "log",
@@ -90,26 +84,15 @@ def run(
         return run_training(job)
 
 
-def resumed(
-    profile: Path, stopped: Path, output: Path, *, micro_batch: int | None = None
-) -> list[object]:
-    """The events of the second part, which may be cut differently."""
-    events: list[object] = []
-    shutil.copytree(stopped, output)
-    run(profile, output, events.append, micro_batch=micro_batch)
-    return events
-
-
-def test_a_resume_searches_nothing_and_counts_on_whatever_its_cut(
-    profile: Path, stopped: Path, tmp_path: Path
-) -> None:
+def test_a_resume_counts_on_whatever_its_cut(profile: Path, stopped: Path, tmp_path: Path) -> None:
     """Interrupted at micro-batch 8, resumed at 3: the same samples in the same steps."""
+    shutil.copytree(stopped, tmp_path / "parts")
+
     runs.run(chosen(profile, tmp_path / "whole", **CHOSEN))
-    events = resumed(profile, stopped, tmp_path / "parts", micro_batch=3)
+    events = runs.run(chosen(profile, tmp_path / "parts", micro_batch=3, **CHOSEN))
 
     (started,) = (event for event in events if isinstance(event, TrainingStarted))
     parts, reference = steps(tmp_path / "parts"), steps(tmp_path / "whole")
-    assert [event for event in events if isinstance(event, ProbeStarted)] == []
     assert (started.steps, started.effective_batch, started.micro_batch) == (STEPS, 16, 3)
     assert started.first_step > STOPPED
     again = slice(started.first_step - 1, None)
@@ -147,9 +130,13 @@ def test_a_resume_on_other_rows_is_refused_before_a_step(tmp_path: Path) -> None
 def test_where_activations_set_the_peak_a_resume_takes_no_more_than_a_fresh_start(
     profile: Path, stopped: Path, tmp_path: Path
 ) -> None:
-    """What it reads of the checkpoint is gone before the first step; the card holds it."""
-    resumed(profile, stopped, tmp_path / "run")
+    """What it reads of the checkpoint is gone before the first step; the card holds it. Nothing is tuned anew."""
+    events: list[object] = []
+    shutil.copytree(stopped, tmp_path / "run")
 
+    run(profile, tmp_path / "run", events.append)
+
+    assert not [event for event in events if isinstance(event, ProbeStarted)]
     peaks = [record["device_peak_bytes"] for record in steps(tmp_path / "run")]
     assert max(peaks[STOPPED + 1 :]) == pytest.approx(max(peaks[:STOPPED]), rel=0.05)
     assert max(peaks[STOPPED + 1 :]) <= 2**30
@@ -178,7 +165,7 @@ def test_where_weights_set_the_peak_a_resume_takes_no_more_than_a_fresh_start(
     process = start(tmp_path, *train)
     wait_until((tmp_path / "run" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     fresh = max(record["device_peak_bytes"] for record in steps(tmp_path / "run"))
     output_of(tmp_path, *train)

@@ -58,7 +58,7 @@ def test_a_second_tuning_at_the_same_time_waits_for_the_first(
     """Each would count the other's memory as a tenant's. It says who holds the device."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     said = tmp_path / "said"
-    with deadline(100):
+    with deadline(300):
         with locked(["host-memory"], notify=print, folder=tmp_path), said.open("w") as file:
             waiting = subprocess.Popen(
                 [*CHATLM, "autotune", "--device", "cpu", "--target-ram", "1", "--target-vram", "1",

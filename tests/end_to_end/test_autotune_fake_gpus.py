@@ -34,7 +34,7 @@ def autotune(
             *script, ",".join(map(str, tenants)), "autotune", "--device", "cuda", *TOY, "--plain",
             *arguments,
         ],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=110,
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import chatlm, output_of
+from tests.support.commands import called, chatlm, output_of
 from tests.support.data_files import json_lines, pairs
+from tests.support.runs import chosen, ended, run
 
 ALPACA = [{"instruction": "add", "input": "1 1", "output": "2"}] * 3
 NO_TORCH = "raise SystemExit('torch was loaded')\n"
@@ -21,15 +22,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "user"
 
 
-def test_it_prints_a_page_and_one_document(folder: Path) -> None:
+def test_it_prints_a_page_and_one_document(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a pipe, without colours; training then opens the tokens that it made."""
     json_lines(folder, ALPACA)
 
     said = output_of(folder, "data", "rows.jsonl")
-    document = json.loads(output_of(folder, "data", "rows.jsonl", "--row", "2", "--json"))
+    document = json.loads(called(folder, "data", "rows.jsonl", "--row", "2", "--json").stdout)
     made = sorted((folder.parent / "cache").iterdir())
-    output_of(folder, "train", "--profile", "fast", "--data", "rows.jsonl", "--device", "cpu",
-              "--num-processes", "1", "--max-steps", "1", "--generate-rows", "0", "--plain")  # fmt: skip
+    monkeypatch.chdir(folder)
+    trained = run(chosen("fast", Path("run"), data=("rows.jsonl",), max_steps=1, generate_rows=0))
 
     assert said.startswith(
         "rows.jsonl: JSON lines; instruction and input are the prompt, output the answer\n"
@@ -38,6 +39,7 @@ def test_it_prints_a_page_and_one_document(folder: Path) -> None:
     assert "⟦2│[EOS]⟧" in said
     assert "\x1b" not in said
     assert [row["row"] for row in document["shown"]] == [2]
+    assert ended(trained).result["steps"] == 1
     assert sorted((folder.parent / "cache").iterdir()) == made
 
 
@@ -67,7 +69,7 @@ def test_a_wrong_column_is_told_before_torch_is_loaded(
 def test_a_row_that_is_not_there_is_refused(folder: Path, row: str) -> None:
     json_lines(folder, pairs(2))
 
-    done = chatlm(folder, "data", "rows.jsonl", "--row", row)
+    done = called(folder, "data", "rows.jsonl", "--row", row)
 
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
@@ -75,13 +77,10 @@ def test_a_row_that_is_not_there_is_refused(folder: Path, row: str) -> None:
     )
 
 
-def test_text_that_the_terminal_cannot_write_is_escaped(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+def test_text_that_the_terminal_cannot_write_is_escaped(folder: Path) -> None:
     json_lines(folder, pairs(1))
 
-    said = output_of(folder, "data", "rows.jsonl")
+    said = called(folder, "data", "rows.jsonl", encoding="ascii").stdout
 
     assert "\\u7b54" in said
     assert "#####" in said
@@ -92,8 +91,8 @@ def test_a_files_name_does_not_steer_the_terminal(folder: Path) -> None:
     json_lines(folder, pairs(1), "a\x1b[31m.jsonl")
     json_lines(folder, [{"a": "b"}], "b\x1b[31m.jsonl")
 
-    said = output_of(folder, "data", "a\x1b[31m.jsonl")
-    done = chatlm(folder, "data", "b\x1b[31m.jsonl")
+    said = called(folder, "data", "a\x1b[31m.jsonl").stdout
+    done = called(folder, "data", "b\x1b[31m.jsonl")
 
     assert said.startswith("'a\\x1b[31m.jsonl': JSON lines; ")
     assert done.stderr.startswith("chatlm: b\\x1b[31m.jsonl has no columns")

@@ -103,17 +103,17 @@ def test_a_cut_may_change_between_two_steps(
     agree(found, whole)
 
 
-def test_four_processes_take_the_steps_of_one(
+def test_three_processes_take_the_steps_of_one(
     model: Path, rows: Path, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """One process stops after the third step; four of unequal shares resume it with another profile.
+    """One process stops after the third step; three of unequal shares resume it with another profile.
 
     Over gloo; two nodes that begin a run together have a test of their own.
     """
     run = started(model, rows, tmp_path, stop_at=3)
     assert not take_steps(run)
 
-    found = train(model, rows, tmp_path, [3, 2, 2, 1])
+    found = train(model, rows, tmp_path, [4, 3, 1])
 
     assert len(found) == 8
     agree(found, whole)

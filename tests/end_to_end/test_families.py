@@ -10,7 +10,9 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from tests.support.commands import output_of, steps
+import profiles
+from tests.end_to_end.test_autotune_emulated import check
+from tests.support.commands import output_of, plant_bombs, steps
 from tests.support.runs import chosen, ended, notices, rows_file, run
 from tests.support.tiny import save
 
@@ -127,18 +129,34 @@ def test_a_compiled_run_is_the_run_without(tmp_path: Path, monkeypatch: pytest.M
         assert fast["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
 
 
-def test_a_model_of_experts_is_tuned_and_trained_on_two_processes(tmp_path: Path) -> None:
-    """By the commands; each rank leaves other experts out."""
+def test_a_model_of_experts_is_tuned_and_trained_on_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the commands; each rank has its card and leaves other experts out.
+
+    Beside modules of our names, under a long TMPDIR of two lines, where torchrun, gloo, loader processes and our
+    own socket make files.
+    """
+    temporary = tmp_path.joinpath(*["ü\n" + "d" * 60] * 3)
+    temporary.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    plant_bombs(tmp_path)
     save("switch", tmp_path / "switch")
     rows_file(tmp_path / "rows.jsonl", 40)
     chosen = ("--device", "cpu", "--plain", "--model", "switch", "--data", "rows.jsonl")
 
     tuned = output_of(tmp_path, "autotune", *chosen, "--num-processes", "2", "--max-batch", "2",
                       "--vram-limit", "2GiB", "--target-vram", "0.9", "--json")  # fmt: skip
-    output_of(tmp_path, "train", *chosen, "--profile", "tuned", "--max-steps", "3",
+    document = json.loads(tuned)
+    profile = profiles.load(str(tmp_path / document["profile"]))
+    with_loader = profile.run.model_copy(update={"loader_workers": 1})
+    profiles.save(profile.model_copy(update={"run": with_loader}), tmp_path / "own.toml")
+    output_of(tmp_path, "train", *chosen, "--profile", "own.toml", "--max-steps", "3",
               "--output-dir", "run")  # fmt: skip
 
-    assert json.loads(tuned)["micro_batch_size"] == 2
-    assert len(json.loads(tuned)["devices"]) == 2
+    check(document, tmp_path)
+    assert document["micro_batch_size"] == 2
+    assert len(document["devices"]) == profile.fingerprint.world_size == 2
+    assert document["effective_batch_size"] <= 4 * document["gradient_accumulation_steps"]
     assert [step["step"] for step in steps(tmp_path / "run")] == [1, 2, 3]
     hf.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")

@@ -28,7 +28,7 @@ PROFILE = "schema = 1\n[batch]\nmicro_batch_size = 1\ngradient_accumulation_step
 IN_TOML = json.dumps(HOSTILE)
 """A TOML string of the same text."""
 TRAIN = ("train", "--profile", "fast", "--device", "cpu", "--num-processes", "1", "--plain")
-nothing_hangs = each_within(200)
+nothing_hangs = each_within(300)
 Say = Callable[..., str]
 
 
@@ -198,7 +198,7 @@ def test_no_folder_of_a_module_in_our_place_steers_the_terminal(tmp_path: Path) 
 def installed(folder: Path, *arguments: str) -> str:
     """What the command and its workers print and log."""
     done = subprocess.run(
-        [*CHATLM, *arguments], cwd=folder, capture_output=True, check=False, timeout=150
+        [*CHATLM, *arguments], cwd=folder, capture_output=True, check=False, timeout=300
     )
     return (done.stdout + done.stderr).decode() + logged(folder)
 
@@ -233,14 +233,16 @@ def test_nothing_that_a_worker_prints_steers_the_terminal(
     "template", ["{{ raise_exception(MESSAGE) }}", "{{ messages[0]['content'] + MESSAGE }}"],
     ids=["raises", "writes"],
 )  # fmt: skip
-def test_no_template_and_no_model_steers_the_terminal(template: str, folder: Path) -> None:
+def test_no_template_and_no_model_steers_the_terminal(
+    template: str, folder: Path, said: Say
+) -> None:
     """In the page of the data, in a run's lines, and in its log."""
     model = folder / f"llama{HOSTILE}"
     tiny.save("llama", model)
     (model / "chat_template.jinja").write_text(template.replace("MESSAGE", json.dumps(HOSTILE)))
     few: tuple[Any, ...] = ("--model", model, "--data", f"{HOSTILE}.jsonl", "--max-steps", "1")
 
-    page = installed(folder, "data", f"{HOSTILE}.jsonl", "--model", str(model))
+    page = said("data", f"{HOSTILE}.jsonl", "--model", str(model))
     run = installed(folder, *TRAIN, *map(str, few), "--output-dir", f"run{HOSTILE}")
 
     assert "\\x1b" in page

@@ -14,6 +14,7 @@ import pytest
 
 from dashboard.event_log import read_events
 from tests.support.commands import output_of, steps
+from tests.support.shared import once
 from trainer.events import Evaluated
 from trainer.reading.readers import bundled
 
@@ -28,6 +29,7 @@ micro_batch_size = {QUESTIONS}
 gradient_accumulation_steps = 1
 effective_batch_size = {QUESTIONS}
 """
+RUN = "model_save/sft_few"
 SHORT = 12
 """Characters of an answer: a long one takes more steps to learn."""
 ASKED = """\
@@ -55,7 +57,10 @@ assert not {"trainer", "autotune"} & set(sys.modules)
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a user has trained; what the command printed is in `out.txt`."""
-    folder = tmp_path_factory.mktemp("home")
+    return once(tmp_path_factory, "home", train)
+
+
+def train(folder: Path) -> None:
     rows = Path(bundled("train")).read_text(encoding="utf-8").splitlines()
     chosen = [row for row in rows if len(json.loads(row)["response"]) <= SHORT][:QUESTIONS]
     (folder / "few.jsonl").write_text("".join(f"{row}\n" for row in chosen), "utf-8")
@@ -67,23 +72,28 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--learning-rate", "0.004", "--events", "events.jsonl", timeout=300,
     )  # fmt: skip
     (folder / "out.txt").write_text(out, "utf-8")
-    return folder
+    ask(folder)
 
 
 @pytest.fixture(scope="module")
 def run(home: Path) -> Path:
-    return home / "model_save/sft_few"
+    return home / RUN
 
 
 @pytest.fixture(scope="module")
-def asked(home: Path, run: Path) -> list[str]:
+def asked(home: Path) -> list[str]:
     """What a process that knows nothing of chatlm gets: the card's own answer, and how many are right."""
+    return (home / "asked.txt").read_text("utf-8").splitlines()
+
+
+def ask(folder: Path) -> None:
+    """Has that process ask the model."""
     done = subprocess.run(
-        [sys.executable, "-I", "-c", ASKED, str(run), str(home / "few.jsonl")],
-        capture_output=True, text=True, timeout=240,
+        [sys.executable, "-I", "-c", ASKED, str(folder / RUN), str(folder / "few.jsonl")],
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    (folder / "asked.txt").write_text(done.stdout, "utf-8")
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:

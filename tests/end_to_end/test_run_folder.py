@@ -3,10 +3,10 @@
 import signal
 from pathlib import Path
 
-from tests.support.commands import chatlm, output_of, start, steps
+from tests.support.commands import chatlm, start, steps
 from tests.support.processes import each_within
 from tests.support.run_folders import contents
-from tests.support.runs import rows_file
+from tests.support.runs import chosen, rows_file, run
 
 nothing_hangs = each_within(300)
 
@@ -30,15 +30,19 @@ def arguments(folder: Path, size: int, *more: str) -> tuple[str, ...]:
 
 def test_a_fresh_run_that_does_not_fit_leaves_the_old_one_as_it_was(tmp_path: Path) -> None:
     """It runs out of memory in the rehearsal of its largest step; then a smaller one replaces the old run."""
-    output_of(tmp_path, *arguments(tmp_path, 4, "--max-steps", "2"))
+    data = (str(rows_file(tmp_path / "rows.jsonl", 40)),)
+    small = profile(tmp_path / "of-4.toml", 4)
+    run(chosen(small, tmp_path / "run", data=data, max_steps=2))
     before = contents(tmp_path / "run")
 
     failed = chatlm(tmp_path, *arguments(tmp_path, 65536, "--max-steps", "1", "--fresh"))
     after = contents(tmp_path / "run")
-    output_of(tmp_path, *arguments(tmp_path, 4, "--max-steps", "3", "--fresh"))
+    run(chosen(small, tmp_path / "run", data=data, max_steps=3, fresh=True))
 
     assert failed.returncode == 1
     assert "out of memory at micro-batch 65536" in failed.stderr
+    assert "use a smaller --micro-batch" in failed.stderr
+    assert "Traceback" not in failed.stderr
     assert "the run in run is back: the new one had saved nothing" in failed.stdout
     assert after == before
     assert [step["step"] for step in steps(tmp_path / "run")] == [1, 2, 3]
@@ -57,7 +61,7 @@ def test_a_second_training_in_a_folder_is_refused_and_the_first_goes_on(tmp_path
     fresh = chatlm(tmp_path, *arguments(tmp_path, 4, "--max-steps", "3", "--fresh"))
     is_running = first.poll() is None
     first.send_signal(signal.SIGINT)
-    out, _ = first.communicate(timeout=120)
+    out, _ = first.communicate(timeout=300)
 
     for refused in (second, fresh):
         assert refused.returncode == 1

@@ -12,9 +12,9 @@ import profiles
 from autotune.events import ProbeStarted
 from dashboard.event_log import read_events
 from tests.support.command_toy import TOY
-from tests.support.commands import CHATLM, output_of, start, steps
+from tests.support.commands import CHATLM, start, steps
 from tests.support.processes import each_within, still_running, wait_until, workers_of
-from tests.support.runs import rows_file
+from tests.support.runs import chosen, notices, rows_file, run
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 PAIRS = [(HUP, TERM), (TERM, HUP), (INT, TERM), (INT, INT), (TERM, TERM)]
@@ -23,7 +23,7 @@ TRAIN = (
     "train", "--device", "cpu", "--dropout", "0", "--seed", "5", "--profile", "small",
     "--generate-rows", "0", "--max-steps", "12", "--micro-batch", "8", "--output-dir", "run",
 )  # fmt: skip
-nothing_hangs = each_within(120)
+nothing_hangs = each_within(300)
 each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(n.name for n in pair))
 Pair = tuple[signal.Signals, signal.Signals]
 
@@ -32,7 +32,7 @@ def end(process: "subprocess.Popen[str]", pair: Pair) -> tuple[int, str]:
     """Sends both at once; the exit code and what was said on standard error."""
     for number in pair:
         process.send_signal(number)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     assert "Traceback" not in err
     assert "Exception ignored" not in err
     return process.returncode, err
@@ -78,25 +78,28 @@ def test_two_signals_while_a_worker_starts_end_it(
 
 
 def test_two_signals_in_a_run_save_a_checkpoint(tmp_path: Path) -> None:
-    """The same command then resumes after the last step."""
+    """The same run then resumes after the last step."""
     rows_file(tmp_path / "rows.jsonl", 400)
-    arguments = (*TRAIN, "--plain", "--data", "rows.jsonl")
-    process = start(tmp_path, *arguments)
+    process = start(tmp_path, *TRAIN, "--plain", "--data", "rows.jsonl")
     assert wait_until((tmp_path / "run" / "metrics.jsonl").exists)
 
     code, _ = end(process, (TERM, HUP))
     done = len(steps(tmp_path / "run"))
+    resumed = chosen(
+        "small", tmp_path / "run", data=(str(tmp_path / "rows.jsonl"),), dropout=0.0, seed=5,
+        generate_rows=0, max_steps=12, micro_batch=8,
+    )  # fmt: skip
 
     assert code == 130
     assert 1 <= done < 12
-    assert f"resuming after step {done} of 12" in output_of(tmp_path, *arguments)
+    assert f"resuming after step {done} of 12" in notices(run(resumed))
 
 
 def test_a_closed_terminal_saves_a_checkpoint(tmp_path: Path) -> None:
     """The screen has nowhere to draw any more; the log tells the end."""
     rows_file(tmp_path / "rows.jsonl", 400)
     child = pexpect.spawn(
-        CHATLM[0], [*CHATLM[1:], *TRAIN, "--data", "rows.jsonl"], cwd=tmp_path, timeout=100,
+        CHATLM[0], [*CHATLM[1:], *TRAIN, "--data", "rows.jsonl"], cwd=tmp_path, timeout=300,
         dimensions=(30, 100), encoding="utf-8", codec_errors="replace",
     )  # fmt: skip
     try:
@@ -124,7 +127,7 @@ def test_a_closed_terminal_saves_a_checkpoint(tmp_path: Path) -> None:
 @each_pair
 def test_two_signals_to_the_monitor_leave_the_terminal_as_it_was(pair: Pair) -> None:
     child = pexpect.spawn(
-        CHATLM[0], [*CHATLM[1:], "monitor"], dimensions=(24, 80), timeout=60, encoding="utf-8",
+        CHATLM[0], [*CHATLM[1:], "monitor"], dimensions=(24, 80), timeout=300, encoding="utf-8",
     )  # fmt: skip
     said = []
     try:

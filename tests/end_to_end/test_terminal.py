@@ -83,7 +83,7 @@ def opened(command: list[str], **environment: str) -> Iterator[Terminal]:
     """That command behind a terminal."""
     terminal = Terminal()
     terminal.process = pexpect.spawn(
-        command[0], command[1:], dimensions=(24, 80), timeout=60, encoding="utf-8",
+        command[0], command[1:], dimensions=(24, 80), timeout=300, encoding="utf-8",
         env={**without_choices(), "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment},
     )  # fmt: skip
     terminal.process.logfile_read = terminal
@@ -273,7 +273,7 @@ def test_a_pipe_gets_plain_lines(encoding: str) -> None:
     chosen = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "PYTHONIOENCODING": encoding}
 
     ended = subprocess.run(
-        [sys.executable, str(SCRIPT), "training"], check=True, capture_output=True, timeout=60,
+        [sys.executable, str(SCRIPT), "training"], check=True, capture_output=True, timeout=300,
         env={**without_choices(), **chosen},
     )  # fmt: skip
 

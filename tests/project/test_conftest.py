@@ -34,7 +34,7 @@ def suite(tmp_path: Path) -> Path:
 def run(suite: Path, *arguments: str) -> str:
     """What pytest prints of that suite."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=suite, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(command, cwd=suite, capture_output=True, text=True, timeout=300).stdout
 
 
 def test_a_failed_test_leaves_no_process_behind(suite: Path) -> None:

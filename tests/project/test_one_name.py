@@ -32,7 +32,7 @@ def run(*arguments: str, path: Path | None = None) -> "subprocess.CompletedProce
     return subprocess.run(
         [sys.executable, "-P", *arguments],
         env={"PYTHONPATH": ":".join(folders), "PATH": ""},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_a_folder_of_profiles_in_the_current_one_hides_nothing(module: str, tmp_
 
     done = subprocess.run(
         [sys.executable, "-c", EDITABLE.format(root=str(ROOT), module=module)],
-        cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
     assert (done.returncode, done.stderr) == (0, "")

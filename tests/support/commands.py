@@ -1,11 +1,17 @@
 """Runs `chatlm` as a user does, in a folder of its own."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+import pytest
+
+import cli
 
 ROOT = Path(__file__).parents[2]
 CHATLM = (sys.executable, "-P", "-m", "cli")
@@ -26,7 +32,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def chatlm(
-    folder: Path, *arguments: str, timeout: float = 120
+    folder: Path, *arguments: str, timeout: float = 300
 ) -> "subprocess.CompletedProcess[str]":
     """The finished command."""
     process = start(folder, *arguments)
@@ -39,7 +45,27 @@ def chatlm(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def output_of(folder: Path, *arguments: str, timeout: float = 120) -> str:
+def called(
+    folder: Path, *arguments: str, encoding: str = "utf-8", to: TextIO | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """The same command in this process, which has torch; its output stays in memory, or goes `to` a file."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    with (
+        chdir(folder),
+        redirect_stdout(to or out),
+        redirect_stderr(err),
+        pytest.MonkeyPatch.context() as m,
+    ):
+        m.setattr(sys, "argv", ["chatlm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    said = (stream.buffer.getvalue().decode(encoding) for stream in (out, err))
+    return subprocess.CompletedProcess(arguments, code, *said)
+
+
+def output_of(folder: Path, *arguments: str, timeout: float = 300) -> str:
     """What the command printed; it must succeed."""
     done = chatlm(folder, *arguments, timeout=timeout)
     assert done.returncode == 0, done.stderr
@@ -52,7 +78,7 @@ def two_processes(module: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-P", *launcher, "-m", module, *arguments],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=200,
+        timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

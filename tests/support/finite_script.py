@@ -1,11 +1,5 @@
-"""One of two gloo processes, of which one has a step that is not finite: what each raises, as JSON.
+"""One of two gloo processes, of which one has a step that is not finite: what each raises."""
 
-torchrun --nproc-per-node 2 -m tests.support.finite_script FOLDER
-"""
-
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,13 +49,11 @@ def raised(part: str, spoilt_rank: int, *, fsdp: bool) -> str | None:
     return None
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    rank = engine(tiny("t5")).accelerator.process_index
-    found = [
+def main() -> list[list[Any]]:
+    """[part, rank that has it, whether sharded, part that is raised here] of each case."""
+    return [
         [part, spoilt, fsdp, raised(part, spoilt, fsdp=fsdp)]
         for part in SPOILERS
         for spoilt in (0, 1)
         for fsdp in (False, True)
     ]
-    (folder / f"raised-{rank}.json").write_text(json.dumps(found))

@@ -1,13 +1,10 @@
-"""One of two gloo processes that train sharded, then in DDP, then sharded again: a JSON line of figures.
-
-    torchrun --nproc-per-node 2 -m tests.support.sharded_script ROWS FOLDER KIND…
+"""One of two gloo processes that train sharded, then in DDP, then sharded again: figures as JSON.
 
 The engine changes at a checkpoint each time.
 """
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from trainer.pretrained.loading import Loaded, load_model
 WORKLOAD = WorkloadSettings(max_source_length=16, max_target_length=16, dropout=0.0, seed=3)
 EFFECTIVE = 5
 """One by one on two processes: three micro-batches, and two and an empty one."""
+KINDS = ("seq2seq", "causal", *SPARSE)
 STEPS = 6
 RATE = 1e-3
 CLIP = 0.5
@@ -106,7 +104,7 @@ def progress(step: int) -> Position:
     )
 
 
-def main(kind: str, rows: str, folder: RunFolder) -> dict[str, Any]:
+def train(kind: str, rows: str, folder: RunFolder) -> dict[str, Any]:
     """The figures: those of the steps, of evaluations, and what a rank holds sharded."""
     found: dict[str, Any] = {"steps": [], "evaluations": [], "held": []}
     done = 0
@@ -144,11 +142,11 @@ def held(engine: Engine) -> int:
     return sum(t.numel() * t.element_size() for t in own)
 
 
-if __name__ == "__main__":
-    _, rows, path, *kinds = sys.argv
-    for kind in kinds:
-        run_folder = RunFolder(Path(path) / kind)
+def main(folder: Path) -> None:
+    """Trains each kind of model on the folder's rows, in a run folder of its own."""
+    for kind in KINDS:
+        run_folder = RunFolder(folder / kind)
         if os.environ["RANK"] == "0":
             run_folder.claim({}, fresh=False)
-        figures = main(kind, rows, run_folder)
+        figures = train(kind, str(folder / "rows.jsonl"), run_folder)
         (run_folder.path / f"figures-{figures['rank']}.json").write_text(json.dumps(figures))

@@ -35,7 +35,7 @@ def test_loaders_send_tensors_whatever_the_path_of_temporary_files(
     monkeypatch.setenv("TMPDIR", str(folder))
     steps: Any = [torch.full((1000,), number) for number in range(3)]
 
-    with deadline(100):
+    with deadline(300):
         items = list(load_steps(steps, range(3), 1))
 
     assert [int(item[0]) for item in items] == [0, 1, 2]

@@ -455,7 +455,7 @@ def test_a_killed_writer_is_followed_by_one_that_waited(
         assert wait_until(lambda: len(told) >= 2)
         encoded_while_waiting = sum(counted)
         process.send_signal(signal.SIGKILL)
-        waiter.join(timeout=60)
+        waiter.join(timeout=300)
 
     assert process.returncode == -signal.SIGKILL
     assert encoded_while_waiting == 0
@@ -504,7 +504,7 @@ def test_who_waits_can_be_stopped(tmp_path: Path, cache: Path) -> None:
         """Asked of the writer, it lets another one wait, and stops it first."""
         thread = threading.Thread(target=other)
         thread.start()
-        thread.join(timeout=60)
+        thread.join(timeout=300)
         return True
 
     with pytest.raises(Interrupted):
@@ -523,7 +523,7 @@ def test_of_two_at_once_one_writes(tmp_path: Path, counted: list[int]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
 
     assert sum(counted) == ROWS
     assert [len(store) for store in stores] == [ROWS] * 3

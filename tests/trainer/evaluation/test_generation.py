@@ -1,8 +1,7 @@
 """Many answers at once are the ones that a model gives one by one; what its maker set stays out."""
 
-import json
-import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,28 +9,14 @@ import pytest
 import torch
 
 from autotune.readings import Outside
-from tests.support import tiny
-from tests.support.commands import two_processes
+from tests.support import answering_script
+from tests.support.answering_script import LONGEST, parts
+from tests.support.pair_script import found_by
 from trainer.batching.collator import Collator
-from trainer.data.encoder import Encoder
-from trainer.evaluation.evaluator import Answering, evaluate_with_answers
 from trainer.evaluation.generation import answer, dry_run_generation
 from trainer.model.engine import Engine
-from trainer.reading.readers import bundled
 
-ROWS, LONGEST = range(13), 9
-
-
-def parts(family: str) -> tuple[Engine, Collator]:
-    """A model whose weights are large enough for answers that differ."""
-    model = tiny.tiny(family, seed=3)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(10)
-    encoder = Encoder(tiny.tokenizer(), is_causal=family in tiny.CAUSAL)
-    engine = tiny.engine(model, device="cpu", dropout=0.0)
-    return engine, tiny.collator(model, encoder, bundled("valid"))
+ROWS = range(13)
 
 
 def step_by_step(engine: Engine, collator: Collator, row: int) -> list[int]:
@@ -157,31 +142,11 @@ class Full:
         return self.synchronize
 
 
-def evaluation() -> list[Any]:
-    """[is main, loss, BLEU, samples] of an evaluation on this process's share."""
-    engine, collator = parts("t5")
-    found = evaluate_with_answers(
-        engine, collator, step=1, size=32,
-        answering=Answering(rows=5, size=2, longest=LONGEST),
-    )  # fmt: skip
-    is_main = bool(engine.accelerator.is_main_process)
-    return [is_main, found.loss, found.bleu, [sample.answer for sample in found.samples]]
-
-
-def test_ranks_share_the_rows_and_one_scores_all() -> None:
+def test_ranks_share_the_rows_and_one_scores_all(pair: Path) -> None:
     """5 rows on two gloo processes, 3 and 2 of them, under DDP: the figures of one process."""
-    printed = two_processes("tests.trainer.evaluation.test_generation")
-
-    lines = [line.split("FOUND")[1] for line in printed.splitlines() if "FOUND" in line]
-    (_, loss, bleu, answers), (_, other_loss, other_bleu, _) = sorted(
-        map(json.loads, lines), reverse=True
-    )
-    _, one_loss, one_bleu, one_answers = evaluation()
+    (_, loss, bleu, answers), (_, other_loss, other_bleu, _) = found_by("answering", pair)
+    _, one_loss, one_bleu, one_answers = answering_script.main()
     assert loss == other_loss == pytest.approx(one_loss, rel=1e-6)
     assert bleu == pytest.approx(one_bleu)
     assert answers == one_answers
     assert other_bleu is None
-
-
-if __name__ == "__main__":
-    sys.stdout.write(f"FOUND{json.dumps(evaluation())}\n")

@@ -1,6 +1,5 @@
 """A step whose loss or gradient is not finite is not taken, on no rank; fp16's scale skips a few."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from tests.support import finite_script, tiny
-from tests.support.commands import two_processes
+from tests.support.pair_script import found_by
 from trainer.config.settings import WorkloadSettings
 from trainer.model.accelerator import make_accelerator
 from trainer.model.engine import MOST_SKIPS, Engine
@@ -77,14 +76,13 @@ def test_a_dry_run_leaves_no_loss_behind() -> None:
     assert math.isfinite(norms[0])
 
 
-def test_all_ranks_stop_where_one_is_not_finite(tmp_path: Path) -> None:
+def test_all_ranks_stop_where_one_is_not_finite(pair: Path) -> None:
     """Over DDP and FSDP2, with the bad micro-batch on either: none waits for the other."""
-    two_processes("tests.support.finite_script", str(tmp_path))
+    ranks = found_by("finite", pair)
 
-    for rank in (0, 1):
-        for part, spoilt, fsdp, raised in json.loads(
-            (tmp_path / f"raised-{rank}.json").read_text()
-        ):
+    for rank, cases in enumerate(ranks):
+        assert len(cases) == 8
+        for part, spoilt, fsdp, raised in cases:
             assert raised == part, (rank, spoilt, fsdp)
 
 

@@ -14,20 +14,17 @@ from safetensors.torch import load_file
 from autotune.choices import DeviceKind
 from bench.small import save_small
 from tests.support import sharded_script as script
-from tests.support.commands import start, steps, two_processes
+from tests.support.commands import start, steps
 from tests.support.processes import deadline, wait_until
 from tests.support.runs import chosen, notices, rows_file, run
-from tests.support.tiny import SPARSE
 from trainer.batching.step_loader import zero_weight_batch
 from trainer.checkpointing.checkpoint import verify
 from trainer.evaluation.evaluator import evaluate
 
-KINDS = ("seq2seq", "causal", *SPARSE)
-
 
 @pytest.fixture(autouse=True)
 def nothing_hangs() -> Iterator[None]:
-    with deadline(240):
+    with deadline(300):
         yield
 
 
@@ -36,20 +33,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", 24)
 
 
-@pytest.fixture(scope="module")
-def launched(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of two processes that trained each kind of model."""
-    folder = tmp_path_factory.mktemp("run")
-    two_processes("tests.support.sharded_script", str(rows), str(folder), *KINDS)
-    return folder
-
-
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=script.KINDS)
 def both(
-    request: pytest.FixtureRequest, rows: Path, launched: Path
+    request: pytest.FixtureRequest, rows: Path, pair: Path
 ) -> tuple[list[dict[str, Any]], dict[str, Any], Path]:
     """Figures of two processes, of one that took all steps, and the folder of the two."""
-    folder = launched / request.param
+    folder = pair / request.param
     two = [json.loads((folder / f"figures-{rank}.json").read_text()) for rank in (0, 1)]
     return two, alone(request.param, rows), folder
 
@@ -147,7 +136,7 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
     )  # fmt: skip
     assert wait_until((tmp_path / "parts" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=300)
     said = run(chosen("small", tmp_path / "parts", micro_batch=5, **here))
 
     assert process.returncode == 130, err
@@ -162,7 +151,7 @@ def test_a_sharded_run_goes_on_unsharded_and_ends_as_one_process(
     assert all(torch.allclose(second[name], first[name], rtol=1e-5, atol=1e-5) for name in first)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", script.KINDS)
 def test_an_empty_micro_batch_adds_nothing(kind: str, rows: Path) -> None:
     """Neither to the loss nor to a gradient, not even an undefined number."""
     loaded = script.load(kind)

@@ -1,7 +1,6 @@
 """Weights that a micro-batch leaves out: the cut changes neither their training nor their state."""
 
-import json
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,27 +10,19 @@ from transformers import BartConfig
 from autotune.partition import Costs
 from autotune.plan import cut
 from tests.support import sharded_script, sparse_script, tiny
-from tests.support.commands import two_processes
+from tests.support.pair_script import found_by
 from trainer.batching.collator import Collator
 from trainer.model.engine import Engine
 from trainer.model.unused import may_leave_out, with_weights
 from trainer.reading.readers import bundled
 
 
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The figures of two processes."""
-    folder = tmp_path_factory.mktemp("sparse")
-    two_processes("tests.support.sparse_script", str(folder))
-    return [json.loads((folder / f"figures-{rank}.json").read_text()) for rank in (0, 1)]
-
-
 @pytest.mark.parametrize("case", sparse_script.CASES)
-def test_two_processes_train_as_one(case: str, launched: list[dict[str, Any]]) -> None:
+def test_two_processes_train_as_one(case: str, pair: Path) -> None:
     """With two micro-batches and one: losses, gradient norms, weights, and which have a state."""
     one = sparse_script.figures(case, slice(3))
 
-    for rank in launched:
+    for rank in found_by("sparse", pair):
         assert rank[case]["losses"] == pytest.approx(one["losses"], rel=1e-6)
         assert rank[case]["norms"] == pytest.approx(one["norms"], rel=1e-10)
         assert rank[case]["weights"] == pytest.approx(one["weights"], rel=1e-10)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from autotune.errors import DivergedError, ModelError
 from tests.support import finite_script, tiny
 from tests.support.commands import steps
+from tests.support.diverged_script import BAD
+from tests.support.pair_script import found_by
 from tests.support.poisoned import ROWS, poisoned, rows_with_fire
 from tests.support.runs import Messages, ended, notices, rows_file, run, settings
 from trainer.config.settings import TrainSettings
@@ -21,9 +23,6 @@ from trainer.model.engine import MOST_SKIPS
 from trainer.run.divergence import listed, note_skipped_steps
 from trainer.run.loop import take_steps
 from trainer.run.setup import prepare
-
-BAD = int(PlainSteps(SampleOrder(ROWS, 3), 8).step(2)[5])
-"""A row of the third step, counted from 0."""
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +61,16 @@ def test_a_row_without_a_loss_stops_the_run_before_its_step(model: Path, tmp_pat
     assert all(math.isfinite(step["loss"]) for step in steps(output))
     assert is_whole(output / "checkpoint-2")
     assert not (output / "config.json").exists()
+
+
+def test_two_sharded_processes_stop_at_a_row_that_one_of_them_has(pair: Path) -> None:
+    """Both name it; `chatlm train` says the same of two that hold whole weights."""
+    for message in found_by("diverged", pair):
+        assert message.startswith(
+            f"step 3 was not taken: its loss is not finite (inf or NaN); it comes from 1 of its 8 rows: {BAD + 1}; "
+            f"{pair}/diverged/checkpoint-2 is the last checkpoint; "
+        )
+    assert [step["step"] for step in steps(pair / "diverged")] == [1, 2]
 
 
 def test_a_model_without_any_loss_is_said_at_the_first_step(model: Path, tmp_path: Path) -> None:
