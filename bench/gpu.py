@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import profiles
-from bench.commands import metrics, speed
+from bench.commands import metrics, speed, write_result
 from bench.repeat import ROOT, timed
 
 PRESETS = ("small", "fast", "standard")
@@ -66,8 +66,7 @@ class Bench:
             outcome = {"state": "failed", "why": f"{type(error).__name__}: {error}"}
         outcome["part_seconds"] = time.monotonic() - started
         self.document["parts"][name] = outcome
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self.document, indent=1) + "\n")
+        write_result(self._path, self.document)
         print(f"  {outcome['state']} {outcome.get('why', '')}", flush=True)
         return outcome
 

@@ -21,10 +21,8 @@ from autotune.tuning.probe import Load
 
 STEPS = 3
 """Optimizer steps a try; Lightning's default."""
-ROUNDS = 5
+ROUNDS = 3
 """How often each size is timed, in turns, after one round that warms up."""
-MISSES = 8
-"""Sizes out of memory in a row that end a sweep."""
 
 
 class Memory(Protocol):
@@ -208,12 +206,9 @@ TUNERS: dict[str, Tuner] = {
 
 
 def sweep(steps: Steps, sizes: list[int]) -> None:
-    """Tries the sizes one after another, until several in a row were out of memory."""
-    missed = 0
+    """Tries the sizes one after another, whatever becomes of each."""
     for size in sizes:
-        missed = 0 if steps.runs(size) else missed + 1
-        if missed == MISSES:
-            break
+        steps.runs(size)
 
 
 def time_sizes(workload: Workload, sizes: list[int], out: TextIO) -> None:
