@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +94,13 @@ class Done:
     """Its last words where it failed."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", type=names, default=tuple(PROGRAMS), help="by comma")
     parser.add_argument("--data", help="the bundled rows without it")
     parser.add_argument("--eval-data")
     parser.add_argument("--against", default="HEAD", help="the commit of the old files")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     given = {"--data": options.data, "--eval-data": options.eval_data}
     done = run_all({name: PROGRAMS[name] for name in options.only}, given)
     table.write()

@@ -34,12 +34,12 @@ def compare(names: Sequence[str], against: str = "HEAD") -> str:
 
 def in_folder(name: str) -> Document | None:
     path = ROOT / RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None  # type: ignore[no-any-return]
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def in_git(name: str, commit: str) -> Document | None:
     text = git("show", f"{commit}:{RESULTS / name}.json")
-    return None if text is None else json.loads(text)  # type: ignore[no-any-return]
+    return None if text is None else json.loads(text)
 
 
 def block(name: str, new: Document, old: Document | None) -> str:

@@ -98,6 +98,15 @@ def padding(way: str) -> At:
     return lambda d: ratio(row(d, "trainers", name=way))
 
 
+def real_share(way: str) -> At:
+    """Of the padded tokens."""
+    return lambda d: row(d, "trainers", name=way)["padding_efficiency"]
+
+
+def of_format(form: str, key: str) -> At:
+    return lambda d: d["formats"][form][key]
+
+
 def trials(document: Document) -> int:
     return len(document["tuning"]["trials"])
 
@@ -154,11 +163,9 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure("most steps lost", "less", COUNT, lambda d: d["summary"]["most_steps_lost"]),
     ),
     "rows-2m-cpu": (
-        *(Figure(f"{form}: memory beyond 1,000 rows", "less", GROWTH,
-                 lambda d, form=form: d["formats"][form]["most_beyond_reference_bytes"])
+        *(Figure(f"{form}: memory beyond 1,000 rows", "less", GROWTH, of_format(form, "most_beyond_reference_bytes"))
           for form in FORMATS),
-        *(Figure(f"{form}: rows tokenised", "more", SPEED,
-                 lambda d, form=form: d["formats"][form]["tokenise_rows_per_second"])
+        *(Figure(f"{form}: rows tokenised", "more", SPEED, of_format(form, "tokenise_rows_per_second"))
           for form in FORMATS),
     ),
     "demo-cpu": (
@@ -214,8 +221,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     ),
     "padding-cpu": (
         *(Figure(f"{way} to fixed size", "more", RATIO, padding(way)) for way in ("exact", "grouped")),
-        *(Figure(f"{way}: real of the padded tokens", "more", SHARE,
-                 lambda d, way=way: row(d, "trainers", name=way)["padding_efficiency"])
+        *(Figure(f"{way}: real of the padded tokens", "more", SHARE, real_share(way))
           for way in ("exact", "grouped")),
     ),
     "chaos-cpu": (

@@ -1,7 +1,7 @@
 """Ratios of speed: each of two runs that met the same machine, one right after the other."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 
@@ -19,11 +19,11 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     return Ratio(median=statistics.median(ratios), least=min(ratios), most=max(ratios))
 
 
-def spread(ratio: Mapping[str, float]) -> float:
+def spread(ratio: Ratio) -> float:
     """Half the way from the least to the most, as a share of the median."""
     return (ratio["most"] - ratio["least"]) / 2 / ratio["median"]
 
 
-def words(ratio: Mapping[str, float]) -> str:
+def words(ratio: Ratio) -> str:
     """As tables have it: `1.84 × (1.79–1.90)`."""
     return f"{ratio['median']:.2f} × ({ratio['least']:.2f}–{ratio['most']:.2f})"

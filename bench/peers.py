@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,7 +149,8 @@ def make_model(folder: Path) -> str:
 def compare(task: Task, rounds: int) -> dict[str, Any]:
     """Everything that was run, and the columns that follow from it."""
     run_process(task, "sweep", "--sizes", "1")  # it tokenises the data, which the others find done
-    runners = {"ours": run_ours, **{name: partial(run_peer, name=name) for name in PEERS}}
+    runners: dict[str, Callable[[Task], Ran]] = {"ours": run_ours}
+    runners |= {name: partial(run_peer, name=name) for name in PEERS}
     found: dict[str, list[Ran]] = {name: [] for name in runners}
     for _ in range(rounds):
         for name, runner in runners.items():
