@@ -49,6 +49,7 @@ bench: .venv/peers
 bench-gpu: .venv/peers
 	$(BIN)/python -m bench.demo --result bench/results/demo-gpu.json --device cuda
 	$(BIN)/python -m bench.contract --result bench/results/contract-gpu.json --device cuda --model chatlm-0.2b --vram-limit 20GiB $(ROWS)
+	$(BIN)/python -m bench.presets --result bench/results/presets-gpu.json --device cuda --model chatlm-0.2b --vram-limit 20GiB $(ROWS)
 	$(BIN)/python -m bench.gpu --result bench/results/gpu.json $(ROWS)
 	$(BIN)/python -m bench.accumulation --result bench/results/accumulation-gpu.json --device cuda
 	$(BIN)/python -m bench.exactness --result bench/results/exactness-gpu.json --device cuda --processes 1

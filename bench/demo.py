@@ -42,7 +42,7 @@ def main() -> None:
         for turn in presets.turns_of(tuned, ("small",))
         if turn.name == "small" or turn.cut == "length"
     ]
-    compared = presets.compare(FOLDER / "tuned.toml", turns, ROUNDS, device)
+    compared = presets.compare(FOLDER / "tuned.toml", turns, ROUNDS, "cpu" if emulated else "cuda")
     steps = metrics("model_save/sft_tuned")
     document = {
         "emulated": emulated,

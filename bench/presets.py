@@ -28,22 +28,22 @@ def main() -> None:
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="the bundled rows without it")
     parser.add_argument("--model", default="chatlm-tiny")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--vram-limit", default="2GiB")
     parser.add_argument("--rounds", type=int, default=5, help="that are timed, after one more")
     options = parser.parse_args()
-    common = ["--model", options.model, "--device", options.device]
+    common = ["--model", options.model]
     if options.data:
         common += ["--data", str(options.data.resolve())]
     with tempfile.TemporaryDirectory() as folder:
         card = ("--target-vram", "0.6", "--vram-limit", options.vram_limit, "--num-processes", "1")
-        chatlm(Path(folder), "autotune", *card, *common)
+        chatlm(Path(folder), "autotune", *card, "--device", options.device, *common)
         tuned = Path(folder) / "profiles" / "tuned.toml"
         turns = turns_of(profiles.load(str(tuned)).batch.micro_batch_size)
         document = {
             "model": options.model,
             "rows": options.data.name if options.data else "bundled",
-            **compare(tuned, turns, options.rounds, common),
+            **compare(tuned, turns, options.rounds, options.device, *common),
         }
     write_result(options.result, document)
     print(table(document))
@@ -60,13 +60,13 @@ def turns_of(tuned: int, names: Sequence[str] = PRESETS) -> list[Turn]:
 
 
 def compare(
-    profile: Path, turns: Sequence[Turn], rounds: int, flags: Sequence[str]
+    profile: Path, turns: Sequence[Turn], rounds: int, device: str, *flags: str
 ) -> dict[str, Any]:
     """The turns' figures, at the profile's effective batch."""
     return {
         "effective_batch": profiles.load(str(profile)).batch.effective_batch_size,
         "rounds": rounds,
-        "turns": timed(turns, rounds, "--profile", str(profile), *flags),
+        "turns": timed(turns, rounds, device, "--profile", str(profile), *flags),
     }
 
 

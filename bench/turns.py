@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from autotune.plan import Plan, cut
+from autotune.workers.launch import worker_environment
 from bench.commands import ROOT, metrics
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def in_round(turns: Sequence[Turn], round_: int, place: int) -> Turn:
     return turns[(place + round_) % len(turns)]
 
 
-def timed(turns: Sequence[Turn], rounds: int, *flags: str) -> list[dict[str, Any]]:
-    """Each turn's figures over the rounds; `flags` are those of `python -m trainer`.
+def timed(turns: Sequence[Turn], rounds: int, device: str, *flags: str) -> list[dict[str, Any]]:
+    """Each turn's figures over the rounds; `flags` are those of `python -m trainer`, in its environment.
 
     Raises RuntimeError with its last words when the run fails.
     """
@@ -79,8 +80,8 @@ def timed(turns: Sequence[Turn], rounds: int, *flags: str) -> list[dict[str, Any
         ]
         asked = json.dumps([asdict(turn) for turn in turns])
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "bench.turns", *flags, *words, "--fresh"],
-            env={**os.environ, "PYTHONPATH": str(ROOT), ASKED: asked},
+            [sys.executable, "-P", "-m", "bench.turns", "--device", device, *flags, *words, "--fresh"],
+            env={**worker_environment(device, 1), "PYTHONPATH": str(ROOT), ASKED: asked},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
