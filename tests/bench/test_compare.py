@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import all as every
-from bench import compare
+from bench import compare, demo
 from bench.all import PROGRAMS, Done, Program, names, run, summary
 from bench.busy import Moment, others_share, own_seconds, processors
 from bench.commands import code, write_result
@@ -223,3 +223,24 @@ def test_the_table_of_presets_tells_size_and_cut_apart() -> None:
         "| `small`: 1 | fixed size | 2 | 0.75 | 2 | 1.00 × (1.00–1.00) |",
         "| `tuned`: 16 | by length | 2 | 0.75 | 5 | 3.50 × (3.00–4.00) |",
     ]
+
+
+def test_the_demo_says_against_what_it_is_faster() -> None:
+    """The preset's micro-batch, at the same effective batch, cut as ours and as most trainers cut."""
+    small = Turn(name="small", micro_batch=1, cut="length")
+    steps = [step(9.0)] * 3 + [step(speed) for speed in (2.0, 4.0, 1.0, 6.0, 1.0, 2.0)]
+    document = {
+        "emulated": True, "micro_batch_size": 16, "effective_batch_size": 32, "probes": 3, "rounds": 2,
+        "peak_bytes": 2**30, "training_peak_bytes": 2**30, "budget_bytes": 2**30, "first_loss": 8.0,
+        "final_loss": 0.5, "exact_match": 0.5, "seconds": 200.0,
+        "turns": figures([SMALL, small, TUNED], steps),
+    }  # fmt: skip
+
+    text = demo.summary(document)
+
+    assert (
+        "    speed         5 samples/s. Preset small's micro-batch of 1, same effective batch and samples:\n"
+        "                  2, so 2.5 x (2.0 to 3.0), when cut by length as ours is;\n"
+        "                  1, so 5.0 x (4.0 to 6.0), in micro-batches of one size, as most trainers cut.\n"
+        "                  Medians of 2 steps each, in turns in one process\n"
+    ) in text
