@@ -3,8 +3,9 @@
     python -m bench.all [--only peers,demo] [--data FILE] [--eval-data FILE]
 
 Each runs in a process of its own; what it prints goes to `logs/bench/`. One that fails does not stop the
-others. Those without a figure of speed run two at a time, after the others. At the end the pages get the
-new figures, and a table says what got better or worse against the files in git, and how busy the machine was.
+others. Those without a figure of speed come last, two at a time; each is other work to the one beside it.
+At the end the pages get the new figures, and a table says what got better or worse against the files in git,
+and how busy the machine was.
 """
 
 import argparse
@@ -66,7 +67,7 @@ PROGRAMS = {
         module="padding", file="padding-cpu", flags=("--steps", "6"), takes=DATA, minutes=6
     ),
     "sampling": Program(module="sampling", file="sampling-cpu", minutes=1),
-    "kills": Program(module="kills", file="kills-cpu", is_timed=False, minutes=10),
+    "kills": Program(module="kills", file="kills-cpu", is_timed=False, minutes=8),
     "exactness": Program(module="exactness", file="exactness-cpu", is_timed=False, minutes=8),
     "repeat": Program(module="repeat", file="repeat-cpu", is_timed=False, minutes=13),
     "contract": Program(

@@ -159,7 +159,16 @@ def compare(options: argparse.Namespace, folder: Path, seconds: float) -> dict[s
     if importlib.util.find_spec("lightning") is None:
         raise Skipped("lightning is not installed: pip install --group peers")
     result = folder / "peers.json"
-    words = ["--device", options.device, "--model", options.model, "--card", options.vram_limit]
+    words = [
+        "--device",
+        options.device,
+        "--model",
+        options.model,
+        "--card",
+        options.vram_limit,
+        "--rounds",
+        "1",
+    ]
     words += ["--data", str(options.data.resolve())] if options.data else []
     done = subprocess.run(
         [sys.executable, "-m", "bench.peers", "--result", str(result), *words],
