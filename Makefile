@@ -5,12 +5,14 @@
 # make check   format, lint, types
 # make chaos   runs that are killed, interrupted, filled up and damaged: what is lost, within 10 minutes
 # make fuzz    22,000 damaged profiles, data files, run folders and token stores, into bench/results/fuzz-cpu.json
-# make bench   what README quotes, measured anew into bench/results/ (DATA=file EVAL=file for real rows)
+# make bench   what README quotes, measured anew into bench/results/, beside the old figures (DATA=file EVAL=file
+#              for real rows, ONLY=peers,demo for some of it)
 
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 EVAL ?=
+ONLY ?=
 # rooms whose tests are quick without their child processes
 QUICK := tests/autotune tests/profiles tests/dashboard tests/project $(addprefix tests/trainer/,config reading data artifacts supervisor run)
 ROWS = $(if $(DATA),--data $(DATA))
@@ -42,27 +44,12 @@ chaos: .venv/main
 	$(BIN)/python -m bench.chaos --docs
 
 bench: .venv/peers
-	$(BIN)/python -m bench.demo --result bench/results/demo-cpu.json --pictures docs --device cpu
-	$(BIN)/python -m bench.contract --result bench/results/contract-cpu.json --device cpu $(ROWS)
-	$(BIN)/python -m bench.tune --result bench/results/tune-0.2b-cpu.json --device cpu $(ROWS)
-	$(BIN)/python -m bench.simulate --result bench/results/search-simulated.json
-	$(BIN)/python -m bench.sampling --result bench/results/sampling-cpu.json
-	$(BIN)/python -m bench.faults --result bench/results/faults-cpu.json
-	$(BIN)/python -m bench.peers --result bench/results/peers-cpu.json
-	$(BIN)/python -m bench.repeat --result bench/results/repeat-cpu.json
-	$(BIN)/python -m bench.accumulation --result bench/results/accumulation-cpu.json
-	$(BIN)/python -m bench.exactness --result bench/results/exactness-cpu.json
-	$(BIN)/python -m bench.kills --result bench/results/kills-cpu.json
-	$(BIN)/python -m bench.rows_2m --result bench/results/rows-2m-cpu.json
-	$(BIN)/python -m bench.sft --result bench/results/sft-cpu.json --plot docs/loss.svg $(ROWS) $(if $(EVAL),--eval-data $(EVAL))
-	$(BIN)/python -m bench.padding --result bench/results/padding-cpu.json $(ROWS)
-	$(BIN)/python -m bench.trainers --result bench/results/trainers-cpu.json $(ROWS)
-	$(BIN)/python -m bench.table
-	$(BIN)/python -m bench.table --docs
+	$(BIN)/python -m bench.all $(ROWS) $(if $(EVAL),--eval-data $(EVAL)) $(if $(ONLY),--only $(ONLY))
 
 bench-gpu: .venv/peers
 	$(BIN)/python -m bench.demo --result bench/results/demo-gpu.json --device cuda
 	$(BIN)/python -m bench.contract --result bench/results/contract-gpu.json --device cuda --model chatlm-0.2b --vram-limit 20GiB $(ROWS)
+	$(BIN)/python -m bench.presets --result bench/results/presets-gpu.json --device cuda --model chatlm-0.2b --vram-limit 20GiB $(ROWS)
 	$(BIN)/python -m bench.gpu --result bench/results/gpu.json $(ROWS)
 	$(BIN)/python -m bench.accumulation --result bench/results/accumulation-gpu.json --device cuda
 	$(BIN)/python -m bench.exactness --result bench/results/exactness-gpu.json --device cuda --processes 1

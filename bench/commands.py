@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.busy import Moment, others_share
+
+BEGUN = Moment.now()
+"""When this program began: its result files say what the machine did besides since then."""
+ROOT = Path(__file__).parent.parent
 CHATLM = (sys.executable, "-P", "-m", "cli")
 
 
@@ -56,7 +61,35 @@ def machine() -> dict[str, Any]:
     }
 
 
+def measured() -> dict[str, Any]:
+    """How a result file came about: of which code, in which time, beside how much other work."""
+    now = Moment.now()
+    return {
+        "code": code(),
+        "seconds": round(now.clock - BEGUN.clock, 1),
+        "others_share": round(others_share(BEGUN, now), 3),
+    }
+
+
+def code() -> str | None:
+    """The commit that this is, with a plus where Python files differ from it; None without git."""
+    head = git("rev-parse", "--short", "HEAD")
+    return head and head.strip() + ("+" if git("status", "--porcelain", "--", "*.py") else "")
+
+
+def git(*words: str) -> str | None:
+    """What git prints in this repository; None if it cannot."""
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout
+
+
 def write_result(path: Path, document: dict[str, Any]) -> None:
+    """The document with a header; one that names its machine itself keeps it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **document}, indent=1) + "\n")
+    known = document["machine"] if "machine" in document else machine()
+    header = {"machine": known, "measured": measured()}
+    path.write_text(json.dumps(header | document, indent=1) + "\n")
     print(f"wrote {path}")

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--model", default="chatlm-tiny")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--vram-limit", default="4GiB")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     common = ["--model", options.model, "--device", options.device]
     if options.data:

@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.commands import metrics, run, run_json, speed, write_result
+from bench import presets
+from bench.commands import metrics, run, speed, write_result
 from profiles import load
 from profiles.store import FOLDER
 
 EPOCHS = 10
-SMALL_STEPS = 6
-"""Optimizer steps that the preset's micro-batch is timed over."""
+ROUNDS = 4
+"""Steps that each way to cut is timed over, in turns, after one more."""
 QUESTIONS = 150
 
 
@@ -35,18 +36,24 @@ def main() -> None:
     profile = load(str(FOLDER / "tuned.toml"))
     epochs = ("--epochs", str(EPOCHS), "--generate-rows", "20")  # it asks questions of its own
     run("train", "--profile", "tuned", *epochs, "--fresh", *device, "--events", str(training))
-    small = run_small(device)
+    tuned = profile.batch.micro_batch_size
+    turns = [
+        turn
+        for turn in presets.turns_of(tuned, ("small",))
+        if turn.name == "small" or turn.cut == "length"
+    ]
+    compared = presets.compare(FOLDER / "tuned.toml", turns, ROUNDS, "cpu" if emulated else "cuda")
     steps = metrics("model_save/sft_tuned")
     document = {
         "emulated": emulated,
-        "micro_batch_size": profile.batch.micro_batch_size,
+        "micro_batch_size": tuned,
         "effective_batch_size": profile.batch.effective_batch_size,
         "peak_bytes": profile.memory.peak_bytes,
         "budget_bytes": profile.memory.budget_bytes,
         "training_peak_bytes": max(step["device_peak_bytes"] for step in steps),
         "probes": len(profile.trial),
         "samples_per_second": speed(steps),
-        "small_samples_per_second": speed(small),
+        **compared,
         "first_loss": steps[0]["loss"],
         "final_loss": steps[-1]["loss"],
         "exact_match": exact_match("model_save/sft_tuned"),
@@ -72,16 +79,6 @@ def has_gpu(device: str) -> bool:
             return bool(nvml.devices)
     except DeviceError:
         return False
-
-
-def run_small(device: tuple[str, str]) -> list[dict[str, Any]]:
-    """A few steps at the micro-batch of the preset `small`, and the same effective batch."""
-    size = load("small").batch.micro_batch_size
-    document = run_json(
-        "train", "--profile", "tuned", "--micro-batch", str(size), "--max-steps", str(SMALL_STEPS),
-        "--output-dir", "model_save/demo_small", "--fresh", *device,
-    )  # fmt: skip
-    return metrics(document["output_dir"])
 
 
 def exact_match(folder: str) -> float:
@@ -123,7 +120,12 @@ def draw(events: Path, out: Path, title: str) -> None:
 
 
 def summary(document: dict[str, Any]) -> str:
-    gain = document["samples_per_second"] / document["small_samples_per_second"]
+    tuned, small = ("tuned", "length"), ("small", "length")
+    size = presets.gain(document, tuned, small)
+    both = presets.gain(document, tuned, ("small", "fixed"))
+    speeds = {
+        (turn["name"], turn["cut"]): turn["median_samples_per_second"] for turn in document["turns"]
+    }
     card = "an emulated 2 GiB card (CPU)" if document["emulated"] else "the GPU"
     gib = 2**30
     return f"""
@@ -133,8 +135,13 @@ def summary(document: dict[str, Any]) -> str:
     peak          {document["peak_bytes"] / gib:.2f} GiB probed, \
 {document["training_peak_bytes"] / gib:.2f} GiB in training, \
 budget {document["budget_bytes"] / gib:.2f} GiB
-    speed         {document["samples_per_second"]:.0f} samples/s; with preset small's micro-batch \
-{document["small_samples_per_second"]:.0f}, so {gain:.1f} x
+    speed         {speeds[tuned]:.0f} samples/s. Preset small's micro-batch of \
+{presets.row(document, *small)["micro_batch"]}, same effective batch and samples:
+                  {speeds[small]:.0f}, so {size["median"]:.1f} x ({size["least"]:.1f} to \
+{size["most"]:.1f}), when cut by length as ours is;
+                  {speeds["small", "fixed"]:.0f}, so {both["median"]:.1f} x ({both["least"]:.1f} to \
+{both["most"]:.1f}), in micro-batches of one size, as most trainers cut.
+                  Medians of {document["rounds"]} steps each, in turns in one process
     loss          {document["first_loss"]:.2f} at the start, {document["final_loss"]:.2f} at the end
     exact match   {document["exact_match"]:.0%} of {QUESTIONS} questions that it never saw
     took          {document["seconds"]:.0f} s

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import profiles
-from bench.commands import metrics, speed
+from bench.commands import metrics, speed, write_result
 from bench.repeat import ROOT, timed
 
 PRESETS = ("small", "fast", "standard")
@@ -66,8 +66,7 @@ class Bench:
             outcome = {"state": "failed", "why": f"{type(error).__name__}: {error}"}
         outcome["part_seconds"] = time.monotonic() - started
         self.document["parts"][name] = outcome
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self.document, indent=1) + "\n")
+        write_result(self._path, self.document)
         print(f"  {outcome['state']} {outcome.get('why', '')}", flush=True)
         return outcome
 
@@ -160,7 +159,16 @@ def compare(options: argparse.Namespace, folder: Path, seconds: float) -> dict[s
     if importlib.util.find_spec("lightning") is None:
         raise Skipped("lightning is not installed: pip install --group peers")
     result = folder / "peers.json"
-    words = ["--device", options.device, "--model", options.model, "--card", options.vram_limit]
+    words = [
+        "--device",
+        options.device,
+        "--model",
+        options.model,
+        "--card",
+        options.vram_limit,
+        "--rounds",
+        "1",
+    ]
     words += ["--data", str(options.data.resolve())] if options.data else []
     done = subprocess.run(
         [sys.executable, "-m", "bench.peers", "--result", str(result), *words],

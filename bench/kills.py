@@ -37,8 +37,8 @@ from bench.small_run import (
 )
 
 MOMENTS = ("start", "build", "steps", "saving", "evaluating", "delay")
-CUTS = ((1, 4), (2, 3), (3, 2), (1, 7), (2, 8), (3, 5), (2, 1))
-"""(processes, micro-batch) of one part after the other."""
+CUTS = ((1, 4), (2, 3), (1, 7), (3, 2), (1, 5), (2, 8), (1, 1))
+"""(processes, micro-batch) of one part after the other; a start costs the more the more processes it has."""
 EVERY = 3
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench import trainers
 from bench.commands import write_result
+from bench.paired import words
 from bench.trainer_runs import WAYS, Ran, run_ours
 from bench.trainer_tasks import DEFAULTS, add_arguments, facts, make_task
 
@@ -64,7 +65,7 @@ def table(document: Mapping[str, Any]) -> str:
     ]
     lines += [
         f"| {NAMES[found['name']]} | {found['padding_efficiency']:.2f} "
-        f"| {found['real_tokens_per_second']:,.0f} | {found['speed_ratio']:.2f} × "
+        f"| {found['real_tokens_per_second']:,.0f} | {words(trainers.ratio(found))} "
         f"| {found['micro_batches']:.0f} | {found['peak_bytes'] / 2**30:.2f} GiB |"
         for found in document["trainers"]
     ]

@@ -15,16 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from autotune.devices.allocator import is_out_of_memory
-from autotune.devices.processes import resident
+from autotune.devices.allocator import HostMemory, is_out_of_memory
 from autotune.tuning.probe import Load
 
 STEPS = 3
 """Optimizer steps a try; Lightning's default."""
-ROUNDS = 5
+ROUNDS = 3
 """How often each size is timed, in turns, after one round that warms up."""
-MISSES = 8
-"""Sizes out of memory in a row that end a sweep."""
 
 
 class Memory(Protocol):
@@ -48,11 +45,10 @@ class Workload(Protocol):
 class Steps:
     """The workload's step, with every try written down: three steps of one size, or an error."""
 
-    def __init__(self, build: Callable[[], Workload], out: TextIO, uncounted: int = 0) -> None:
+    def __init__(self, build: Callable[[], Workload], out: TextIO) -> None:
         self._build = build
         self._workload: Workload | None = build()
         self._out = out
-        self._uncounted = uncounted
         self._peaks: list[int] = []
         self._started = 0.0
 
@@ -106,7 +102,7 @@ class Steps:
         tried = {
             "size": size,
             "outcome": outcome,
-            "peak_bytes": max(self._peaks) - self._uncounted,
+            "peak_bytes": max(self._peaks),
             "seconds": time.perf_counter() - self._started,
             "error": error and error[:200],
         }
@@ -208,12 +204,9 @@ TUNERS: dict[str, Tuner] = {
 
 
 def sweep(steps: Steps, sizes: list[int]) -> None:
-    """Tries the sizes one after another, until several in a row were out of memory."""
-    missed = 0
+    """Tries the sizes one after another, whatever becomes of each."""
     for size in sizes:
-        missed = 0 if steps.runs(size) else missed + 1
-        if missed == MISSES:
-            break
+        steps.runs(size)
 
 
 def time_sizes(workload: Workload, sizes: list[int], out: TextIO) -> None:
@@ -245,27 +238,24 @@ def main() -> None:
     options = parser.parse_args()
     from trainer.workload import build
 
-    before = resident("self")
     if options.tuner in ("power", "binsearch"):
         import_module("lightning.pytorch")
-    imported = resident("self") - before  # code, which would take nothing of a real card
+    HostMemory.exclude_libraries()
     settings = dict(options.settings)
     if options.tuner == "speed":
         settings["memory_limit"] = None
-    else:
-        settings["memory_limit"] += imported
     with options.out.open("w") as out:
         if options.tuner == "speed":
             time_sizes(build(settings), options.sizes, out)
             return
-        steps = Steps(lambda: build(settings), out, imported)
+        steps = Steps(lambda: build(settings), out)
         if options.tuner == "sweep":
             sweep(steps, options.sizes)
         else:
             rows = steps.workload_info["rows"]
             assert isinstance(rows, int)
             answer = TUNERS[options.tuner](steps, options.ceiling, rows)
-            write(out, {"answer": answer, "uncounted_bytes": imported})
+            write(out, {"answer": answer})
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
-"""Ours beside the tuners that others offer: one workload, one emulated card, one run.
+"""Ours beside the tuners that others offer: one workload, one emulated card, in turns.
 
 Every tuner runs the trainer's own step in a fresh process under the same limit, which makes an
 allocation fail as it would on a card that is full. Peers know no target: they fill the card, so ours is
-asked for the whole card too. What the answers are held against is a sweep over sizes (`oracle`).
+asked for the whole card too. The tuners take turns, round after round; a ratio of times is between two
+runs of one round. The answers are held against every size about the place where their tries stopped
+fitting (`oracle`).
 With `--device cuda` a real card plays the smaller one; its context counts for ours alone.
 """
 
 import argparse
 import importlib.metadata
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ import profiles
 from autotune.units import parse_bytes
 from autotune.workers.launch import worker_environment
 from bench.commands import CHATLM, write_result
+from bench.paired import paired, words
 from trainer.config.resolve import apply_profile
 from trainer.config.settings import WorkloadSettings
 from trainer.supervisor.tuning import MAX_MICRO_BATCH
@@ -33,10 +39,8 @@ PEERS = {
     "bisection": "doubling, then bisection",
 }
 TOKENIZER = ROOT / "trainer" / "assets" / "tokenizer"
-STRIDE = 8
-"""Sizes apart in the oracle's first sweep."""
 BEYOND = 4
-"""How far past the first size that does not fit the oracle tries every single one."""
+"""Sizes in a row that do not fit, after which the oracle tries no larger one."""
 PATIENCE = 900
 """Seconds after which a tuner counts as hung."""
 
@@ -92,6 +96,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--card", type=parse_bytes, default="2GiB")
     parser.add_argument("--ceiling", type=int, default=MAX_MICRO_BATCH)
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     preset = profiles.load("fast")
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +121,7 @@ def main() -> None:
             ceiling=options.ceiling,
             folder=Path(folder),
         )
-        document = {"model": options.model or "t5-8m", **compare(task)}
+        document = {"model": options.model or "t5-8m", **compare(task, options.rounds)}
     rows = options.data.name if options.data else "bundled"
     write_result(options.result, {"rows": rows, **document})
     print(table(document))
@@ -141,23 +146,32 @@ def make_model(folder: Path) -> str:
     return str(folder)
 
 
-def compare(task: Task) -> dict[str, Any]:
+def compare(task: Task, rounds: int) -> dict[str, Any]:
     """Everything that was run, and the columns that follow from it."""
-    oracle = find_oracle(task)  # first: it tokenises the data, which the others then find done
-    found = {name: run_peer(task, name) for name in PEERS}
-    found["ours"] = run_ours(task)
-    runnable = {ran.answer for ran in found.values() if ran.answer and holds(task, ran, oracle)}
+    run_process(task, "sweep", "--sizes", "1")  # it tokenises the data, which the others find done
+    runners: dict[str, Callable[[Task], Ran]] = {"ours": run_ours}
+    runners |= {name: partial(run_peer, name=name) for name in PEERS}
+    found: dict[str, list[Ran]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            found[name].append(runner(task))
+    every = [ran for runs in found.values() for ran in runs]
+    oracle = find_oracle(task, [tried for ran in every for tried in ran.tries])
+    runnable = {ran.answer for ran in every if ran.answer and holds(task, ran, oracle)}
     sizes = sorted({oracle.size, *runnable}, reverse=True)
     lines, _, speed_error = run_process(task, "speed", "--sizes", *map(str, sizes))
-    speeds = {line["size"]: line["samples_per_second"] for line in lines}
+    speeds = {line["size"]: line["all"] for line in lines}
     return {
         "max_length": task.settings.max_source_length,
         "card_bytes": task.card,
         "ceiling": task.ceiling,
+        "rounds": rounds,
         "versions": {name: version(name) for name in ("accelerate", "lightning")},
-        "oracle": {**asdict(oracle), "samples_per_second": speeds.get(oracle.size)},
+        "oracle": asdict(oracle),
         "speed_error": speed_error,
-        "tuners": [row(task, name, found[name], oracle, speeds) for name in ("ours", *PEERS)],
+        "tuners": [
+            row(task, name, runs, found["ours"], oracle, speeds) for name, runs in found.items()
+        ],
     }
 
 
@@ -170,43 +184,41 @@ def version(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Oracle:
-    """The largest size that fits, and every size that was tried to say so."""
+    """The largest size that fits, and every size that was tried to say so, each in a fresh process."""
 
     size: int
     seconds: float
-    coarse: tuple[Try, ...]
-    """Every 8th size, in one process, until 8 in a row were out of memory."""
-    fine: tuple[Try, ...]
-    """Every size about the place where the coarse sweep stopped fitting; on the CPU, where memory is
-    not given back to the last page, each in a fresh process."""
+    tries: tuple[Try, ...]
 
 
-def find_oracle(task: Task) -> Oracle:
-    """Sweeps: memory grows with the size but for noise, so that only the boundary needs every size.
+def find_oracle(task: Task, known: Sequence[Try]) -> Oracle:
+    """Tries every size about the largest one that a tuner ran within the card.
+
+    From it upwards, until several in a row do not fit; downwards only where none has fitted so far.
 
     Raises:
         RuntimeError: not one size fits, so that there is nothing to compare.
     """
     started = time.monotonic()
-    sizes = range(STRIDE, task.ceiling + 1, STRIDE)
-    lines, _, _ = run_process(task, "sweep", "--sizes", *map(str, sizes))
-    coarse = tuple(as_try(line) for line in lines)
-    low = max((tried.size for tried in coarse if task.fits(tried)), default=1)
-    high = min((tried.size for tried in coarse if not task.fits(tried)), default=task.ceiling)
-    about = range(min(low, high), min(max(low, high) + BEYOND, task.ceiling) + 1)
-    fine = []
-    for group in [[size] for size in about] if task.settings.device == "cpu" else [about]:
-        lines, _, _ = run_process(task, "sweep", "--sizes", *map(str, group))
-        fine += [as_try(line) for line in lines]
-    fitting = [tried.size for tried in fine if task.fits(tried)]
+    first = max((tried.size for tried in known if task.fits(tried)), default=1)
+    tries: list[Try] = []
+
+    def fits(size: int) -> bool:
+        lines, _, error = run_process(task, "sweep", "--sizes", str(size))
+        tries.extend(as_try(line) for line in lines)
+        return bool(lines) and error is None and task.fits(tries[-1])
+
+    missed = 0
+    for size in range(first, task.ceiling + 1):
+        missed = 0 if fits(size) else missed + 1
+        if missed == BEYOND:
+            break
+    fitting = [tried.size for tried in tries if task.fits(tried)]
     if not fitting:
-        raise RuntimeError(f"no size of {[tried.size for tried in fine]} fits the card")
-    return Oracle(
-        size=max(fitting),
-        seconds=time.monotonic() - started,
-        coarse=coarse,
-        fine=tuple(fine),
-    )
+        fitting = [next((size for size in range(first - 1, 0, -1) if fits(size)), 0)]
+    if not max(fitting):
+        raise RuntimeError(f"no size of {[tried.size for tried in tries]} fits the card")
+    return Oracle(size=max(fitting), seconds=time.monotonic() - started, tries=tuple(tries))
 
 
 def run_peer(task: Task, name: str) -> Ran:
@@ -232,8 +244,8 @@ def run_process(task: Task, *arguments: str) -> tuple[list[dict[str, Any]], floa
     settings = json.dumps({**task.settings.as_json(), **extra})
     out = task.folder / "lines.jsonl"
     out.unlink(missing_ok=True)
-    words = [*arguments, "--settings", settings, "--out", str(out)]
-    seconds, _, error = timed(task, [sys.executable, "-P", "-m", "bench.peer", *words])
+    command = [sys.executable, "-P", "-m", "bench.peer", *arguments]
+    seconds, _, error = timed(task, [*command, "--settings", settings, "--out", str(out)])
     text = out.read_text() if out.exists() else ""
     return [json.loads(line) for line in text.splitlines()], seconds, error
 
@@ -254,8 +266,8 @@ def timed(task: Task, command: list[str]) -> tuple[float, str, str | None]:
     except subprocess.TimeoutExpired:
         return time.monotonic() - started, "", f"did not end within {PATIENCE} s"
     seconds = time.monotonic() - started
-    words = done.stderr.strip().splitlines() or ["no word"]
-    error = None if done.returncode == 0 else f"exit code {done.returncode}: {words[-1][:300]}"
+    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    error = None if done.returncode == 0 else f"exit code {done.returncode}: {last[:300]}"
     return seconds, done.stdout, error
 
 
@@ -301,41 +313,53 @@ def was_run(ran: Ran) -> bool:
 
 
 def row(
-    task: Task, name: str, ran: Ran, oracle: Oracle, speeds: dict[int, float]
+    task: Task,
+    name: str,
+    runs: Sequence[Ran],
+    ours: Sequence[Ran],
+    oracle: Oracle,
+    speeds: Mapping[int, Sequence[float]],
 ) -> dict[str, Any]:
-    """One tuner's columns; None where there is nothing to say."""
-    speed = speeds.get(ran.answer) if ran.answer and holds(task, ran, oracle) else None
+    """One tuner's columns, of the first round but for the times; None where there is nothing to say.
+
+    `speeds` are those of each size, turn by turn.
+    """
+    ran = runs[0]
+    is_timed = ran.answer is not None and ran.answer in speeds and holds(task, ran, oracle)
+    speed = speeds[ran.answer] if ran.answer is not None and is_timed else None
     best = speeds.get(oracle.size)
     return {
         "name": name,
-        "error": ran.error,
+        "error": next((each.error for each in runs if each.error), None),
         "probes": len(ran.tries),
         "over_budget": sum(
             tried.outcome == "over" or (tried.outcome == "ran" and not task.fits(tried))
             for tried in ran.tries
         ),
         "out_of_memory": sum(tried.outcome == "oom" for tried in ran.tries),
-        "seconds": ran.seconds,
+        "seconds": statistics.median(each.seconds for each in runs),
+        "time_ratio": paired([each.seconds for each in ours], [each.seconds for each in runs]),
         "answer": ran.answer,
+        "answers": [each.answer for each in runs],
         "answer_to_oracle": None if ran.answer is None else ran.answer / oracle.size,
         "answer_was_run": None if ran.answer is None else was_run(ran),
-        "samples_per_second": speed,
-        "speed_to_oracle": speed / best if speed and best else None,
-        "tries": [asdict(tried) for tried in ran.tries],
+        "samples_per_second": statistics.median(speed) if speed else None,
+        "speed_to_oracle": paired(speed, best) if speed and best else None,
+        "tries": [[asdict(tried) for tried in each.tries] for each in runs],
     }
 
 
 def table(document: dict[str, Any]) -> str:
     """Markdown for the README, one row a tuner."""
     lines = [
-        "| tuner | probes | over budget | out of memory | seconds | answer | of the oracle's size "
-        "| was it run | of the oracle's speed |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| tuner | probes | over budget | out of memory | seconds | our time to its | answer "
+        "| of the oracle's size | was it run | of the oracle's speed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     names = {"ours": "`chatlm autotune`", **PEERS}
     for tuner in document["tuners"]:
         cells = [names[tuner["name"]], f"{tuner['probes']}", f"{tuner['over_budget']}"]
-        cells += [f"{tuner['out_of_memory']}", f"{tuner['seconds']:.0f}"]
+        cells += [f"{tuner['out_of_memory']}", f"{tuner['seconds']:.0f}", ratio_cell(tuner)]
         if tuner["answer"] is None:
             cells += ["failed", "–", "–", "–"]
         else:
@@ -344,18 +368,23 @@ def table(document: dict[str, Any]) -> str:
             cells.append(speed_cell(tuner, document["speed_error"]))
         lines.append(f"| {' | '.join(cells)} |")
     oracle = document["oracle"]
-    tried = len(oracle["coarse"]) + len(oracle["fine"])
     lines.append(
-        f"| oracle, a sweep | {tried} | – | – | {oracle['seconds']:.0f} | {oracle['size']} | 100% | yes "
-        f"| 100% |"
+        f"| oracle, every size about the answers | {len(oracle['tries'])} | – | – "
+        f"| {oracle['seconds']:.0f} | – | {oracle['size']} | 100% | yes | 100% |"
     )
     return "\n".join(lines)
+
+
+def ratio_cell(tuner: dict[str, Any]) -> str:
+    """Nothing for ours, and where it failed."""
+    known = tuner["name"] != "ours" and tuner["error"] is None
+    return words(tuner["time_ratio"]) if known else "–"
 
 
 def speed_cell(tuner: dict[str, Any], speed_error: str | None) -> str:
     """Against the oracle's; without a figure, why."""
     if tuner["speed_to_oracle"] is not None:
-        return f"{tuner['speed_to_oracle']:.0%}"
+        return f"{tuner['speed_to_oracle']['median']:.0%}"
     return "not measured" if speed_error else "does not run"
 
 

@@ -57,11 +57,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--again", type=int, default=5, help="runs that are tuned a second time")
+    parser.add_argument("--again", type=int, default=3, help="runs that are tuned a second time")
     parser.add_argument("--model", default="chatlm-tiny")
     parser.add_argument("--data", type=Path, help="the bundled rows without it")
     parser.add_argument("--vram-limit", default="2GiB")
-    parser.add_argument("--train-steps", type=int, default=10)
+    parser.add_argument("--train-steps", type=int, default=4)
     options = parser.parse_args()
     common = ["--device", "cpu", "--num-processes", "1", "--model", options.model]
     if options.data:

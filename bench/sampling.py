@@ -36,7 +36,7 @@ CONTRACT = 0.01
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--result", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     host, no_cards = HostMeter(), GpuDevices(())

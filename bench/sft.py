@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.commands import metrics, run_json, write_result
+from bench.trainer_runs import WARM
 from trainer.artifacts.jsonl_log import JsonlLog
 
 FOLDER = "model_save/bench_sft"
@@ -35,6 +36,7 @@ def main() -> None:
         "--epochs", options.epochs, "--fresh", "--device", options.device, "--output-dir", FOLDER,
     )  # fmt: skip
     steps = metrics(FOLDER)
+    timed = steps[WARM:]
     document = {
         "model": options.model,
         "rows": Path(options.data).name if options.data else "bundled",
@@ -44,8 +46,8 @@ def main() -> None:
         "first_loss": steps[0]["loss"],
         "padding_efficiency": sum(s["tokens"] for s in steps)
         / sum(s["tokens"] / (1 - s["padding"]) for s in steps),
-        "real_tokens_per_second": sum(s["tokens"] for s in steps)
-        / sum(s["seconds"] for s in steps),
+        "real_tokens_per_second": sum(s["tokens"] for s in timed)
+        / sum(s["seconds"] for s in timed),
         "evaluations": [  # less the samples: the rows are not ours to hand on
             {key: value for key, value in record.items() if key != "samples"}
             for record in JsonlLog(Path(FOLDER) / "evaluations.jsonl").read()

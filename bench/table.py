@@ -1,18 +1,21 @@
-"""The README's table of measured figures, from the files in `bench/results/`.
+"""Writes the measured figures of README.md and docs/training.md, from the files in `bench/results/`.
 
-`python -m bench.table` prints it; a test holds the README to it. `--docs` prints the trainers' own
-tables, for docs/training.md.
+`python -m bench.table` does; a test holds the pages to it. A table stands between two marks that name it,
+and a figure within a sentence is found by the words about it.
 """
 
 import json
-import sys
+import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import accumulation, exactness, padding, sft, trainers
+from bench import accumulation, exactness, padding, peers, presets, sft, trainers
+from bench.paired import words
 
 RESULTS = Path(__file__).parent / "results"
+PAGES = tuple(RESULTS.parents[1] / name for name in ("README.md", "docs/training.md"))
 GIB = 2**30
 
 
@@ -20,6 +23,7 @@ def table() -> str:
     """Markdown, one row a claim."""
     rows = [
         *demo_rows(read("demo-cpu")),
+        *preset_rows("presets-cpu"),
         *contract_rows(read("contract-cpu")),
         *large_rows(read("tune-0.2b-cpu")),
         *repeat_rows(read("repeat-cpu")),
@@ -38,23 +42,52 @@ def table() -> str:
     return "\n".join(lines)
 
 
-DOCS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "exactness": exactness.table,
-    "accumulation": accumulation.table,
-    "padding": padding.table,
-    "trainers": trainers.table,
-}
-
-
-def docs() -> str:
-    """Markdown: the whole table of each file about the trainer that was measured, under its name."""
-    found = [
+def of_each_device(name: str, as_table: Callable[[Mapping[str, Any]], str]) -> str:
+    """Markdown: the whole table of each file of that program that was measured, under its name."""
+    return "\n\n".join(
         f"`{name}-{device}.json`\n\n{as_table(read(f'{name}-{device}'))}"
-        for name, as_table in DOCS.items()
         for device in ("cpu", "gpu")
         if was_measured(f"{name}-{device}")
-    ]
-    return "\n\n".join(found)
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "measured": table,
+    "peers": lambda: peers.table(read("peers-cpu")),
+    "presets": lambda: of_each_device("presets", presets.table),
+    "exactness": lambda: of_each_device("exactness", exactness.table),
+    "accumulation": lambda: of_each_device("accumulation", accumulation.table),
+    "padding": lambda: of_each_device("padding", padding.table),
+    "trainers": lambda: of_each_device("trainers", trainers.table),
+}
+"""By the name in the marks."""
+MARKED = re.compile(
+    r"(<!-- figures (?P<name>[a-z]+): python -m bench\.table -->\n).*?(<!-- end of figures -->)",
+    re.DOTALL,
+)
+
+
+def sentences() -> dict[str, str]:
+    """Figures within a sentence: a pattern of the words, and the words with the figure of today."""
+    probes = read("search-simulated")["algorithms"]["chatlm"]["all"]["probes_mean"]
+    minutes = math.ceil(read("demo-cpu")["seconds"] / 60)
+    return {
+        r"after [0-9.]+ on average in simulation": f"after {probes:.1f} on average in simulation",
+        r"takes under [0-9]+ minutes on two": f"takes under {minutes} minutes on two",
+    }
+
+
+def filled(page: str) -> str:
+    """The page with the tables and figures of today; raises KeyError where marks name no table."""
+    page = MARKED.sub(lambda m: f"{m[1]}\n{TABLES[m['name']]()}\n\n{m[3]}", page)
+    for pattern, sentence in sentences().items():
+        page = re.sub(pattern, sentence, page)
+    return page
+
+
+def write() -> None:
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
 
 
 def was_measured(name: str) -> bool:
@@ -70,7 +103,6 @@ Row = tuple[str, str, str]
 
 
 def demo_rows(demo: dict[str, Any]) -> list[Row]:
-    gain = demo["samples_per_second"] / demo["small_samples_per_second"]
     return [
         (
             "`make demo`, after the install",
@@ -79,12 +111,29 @@ def demo_rows(demo: dict[str, Any]) -> list[Row]:
             f"exactly",
             "demo-cpu",
         ),
+    ]
+
+
+def preset_rows(name: str) -> list[Row]:
+    """The tuned size against the smallest preset's, with the cut alike and with ours."""
+    if not was_measured(name):
+        return []
+    document = read(name)
+    tuned, small = (
+        presets.row(document, each, "length")["micro_batch"] for each in ("tuned", "small")
+    )
+    size, both, of_one_size = (
+        words(presets.gain(document, ("tuned", one), ("small", other)))
+        for one, other in (("length", "length"), ("length", "fixed"), ("fixed", "fixed"))
+    )
+    return [
         (
-            "samples/s against the preset `small`'s micro-batch, same effective batch",
-            f"{demo['samples_per_second']:.0f} against {demo['small_samples_per_second']:.0f}: "
-            f"{gain:.1f} ×",
-            "demo-cpu",
-        ),
+            f"samples/s of the tuned micro-batch {tuned} against the preset `small`'s {small}, both at "
+            f"effective batch {document['effective_batch']}, in turns on the same samples",
+            f"{size} if both are cut by length; {of_one_size} if both are cut into micro-batches of one "
+            f"size; {both} for ours by length against theirs of one size",
+            name,
+        )
     ]
 
 
@@ -241,7 +290,7 @@ def padding_rows(name: str) -> list[Row]:
     document = read(name)
     found = {row["name"]: row for row in document["trainers"]}
     shares = " / ".join(f"{row['padding_efficiency']:.2f}" for row in found.values())
-    gains = " and ".join(f"{found[way]['speed_ratio']:.2f} ×" for way in ("exact", "grouped"))
+    gains = " and ".join(words(trainers.ratio(found[way])) for way in ("exact", "grouped"))
     return [
         (
             f"`{document['model']}` at effective batch {document['effective_batch']} on "
@@ -256,7 +305,7 @@ def trainer_rows(name: str) -> list[Row]:
     rows: list[Row] = []
     for comparison in read(name)["comparisons"] if was_measured(name) else ():
         found = {row["name"]: row for row in comparison["trainers"]}
-        gains = " / ".join(f"{found[way]['speed_ratio']:.2f} ×" for way in trainers.LEAST)
+        gains = " / ".join(words(trainers.ratio(found[way])) for way in trainers.LEAST)
         rows.append(
             (
                 f"`{comparison['model']}`, real tokens/s against {trainers.PEERS[comparison['peer']]}: "
@@ -269,4 +318,4 @@ def trainer_rows(name: str) -> list[Row]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write((docs() if "--docs" in sys.argv[1:] else table()) + "\n")
+    write()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.commands import write_result
+from bench.paired import Ratio, paired, words
 from bench.trainer_runs import WAYS, Ran, Task, figures, last_loss, run_ours, run_peer
 from bench.trainer_tasks import DEFAULTS, add_arguments, facts, make_task
 
@@ -119,6 +120,11 @@ def median(values: Sequence[Any]) -> Any:
     return statistics.median(known) if 2 * len(known) > len(values) else None
 
 
+def ratio(found: Mapping[str, Any]) -> Ratio:
+    """A trainer's speed to the peer's, round by round."""
+    return paired([run["speed_ratio"] for run in found["runs"]], [1.0] * len(found["runs"]))
+
+
 def versions() -> dict[str, str]:
     """Of the libraries whose trainers run here."""
     names = ("transformers", "accelerate", "trl", "datasets")
@@ -148,7 +154,7 @@ def _line(comparison: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     cells = [
         f"`{comparison['model']}`: {name}",
         f"{found['real_tokens_per_second']:,.0f}",
-        f"{found['speed_ratio']:.2f} ×",
+        words(ratio(found)),
         f"{found['padding_efficiency']:.2f}",
         f"{found['micro_batches']:.0f}",
         f"{found['peak_bytes'] / 2**30:.2f} GiB",

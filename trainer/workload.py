@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import trainer.run.loop  # noqa: F401  its libraries are training's: on a CPU they do not count
 from autotune.errors import DivergedError
 from autotune.partition import Costs
 from autotune.plan import Plan, choose_effective
@@ -130,6 +131,4 @@ class SftWorkload:
 
 def build(settings: dict[str, Any]) -> SftWorkload:
     """The workload of `WorkloadSettings` as JSON, with `effective`, `effective_fixed` and `eval_data`."""
-    if settings["device"] == "cpu":  # resident code counts there: load what a training worker loads
-        import trainer.run.loop  # noqa: F401
     return SftWorkload(**settings)

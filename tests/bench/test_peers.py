@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import weakref
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from autotune.tuning.probe import Load
+from bench import peers
 from bench.peer import STEPS, Steps, accelerate, binsearch, bisection, power
-from bench.peers import Oracle, Ran, Task, Try, row, table
+from bench.peers import Oracle, Ran, Task, Try, find_oracle, row, table
 from tests.support.processes import printed_by
 from trainer.config.settings import WorkloadSettings
 
@@ -157,25 +158,68 @@ TASK = Task(settings=WorkloadSettings(), effective=32, card=1000, ceiling=64, fo
 FITTING = Try(size=30, outcome="ran", peak_bytes=990, seconds=1.0)
 OVER = Try(size=31, outcome="ran", peak_bytes=1001, seconds=1.0)
 REFUSED = Try(size=40, outcome="oom", peak_bytes=None, seconds=1.0)
-ORACLE = Oracle(size=30, seconds=60.0, coarse=(FITTING,), fine=(FITTING, OVER))
+ORACLE = Oracle(size=30, seconds=60.0, tries=(FITTING, OVER))
 
 
 def test_a_tuner_is_counted_by_what_its_tries_came_to() -> None:
     """Above the card and out of memory are told apart."""
     ran = Ran(tries=(FITTING, OVER, REFUSED), answer=30, seconds=3.0, error=None)
 
-    found = row(TASK, "ours", ran, ORACLE, {30: 8.0})
+    found = row(TASK, "ours", [ran], [ran], ORACLE, {30: [8.0]})
 
     columns = ("probes", "over_budget", "out_of_memory", "answer_to_oracle", "answer_was_run")
     assert [found[column] for column in columns] == [3, 1, 1, 1.0, True]
-    assert found["speed_to_oracle"] == 1.0
+    assert found["speed_to_oracle"]["median"] == 1.0
+
+
+def test_ratios_are_between_runs_of_one_round_and_sizes_of_one_turn() -> None:
+    """A machine that is slower in one round is so for both; the median counts."""
+    ours = [Ran(tries=(FITTING,), answer=30, seconds=s, error=None) for s in (2.0, 8.0, 3.0)]
+    theirs = [Ran(tries=(FITTING,), answer=16, seconds=s, error=None) for s in (8.0, 16.0, 10.0)]
+
+    found = row(TASK, "power", theirs, ours, ORACLE, {30: [8.0, 2.0, 6.0], 16: [4.0, 2.0, 3.0]})
+
+    assert found["seconds"] == 10.0
+    assert found["time_ratio"] == {"median": 0.3, "least": 0.25, "most": 0.5}
+    assert found["speed_to_oracle"] == {"median": 0.5, "least": 0.5, "most": 1.0}
+
+
+def test_the_oracle_tries_every_size_about_the_largest_that_a_tuner_ran(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Upwards until four in a row are over; a size that happens not to fit does not end it."""
+
+    def process(_: Task, *arguments: str) -> tuple[list[dict[str, Any]], float, str | None]:
+        size = int(arguments[-1])
+        peak = 990 if size in (33, 35) else 1001
+        return [asdict(Try(size=size, outcome="ran", peak_bytes=peak, seconds=1.0))], 1.0, None
+
+    monkeypatch.setattr(peers, "run_process", process)
+
+    found = find_oracle(TASK, [replace(FITTING, size=32), replace(OVER, size=50)])
+
+    assert found.size == 35
+    assert [tried.size for tried in found.tries] == [*range(32, 40)]
+
+
+def test_the_oracle_goes_down_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuner's word that a size fits is not taken."""
+
+    def process(_: Task, *arguments: str) -> tuple[list[dict[str, Any]], float, str | None]:
+        size = int(arguments[-1])
+        peak = 990 if size <= 30 else 1001
+        return [asdict(Try(size=size, outcome="ran", peak_bytes=peak, seconds=1.0))], 1.0, None
+
+    monkeypatch.setattr(peers, "run_process", process)
+
+    assert find_oracle(TASK, [replace(FITTING, size=32)]).size == 30
 
 
 def test_an_answer_that_never_ran_and_cannot_has_no_speed() -> None:
     """Even where some other tuner's answer of that size was timed."""
     ran = Ran(tries=(FITTING,), answer=64, seconds=3.0, error=None)
 
-    found = row(TASK, "power", ran, ORACLE, {30: 8.0, 64: 9.0})
+    found = row(TASK, "power", [ran], [ran], ORACLE, {30: [8.0], 64: [9.0]})
 
     assert found["answer_was_run"] is False
     assert found["speed_to_oracle"] is None
@@ -188,9 +232,9 @@ def test_the_table_has_a_row_for_each_tuner_and_the_oracle() -> None:
     failed = Ran(tries=(), answer=None, seconds=1.0, error="exit code 1: no module")
     document: dict[str, Any] = {
         "speed_error": None,
-        "oracle": {"size": 30, "seconds": 60.0, "coarse": [{}], "fine": [{}, {}]},
+        "oracle": {"size": 30, "seconds": 60.0, "tries": [{}, {}, {}]},
         "tuners": [
-            row(TASK, name, ran, ORACLE, {30: 8.0})
+            row(TASK, name, [ran], [good], ORACLE, {30: [8.0]})
             for name, ran in (("ours", good), ("power", bold), ("binsearch", failed))
         ],
     }
@@ -198,8 +242,9 @@ def test_the_table_has_a_row_for_each_tuner_and_the_oracle() -> None:
     rows = table(document).splitlines()[2:]
 
     assert rows == [
-        "| `chatlm autotune` | 1 | 0 | 0 | 3 | 30 | 100% | yes | 100% |",
-        "| Lightning, `scale_batch_size`, power | 1 | 0 | 0 | 3 | 64 | 213% | no | does not run |",
-        "| Lightning, `scale_batch_size`, binsearch | 0 | 0 | 0 | 1 | failed | – | – | – |",
-        "| oracle, a sweep | 3 | – | – | 60 | 30 | 100% | yes | 100% |",
+        "| `chatlm autotune` | 1 | 0 | 0 | 3 | – | 30 | 100% | yes | 100% |",
+        "| Lightning, `scale_batch_size`, power | 1 | 0 | 0 | 3 | 1.00 × (1.00–1.00) | 64 | 213% | no "
+        "| does not run |",
+        "| Lightning, `scale_batch_size`, binsearch | 0 | 0 | 0 | 1 | – | failed | – | – | – |",
+        "| oracle, every size about the answers | 3 | – | – | 60 | – | 30 | 100% | yes | 100% |",
     ]

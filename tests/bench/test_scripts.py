@@ -150,7 +150,7 @@ def test_every_step_is_held_against_the_probe() -> None:
 def test_a_part_that_fails_leaves_the_others_their_figures(tmp_path: Path) -> None:
     """The file is complete after each part, and says why one is missing."""
     path = tmp_path / "results" / "gpu.json"
-    bench = Bench(path, {"device": "cpu"}, seconds=600)
+    bench = Bench(path, {"machine": {}, "device": "cpu"}, seconds=600)
 
     def fails() -> dict[str, Any]:
         raise RuntimeError("out of memory")
@@ -219,7 +219,7 @@ def test_the_memory_bench_sees_what_a_process_holds_and_spends() -> None:
 
 def test_no_part_begins_without_time_to_end(tmp_path: Path) -> None:
     """A call that is cut would bring nothing back."""
-    bench = Bench(tmp_path / "gpu.json", {}, seconds=1)
+    bench = Bench(tmp_path / "gpu.json", {"machine": {}}, seconds=1)
     begun: list[str] = []
 
     def late() -> dict[str, Any]:

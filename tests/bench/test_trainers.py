@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import profiles
 from bench import accumulation, padding, trainers
 from bench.plain import in_order
-from bench.table import accumulation_rows, docs, read
+from bench.table import accumulation_rows, read
 from bench.trainer_runs import Ran, Task, figures, last_loss, run_ours, run_peer, to_loss
 from bench.trainer_tasks import make_profile
 from tests.support.data_files import json_lines
@@ -146,9 +146,9 @@ def test_the_tables_have_a_row_for_each_trainer() -> None:
     rows = trainers.table({"comparisons": [found]}).splitlines()[2:]
 
     assert rows == [
-        "| `llama-tiny`: TRL, SFTTrainer | 100 | 1.00 × | 0.80 | 3 | 0.00 GiB | 0.00 GiB "
+        "| `llama-tiny`: TRL, SFTTrainer | 100 | 1.00 × (1.00–1.00) | 0.80 | 3 | 0.00 GiB | 0.00 GiB "
         "| 5 s, 5 steps |",
-        "| `llama-tiny`: ours, `--length-grouping` | 100 | 1.00 × | 0.80 | 3 | 0.00 GiB | 0.00 GiB "
+        "| `llama-tiny`: ours, `--length-grouping` | 100 | 1.00 × (1.00–1.00) | 0.80 | 3 | 0.00 GiB | 0.00 GiB "
         "| not in these steps |",
     ]
 
@@ -165,7 +165,6 @@ def test_the_measured_norms_are_flat_where_they_are_ours() -> None:
     assert spread["chatlm-tiny", "ours"] == pytest.approx(1, abs=1e-5)
     assert spread["llama-tiny", "ours"] == pytest.approx(1, abs=1e-5)
     assert spread["chatlm-tiny", "seq2seq"] > 4
-    assert accumulation.table(document) in docs()
     assert len(accumulation_rows(document)) == 1
 
 

@@ -5,36 +5,38 @@ from pathlib import Path
 
 import pytest
 
-from bench import peers, simulate
-from bench.table import docs, read, table
+from bench import simulate
+from bench.table import MARKED, PAGES, TABLES, filled, read, sentences
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-SIMULATED = read("search-simulated")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_measured_figure_is_the_files(page: Path) -> None:
+    """`python -m bench.table` writes the tables, and the figures within sentences."""
+    text = page.read_text()
+
+    assert filled(text) == text
 
 
-@pytest.mark.parametrize(
-    ("page", "tables"),
-    [
-        ("README.md", [table(), peers.table(read("peers-cpu"))]),
-        ("docs/search.md", [simulate.table(SIMULATED)]),
-        ("docs/training.md", docs().split("\n\n")),
-    ],
-)
-def test_every_measured_figure_is_the_files(page: str, tables: list[str]) -> None:
-    """`python -m bench.table` prints the tables that the pages show."""
-    text = (ROOT / page).read_text()
+def test_every_table_of_figures_is_on_a_page() -> None:
+    """Between its marks, once."""
+    names = [found["name"] for page in PAGES for found in MARKED.finditer(page.read_text())]
 
-    assert [part for part in tables if part not in text] == []
+    assert sorted(names) == sorted(TABLES)
 
 
-def test_the_simulated_figure_is_the_files() -> None:
-    """The README quotes one of its table."""
-    probes = SIMULATED["algorithms"]["chatlm"]["all"]["probes_mean"]
+def test_every_sentence_with_a_figure_is_on_a_page() -> None:
+    """Words that were changed would leave their figure behind."""
+    text = "".join(page.read_text() for page in PAGES)
 
-    assert f"after {probes:.1f} on average in simulation" in README
+    assert [pattern for pattern in sentences() if not re.search(pattern, text)] == []
+
+
+def test_the_simulated_table_is_the_files() -> None:
+    """`python -m bench.simulate` prints it."""
+    assert simulate.table(read("search-simulated")) in (ROOT / "docs/search.md").read_text()
 
 
 def test_every_file_that_it_points_to_is_there() -> None:
