@@ -138,7 +138,7 @@ def ceiling(
 
 def measure_extras(job: TuneJob, prober: WorkerProber, trial: Trial) -> Extras:
     """The memory fractions, the number of loader processes, and with --eval-data the evaluation batch."""
-    fractions = prober.measure_memory_fractions(trial.size)
+    fractions = prober.measure_memory_fractions(fraction_size(trial.size))
     eval_batch = None
     if job.options.eval_data is not None:
         job.emit(Notice(text="tuning the evaluation batch (forward pass only)"))
@@ -153,6 +153,11 @@ def measure_extras(job: TuneJob, prober: WorkerProber, trial: Trial) -> Extras:
         room=int(job.limits.target_ram * host.total) - host.used,
     )
     return Extras(eval_batch=eval_batch, loaders=loaders, memory_fractions=fractions)
+
+
+def fraction_size(size: int) -> int:
+    """Half the answer, in half the time; of few sequences all, since noise would drown their memory."""
+    return min(size, max(8, size // 2))
 
 
 def make_profile(outcome: Outcome, job: TuneJob) -> Profile:
