@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from autotune.search import AIM, MIN_GAIN, Observation, Search
 from autotune.verdict import Verdict
-from bench.simulate import BUDGET, CARD, SHAPES, Curve, Device, make, ours
+from bench.made_up_curves import SHAPES, make
+from bench.search_algorithms import ours
+from bench.simulated_device import BUDGET, CARD, Curve, Device
 
 GB = 10**9
 

@@ -6,26 +6,18 @@ from random import Random
 
 import pytest
 
-from bench.simulate import (
+from bench.made_up_curves import curves
+from bench.search_algorithms import (
     ALGORITHMS,
-    RESULTS,
-    Curve,
-    Device,
-    Tuning,
     accelerate,
     bisection,
-    curves,
-    guessed,
     lightning_binsearch,
     lightning_power,
     nemo,
     ours,
-    repeated,
-    simulate,
-    summary,
-    table,
-    tune,
 )
+from bench.simulate import RESULTS, Tuning, guessed, repeated, simulate, summary, table, tune
+from bench.simulated_device import Curve, Device
 
 
 @pytest.fixture(scope="module")
