@@ -5,7 +5,8 @@ curves lack: floors, peaks that the sampling missed, kernel switches, jumps of 3
 
 Between two points the memory is on their line, beyond the last on the last line, below the first as high as
 there. The ceiling is four times the largest size. The data tell no static memory and no activation peak, so the
-search is told neither; `static_share` makes up the first. A task at which not even size 1 is within 0.99 of the
+search is told neither; `static_share` makes up the first, `tells_growing` calls the peak an activation peak.
+A task at which not even size 1 is within 0.99 of the
 budget is left out: it has no best answer.
 """
 
@@ -68,7 +69,9 @@ def between(points: Sequence[Point], size: float) -> float:
     return low + (high - low) * (size - a) / (b - a)
 
 
-def task(one: Measured, target: float, static_share: float | None = None) -> Curve:
+def task(
+    one: Measured, target: float, static_share: float | None = None, tells_growing: bool = False
+) -> Curve:
     """The curve under that target."""
     fixed = None if static_share is None else int(static_share * one.points[0][1])
     return Curve(
@@ -76,7 +79,7 @@ def task(one: Measured, target: float, static_share: float | None = None) -> Cur
         ceiling=max(1, int(4 * one.points[-1][0])),
         fixed=fixed,
         growing=partial(between, one.points),
-        tells_growing=False,
+        tells_growing=tells_growing,
         budget=target * one.total,
         card=one.total,
         judged_at=JUDGED_AT,
@@ -84,12 +87,15 @@ def task(one: Measured, target: float, static_share: float | None = None) -> Cur
 
 
 def tasks(
-    *, targets: Sequence[float] = TARGETS, static_share: float | None = None
+    *,
+    targets: Sequence[float] = TARGETS,
+    static_share: float | None = None,
+    tells_growing: bool = False,
 ) -> Iterator[Curve]:
     """Every curve at every target where something fits."""
     for one in measured():
         for target in targets:
-            if (curve := task(one, target, static_share)).optimum:
+            if (curve := task(one, target, static_share, tells_growing)).optimum:
                 yield curve
 
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from bench import real_curves
+from bench import real_curves, real_speeds
 from bench.made_up_curves import curves
 from bench.search_algorithms import (
     ALGORITHMS,
@@ -107,6 +107,15 @@ def test_a_real_curve_goes_through_its_points_and_beyond() -> None:
     assert curve.peak(8352) - curve.peak(8344) == one.points[-1][1] - one.points[-2][1]
     assert curve.ceiling == 4 * 8344
     assert (len(list(real_curves.tasks())), len(real_curves.measured())) == (140, 71)
+
+
+def test_throughput_takes_a_fast_size_with_two_probes_more() -> None:
+    """Within 2 % of the best speed on average; one workload, whose speed jumps to and fro, is not found."""
+    columns = real_speeds.for_throughput(5)
+
+    assert columns["speed_mean"] >= 0.98
+    assert columns["speed_p5"] >= 0.94
+    assert columns["more_probes_max"] <= 2
 
 
 def test_a_right_guess_mostly_takes_one_probe() -> None:

@@ -19,7 +19,14 @@ SIMULATED = read("search-simulated")
     ("page", "tables"),
     [
         ("README.md", [table(), peers.table(read("peers-cpu"))]),
-        ("docs/search.md", [simulate.table(SIMULATED)]),
+        (
+            "docs/search.md",
+            [
+                simulate.table(SIMULATED),
+                simulate.real_table(SIMULATED),
+                simulate.frontier_table(SIMULATED),
+            ],
+        ),
         ("docs/training.md", docs().split("\n\n")),
     ],
 )
@@ -34,7 +41,9 @@ def test_the_simulated_figure_is_the_files() -> None:
     """The README quotes one of its table."""
     probes = SIMULATED["algorithms"]["chatlm"]["all"]["probes_mean"]
 
-    assert f"after {probes:.1f} on average in simulation" in README
+    real = SIMULATED["real_cards"]["algorithms"]["chatlm"]["probes_mean"]
+
+    assert f"after {probes:.1f} on average in simulation, and {real:.1f} on memory" in README
 
 
 def test_every_file_that_it_points_to_is_there() -> None:
