@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from autotune.cause import Cause, Failure
 from autotune.choices import Prefer
 from autotune.readings import DeviceBudget, Measured, Report
-from autotune.search import knee
+from autotune.search import SPEED_SHARE, knee
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
 
@@ -127,12 +127,43 @@ def reevaluate(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial | None:
 
 
 def choose(trials: Iterable[Trial], prefer: Prefer) -> Trial | None:
-    """The trial to train with: the largest that fits, or the smallest that is as fast as any."""
-    fits = sorted((t for t in trials if t.verdict is Verdict.FITS), key=lambda t: t.sequences)
+    """The trial to train with: the largest that fits, or the smallest that is as fast as any.
+
+    A size that was measured again and did not fit is out.
+    """
+    known = list(trials)
+    failed = {(t.size, t.sizes) for t in known if t.verdict is not Verdict.FITS}
+    fits = [t for t in known if t.verdict is Verdict.FITS and (t.size, t.sizes) not in failed]
+    fits.sort(key=lambda t: (t.sequences, t.speed_spread or 0.0))
     if not fits or prefer == "memory":
         return fits[-1] if fits else None
-    smallest = knee({trial.sequences: trial.samples_per_second or 0.0 for trial in fits})
+    smallest = knee(speeds_of(fits))
     return next(trial for trial in fits if trial.sequences == smallest)
+
+
+def speeds_of(fits: Iterable[Trial]) -> dict[int, float]:
+    """Samples/s by the sequences of a micro-batch; of two measurements of a size the steadier counts."""
+    steady = sorted(fits, key=lambda t: t.speed_spread or 0.0, reverse=True)
+    return {trial.sequences: trial.samples_per_second or 0.0 for trial in steady}
+
+
+def undecided(trials: Iterable[Trial]) -> int | None:
+    """A size to measure again, since its speed spreads too widely to tell it from the fastest; else None.
+
+    Each speed may be off by half its spread. Where two sizes may both be as fast as any, the one that
+    spreads most is measured again, once.
+    """
+    fits = [t for t in trials if t.verdict is Verdict.FITS and t.samples_per_second]
+    speeds = speeds_of(fits)
+    steady = sorted(fits, key=lambda t: t.speed_spread or 0.0, reverse=True)
+    off = {trial.sequences: (trial.speed_spread or 0.0) / 2 for trial in steady}
+    least = SPEED_SHARE * max((speeds[n] * (1 - off[n]) for n in speeds), default=0.0)
+    contenders = {n for n in speeds if speeds[n] * (1 + off[n]) >= least}
+    once = [t for t in fits if [o.sequences for o in fits].count(t.sequences) == 1]
+    wide = [t for t in once if t.sequences in contenders and off[t.sequences] > 1 - SPEED_SHARE]
+    if len(contenders) < 2 or not wide:
+        return None
+    return max(wide, key=lambda t: off[t.sequences]).size
 
 
 def measured_trial(

@@ -1,4 +1,4 @@
-"""Writes the measured figures of README.md and docs/training.md, from the files in `bench/results/`.
+"""Writes the figures of README.md, docs/training.md and docs/search.md, from the files in `bench/results/`.
 
 `python -m bench.table` does; a test holds the pages to it. A table stands between two marks that name it,
 and a figure within a sentence is found by the words about it.
@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import accumulation, exactness, padding, peers, presets, sft, trainers
+from bench import accumulation, exactness, padding, peers, presets, sft, simulate, trainers
 from bench.paired import words
 
 RESULTS = Path(__file__).parent / "results"
-PAGES = tuple(RESULTS.parents[1] / name for name in ("README.md", "docs/training.md"))
+PAGES = tuple(
+    RESULTS.parents[1] / name for name in ("README.md", "docs/training.md", "docs/search.md")
+)
 GIB = 2**30
 
 
@@ -54,6 +56,9 @@ def of_each_device(name: str, as_table: Callable[[Mapping[str, Any]], str]) -> s
 TABLES: dict[str, Callable[[], str]] = {
     "measured": table,
     "peers": lambda: peers.table(read("peers-cpu")),
+    "simulated": lambda: simulate.table(read("search-simulated")),
+    "realcards": lambda: simulate.real_table(read("search-simulated")),
+    "frontier": lambda: simulate.frontier_table(read("search-simulated")),
     "presets": lambda: of_each_device("presets", presets.table),
     "exactness": lambda: of_each_device("exactness", exactness.table),
     "accumulation": lambda: of_each_device("accumulation", accumulation.table),
@@ -69,10 +74,14 @@ MARKED = re.compile(
 
 def sentences() -> dict[str, str]:
     """Figures within a sentence: a pattern of the words, and the words with the figure of today."""
-    probes = read("search-simulated")["algorithms"]["chatlm"]["all"]["probes_mean"]
+    simulated = read("search-simulated")
+    probes = simulated["algorithms"]["chatlm"]["all"]["probes_mean"]
+    real = simulated["real_cards"]["algorithms"]["chatlm"]["probes_mean"]
     minutes = math.ceil(read("demo-cpu")["seconds"] / 60)
     return {
-        r"after [0-9.]+ on average in simulation": f"after {probes:.1f} on average in simulation",
+        r"after [0-9.]+ on average in simulation, and [0-9.]+ on": (
+            f"after {probes:.1f} on average in simulation, and {real:.1f} on"
+        ),
         r"takes under [0-9]+ minutes on two": f"takes under {minutes} minutes on two",
     }
 

@@ -13,16 +13,17 @@ from autotune.errors import ChatlmError, NothingFits
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.readings import DeviceBudget
 from autotune.search import Search
-from autotune.trial import Trial, choose, reevaluate, with_margins
+from autotune.trial import Trial, choose, reevaluate, speeds_of, undecided, with_margins
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
 
 CLOSE = 1.25
-"""The search for the knee ends when the next smaller trial is at most this factor smaller."""
+"""No size is timed between two whose ratio is at most this."""
 EVEN = 0.85
 """Budgets count as equal when the smallest is at least this share of the largest."""
-KNEE_PROBES = 3
+SPEED_PROBES = 2
+"""Probes for the speed alone, after the search for the largest size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,10 +136,10 @@ def tune(
     try:
         while (size := ask()) is not None:
             trials = probed(prober, size, trials, top, emit)
-        for _ in range(KNEE_PROBES if prefer == "throughput" and not per_device else 0):
-            if (slower := before_the_knee(trials)) is None:
+        for _ in range(SPEED_PROBES if prefer == "throughput" and not per_device else 0):
+            if (timed := next_for_speed(trials)) is None:
                 break
-            trials = probed(prober, slower, trials, top, emit)
+            trials = probed(prober, timed, trials, top, emit)
         if (answer := choose(trials, prefer)) is not None and after is not None:
             try:
                 extras = after(answer)
@@ -220,10 +221,23 @@ def uneven(budgets: Sequence[DeviceBudget]) -> str | None:
     )
 
 
-def before_the_knee(trials: Sequence[Trial]) -> int | None:
-    """A size between the knee and the next smaller, slower trial; None when the two are close."""
-    if (knee := choose(trials, "throughput")) is None:
+def next_for_speed(trials: Sequence[Trial]) -> int | None:
+    """A size whose speed is worth a probe: one to measure again, or a new one; None when it is decided."""
+    again = undecided(trials)
+    return beside_the_fastest(trials) if again is None else again
+
+
+def beside_the_fastest(trials: Sequence[Trial]) -> int | None:
+    """A size in the wider gap beside the fastest: below the knee, or above; None when both are narrow.
+
+    Speeds saturate, but some fall and rise again, so the fastest may lie on either side.
+    """
+    knee = choose(trials, "throughput")
+    speeds = speeds_of(t for t in trials if t.verdict is Verdict.FITS)
+    if knee is None:
         return None
-    smaller = [t.size for t in trials if t.verdict is Verdict.FITS and t.size < knee.size]
-    slower = max(smaller, default=knee.size)
-    return None if knee.size <= CLOSE * slower else math.isqrt(knee.size * slower)
+    fastest = max(speeds, key=lambda size: speeds[size])
+    smaller = max((size for size in speeds if size < knee.sequences), default=knee.sequences)
+    larger = min((size for size in speeds if size > fastest), default=fastest)
+    low, high = max(((smaller, knee.sequences), (fastest, larger)), key=lambda gap: gap[1] / gap[0])
+    return None if high <= CLOSE * low else math.isqrt(high * low)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from autotune.search import AIM, MIN_GAIN, Observation, Search
 from autotune.verdict import Verdict
-from bench.simulate import BUDGET, CARD, SHAPES, Curve, Device, make, ours
+from bench.made_up_curves import SHAPES, make
+from bench.search_algorithms import ours
+from bench.simulated_device import BUDGET, CARD, Curve, Device
 
 GB = 10**9
 
@@ -160,6 +162,40 @@ def test_floor_points_alone_end_no_search() -> None:
     search = search.tell(2, Verdict.FITS, 90 * GB, 10 * GB)
 
     assert search.ask() == 6  # 9 GB of room, by 1.6 times what noise makes of a flat line
+
+
+def test_most_of_the_first_whole_peak_is_static() -> None:
+    """Untold, 70 % of it is; a static memory that is told to be more is believed."""
+    search = Search(4096, 100 * GB)
+
+    assert (
+        search.tell(1, Verdict.FITS, 10 * GB).ask() == 29
+    )  # 89 GB of room at 3 GB a sample, raised by the noise
+    assert search.tell(1, Verdict.FITS, 10 * GB, 8 * GB).ask() == 42
+    assert search.tell(1, Verdict.FITS, 10 * GB, 2 * GB, 10 * GB).ask() == 11
+
+
+def test_sizes_on_the_floor_give_no_slope() -> None:
+    """From a floor of 40 GB to 60 GB the line is that of the static memory, which ends earlier."""
+    search = Search(4096, 100 * GB, noise=0.001)
+    for size, peak in ((1, 40), (4, 40), (16, 60)):
+        search = search.tell(size, Verdict.FITS, peak * GB, 30 * GB)
+
+    assert (
+        search.ask() == 36
+    )  # 39 GB of room at 30 GB / 16, less 1.6 times the noise; by 20 GB / 12 it is 39
+
+
+def test_a_bend_makes_the_next_step_careful() -> None:
+    """The same last two points: the slope that was half of it before is not trusted to stay."""
+    straight = Search(4096, 100 * GB, noise=0.001).tell(1, Verdict.FITS, 19 * GB)
+    straight = straight.tell(11, Verdict.FITS, 30 * GB).tell(31, Verdict.FITS, 52 * GB)
+    bent = Search(4096, 100 * GB, noise=0.001).tell(1, Verdict.FITS, 24 * GB)
+    bent = bent.tell(11, Verdict.FITS, 30 * GB).tell(31, Verdict.FITS, 52 * GB)
+
+    sizes = straight.ask(), bent.ask()
+
+    assert sizes == (69, 61)
 
 
 def test_a_size_that_was_over_by_little_is_followed_by_a_little_less() -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import simulate
-from bench.table import MARKED, PAGES, TABLES, filled, read, sentences
+from bench.table import MARKED, PAGES, TABLES, filled, sentences
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -32,11 +31,6 @@ def test_every_sentence_with_a_figure_is_on_a_page() -> None:
     text = "".join(page.read_text() for page in PAGES)
 
     assert [pattern for pattern in sentences() if not re.search(pattern, text)] == []
-
-
-def test_the_simulated_table_is_the_files() -> None:
-    """`python -m bench.simulate` prints it."""
-    assert simulate.table(read("search-simulated")) in (ROOT / "docs/search.md").read_text()
 
 
 def test_every_file_that_it_points_to_is_there() -> None:

@@ -1,6 +1,6 @@
 """Trials as the search is told them, and the one that is chosen."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -13,7 +13,7 @@ from autotune.choices import Prefer
 from autotune.readings import DeviceBudget, Measured
 from autotune.search import AIM, Search
 from autotune.trial import Trial, choose, reevaluate, with_margins, with_verdict
-from autotune.tuning.loop import Extras, Outcome, tell, tune
+from autotune.tuning.loop import SPEED_PROBES, Extras, Outcome, tell, tune
 from autotune.verdict import Verdict
 
 MIB = 2**20
@@ -201,3 +201,84 @@ def test_what_did_not_fit_is_told_with_its_figures_and_its_cure(
     )  # fmt: skip
 
     assert str(outcome.nothing_fits("a smaller model", "more RAM")) == said
+
+
+@dataclass
+class Timer:
+    """A prober on a card that holds so many sequences, whose probes show these speeds and spreads in turn."""
+
+    speeds: dict[int, list[tuple[float, float]]]
+    """By size, the last one for ever; other sizes take a second."""
+    most: int
+    target: float = 0.9
+    noise: float = 0.01
+    asked: list[int] = field(default_factory=list)
+
+    @property
+    def budgets(self) -> tuple[DeviceBudget, ...]:
+        return (device("card", (self.most + 1) * 10 * MIB - 1),)
+
+    def open(self) -> dict[str, Any]:
+        return {"model": "timed"}
+
+    def probe(self, size: int | tuple[int, ...]) -> Trial:
+        assert isinstance(size, int)
+        self.asked.append(size)
+        said = self.speeds.get(size, [(float(size), 0.0)])
+        speed, spread = said.pop(0) if len(said) > 1 else said[0]
+        timed = replace(run(size, [(self.budgets[0], 0, 10 * MIB)]), sizes=(size,))
+        return replace(timed, samples_per_second=speed, speed_spread=spread)
+
+
+def timed(timer: Timer) -> Trial:
+    """The answer for throughput."""
+    answer = tune(
+        timer, ceiling=lambda info: 64, prefer="throughput", emit=lambda event: None
+    ).answer
+    assert answer is not None
+    return answer
+
+
+def test_a_speed_that_cannot_decide_is_measured_again() -> None:
+    """Twice as fast at 64, or as slow: the spread does not tell, and the second time it is steady."""
+    timer = Timer({1: [(1.0, 0.0)], 64: [(60.0, 0.9), (20.0, 0.01)]}, most=64)
+    for size in range(2, 64):
+        timer.speeds[size] = [(40.0, 0.01)]
+
+    answer = timed(timer)
+
+    assert timer.asked.count(64) == 2
+    assert answer.samples_per_second == 40.0
+    assert len(timer.asked) <= len(set(timer.asked)) + 1
+
+
+def test_a_spread_that_changes_nothing_is_not_measured_again() -> None:
+    """However widely a slow size spreads, it is not the fastest."""
+    timer = Timer({1: [(1.0, 0.5)], 64: [(60.0, 0.01)]}, most=64)
+
+    timed(timer)
+
+    assert len(timer.asked) == len(set(timer.asked))
+
+
+def test_a_size_between_is_found_where_the_largest_is_slower() -> None:
+    """Speeds that fall again: the fastest lies below the largest, and two probes more look for it."""
+    falling = {size: [(100.0 - abs(size - 24), 0.01)] for size in range(1, 65)}
+    timer, plain = Timer(falling, most=64), Timer(falling, most=64)
+    tune(plain, ceiling=lambda info: 64, emit=lambda event: None)
+
+    answer = timed(timer)
+
+    assert answer.samples_per_second is not None
+    assert answer.samples_per_second >= 95.0
+    assert len(timer.asked) - len(plain.asked) <= SPEED_PROBES
+
+
+def test_a_size_that_did_not_fit_the_second_time_is_not_chosen() -> None:
+    """It was measured again for its speed, and its peak passed the budget."""
+    again = [trial(8, speed=50.0), trial(16, speed=90.0), trial(16, Verdict.OVER, speed=95.0)]
+
+    chosen = choose(again, "throughput")
+
+    assert chosen is not None
+    assert chosen.size == 8
