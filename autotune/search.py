@@ -14,8 +14,8 @@ line costs probes and never gives a wrong answer.
 4. Stop when the line predicts no gain that is worth a probe. That gain grows with the number of probes.
 
 The peak of forward and backward is close to `fixed + k · size`. The optimizer step sets a floor that does
-not grow, so the line uses `activation_peak` where it is known. Where only whole peaks are known, as a driver
-shows them, the curve is *rough*: it has floors, bends and jumps. Then
+not grow, so the line uses `activation_peak` where it is known. On a GPU, and where only whole peaks are known, as
+a driver shows them, the curve is *rough*: it has floors, bends and jumps. Then
 
 5. most of size 1's peak counts as static, sizes on the floor give no slope, a bend of the last three points
    raises the slope's doubt, and a step that more than doubles the size aims below the budget, to end near it;
@@ -96,6 +96,8 @@ class Search:
     guess: int | None = None
     observations: tuple[Observation, ...] = field(default=())
     noise: float = NOISE
+    is_rough: bool = False
+    """Whether the device switches kernels and workspaces by size, as a GPU does."""
 
     def __post_init__(self) -> None:
         assert self.ceiling >= 1, self.ceiling
@@ -149,8 +151,8 @@ class Search:
 
     @property
     def _is_rough(self) -> bool:
-        """Whether only whole peaks are known."""
-        return all(t.activation_peak is None for t in self.observations)
+        """Whether the device's curves are rough, or only whole peaks are known."""
+        return self.is_rough or all(t.activation_peak is None for t in self.observations)
 
     @property
     def _knows_floor(self) -> bool:

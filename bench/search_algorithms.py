@@ -13,8 +13,12 @@ from autotune.search import NOISE, Search
 from bench.simulated_device import Device
 
 
-def ours(device: Device, guess: int | None = None, noise: float = NOISE) -> int | None:
-    search = Search(device.curve.ceiling, int(device.curve.budget), guess, noise=noise)
+def ours(
+    device: Device, guess: int | None = None, noise: float = NOISE, is_rough: bool = False
+) -> int | None:
+    search = Search(
+        device.curve.ceiling, int(device.curve.budget), guess, noise=noise, is_rough=is_rough
+    )
     while (size := search.ask()) is not None:
         search = device.probe(search, size)
     return search.answer

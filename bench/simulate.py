@@ -200,7 +200,11 @@ def real_cards() -> dict[str, Any]:
             "at target 0.9": on_real_cards(ours, real_curves.tasks(targets=(0.9,))),
             "told the noise": on_real_cards(informed, tasks),
             "told 60 % of the first peak as static": on_real_cards(ours, told),
-            "told activation peaks too": on_real_cards(
+            "told activation peaks too, as of a GPU": on_real_cards(
+                partial(ours, is_rough=True),
+                real_curves.tasks(static_share=TOLD, tells_growing=True),
+            ),
+            "told activation peaks too, as of a CPU": on_real_cards(
                 ours, real_curves.tasks(static_share=TOLD, tells_growing=True)
             ),
             "told both": on_real_cards(informed, told),

@@ -23,6 +23,7 @@ class OwnDevice:
     def __init__(self, memory: DeviceMemory, cards: DeviceGroup, target: float) -> None:
         self.memory = memory
         self._group = cards
+        self.is_rough = cards.is_rough
         memory.release_cached()
         (reading,) = cards.read_baseline()
         others = max(0, reading.used - memory.resident())

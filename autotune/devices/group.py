@@ -29,6 +29,8 @@ class DeviceGroup(Protocol):
     """Where the workers compute."""
     noise: float = CPU_NOISE
     """How far apart two peaks of one size lie, as a share."""
+    is_rough: bool = False
+    """Whether kernels and workspaces change with the size, so that memory does not follow a line."""
 
     def read_baseline(self) -> tuple[DeviceReading, ...]:
         """The devices before our workers start: all used bytes are others'."""
@@ -63,6 +65,7 @@ class GpuDevices(DeviceGroup):
 
     kind: DeviceKind = "cuda"
     noise = NOISE  # not measured yet
+    is_rough = True  # as on the cards of docs/search.md
 
     def __init__(self, devices: Sequence[NvmlDevice], limit: int | None = None) -> None:
         self._devices = tuple(devices)

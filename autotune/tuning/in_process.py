@@ -28,6 +28,7 @@ class StepProber:
 
     def __init__(self, step: StepFunction, device: OwnDevice, target: float) -> None:
         self.target = target
+        self.is_rough = device.is_rough
         self.budgets = (device.budget,)
         self._workload = StepWorkload(step, device.memory)
         self._device = device

@@ -82,6 +82,10 @@ class Prober(Protocol):
         """How far apart two peaks of one size lie, as a share."""
 
     @property
+    def is_rough(self) -> bool:
+        """Whether memory follows no line, since kernels change with the size."""
+
+    @property
     def budgets(self) -> tuple[DeviceBudget, ...]:
         """What the devices allow now: tenants may move between two probes."""
 
@@ -128,8 +132,9 @@ def tune(
 
     def ask() -> int | Sizes | None:
         if per_device:
-            now, noise = with_margins(prober.budgets, trials), prober.noise
-            return ask_each(trials, now, ceiling=top, most=most, guess=hint, noise=noise)
+            now = with_margins(prober.budgets, trials)
+            blank = Search(top, 0, noise=prober.noise, is_rough=prober.is_rough)
+            return ask_each(trials, now, blank, most=most, guess=hint)
         one = None if hint is None else min(hint)
         return dividing(rebuild_search(prober, trials, top, one), divides)
 
@@ -183,7 +188,8 @@ def rebuild_search(
     """The search after these trials, under the budgets of now: tenants may have moved since."""
     trials = tuple(trials)
     budgets = with_margins(prober.budgets, trials)
-    search = Search(ceiling, min(b.usable for b in budgets), guess, noise=prober.noise)
+    least = min(budget.usable for budget in budgets)
+    search = Search(ceiling, least, guess, noise=prober.noise, is_rough=prober.is_rough)
     known = (reevaluate(trial, budgets) for trial in trials)
     return functools.reduce(tell, filter(None, known), search)
 

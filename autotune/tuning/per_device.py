@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autotune.readings import DeviceBudget
-from autotune.search import NOISE, Search
+from autotune.search import Search
 from autotune.trial import Trial, reevaluate
 from autotune.verdict import Verdict
 
@@ -18,17 +18,19 @@ Sizes = tuple[int, ...]
 def ask_each(
     trials: Sequence[Trial],
     budgets: Sequence[DeviceBudget],
+    blank: Search,
     *,
-    ceiling: int,
     most: int | None,
     guess: Sizes | None = None,
-    noise: float = NOISE,
 ) -> Sizes | None:
-    """The sizes to probe next, one a rank, in sum at most `most`; None when the search is over."""
+    """The sizes to probe next, one a rank, in sum at most `most`; None when the search is over.
+
+    `blank` is a search with the ceiling and the noise; each rank has its own budget.
+    """
     guesses = guess if guess is not None and len(guess) == len(budgets) else (None,) * len(budgets)
     known = [t for trial in trials if (t := reevaluate(trial, budgets)) is not None]
     searches = [
-        _rank_search(Search(ceiling, budget.usable, hint, noise=noise), rank, known)
+        _rank_search(replace(blank, budget=budget.usable, guess=hint), rank, known)
         for rank, (budget, hint) in enumerate(zip(budgets, guesses, strict=True))
     ]
     asked = [search.ask() for search in searches]

@@ -69,7 +69,7 @@ class WorkerProber:
 
     def __post_init__(self) -> None:
         self.target = self.limits.target
-        self.noise = self.group.noise
+        self.noise, self.is_rough = self.group.noise, self.group.is_rough
         self.tenants = Tenants(self.group, self.target, self.emit)
         self._session: Session | None = None
         self._first_static: list[int] = []

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.devices.group import EmulatedDevices, GpuDevices
 from autotune.search import AIM, MIN_GAIN, Observation, Search
 from autotune.verdict import Verdict
 from bench.made_up_curves import SHAPES, make
@@ -263,3 +264,24 @@ def test_a_smaller_budget_takes_up_what_is_known() -> None:
     assert smaller.answer is not None
     assert 0.97 * 714 <= smaller.answer <= 714
     assert len(smaller.observations) - before <= 2
+
+
+def test_the_search_of_a_gpu_expects_rough_curves_though_it_is_told_all() -> None:
+    """Kernels and workspaces change with the size whatever a probe tells; on a CPU they do not."""
+    told = {"peak": 30 * GB, "fixed": 4 * GB, "growing": 30 * GB}
+    gpu, cpu = (
+        Search(4096, 100 * GB, noise=0.001, is_rough=is_rough)
+        .tell(1, Verdict.FITS, 19 * GB, 4 * GB, 19 * GB)
+        .tell(2, Verdict.FITS, **told)
+        for is_rough in (True, False)
+    )
+    plain = (
+        Search(4096, 100 * GB, noise=0.001)
+        .tell(1, Verdict.FITS, 19 * GB, 4 * GB)
+        .tell(2, Verdict.FITS, 30 * GB, 4 * GB)
+    )
+
+    assert gpu.ask() == plain.ask()
+    assert gpu.ask() != cpu.ask()
+    assert GpuDevices.is_rough
+    assert not EmulatedDevices.is_rough

@@ -87,7 +87,7 @@ def test_the_tightest_device_is_mostly_used_up() -> None:
 class Noisy:
     """A card of 1,000 MiB of which a sequence takes 10; equal steps differ by `spread`, and it reads low."""
 
-    target, noise = 1.0, 0.003
+    target, noise, is_rough = 1.0, 0.003, False
 
     def __init__(self, spread: int) -> None:
         self.budgets = (device("card", 1000 * MIB),)
@@ -212,6 +212,7 @@ class Timer:
     most: int
     target: float = 0.9
     noise: float = 0.01
+    is_rough: bool = False
     asked: list[int] = field(default_factory=list)
 
     @property

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from autotune.cause import Cause, Failure
 from autotune.readings import DeviceBudget, Measured
+from autotune.search import Search
 from autotune.trial import Trial, with_verdict
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.verdict import Verdict
@@ -53,7 +54,7 @@ def search(
     group: list[Card], *, ceiling: int, most: int | None = None, full: int = 10**9
 ) -> list[Trial]:
     trials: list[Trial] = []
-    while (sizes := ask_each(trials, budgets(group), ceiling=ceiling, most=most)) is not None:
+    while (sizes := ask_each(trials, budgets(group), Search(ceiling, 0), most=most)) is not None:
         trials.append(run(sizes, group, full=full))
         assert len(trials) <= (2 * math.log2(ceiling) + 3) * len(group)
     return trials
@@ -106,4 +107,4 @@ def test_an_earlier_answer_is_asked_first() -> None:
     """All ranks at once."""
     group = [(1000, 100, 10), (500, 100, 10)]
 
-    assert ask_each([], budgets(group), ceiling=99, most=None, guess=(80, 39)) == (80, 39)
+    assert ask_each([], budgets(group), Search(99, 0), most=None, guess=(80, 39)) == (80, 39)
