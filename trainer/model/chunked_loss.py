@@ -72,6 +72,9 @@ def chunked_loss(
     size = min(len(index), _chunk_tokens(hidden.device.type, len(weight)))
     products = hidden.new_empty((size, len(weight)), dtype=weight.dtype)  # (chunk, vocabulary)
     wide = products if exact == weight.dtype else products.to(exact)
+    of_weight, of_bias = (
+        (None, None) if factor is None else map(_gradient_of, (head.weight, head.bias))
+    )
     total = hidden.new_zeros((), dtype=exact)
     gradient = states.new_zeros(states.shape if factor is not None else ())
     for start in range(0, len(index), max(1, size)):
@@ -95,13 +98,13 @@ def chunked_loss(
         of_output.scatter_add_(1, wanted, -factor.to(exact).expand(wanted.shape))
         if isinstance(slope, Tensor) or slope != 1.0:
             of_output.mul_(slope)
-        if head.bias is not None and head.bias.requires_grad:
-            _gradient_of(head.bias).add_(of_output.sum(0))
+        if of_bias is not None:
+            of_bias.add_(of_output.sum(0))
         if wide is not products:
             product.copy_(of_output)
         gradient[rows] = torch.mm(product, weight).to(gradient.dtype)
-        if head.weight.requires_grad:
-            _add_product(_gradient_of(head.weight), product, inputs)
+        if of_weight is not None:
+            _add_product(of_weight, product, inputs)
     return total, gradient.expand(states.shape).view(hidden.shape)
 
 
@@ -109,8 +112,13 @@ def _chunk_tokens(device: str, vocabulary: int) -> int:
     return max(LEAST_TOKENS, CHUNK_BYTES[device] // (4 * vocabulary))
 
 
-def _gradient_of(weight: Tensor) -> Tensor:
-    """The gradient to add to: zeros where there is none yet."""
+def _gradient_of(weight: Tensor | None) -> Tensor | None:
+    """The gradient to add to, zeros where there is none yet; None for a weight that is not trained.
+
+    FSDP2 exchanges those that a rank has, so a micro-batch without a counted position needs one too.
+    """
+    if weight is None or not weight.requires_grad:
+        return None
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     return weight.grad
