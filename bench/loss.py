@@ -43,10 +43,10 @@ class Case:
 
 
 CASES = (
-    Case(name="T5, width 128, vocabulary 29,298", source=128, target=128, limit="1GiB", promised=3.0),
-    Case(name="chatlm-tiny", source=64, target=64, limit="1GiB", promised=1.15),
-    Case(name="Llama, width 256, vocabulary 151,936", source=16, target=16, limit="1800MiB", promised=1.8),
-    Case(name="chatlm-0.2b", source=48, target=48, limit="4400MiB", promised=1.15),
+    Case(name="T5, width 128, vocabulary 29,298", source=128, target=128, limit="768MiB", promised=3.0),
+    Case(name="chatlm-tiny", source=64, target=64, limit="640MiB", promised=1.15),
+    Case(name="Llama, width 256, vocabulary 151,936", source=16, target=16, limit="1500MiB", promised=1.8),
+    Case(name="chatlm-0.2b", source=48, target=48, limit="4700MiB", promised=1.15),
 )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     rows = folder / f"{case.source}.jsonl"
     text = Path(bundled("train")).read_text()
     lines = [
-        {"prompt": text[n : n + 2000], "response": text[-2001 - n : -1 - n]} for n in range(64)
+        {"prompt": text[n : n + 2000], "response": text[-2001 - n : -1 - n]} for n in range(128)
     ]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found: dict[str, Any] = {}

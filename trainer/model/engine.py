@@ -69,7 +69,7 @@ class Engine:
         self.notice: str | None = None
         """What the user should know of how the loss is computed."""
         self._dtype = PRODUCTS[precision(settings)]
-        self._head = self._find_head(model) if settings.loss == "chunked" else None
+        self.head = self._find_head(model) if settings.loss == "chunked" else None
         """None: the loss is computed from the model's logits."""
         self.raw_optimizer = make_optimizer(
             settings.optimizer, model.parameters(), weight_decay=weight_decay
@@ -109,27 +109,27 @@ class Engine:
 
     def _add_gradients(self, batch: Batch, scale: float) -> Tensor:
         """Adds the gradient of `scale` times the summed loss; returns the summed loss."""
-        if self._head is None:
+        if self.head is None:
             loss = self.summed_loss(batch)
             self.accelerator.backward(loss * scale)
             return loss.detach()
-        hidden, labels = self._hidden(self._head, batch)
+        hidden, labels = self._hidden(self.head, batch)
         if self._leaves_out:
             hidden = with_weights(hidden, self.trainable.values())
         elif self._is_ddp:
-            hidden = with_weights(hidden, self._head.weights)  # whose gradients DDP waits for
+            hidden = with_weights(hidden, self.head.weights)  # whose gradients DDP waits for
         scaler = self.accelerator.scaler
         factor = torch.full((), scale, device=hidden.device)
         factor = factor if scaler is None else scaler.scale(factor)
-        loss, gradient = self._head.loss(hidden, labels, dtype=self._dtype, factor=factor)
+        loss, gradient = self.head.loss(hidden, labels, dtype=self._dtype, factor=factor)
         torch.autograd.backward(hidden, gradient)
         return loss
 
     def summed_loss(self, batch: Batch) -> Tensor:
         """Cross entropy summed over the target tokens of a micro-batch."""
-        if self._head is not None:
-            hidden, labels = self._hidden(self._head, batch)
-            loss, _ = self._head.loss(hidden, labels, dtype=self._dtype)
+        if self.head is not None:
+            hidden, labels = self._hidden(self.head, batch)
+            loss, _ = self.head.loss(hidden, labels, dtype=self._dtype)
             return loss
         output, labels = self._forward(batch)
         logits = output.logits  # (batch, seq, vocabulary)
