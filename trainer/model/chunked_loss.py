@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.batching.collator import IGNORED
 
-CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}
+CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**29}
 """A chunk's logits in float32, by device. On a GPU the head's gradient, which each chunk adds to, is read
 from further away."""
 LEAST_TOKENS = 128

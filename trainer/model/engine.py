@@ -164,10 +164,10 @@ class Engine:
         head = find_head(model)
         if self.is_sharded:
             reshard(model)
-        if not self.any_rank(isinstance(head, Unfit)):
-            assert isinstance(head, OutputHead)
+        is_unfit = self.any_rank(isinstance(head, Unfit))
+        if isinstance(head, OutputHead) and not is_unfit:
             return head
-        why = REASONS[head] if isinstance(head, Unfit) else "another rank cannot"
+        why = REASONS[head if isinstance(head, Unfit) else Unfit.OTHER_RANK]
         self.notice = f"the loss builds logits, which takes more memory: {why}"
         return None
 

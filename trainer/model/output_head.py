@@ -32,11 +32,13 @@ class Unfit(StrEnum):
     NO_LINEAR = "no linear"
     OTHER_LOGITS = "other logits"
     OTHER_WEIGHTS = "other weights"
+    OTHER_RANK = "other rank"
 
 
 REASONS = {
     Unfit.NO_LINEAR: "its output head is no plain linear layer",
     Unfit.OTHER_LOGITS: "its logits are not the output of its head, scaled, shifted or capped",
+    Unfit.OTHER_RANK: "another process cannot do without",
     Unfit.OTHER_WEIGHTS: "its logits depend on trained weights beside those of its head",
 }
 
@@ -66,6 +68,9 @@ class OutputHead:
             yield
         finally:
             self._is_left_out = False
+            self._hidden = (
+                None  # it holds every activation, also after a pass that ran out of memory
+            )
 
     def loss(
         self, hidden: Tensor, labels: Tensor,
@@ -77,14 +82,13 @@ class OutputHead:
     def _before_head(self, _: nn.Module, args: tuple[Any, ...]) -> Any:
         if not self._is_left_out:
             return None
-        (self._hidden,) = args
+        self._hidden = args[0]
         return (args[0][:, :0],)  # of no positions, so that what follows has no work
 
     def _after_model(self, _: nn.Module, args: Any, output: Any) -> Any:
         if not self._is_left_out:
             return None
-        hidden, self._hidden = self._hidden, None
-        return hidden
+        return self._hidden
 
 
 def find_head(model: PreTrainedModel) -> OutputHead | Unfit:
@@ -118,14 +122,16 @@ def _trial(model: PreTrainedModel, linear: nn.Linear) -> tuple[Tensor, Tensor] |
     """
     read: list[Tensor] = []
 
-    def replace_inputs(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def replace_inputs(_: nn.Module, args: tuple[Any, ...]) -> Any:
+        if len(args) != 1:  # a keyword, which no hook here reads
+            return None
         hidden: Tensor = args[0].detach().clone()
         if hidden.dim() == 3:
             hidden[:, 0] = 0
         largest = float((hidden @ linear.weight.detach().T).abs().max())
         hidden *= LARGEST / largest if largest else 1.0
         read.append(hidden.requires_grad_())
-        return (hidden, *args[1:])
+        return (hidden,)
 
     device = next(model.parameters()).device
     ids = torch.arange(TOKENS, device=device)[None]

@@ -1,11 +1,14 @@
 """A head is taken apart from its model only where it makes the model's own logits."""
 
+import contextlib
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
 
 from tests.support import heads, tiny
 from trainer.model.output_head import OutputHead, Unfit, find_head
@@ -62,6 +65,19 @@ class Custom(nn.Linear):
         return 2 * super().forward(input)
 
 
+class Keyword(LlamaForCausalLM):  # type: ignore[no-untyped-call]
+    """A model of someone's own that calls its head by a keyword, which hooks do not see."""
+
+    def forward(self, **inputs: Any) -> Any:
+        return CausalLMOutput(logits=self.lm_head(input=self.model(**inputs).last_hidden_state))
+
+
+def with_keyword() -> Any:
+    model = heads.with_head("llama")
+    model.__class__ = Keyword
+    return model
+
+
 def rectified(_: Any, logits: torch.Tensor) -> torch.Tensor:
     """Logits that are never negative."""
     return logits.relu()
@@ -73,6 +89,7 @@ UNFIT: list[tuple[str, Any, Unfit]] = [
     ("a function of its own", lambda: changed(rectified), Unfit.OTHER_LOGITS),
     ("a cut vocabulary", lambda: changed(lambda _, x: x[..., :200]), Unfit.OTHER_LOGITS),
     ("a softmax", lambda: changed(lambda _, x: x.log_softmax(-1)), Unfit.OTHER_LOGITS),
+    ("a keyword", with_keyword, Unfit.OTHER_LOGITS),
     (
         "a layer of its own",
         lambda: with_other_head(heads.with_head("llama"), Custom(32, heads.VOCABULARY)),
@@ -116,6 +133,27 @@ def test_an_adapter_on_the_head_is_trained_with_logits() -> None:
     assert own.notice == (
         "the loss builds logits, which takes more memory: its output head is no plain linear layer"
     )
+
+
+def test_a_pass_that_fails_keeps_no_activations() -> None:
+    """A smaller size is tried in the same process after one that was out of memory."""
+    model = heads.with_head("llama")
+    head = find_head(model)
+    assert isinstance(head, OutputHead)
+    batch = heads.batch(model, rows=2)
+    kept: list[Any] = []
+
+    def fail(_: Any, __: Any, output: Any) -> None:
+        kept.append(weakref.ref(output))
+        raise torch.OutOfMemoryError
+
+    model.model.norm.register_forward_hook(lambda _, __, output: kept.append(weakref.ref(output)))
+    model.lm_head.register_forward_hook(fail)
+    with contextlib.suppress(torch.OutOfMemoryError), head.left_out():
+        model(**batch.inputs)
+
+    assert kept
+    assert not any(hidden() is not None for hidden in kept)
 
 
 def test_the_check_draws_no_random_numbers_and_leaves_the_model_as_it_was() -> None:
