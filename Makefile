@@ -52,6 +52,7 @@ bench: .venv/peers
 	$(BIN)/python -m bench.repeat --result bench/results/repeat-cpu.json
 	$(BIN)/python -m bench.accumulation --result bench/results/accumulation-cpu.json
 	$(BIN)/python -m bench.exactness --result bench/results/exactness-cpu.json
+	$(BIN)/python -m bench.loss --result bench/results/loss-cpu.json
 	$(BIN)/python -m bench.kills --result bench/results/kills-cpu.json
 	$(BIN)/python -m bench.rows_2m --result bench/results/rows-2m-cpu.json
 	$(BIN)/python -m bench.sft --result bench/results/sft-cpu.json --plot docs/loss.svg $(ROWS) $(if $(EVAL),--eval-data $(EVAL))

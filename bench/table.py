@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import accumulation, exactness, padding, sft, trainers
+from bench import accumulation, exactness, loss, padding, sft, trainers
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
@@ -27,6 +27,7 @@ def table() -> str:
         *sampling_rows(read("sampling-cpu")),
         *accumulation_rows(read("accumulation-cpu")),
         *exactness_rows("exactness-cpu"),
+        *loss_rows(read("loss-cpu")),
         *kill_rows("kills-cpu"),
         *rows_2m_rows("rows-2m-cpu"),
         *sft_rows("sft-cpu"),
@@ -41,6 +42,7 @@ def table() -> str:
 DOCS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "exactness": exactness.table,
     "accumulation": accumulation.table,
+    "loss": loss.table,
     "padding": padding.table,
     "trainers": trainers.table,
 }
@@ -190,6 +192,18 @@ def exactness_rows(name: str) -> list[Row]:
             f"differ by {loss:.0e} / {norm:.0e} at most, relative",
             name,
         )
+    ]
+
+
+def loss_rows(document: dict[str, Any]) -> list[Row]:
+    return [
+        (
+            f"{found['model']}, loss without logits: micro-batch on an emulated card of {found['limit']}",
+            f"{found['logits']['micro_batch']} → {found['chunked']['micro_batch']}; "
+            f"{found['speed_ratio']:.2f} × as fast at {found['logits']['micro_batch']}",
+            "loss-cpu",
+        )
+        for found in document["models"]
     ]
 
 
