@@ -63,6 +63,7 @@ PROGRAMS = {
     "presets": Program(module="presets", file="presets-cpu", flags=CPU, minutes=3),
     "demo": Program(module="demo", file="demo-cpu", flags=("--pictures", "docs", *CPU), minutes=4),
     "rows-2m": Program(module="rows_2m", file="rows-2m-cpu", minutes=12),
+    "loss": Program(module="loss", file="loss-cpu", minutes=8),
     "padding": Program(
         module="padding", file="padding-cpu", flags=("--steps", "6"), takes=DATA, minutes=6
     ),

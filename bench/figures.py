@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bench.loss import CASES
 from bench.paired import Ratio, spread
 from bench.presets import gain
 from bench.trainers import ratio
 
 Document = Mapping[str, Any]
+LOSS_MODELS = [case.name for case in CASES]
 Better = Literal["less", "more"]
 At = Callable[[Any], float | Ratio | None]
 
@@ -103,6 +105,10 @@ def real_share(way: str) -> At:
     return lambda d: row(d, "trainers", name=way)["padding_efficiency"]
 
 
+def of_model(name: str, key: str) -> At:
+    return lambda d: row(d, "models", model=name)[key]
+
+
 def of_format(form: str, key: str) -> At:
     return lambda d: d["formats"][form][key]
 
@@ -154,6 +160,12 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure("loss, relative", "less", ROUNDING, lambda d: max(run["loss"] for run in d["runs"])),
         Figure("gradient norm, relative", "less", ROUNDING,
                lambda d: max(run["grad_norm"] for run in d["runs"])),
+    ),
+    "loss-cpu": (
+        *(Figure(f"{model}: size, to logits", "more", COUNT, of_model(model, "micro_batch_ratio"))
+          for model in LOSS_MODELS),
+        *(Figure(f"{model}: speed, to logits", "more", RATIO, of_model(model, "speed_ratio"))
+          for model in LOSS_MODELS),
     ),
     "kills-cpu": (
         Figure("kills", "more", COUNT, lambda d: d["summary"]["kills"]),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import accumulation, exactness, padding, peers, presets, sft, simulate, trainers
+from bench import accumulation, exactness, loss, padding, peers, presets, sft, simulate, trainers
 from bench.paired import words
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,6 +33,7 @@ def table() -> str:
         *sampling_rows(read("sampling-cpu")),
         *accumulation_rows(read("accumulation-cpu")),
         *exactness_rows("exactness-cpu"),
+        *loss_rows(read("loss-cpu")),
         *kill_rows("kills-cpu"),
         *rows_2m_rows("rows-2m-cpu"),
         *sft_rows("sft-cpu"),
@@ -61,6 +62,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "frontier": lambda: simulate.frontier_table(read("search-simulated")),
     "presets": lambda: of_each_device("presets", presets.table),
     "exactness": lambda: of_each_device("exactness", exactness.table),
+    "loss": lambda: of_each_device("loss", loss.table),
     "accumulation": lambda: of_each_device("accumulation", accumulation.table),
     "padding": lambda: of_each_device("padding", padding.table),
     "trainers": lambda: of_each_device("trainers", trainers.table),
@@ -248,6 +250,18 @@ def exactness_rows(name: str) -> list[Row]:
             f"differ by {loss:.0e} / {norm:.0e} at most, relative",
             name,
         )
+    ]
+
+
+def loss_rows(document: dict[str, Any]) -> list[Row]:
+    return [
+        (
+            f"{found['model']}, loss without logits: micro-batch on an emulated card of {found['limit']}",
+            f"{found['logits']['micro_batch']} → {found['chunked']['micro_batch']}; "
+            f"{found['speed_ratio']:.2f} × as fast at {found['logits']['micro_batch']}",
+            "loss-cpu",
+        )
+        for found in document["models"]
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from autotune.choices import MODEL_PRESET_NAMES, Freeze, Optimizer, Precision
+from autotune.choices import MODEL_PRESET_NAMES, Freeze, Loss, Optimizer, Precision
 from autotune.errors import PlanError, ProfileError, shown
 from autotune.files import find_beside
 from autotune.plan import MAX_WORLD_SIZE, MicroBatch, Plan
@@ -104,6 +104,8 @@ class RunSection(Section):
     """Names of layers; empty takes what suits the model."""
     neftune_alpha: Annotated[float, Field(gt=0)] | None = None
     """Noise on the input embeddings."""
+    loss: Loss | None = None
+    """None: not recorded, as in profiles that were measured before there was a choice, with `logits`."""
     max_source_length: Count = 256
     """Tokens, end-of-sequence included."""
     max_target_length: Count = 256

@@ -45,11 +45,12 @@ class SftWorkload:
         self._eval_collator = parts.eval_collator or parts.collator
         self.engine = make_engine(accelerator, parts, settings)
         self.memory = self.engine.memory
+        notices = [*told, *parts.notices(settings), *filter(None, [self.engine.notice])]
         self.workload_info = {
             "model": settings.model,
             "rows": len(store),
             "precision": precision(settings),
-            "notice": "; ".join([*told, *parts.notices(settings)]) or None,
+            "notice": "; ".join(notices) or None,
             "fingerprint": fingerprint_info(parts.loaded, store, accelerator.num_processes),
         }
 

@@ -36,7 +36,7 @@ PROFILE: dict[str, Any] = {
     "run": {
         "model": "chatlm-tiny", "data": ["rows.jsonl"], "prompt_column": "prompt", "response_column": "response",
         "precision": "fp32", "gradient_checkpointing": False, "compile": False, "fsdp": False, "lora_rank": 8,
-        "lora_alpha": 16.0, "lora_targets": ["q", "v"], "neftune_alpha": 5.0, "max_source_length": 64,
+        "lora_alpha": 16.0, "lora_targets": ["q", "v"], "neftune_alpha": 5.0, "loss": "chunked", "max_source_length": 64,
         "max_target_length": 64, "optimizer": "adamw", "loader_workers": 2, "environment": {"TERM": "dumb"},
     },
     "fingerprint": {
@@ -56,7 +56,7 @@ RUN: dict[str, Any] = {
     **{name: value for name, value in asdict(TrainOptions()).items() if name not in ("fresh", "trust_remote_code")},
     "model": "chatlm-tiny", "data": ["rows.jsonl"], "eval_data": ["rows.jsonl"], "prompt_column": "prompt",
     "response_column": "response", "optimizer": "adamw", "gradient_checkpointing": False, "freeze": "none",
-    "lora_rank": 0, "compile": False, "fsdp": False, "backend": "gloo", "device": "cpu", "num_processes": 1,
+    "loss": "logits", "lora_rank": 0, "compile": False, "fsdp": False, "backend": "gloo", "device": "cpu", "num_processes": 1,
     "profile": "tuned.toml", "micro_batch": 4, "dropout": 0.1, "output_dir": "run", "learning_rate": 1e-3,
     "max_steps": 10, "eval_every": 5, "patience": 2, "max_new_tokens": 8, "checkpoint_every": 5,
 }  # fmt: skip

@@ -131,7 +131,7 @@ def tuned_on(workload_info: dict[str, Any]) -> profiles.Profile:
             "target_vram": 0.6, "target_ram": 0.8, "vram_limit_bytes": 1024 * MIB,
             "peak_bytes": 500 * MIB,
         },
-        "run": {"precision": "fp32", "environment": memory_environment("cpu")},
+        "run": {"precision": "fp32", "loss": "chunked", "environment": memory_environment("cpu")},
     }  # fmt: skip
     profile = parse(document, "tuned.toml")
     return profile.model_copy(update={"fingerprint": fingerprint(workload_info, group())})

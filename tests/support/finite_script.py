@@ -1,33 +1,38 @@
 """One of two gloo processes, of which one has a step that is not finite: what each raises."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from tests.support.tiny import batch, engine, tiny
+from trainer.model.chunked_loss import LogitsForm
 from trainer.model.engine import Engine
 from trainer.model.finite import NotFinite
 
 
-def spoil_loss(engine: Engine) -> None:
-    """Makes each loss infinite and leaves each gradient finite."""
+def spoil_loss(engine: Engine) -> Callable[[], None]:
+    """Makes each loss infinite and leaves each gradient finite; returns what ends it."""
+    head = engine.head
+    assert head is not None
+    is_other = torch.arange(head.linear.out_features) > 0
+    good = head.form
+    head.form = LogitsForm(offset=torch.zeros(len(is_other)).masked_fill(is_other, -torch.inf))
 
-    def hook(_: Any, __: Any, output: Any) -> Any:
-        is_other = torch.arange(output.logits.shape[-1]) > 0
-        output.logits = output.logits.masked_fill(is_other, -torch.inf)
-        return output
+    def end() -> None:
+        head.form = good
 
-    engine.unwrapped.register_forward_hook(hook)
+    return end
 
 
-def spoil_gradient(engine: Engine) -> None:
-    """Makes each gradient NaN and leaves each loss finite."""
+def spoil_gradient(engine: Engine) -> Callable[[], None]:
+    """Makes each gradient NaN and leaves each loss finite; returns what ends it."""
 
-    def hook(_: Any, __: Any, output: Any) -> Any:
-        output.logits.register_hook(lambda gradient: gradient * torch.nan)
-        return output
+    def hook(_: Any, __: Any, hidden: Any) -> Any:
+        hidden.register_hook(lambda gradient: gradient * torch.nan)
+        return hidden
 
-    engine.unwrapped.register_forward_hook(hook)
+    return engine.unwrapped.register_forward_hook(hook).remove
 
 
 SPOILERS = {"loss": spoil_loss, "gradient": spoil_gradient}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from autotune.choices import DeviceKind, Freeze, Optimizer, Precision, Prefer
+from autotune.choices import DeviceKind, Freeze, Loss, Optimizer, Precision, Prefer
 
 Default = TypeVar("Default")
 Schedule = Literal["cosine", "linear", "constant"]
@@ -118,6 +118,7 @@ class WorkloadOptions(ReadingOptions):
     lora_alpha: float | None = flag("LoRA's scale; else twice the rank.", None, range=POSITIVE)
     lora_targets: tuple[str, ...] | None = flag("Layers to adapt; may be repeated.", None)
     neftune_alpha: float | None = flag("NEFTune's noise on embeddings.", None, range=POSITIVE)
+    loss: Loss | None = flag("logits: build them whole, in more memory; else chunked.", None)
     compile: bool | None = flag("Use torch.compile, with few different shapes.", None)
     fsdp: bool | None = flag("Shard model and optimizer over the devices (FSDP2).", None)
     backend: Backend | None = flag("Process communication; nccl on GPUs, gloo on CPUs.", None)
@@ -185,8 +186,8 @@ PANELS = {
     "What is trained": (
         "eval_data", "prompt_column", "response_column", "messages_column", "trust_remote_code",
         "precision", "optimizer", "freeze", "lora_rank", "lora_alpha",
-        "lora_targets", "neftune_alpha", "dropout", "gradient_checkpointing", "compile",
-        "max_source_length", "max_target_length",
+        "lora_targets", "neftune_alpha", "dropout", "gradient_checkpointing", "loss",
+        "compile", "max_source_length", "max_target_length",
     ),
     "Devices": ("device", "num_processes", "fsdp", "backend", "vram_limit", "per_device"),
     "Learning": (

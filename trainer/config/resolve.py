@@ -97,5 +97,9 @@ def apply_profile(settings: WorkloadSettings, profile: Profile) -> WorkloadSetti
         max_source_length=run.max_source_length,
         max_target_length=run.max_target_length,
         precision=run.precision or settings.precision,
-        **{**trained, "lora_targets": tuple(run.lora_targets)},
+        **{
+            **trained,
+            "lora_targets": tuple(run.lora_targets),
+            "loss": run.loss or settings.loss,
+        },
     )

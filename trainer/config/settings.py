@@ -8,15 +8,15 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter
 
-from autotune.choices import MODEL_PRESET_NAMES, DeviceKind, Freeze, Optimizer, Precision
+from autotune.choices import MODEL_PRESET_NAMES, DeviceKind, Freeze, Loss, Optimizer, Precision
 from autotune.files import absolute
 from autotune.plan import Plan
 from trainer.config.options import Backend, RunOptions
 from trainer.reading.layouts import Columns
 
 WHAT_IS_TRAINED = (
-    "optimizer", "freeze", "lora_rank", "lora_alpha", "lora_targets", "neftune_alpha", "compile",
-    "fsdp", "gradient_checkpointing",
+    "optimizer", "freeze", "lora_rank", "lora_alpha", "lora_targets", "neftune_alpha", "loss",
+    "compile", "fsdp", "gradient_checkpointing",
 )  # fmt: skip
 """Settings that a profile's `[run]` records under the same names; the user may override them."""
 COLUMNS = ("prompt_column", "response_column", "messages_column")
@@ -62,6 +62,7 @@ class WorkloadSettings(Settings):
     lora_targets: tuple[str, ...] = ()
     """Names of layers; empty takes peft's for the model, else every linear layer."""
     neftune_alpha: float | None = None
+    loss: Loss = "chunked"
     compile: bool = False
     fsdp: bool = False
     gradient_checkpointing: bool = False
@@ -130,7 +131,9 @@ class TrainSettings(RunOptions, Settings):
 
         The data is compared by content, once it is tokenised.
         """
-        cut = ("device", "memory_limit", "backend", "gradient_checkpointing", "compile", "fsdp")
+        cut = (
+            "device", "memory_limit", "backend", "gradient_checkpointing", "loss", "compile", "fsdp",
+        )  # fmt: skip
         left_out = (*cut, "data", *COLUMNS, "trust_remote_code")  # the last belongs to one start
         workload = {k: v for k, v in self.workload.located.as_json().items() if k not in left_out}
         return {"workload": workload, **{name: getattr(self, name) for name in RUN_KEY_FIELDS}}

@@ -25,6 +25,10 @@ from trainer.config.validation import check_workload
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Long enough for the ranks that wait while one tokenises."""
 ACCELERATE_PRECISION: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+PRODUCTS: dict[Precision, torch.dtype | None] = {
+    "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16,
+}  # fmt: skip
+"""What products are computed in; None: in the weights' own type."""
 
 
 def make_accelerator(

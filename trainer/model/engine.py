@@ -20,12 +20,14 @@ from transformers import PreTrainedModel
 from autotune.devices.allocator import CudaMemory, DeviceMemory, HostMemory
 from trainer.batching.collator import IGNORED, Batch
 from trainer.config.settings import WorkloadSettings
+from trainer.model.accelerator import PRODUCTS, precision
 from trainer.model.adapters import adapt
 from trainer.model.compilation import compiled, padded
 from trainer.model.finite import NotFinite, Part
-from trainer.model.fsdp import full_tensor, gathered, shard
+from trainer.model.fsdp import full_tensor, gathered, reshard, shard
 from trainer.model.neftune import add_noise
 from trainer.model.optimizers import make_optimizer, reset_step_counters
+from trainer.model.output_head import REASONS, OutputHead, Unfit, find_head
 from trainer.model.unused import fill_gradients, may_leave_out, with_weights
 
 MOST_SKIPS = 16
@@ -58,11 +60,17 @@ class Engine:
             checkpoint_activations(model)
         world_size: int = accelerator.num_processes
         self.is_sharded = settings.fsdp and world_size > 1
+        self._is_ddp = world_size > 1 and not self.is_sharded
         if self.is_sharded:
             shard(model, accelerator.device, world_size)
         else:
             model.to(accelerator.device)
         model.train()
+        self.notice: str | None = None
+        """What the user should know of how the loss is computed."""
+        self._dtype = PRODUCTS[precision(settings)]
+        self.head = self._find_head(model) if settings.loss == "chunked" else None
+        """None: the loss is computed from the model's logits."""
         self.raw_optimizer = make_optimizer(
             settings.optimizer, model.parameters(), weight_decay=weight_decay
         )
@@ -95,30 +103,73 @@ class Engine:
         total = torch.zeros((), device=self.accelerator.device)
         for number, batch in enumerate(batches, 1):
             with self._sync_only(number == len(batches)):
-                loss = self.summed_loss(batch)
-                self.accelerator.backward(loss * scale)
-            total += loss.detach()
+                total += self._add_gradients(batch, scale)
         self._loss = self._loss + total
         return total
 
+    def _add_gradients(self, batch: Batch, scale: float) -> Tensor:
+        """Adds the gradient of `scale` times the summed loss; returns the summed loss."""
+        if self.head is None:
+            loss = self.summed_loss(batch)
+            self.accelerator.backward(loss * scale)
+            return loss.detach()
+        hidden, labels = self._hidden(self.head, batch)
+        if self._leaves_out:
+            hidden = with_weights(hidden, self.trainable.values())
+        elif self._is_ddp:
+            hidden = with_weights(hidden, self.head.weights)  # whose gradients DDP waits for
+        scaler = self.accelerator.scaler
+        factor = torch.full((), scale, device=hidden.device)
+        factor = factor if scaler is None else scaler.scale(factor)
+        loss, gradient = self.head.loss(hidden, labels, dtype=self._dtype, factor=factor)
+        torch.autograd.backward(hidden, gradient)
+        return loss
+
     def summed_loss(self, batch: Batch) -> Tensor:
         """Cross entropy summed over the target tokens of a micro-batch."""
-        device = self.accelerator.device
+        if self.head is not None:
+            hidden, labels = self._hidden(self.head, batch)
+            loss, _ = self.head.loss(hidden, labels, dtype=self._dtype)
+            return loss
+        output, labels = self._forward(batch)
+        logits = output.logits  # (batch, seq, vocabulary)
+        if self._leaves_out and torch.is_grad_enabled():
+            logits = with_weights(logits, self.trainable.values())
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.to(logits.device).flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+
+    def _hidden(self, head: OutputHead, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(what the head would read, (batch, seq, width); labels)."""
+        with head.left_out():
+            hidden, labels = self._forward(batch)
+        return hidden, labels
+
+    def _forward(self, batch: Batch) -> tuple[Any, Tensor]:
+        """(what the model returns, labels), of the batch as it is or padded."""
         # without gradients ranks run unequal numbers of passes, and DDP's pass exchanges buffers
         forward = self.model if torch.is_grad_enabled() else self.unwrapped
         if self._compiled is not None and self.model.training:
             forward = self._compiled
             batch = padded(batch, getattr(self.unwrapped.config, "max_position_embeddings", None))
+        device = self.accelerator.device
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        logits = forward(**inputs).logits  # (batch, seq, vocabulary)
-        if self._leaves_out and torch.is_grad_enabled():
-            logits = with_weights(logits, self.trainable.values())
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(),
-            batch.labels.to(device).flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
+        return forward(**inputs), batch.labels
+
+    def _find_head(self, model: PreTrainedModel) -> OutputHead | None:
+        """The model's output head, if every rank finds one; else `notice` says why none is used."""
+        head = find_head(model)
+        if self.is_sharded:
+            reshard(model)
+        is_unfit = self.any_rank(isinstance(head, Unfit))
+        if isinstance(head, OutputHead) and not is_unfit:
+            return head
+        why = REASONS[head if isinstance(head, Unfit) else Unfit.OTHER_RANK]
+        self.notice = f"the loss builds logits, which takes more memory: {why}"
+        return None
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -180,7 +231,7 @@ class Engine:
         Otherwise the first optimizer step would allocate them, after the first batch had fitted. Every
         trained weight has both from here on, also one that the batch does not use.
         """
-        if self.accelerator.num_processes > 1 and not self.is_sharded:
+        if self._is_ddp:
             self._leaves_out = self.any_rank(self._leaves_weights_out(batch))
         self.dry_run([batch])
         fill_gradients(self.unwrapped)
@@ -192,7 +243,7 @@ class Engine:
         if may_leave_out(self.unwrapped.config.to_dict()):
             return True
         with self.accelerator.no_sync(self.model):
-            torch.autograd.backward(self.summed_loss(batch))
+            self._add_gradients(batch, 1.0)
         leaves_out = any(weight.grad is None for weight in self.trainable.values())
         self.raw_optimizer.zero_grad(set_to_none=True)
         return leaves_out

@@ -59,6 +59,13 @@ def gathered(model: nn.Module) -> Iterator[None]:
             part.set_reshard_after_forward(part is not model, recurse=False)
 
 
+def reshard(model: nn.Module) -> None:
+    """Frees the full weights that a forward pass without a backward pass leaves."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor in full (a collective), or the tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

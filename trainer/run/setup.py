@@ -166,6 +166,7 @@ def say_started(run: Run) -> None:
     for text in run.parts.notices(workload):
         run.notice(text)
     run.notice(trainable_summary(run.engine.unwrapped))
+    run.notice(run.engine.notice)
     run.notice(export_notice(run))
     if run.engine.is_sharded:
         run.notice(f"sharded over {run.plan.world_size} processes (FSDP2)")

@@ -29,7 +29,9 @@ def fingerprint(workload_info: dict[str, Any], devices: DeviceSelection) -> Fing
 def what_is_trained(values: RunSection | WorkloadSettings) -> dict[str, Any]:
     """The choices, besides model, lengths and precision, that a step's memory depends on."""
     chosen = {name: getattr(values, name) for name in WHAT_IS_TRAINED}
-    return {**chosen, "lora_targets": list(chosen["lora_targets"])}
+    # a profile without a loss was measured when there was no other
+    loss = chosen["loss"] or "logits"
+    return {**chosen, "lora_targets": list(chosen["lora_targets"]), "loss": loss}
 
 
 def previous_sizes(

@@ -67,9 +67,9 @@ def test_a_dry_run_leaves_no_loss_behind() -> None:
     """What it computes is dropped, also where it is not finite."""
     engine = an_engine()
     data = tiny.batch(engine.unwrapped, 2, 4, 3)
-    finite_script.spoil_loss(engine)
+    end = finite_script.spoil_loss(engine)
     engine.dry_run([data])
-    engine.unwrapped._forward_hooks.clear()
+    end()
 
     norms = tiny.trained(engine, data, steps=1)
 
@@ -126,13 +126,12 @@ def test_fp16_skips_steps_until_its_scale_is_at_one(fp16_engine: Engine) -> None
 def test_fp16_counts_skips_in_a_row_alone(fp16_engine: Engine) -> None:
     """A step between that is taken begins the count anew."""
     data = tiny.batch(fp16_engine.unwrapped, 2, 4, 3)
-    hooks = fp16_engine.unwrapped._forward_hooks
 
     for _ in range(2):
-        finite_script.spoil_gradient(fp16_engine)
+        end = finite_script.spoil_gradient(fp16_engine)
         tiny.trained(fp16_engine, data, steps=MOST_SKIPS - 2)
         assert fp16_engine.skipped
-        hooks.clear()
+        end()
         tiny.trained(fp16_engine, data, steps=1)
         assert not fp16_engine.skipped
 

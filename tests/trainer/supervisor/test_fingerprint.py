@@ -17,7 +17,7 @@ from trainer.supervisor.fingerprint import differences, what_is_trained
 
 LORA: dict[str, Any] = {
     "optimizer": "adafactor", "lora_rank": 4, "lora_alpha": 16.0, "lora_targets": ["q", "k"],
-    "neftune_alpha": 5.0, "compile": True, "gradient_checkpointing": True,
+    "neftune_alpha": 5.0, "loss": "logits", "compile": True, "gradient_checkpointing": True,
 }  # fmt: skip
 
 
@@ -28,7 +28,9 @@ def tuned(**run: Any) -> Profile:
         "batch": {
             "micro_batch_size": 4, "gradient_accumulation_steps": 4, "effective_batch_size": 16,
         },
-        "run": {"precision": "fp32", "environment": memory_environment("cpu"), **run},
+        "run": {
+            "precision": "fp32", "environment": memory_environment("cpu"), "loss": "chunked", **run,
+        },
         "fingerprint": {"model": "m", "longest_source": 9, "longest_target": 9},
     }  # fmt: skip
     return parse(document, "tuned.toml")
@@ -68,6 +70,7 @@ def test_a_profile_s_loader_workers_reach_the_run() -> None:
         ({}, {"freeze": "encoder"}, ["freeze none, now encoder"]),
         ({}, {"lora_rank": 8}, ["lora rank none, now 8"]),
         ({}, {"neftune_alpha": 5.0}, ["neftune alpha none, now 5.0"]),
+        ({}, {"loss": "logits"}, ["loss chunked, now logits"]),
         ({}, {"compile": True}, ["compile off, now on"]),
         ({}, {"fsdp": True}, ["fsdp off, now on"]),
         ({}, {"gradient_checkpointing": True}, ["gradient checkpointing off, now on"]),
@@ -93,6 +96,19 @@ def test_what_the_user_chooses_otherwise_is_obeyed_and_probed(
     assert said(profile, settings) == words
 
 
+def test_a_profile_without_a_loss_was_measured_with_logits_and_trains_without() -> None:
+    """It was made before there was a choice. The run takes no more memory; one probe shows it."""
+    document = tuned().model_dump(by_alias=True)
+    del document["run"]["loss"]
+    profile = Profile.model_validate(document)
+
+    settings = run_of(profile)
+
+    assert settings.workload.loss == "chunked"
+    assert said(profile, settings) == ["loss logits, now chunked"]
+    assert said(profile, run_of(profile, loss="logits")) == []
+
+
 def test_what_differs_is_said_in_a_short_line_whatever_the_profile_holds() -> None:
     """Names of devices in a file may be long, many, or steer the terminal."""
     measured = tuned().model_dump(by_alias=True)
@@ -115,7 +131,7 @@ def test_every_choice_has_its_place_in_profile_and_choices() -> None:
 
 def test_what_is_trained_makes_the_run_and_how_it_is_computed_does_not() -> None:
     """A resume may checkpoint activations or compile; it may not change adapters or schedule."""
-    same = run_of(tuned(), compile=True, gradient_checkpointing=True, fsdp=True)
+    same = run_of(tuned(), compile=True, gradient_checkpointing=True, fsdp=True, loss="logits")
     other = [
         run_of(tuned(), **choice)
         for choice in ({"lora_rank": 4}, {"optimizer": "adafactor"}, {"schedule": "linear"})
