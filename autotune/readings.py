@@ -51,7 +51,7 @@ class DeviceBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outside:
-    """What a process holds of the host beside its run's memory, bytes; zeros for a card."""
+    """What a process holds of the host beside its run's memory, bytes; zeros for a GPU."""
 
     libraries: int = 0
     """Anonymous memory of the interpreter and its libraries, from before the run built anything."""
@@ -74,9 +74,10 @@ class Measured:
     activation_peak: int
     """Peak of forward and backward, apart from the optimizer step's."""
     context: int = 0
-    """What the allocator cannot see and the peak includes: the CUDA context, kernels, NCCL."""
+    """What the allocator cannot see and the peak includes: the CUDA context, kernels, NCCL; of the host its
+    libraries."""
     outside: Outside = Outside()
-    """What the peak does not include; of a CPU."""
+    """Of a CPU; an emulated card's peak includes none of it."""
     spread: int = 0
     """How far apart the peaks of the repeated worst step lay."""
     reserved: int | None = None

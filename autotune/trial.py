@@ -126,44 +126,53 @@ def reevaluate(trial: Trial, budgets: Sequence[DeviceBudget]) -> Trial | None:
     return trial if all(new.budget <= old.budget for old, new in pairs) else None
 
 
-def choose(trials: Iterable[Trial], prefer: Prefer) -> Trial | None:
-    """The trial to train with: the largest that fits, or the smallest that is as fast as any.
-
-    A size that was measured again and did not fit is out.
-    """
+def fitting(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that fit, of the sizes that fitted when they ran last: a size may be probed again."""
     known = list(trials)
-    failed = {(t.size, t.sizes) for t in known if t.verdict is not Verdict.FITS}
-    fits = [t for t in known if t.verdict is Verdict.FITS and (t.size, t.sizes) not in failed]
-    fits.sort(key=lambda t: (t.sequences, t.speed_spread or 0.0))
-    if not fits or prefer == "memory":
-        return fits[-1] if fits else None
-    smallest = knee(speeds_of(fits))
-    return next(trial for trial in fits if trial.sequences == smallest)
+    last = {(trial.size, trial.sizes): trial.verdict for trial in known}
+    fits = [trial for trial in known if trial.verdict is Verdict.FITS]
+    return [trial for trial in fits if last[trial.size, trial.sizes] is Verdict.FITS]
 
 
-def speeds_of(fits: Iterable[Trial]) -> dict[int, float]:
-    """Samples/s by the sequences of a micro-batch; of two measurements of a size the steadier counts."""
-    steady = sorted(fits, key=lambda t: t.speed_spread or 0.0, reverse=True)
-    return {trial.sequences: trial.samples_per_second or 0.0 for trial in steady}
+def steadiest(fits: Iterable[Trial]) -> dict[int, Trial]:
+    """One trial of each size, by its sequences: the one whose timed steps spread least."""
+    return {t.sequences: t for t in sorted(fits, key=lambda t: t.speed_spread or 0.0, reverse=True)}
 
 
-def undecided(trials: Iterable[Trial]) -> int | None:
+def choose(trials: Iterable[Trial], prefer: Prefer) -> Trial | None:
+    """The trial to train with: the largest that fits, or the smallest that is as fast as any."""
+    fits = steadiest(fitting(trials))
+    if not fits:
+        return None
+    if prefer == "memory":
+        return fits[max(fits)]
+    return fits[knee({size: trial.samples_per_second or 0.0 for size, trial in fits.items()})]
+
+
+def undecided(trials: Sequence[Trial]) -> int | None:
     """A size to measure again, since its speed spreads too widely to tell it from the fastest; else None.
 
     Each speed may be off by half its spread. Where two sizes may both be as fast as any, the one that
     spreads most is measured again, once.
     """
-    fits = [t for t in trials if t.verdict is Verdict.FITS and t.samples_per_second]
-    speeds = speeds_of(fits)
-    steady = sorted(fits, key=lambda t: t.speed_spread or 0.0, reverse=True)
-    off = {trial.sequences: (trial.speed_spread or 0.0) / 2 for trial in steady}
-    least = SPEED_SHARE * max((speeds[n] * (1 - off[n]) for n in speeds), default=0.0)
-    contenders = {n for n in speeds if speeds[n] * (1 + off[n]) >= least}
-    once = [t for t in fits if [o.sequences for o in fits].count(t.sequences) == 1]
-    wide = [t for t in once if t.sequences in contenders and off[t.sequences] > 1 - SPEED_SHARE]
+    fits = [trial for trial in steadiest(fitting(trials)).values() if trial.samples_per_second]
+    ranges = {trial.size: speed_range(trial) for trial in fits}
+    least = SPEED_SHARE * max((low for low, _ in ranges.values()), default=0.0)
+    contenders = [trial for trial in fits if ranges[trial.size][1] >= least]
+    probed = [trial.size for trial in trials]
+    wide = [
+        trial for trial in contenders
+        if (trial.speed_spread or 0.0) / 2 > 1 - SPEED_SHARE and probed.count(trial.size) == 1
+    ]  # fmt: skip
     if len(contenders) < 2 or not wide:
         return None
-    return max(wide, key=lambda t: off[t.sequences]).size
+    return max(wide, key=lambda trial: trial.speed_spread or 0.0).size
+
+
+def speed_range(trial: Trial) -> tuple[float, float]:
+    """The lowest and the highest samples/s that the spread allows."""
+    speed, off = trial.samples_per_second or 0.0, (trial.speed_spread or 0.0) / 2
+    return speed * (1 - off), speed * (1 + off)
 
 
 def measured_trial(

@@ -112,7 +112,7 @@ def sampled(
             readings += 1
             return {rank: resident(pid) for rank, pid in enumerate(pids)}
 
-        def held(self) -> dict[int, int]:
+        def held(self, *, with_libraries: bool) -> dict[int, int]:
             return {}
 
     with MemorySampler(group, host, Workers()):

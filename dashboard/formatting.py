@@ -84,14 +84,15 @@ def peak_words(trial: Trial) -> tuple[str, str] | None:
 
 
 def outside_words(device: Measured) -> tuple[str, str] | None:
-    """What a CPU's peak leaves out, after the peak and alone; None where nothing is left out."""
+    """What else a CPU's process holds, after the peak and alone; None where it is not told."""
     outside = device.outside
     if not outside.libraries:
         return None
-    shown = (
-        f"beside it libraries {format_bytes(outside.libraries)} and mapped files "
-        f"{format_bytes(outside.mapped)}"
-    )
+    libraries, mapped = format_bytes(outside.libraries), format_bytes(outside.mapped)
+    if device.context:
+        shown = f"of it libraries {libraries}, beside it mapped files {mapped}"
+    else:
+        shown = f"beside it libraries {libraries} and mapped files {mapped}"
     return f"{format_bytes(device.peak)}, {shown}", shown
 
 

@@ -211,9 +211,17 @@ class Profile(Section):
         )
 
     def knee(self) -> TrialRow | None:
-        """The smallest trial that fits and is as fast as any; None with fewer than two speeds."""
-        fits = [r for r in self.trial if r.verdict is Verdict.FITS and r.samples_per_second]
-        timed = {self._samples(row): row for row in fits}
+        """The smallest trial that fits and is as fast as any; None with fewer than two speeds.
+
+        Of a size that was probed twice the last verdict counts, and the speed that spreads least.
+        """
+        last = {self._samples(row): row.verdict for row in self.trial}
+        steady = sorted(self.trial, key=lambda row: row.speed_spread or 0.0, reverse=True)
+        timed = {
+            self._samples(row): row
+            for row in steady
+            if row.samples_per_second and row.verdict is Verdict.FITS is last[self._samples(row)]
+        }
         if len(timed) < 2:
             return None
         return timed[knee({n: row.samples_per_second or 0.0 for n, row in timed.items()})]

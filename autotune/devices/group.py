@@ -29,6 +29,8 @@ class DeviceGroup(Protocol):
     """Where the workers compute."""
     noise: float = CPU_NOISE
     """How far apart two peaks of one size lie, as a share."""
+    counts_libraries: bool = False
+    """Whether what the workers' libraries hold of the host takes from the device."""
     is_rough: bool = False
     """Whether kernels and workspaces change with the size, so that memory does not follow a line."""
 
@@ -37,7 +39,7 @@ class DeviceGroup(Protocol):
         return self.read({})
 
     def read(self, held: Mapping[int, int]) -> tuple[DeviceReading, ...]:
-        """The devices now; `held` is what the workers hold of the host, by rank, as `HostMemory` counts."""
+        """The devices now; `held` is what the workers hold of the host by rank, bytes (`WorkerGroup.held`)."""
 
     def measure(
         self, reports: Sequence[Report], budgets: Sequence[DeviceBudget], sampled: Sequence[int]
@@ -50,10 +52,6 @@ class DeviceGroup(Protocol):
         Empty where only our own memory counts, so that no tenant can disturb a probe.
         """
         return ()
-
-    def taken_outside(self, held: Sequence[Held]) -> int:
-        """Bytes of each device that the workers take beside what is measured, and others cannot have."""
-        return 0
 
     def memory_cap(self, baseline: Sequence[DeviceReading]) -> int | None:
         """Bytes at which a worker's allocation must fail; None where the device itself refuses it."""
@@ -129,14 +127,17 @@ def peak_from_report(report: Report, used_now: int, others: int, sampled: int) -
         reserved=report.peak,
         allocated=report.allocated,
         spread=report.spread,
+        outside=report.outside,
     )
 
 
 class HostDevice(DeviceGroup):
     """The machine's or the cgroup's memory, one device that all ranks share.
 
-    What they hold counts as `HostMemory` counts it; the libraries' memory counts as others'.
+    What their libraries hold counts too: it is a process's context here.
     """
+
+    counts_libraries = True
 
     def __init__(self, host: HostMeter) -> None:
         self._host = host
@@ -151,15 +152,20 @@ class HostDevice(DeviceGroup):
         total = self._host.read().total
         return (DeviceReading(device="cpu", name="CPU", total=total, used=used),)
 
-    def taken_outside(self, held: Sequence[Held]) -> int:
-        taken = sum(part.outside.libraries for part in held)
-        self._others += taken
-        return taken
-
     def measure(
         self, reports: Sequence[Report], budgets: Sequence[DeviceBudget], sampled: Sequence[int]
     ) -> list[Measured]:
-        return [_sum_of(reports)]
+        measured = _sum_of(reports)
+        context = measured.outside.libraries
+        return [
+            replace(
+                measured,
+                peak=context + measured.peak,
+                static_bytes=context + measured.static_bytes,
+                activation_peak=context + measured.activation_peak,
+                context=context,
+            )
+        ]
 
 
 class EmulatedDevices(DeviceGroup):

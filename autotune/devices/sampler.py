@@ -20,7 +20,7 @@ from autotune.readings import HostReading
 PERIOD = 0.05
 """Seconds between two readings of the devices."""
 SLOWLY = 4
-"""One reading in this many includes the host and, on GPUs, the workers: to read 8 GPUs, the host and 8
+"""One reading in this many includes the host and all that the workers hold of it: to read 8 GPUs, the host and 8
 workers every time would cost 1 % of a core."""
 STALE = 1.0
 """Seconds after which a reading is too old."""
@@ -34,7 +34,7 @@ class Workers(Protocol):
     def resident(self) -> Mapping[int, int]:
         """All of it."""
 
-    def held(self) -> Mapping[int, int]:
+    def held(self, *, with_libraries: bool) -> Mapping[int, int]:
         """What counts where they compute on the host."""
 
 
@@ -88,8 +88,11 @@ class MemorySampler:
             last = self._window
         if full or last is None:
             self._resident = self._workers.resident()
+        held: Mapping[int, int] = {}
+        if self._group.kind == "cpu":
+            held = self._workers.held(with_libraries=self._group.counts_libraries)
         now = ReadingTaken(
-            devices=self._group.read(self._workers.held() if self._group.kind == "cpu" else {}),
+            devices=self._group.read(held),
             host=self._host.read() if full or last is None else last.latest.host,
             workers=sum(self._resident.values()),
         )

@@ -44,13 +44,7 @@ class Tenants:
         return baseline
 
     def set_baseline(self, held: Sequence[Held]) -> None:
-        """Notes what is unaccounted for after the workers have started: others' memory and contexts.
-
-        Raises:
-            DeviceError: the workers' libraries take the rest of the target.
-        """
-        if taken := self._group.taken_outside(held):
-            self.budgets = tuple(budget(d, d.others + taken, self._target) for d in self.budgets)
+        """Notes what is unaccounted for after the workers have started: others' memory and contexts."""
         self._unaccounted, self._growth = self._group.unaccounted(held), CONTEXT_LOADING
 
     def update_budgets(self, held: Sequence[Held]) -> bool:

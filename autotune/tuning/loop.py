@@ -12,11 +12,10 @@ from autotune.choices import Prefer
 from autotune.errors import ChatlmError, NothingFits
 from autotune.events import Emit, Notice, ProbeEnded, ProbeStarted, TuningEnded, TuningStarted
 from autotune.readings import DeviceBudget
-from autotune.search import Search
-from autotune.trial import Trial, choose, reevaluate, speeds_of, undecided, with_margins
+from autotune.search import Search, knee
+from autotune.trial import Trial, choose, fitting, reevaluate, steadiest, undecided, with_margins
 from autotune.tuning.per_device import Sizes, ask_each
 from autotune.units import format_bytes
-from autotune.verdict import Verdict
 
 CLOSE = 1.25
 """No size is timed between two whose ratio is at most this."""
@@ -238,12 +237,11 @@ def beside_the_fastest(trials: Sequence[Trial]) -> int | None:
 
     Speeds saturate, but some fall and rise again, so the fastest may lie on either side.
     """
-    knee = choose(trials, "throughput")
-    speeds = speeds_of(t for t in trials if t.verdict is Verdict.FITS)
-    if knee is None:
+    speeds = {t.size: t.samples_per_second or 0.0 for t in steadiest(fitting(trials)).values()}
+    if not speeds:
         return None
-    fastest = max(speeds, key=lambda size: speeds[size])
-    smaller = max((size for size in speeds if size < knee.sequences), default=knee.sequences)
+    smallest, fastest = knee(speeds), max(speeds, key=lambda size: speeds[size])
+    smaller = max((size for size in speeds if size < smallest), default=smallest)
     larger = min((size for size in speeds if size > fastest), default=fastest)
-    low, high = max(((smaller, knee.sequences), (fastest, larger)), key=lambda gap: gap[1] / gap[0])
+    low, high = max(((smaller, smallest), (fastest, larger)), key=lambda gap: gap[1] / gap[0])
     return None if high <= CLOSE * low else math.isqrt(high * low)

@@ -32,7 +32,8 @@ def main() -> None:
         assert isinstance(request, messages.Build)
         with without_collection():
             build = pkgutil.resolve_name(request.workload)
-        wire.send(messages.Loaded(libraries=HostMemory.exclude_libraries()))
+        HostMemory.tell = lambda libraries: wire.send(messages.Loaded(libraries=libraries))
+        HostMemory.exclude_libraries()
         workload: Workload = build(request.settings)
         memory = workload.memory
         memory.release_cached()

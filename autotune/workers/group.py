@@ -102,10 +102,16 @@ class WorkerGroup(Generic[M]):
         pids = list(self.pids.items())  # the sampler's thread asks, while a rank may say hello
         return {rank: resident(pid) for rank, pid in pids}
 
-    def held(self) -> dict[int, int]:
-        """What each rank's run holds of the host, as `HostMemory` counts it; nothing before it is built."""
-        loaded = list(self._hub.libraries.items())
-        return {rank: max(0, anonymous(self.pids[rank]) - libraries) for rank, libraries in loaded}
+    def held(self, *, with_libraries: bool) -> dict[int, int]:
+        """What each rank holds of the host, bytes: anonymous memory.
+
+        Without libraries it is what `HostMemory` counts, and nothing before they are loaded.
+        """
+        pids = list(self.pids.items())  # as above
+        if with_libraries:
+            return {rank: anonymous(pid) for rank, pid in pids}
+        known = self._hub.libraries
+        return {rank: max(0, anonymous(pid) - known[rank]) for rank, pid in pids if rank in known}
 
     def ended(self) -> bool:
         """Whether the launcher has ended; its last messages may still be unread."""

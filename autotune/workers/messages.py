@@ -78,11 +78,11 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """The worker's libraries are loaded: it builds the run now."""
+    """The worker's libraries are loaded, or hold more since they have read the data."""
 
     type: ClassVar[str] = "loaded"
     libraries: int
-    """Bytes of anonymous memory that it held then."""
+    """Bytes of anonymous memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

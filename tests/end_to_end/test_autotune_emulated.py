@@ -25,7 +25,7 @@ from tests.support.shared import once
 from trainer.config.settings import WorkloadSettings
 
 MIB = 2**20
-SMALL_CARD = 512 * MIB
+SMALL_CARD = 360 * MIB
 TUNE = (
     "autotune", "--device", "cpu", "--vram-limit", str(SMALL_CARD), "--target-vram", "0.6",
     "--max-batch", "64", "--effective-batch", "64",

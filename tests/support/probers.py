@@ -9,7 +9,7 @@ from typing import Any
 from autotune.devices.group import DeviceGroup, EmulatedDevices, GpuDevices
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
-from autotune.devices.processes import resident
+from autotune.devices.processes import anonymous
 from autotune.events import Emit, Notice
 from autotune.readings import HostReading
 from autotune.trial import Trial
@@ -90,8 +90,8 @@ def prober_on_gpu(
 
 
 def held_by_workers(context: int = 0) -> int:
-    """Resident bytes of this process's workers, and so much more for each that holds any."""
-    held = [resident(worker.pid) for worker in workers_of(os.getpid())]
+    """Anonymous bytes of this process's workers, and so much more for each that holds any."""
+    held = [anonymous(worker.pid) for worker in workers_of(os.getpid())]
     return sum(amount + context for amount in held if amount)
 
 

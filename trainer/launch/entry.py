@@ -39,7 +39,8 @@ def train_supervised(wire: Wire[ToTrainer]) -> None:
         with without_collection():  # seconds of imports
             from trainer.run.loop import train
 
-        wire.send(Loaded(libraries=HostMemory.exclude_libraries()))
+        HostMemory.tell = lambda libraries: wire.send(Loaded(libraries=libraries))
+        HostMemory.exclude_libraries()
         train(settings, wire.send, confirm=go.wait, should_stop=stop.is_set)
     except Exception as error:  # noqa: BLE001  sent to the supervisor, whatever it is
         wire.fail(error)

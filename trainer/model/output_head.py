@@ -68,9 +68,8 @@ class OutputHead:
             yield
         finally:
             self._is_left_out = False
-            self._hidden = (
-                None  # it holds every activation, also after a pass that ran out of memory
-            )
+            # it holds every activation, also after a pass that ran out of memory
+            self._hidden = None
 
     def loss(
         self, hidden: Tensor, labels: Tensor,

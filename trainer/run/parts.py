@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
+from autotune.devices.allocator import HostMemory
 from autotune.errors import ModelError
 from trainer.batching.collator import Collator
 from trainer.config.settings import WorkloadSettings
@@ -67,16 +68,17 @@ def make_parts(
     start = getattr(loaded.model.config, "decoder_start_token_id", None)
 
     def collate(files: tuple[str, ...], *, data: str) -> Collator:
-        store = open_store(
-            find_files(files),
-            loaded.encoder,
-            settings.columns,
-            max_source=settings.max_source_length,
-            max_target=settings.max_target_length,
-            progress=progress,
-            notify=notify,
-            should_stop=should_stop,
-        )
+        with HostMemory.excluding():
+            store = open_store(
+                find_files(files),
+                loaded.encoder,
+                settings.columns,
+                max_source=settings.max_source_length,
+                max_target=settings.max_target_length,
+                progress=progress,
+                notify=notify,
+                should_stop=should_stop,
+            )
         collator = Collator(store, loaded.encoder, start)
         check_vocabulary(loaded.model, collator, data=data)
         check_positions(loaded.model, collator, data=data)

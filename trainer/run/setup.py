@@ -87,6 +87,7 @@ def prepare(
         learning_rate=rate,
     )
     run.done = 0 if settings.fresh else resume(folder, engine, run.notice)
+    engine.memory.release_cached()  # what tokenising and reading a checkpoint left, as a probe does
     dry_run(run)
     run.evaluations = earlier_progress(run)
     start_tracking(accelerator, settings, folder.tracking, done=run.done)

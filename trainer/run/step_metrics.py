@@ -9,6 +9,7 @@ import torch
 from autotune.devices import processes
 from autotune.devices.budget import context_bytes
 from trainer.batching.step_loader import RankStep
+from trainer.config.settings import WorkloadSettings
 from trainer.run.state import Run
 
 
@@ -47,8 +48,6 @@ def step_record(
     effective_batch = run.plan.effective_batch
     samples = run.done * effective_batch
     workload = run.settings.workload
-    # ranks on the CPU share the host's memory; emulated devices are separate
-    is_shared = workload.device == "cpu" and workload.memory_limit is None
     record = {
         "step": run.done,
         "epoch": samples / len(run.parts.collator.store),
@@ -64,16 +63,21 @@ def step_record(
         "samples_per_second": effective_batch / seconds,
         "tokens_per_second": tokens / seconds,
         "padding": 1 - tokens / area,
-        "device_peak_bytes": int(all_peaks if is_shared else highest_peak),
+        "device_peak_bytes": int(all_peaks if is_shared(workload) else highest_peak),
         "host_bytes": int(host),
     }
     return record, Wishes(stop=bool(stop), save=bool(save))
 
 
+def is_shared(workload: WorkloadSettings) -> bool:
+    """Whether all ranks are on one device: the host's memory. Emulated cards are separate."""
+    return workload.device == "cpu" and workload.memory_limit is None
+
+
 def device_peak(run: Run) -> int:
-    """This rank's peak on its device, bytes; on a GPU with the context, which torch does not count."""
+    """This rank's peak on its device, bytes; with the context of a GPU, or the libraries in host RAM."""
     memory, settings = run.engine.memory, run.settings
-    context = 0
+    context = memory.outside().libraries if is_shared(settings.workload) else 0
     if settings.workload.device == "cuda" and settings.others:
         free, total = torch.cuda.mem_get_info()
         others = settings.others[run.engine.accelerator.process_index]

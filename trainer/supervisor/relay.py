@@ -59,7 +59,8 @@ class Relay:
             return
         self._read_at = time.monotonic()
         try:
-            devices = self.job.devices.group.read(self.workers.held())
+            group = self.job.devices.group
+            devices = group.read(self.workers.held(with_libraries=group.counts_libraries))
         except DeviceError as error:  # the run may still succeed: its workers decide
             self.job.emit(Notice(text=str(error)))
             devices = ()

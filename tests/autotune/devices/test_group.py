@@ -16,9 +16,8 @@ from autotune.devices.group import (
 )
 from autotune.devices.host import HostMeter
 from autotune.devices.nvml import Nvml
-from autotune.devices.tenants import Tenants
 from autotune.errors import DeviceError
-from autotune.readings import DeviceReading, Held, HostReading, Outside, Report
+from autotune.readings import DeviceReading, HostReading, Outside, Report
 from tests.support.fake_nvml import FakeDriver, FakeGpu
 
 GIB = 2**30
@@ -142,17 +141,17 @@ class Host(HostMeter):
 def test_the_libraries_of_workers_take_from_the_host_and_not_from_an_emulated_card(
     group: DeviceGroup,
 ) -> None:
-    """A card of the same size holds the same with any build of torch; a host has the less for it."""
+    """A card of the same size holds the same with any build of torch; on the host they are a context."""
     outside = Outside(libraries=GIB, mapped=GIB)
     is_host = isinstance(group, HostDevice)
-    tenants = Tenants(group, 0.5, emit=lambda event: None)
-    tenants.read_baseline()
-    before = tenants.budgets[0].budget
 
-    tenants.set_baseline([Held(device="cpu", resident=0, outside=outside)] * 2)
+    group.read_baseline()
+    used = group.read({0: GIB})[0].used
+    measured = group.measure([replace(REPORT, outside=outside)] * 2, [], [])[0]
 
-    assert before - tenants.budgets[0].budget == (2 * GIB if is_host else 0)
-    assert group.read({0: GIB})[0].used == (5 * GIB if is_host else GIB)
-    measured = group.measure([replace(REPORT, outside=outside)] * 2, tenants.budgets, [])
-    assert measured[0].peak == (20 if is_host else 10)
-    assert measured[0].outside.mapped == (2 * GIB if is_host else GIB)
+    assert group.counts_libraries == is_host
+    assert used == (3 * GIB if is_host else GIB)
+    assert measured.peak == (20 + 2 * GIB if is_host else 10)
+    assert measured.static_bytes == (8 + 2 * GIB if is_host else 4)
+    assert measured.context == (2 * GIB if is_host else 0)
+    assert measured.outside.mapped == (2 * GIB if is_host else GIB)

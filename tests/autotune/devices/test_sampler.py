@@ -42,7 +42,7 @@ class OneWorker:
     def resident(self) -> dict[int, int]:
         return {0: 5}
 
-    def held(self) -> dict[int, int]:
+    def held(self, *, with_libraries: bool) -> dict[int, int]:
         return {0: 2}
 
 

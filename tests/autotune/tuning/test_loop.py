@@ -12,8 +12,8 @@ from autotune.cause import Cause, Failure
 from autotune.choices import Prefer
 from autotune.readings import DeviceBudget, Measured
 from autotune.search import AIM, Search
-from autotune.trial import Trial, choose, reevaluate, with_margins, with_verdict
-from autotune.tuning.loop import SPEED_PROBES, Extras, Outcome, tell, tune
+from autotune.trial import Trial, choose, reevaluate, undecided, with_margins, with_verdict
+from autotune.tuning.loop import SPEED_PROBES, Extras, Outcome, beside_the_fastest, tell, tune
 from autotune.verdict import Verdict
 
 MIB = 2**20
@@ -283,3 +283,19 @@ def test_a_size_that_did_not_fit_the_second_time_is_not_chosen() -> None:
 
     assert chosen is not None
     assert chosen.size == 8
+    assert undecided([*again, trial(9, speed=49.0)]) is None
+
+
+def test_a_size_that_failed_beside_a_tenant_is_chosen_once_it_fits() -> None:
+    """The tenant left, and the size was probed again."""
+    chosen = choose([trial(8), trial(16, Verdict.OVER), trial(16)], "memory")
+
+    assert chosen is not None
+    assert chosen.size == 16
+
+
+def test_on_several_devices_a_size_beside_the_fastest_is_one_devices_own() -> None:
+    """Not the sum over the devices, which would be out of bounds."""
+    pair = [replace(trial(n, speed=speed), sizes=(n, n)) for n, speed in ((8, 50.0), (16, 100.0))]
+
+    assert beside_the_fastest(pair) == 11
