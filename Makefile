@@ -5,7 +5,7 @@
 # make check   format, lint, types
 # make chaos   runs that are killed, interrupted, filled up and damaged: what is lost, within 10 minutes
 # make fuzz    22,000 damaged profiles, data files, run folders and token stores, into bench/results/fuzz-cpu.json
-# make bench   what README quotes, measured anew into bench/results/, beside the old figures (DATA=file EVAL=file
+# make bench   what README quotes, measured anew into bench/results/, and what got better or worse (DATA=file EVAL=file
 #              for real rows, ONLY=peers,demo for some of it)
 
 PYTHON ?= python3

@@ -25,6 +25,7 @@ a driver shows them, the curve is *rough*: it has floors, bends and jumps. Then
 those of real cards.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -256,8 +257,9 @@ def tells_slope(left: Point, right: Point, noise: float) -> bool:
 
 
 def on_floor(points: list[Point], noise: float) -> list[Point]:
-    """The points that lie as high as the smallest size, within the noise; the first is of size 0."""
-    return [p for p in points[1:] if p[1] <= (1 + MIN_RISE * noise) * points[1][1]]
+    """The smallest sizes that lie as high as the first of them, within the noise; `points` begin with size 0."""
+    highest = (1 + MIN_RISE * noise) * points[1][1]
+    return list(itertools.takewhile(lambda point: point[1] <= highest, points[1:]))
 
 
 def bend(points: list[Point], size: int, noise: float) -> float:

@@ -56,7 +56,7 @@ class Trial:
         budget = self.budgets[self.tightest]
         if self.peak > budget.budget:
             return None
-        return f"nearer to the budget than the noise allows ({format_bytes(budget.margin)})"
+        return f"leaves less than the margin for noise, {format_bytes(budget.margin)}"
 
     @property
     def failed_rank(self) -> int | None:

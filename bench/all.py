@@ -105,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     given = {"--data": options.data, "--eval-data": options.eval_data}
     done = run_all({name: PROGRAMS[name] for name in options.only}, given)
-    table.write()
     files = [PROGRAMS[each.name].file for each in done if each.error is None]
-    print(f"\n{compare.compare(files, options.against)}\n{summary(done)}")
+    print(f"\n{compare.compare(files, options.against)}\n{summary(done)}", flush=True)
+    table.write()
     sys.exit(any(each.error for each in done))
 
 

@@ -42,9 +42,9 @@ def verdict_word(trial: Trial) -> str:
 
 
 def reason_words(trial: Trial, *, short: bool = False) -> str | None:
-    """Why the probe was not measured in full; `short` for a column of a table."""
+    """Why the verdict is not that of peak and budget; `short` for a column that a failure leaves empty."""
     if (failure := trial.failure) is None:
-        return trial.reason
+        return None if short else trial.reason
     if short and failure.cause is Cause.HARD_LIMIT:
         return "stopped at the hard limit"
     return clean(failure.first_line if failure.cause is Cause.SIZE_LIMIT else str(failure))

@@ -1,8 +1,8 @@
 """Cross entropy of hidden states under an output head, chunk by chunk: no logits of a whole micro-batch.
 
 Each chunk's gradient is computed beside its loss, while its logits exist, so nothing is computed twice. It
-is added to the gradient of the head's weight at once, so no second tensor of that size exists either. Only
-positions that the loss counts are computed.
+is added to the gradient of the head's weight at once, so no second gradient of that size exists either. Only
+positions that the loss counts are computed. In bf16 and fp16 the weight is copied once a micro-batch.
 
 torch's `F.linear_cross_entropy` (2.13) works alike and is not used: it has no soft cap, returns the loss of
 bf16 and fp16 in that precision, applies fp16's loss scale after the gradient has been rounded, and keeps one

@@ -126,7 +126,7 @@ class Engine:
         return loss
 
     def summed_loss(self, batch: Batch) -> Tensor:
-        """Cross entropy summed over the target tokens of a micro-batch."""
+        """Cross entropy summed over the target tokens of a micro-batch; without a graph unless it builds logits."""
         if self.head is not None:
             hidden, labels = self._hidden(self.head, batch)
             loss, _ = self.head.loss(hidden, labels, dtype=self._dtype)

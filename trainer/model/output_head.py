@@ -133,7 +133,7 @@ def _trial(model: PreTrainedModel, linear: nn.Linear) -> tuple[Tensor, Tensor] |
         return (hidden,)
 
     device = next(model.parameters()).device
-    ids = torch.arange(TOKENS, device=device)[None]
+    ids = torch.arange(TOKENS, device=device)[None] % linear.out_features
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         batch["decoder_input_ids"] = ids

@@ -6,6 +6,7 @@ from typing import Any
 from autotune.devices.selection import DeviceSelection
 from autotune.errors import ProfileError, named, shortened
 from autotune.readings import DeviceBudget
+from autotune.trial import MARGIN_SPREADS
 from autotune.tuning.per_device import Sizes
 from autotune.tuning.prober import Limits
 from autotune.units import format_bytes
@@ -90,10 +91,11 @@ def differences(
     if profile.run.environment != memory_environment(workload.device):
         different.append("other allocator settings")
     peak = profile.memory.peak_bytes or 0
+    margin = MARGIN_SPREADS * (profile.memory.noise_bytes or 0)
     different += [
         f"peak {format_bytes(peak)}, now a budget of {format_bytes(budget.budget)}"
         for budget in budgets
-        if peak > budget.budget
+        if peak > budget.budget - margin
     ]
     return different
 

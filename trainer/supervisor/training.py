@@ -11,6 +11,7 @@ from autotune.devices.budget import budgets
 from autotune.errors import ChatlmError, DeviceError, OutOfMemory, ProfileError, WorkerError
 from autotune.events import Notice, ProbeEnded, ProbeStarted
 from autotune.plan import Plan
+from autotune.trial import reevaluate, with_margins
 from autotune.tuning.prober import Limits
 from autotune.units import format_bytes
 from autotune.verdict import Verdict
@@ -104,6 +105,7 @@ def probe_again(job: TrainJob) -> None:
         prober.open()
         job.emit(ProbeStarted(size=size, low=0, high=size + 1))
         trial = prober.probe(settings.plan(settings.world_size).sizes)
+        trial = reevaluate(trial, with_margins(prober.budgets, [trial])) or trial
         job.emit(ProbeEnded(trial=trial, low=0, high=size + 1))
         budget = prober.budgets[trial.tightest].budget
     if trial.verdict is not Verdict.FITS:

@@ -127,7 +127,7 @@ def test_a_size_within_the_noise_of_the_budget_says_so() -> None:
 
     assert over is not None
     assert over.verdict is Verdict.OVER
-    assert over.reason == "nearer to the budget than the noise allows (10 MiB)"
+    assert over.reason == "leaves less than the margin for noise, 10 MiB"
     assert trials[0].verdict is Verdict.FITS
     assert trials[0].reason is None
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import ProfileError
+from autotune.readings import DeviceBudget
 from autotune.workers.launch import memory_environment
 from profiles import Profile
 from profiles.schema import Fingerprint, parse
@@ -43,6 +44,22 @@ def run_of(profile: Profile, **choices: Any) -> TrainSettings:
 def said(profile: Profile, settings: TrainSettings) -> list[str]:
     found = Fingerprint(model="m", longest_source=9, longest_target=9)
     return differences(profile, found, settings, ())
+
+
+@pytest.mark.parametrize(("budget", "is_probed"), [(109, True), (110, False)])
+def test_a_budget_that_leaves_less_than_the_noise_is_probed_again(
+    budget: int, is_probed: bool
+) -> None:
+    """A tuning leaves twice the noise too."""
+    profile = tuned()
+    memory = profile.memory.model_copy(update={"peak_bytes": 100, "noise_bytes": 5})
+    profile = profile.model_copy(update={"memory": memory})
+    found = Fingerprint(model="m", longest_source=9, longest_target=9)
+    card = DeviceBudget(device="c", name="c", total=200, others=0, budget=budget)
+
+    told = differences(profile, found, run_of(profile), (card,))
+
+    assert told == (["peak 100 B, now a budget of 109 B"] if is_probed else [])
 
 
 @pytest.mark.parametrize("run", [{}, LORA, {"freeze": "encoder", "fsdp": True}])
