@@ -258,8 +258,8 @@ def tells_slope(left: Point, right: Point, noise: float) -> bool:
 
 def on_floor(points: list[Point], noise: float) -> list[Point]:
     """The smallest sizes that lie as high as the first of them, within the noise; `points` begin with size 0."""
-    highest = (1 + MIN_RISE * noise) * points[1][1]
-    return list(itertools.takewhile(lambda point: point[1] <= highest, points[1:]))
+    known = points[1:]
+    return list(itertools.takewhile(lambda p: p[1] <= (1 + MIN_RISE * noise) * known[0][1], known))
 
 
 def bend(points: list[Point], size: int, noise: float) -> float:
