@@ -277,7 +277,7 @@ def run_ours(task: Task) -> Ran:
     arguments = [
         "autotune", "--target-vram", "1.0", "--vram-limit", str(task.card),
         "--max-batch", str(task.ceiling), "--device", settings.device, "--num-processes", "1",
-        "--model", settings.model, "--base", "fast", "--name", "peers", "--json",
+        "--model", settings.model, "--base", "fast", "--json", "--name", f"peers-{time.monotonic_ns()}",
         "--max-source-length", str(settings.max_source_length),
         "--max-target-length", str(settings.max_target_length),
         *(word for file in settings.data for word in ("--data", file)),

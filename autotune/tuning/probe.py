@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from autotune.devices.allocator import DeviceMemory
 from autotune.readings import Report
 
-LEAST_STEPS = 3
-"""The worst case, then mixed lengths, then the worst case again in the cache that the mix left."""
-REPEATED_STEPS = 4
-"""A peak near the budget is repeated once more, which shows how far equal steps differ."""
+LEAST_STEPS = 2
+"""Mixed lengths, which warm up, then the worst case. With a caching allocator the worst case comes first too,
+since only an empty cache shows the peak of each phase. A peak near the budget is repeated once more, which
+shows how far equal steps differ."""
 MOST_STEPS = 8
 """Used while the peak has not settled or the steps are too short to time."""
 SETTLED = 1.02
@@ -78,8 +78,8 @@ def measure(
 ) -> Report:
     """Runs training steps until their peak has settled; `beat(step)` is called after each.
 
-    A peak below `safe` bytes need neither settle nor be repeated. Raises whatever the step raises; `is_out_of_memory` tells
-    out of memory apart.
+    A peak below `safe` bytes need neither settle nor be repeated. Raises whatever the step raises;
+    `is_out_of_memory` tells out of memory apart.
     """
     memory = workload.memory
     memory.release_cached()
@@ -89,26 +89,28 @@ def measure(
     seconds: list[float] = []
     activation_peak = allocated = 0
     load = Load(0, 0)
+    mixed = int(memory.caches)
+    """The step of mixed lengths: without a cache the worst case leaves nothing for it to break up."""
     for step in range(MOST_STEPS):
         memory.reset_peak()
         started = time.perf_counter()
-        if step == 1:
+        if step == mixed:
             workload.mixed_lengths_step(size)
         else:
             load = workload.forward_backward(size)
         memory.synchronize()
-        if step == 0:
+        if step == 1 - mixed:
             activation_peak = memory.peak()
         workload.optimizer_step()
         memory.synchronize()
-        if step > 1:
+        if step > mixed:
             seconds.append(time.perf_counter() - started)
         peaks.append(memory.peak())
         allocated = max(allocated, memory.peak_allocated())
         beat(step)
         counts = safe is None or peaks[-1] > safe
         grows = counts and peaks[-1] > SETTLED * max(peaks[:-1], default=0)
-        least = REPEATED_STEPS if counts else LEAST_STEPS
+        least = LEAST_STEPS + mixed + counts
         # ranks that stop at different steps wait for each other for ever
         if not workload.any_rank(step + 1 < least or grows or sum(seconds) < TIMED):
             break
@@ -126,7 +128,7 @@ def measure(
         samples=load.samples,
         tokens=load.tokens,
         outside=memory.outside(),
-        spread=max(peaks[2:]) - min(peaks[2:]),
+        spread=max(peaks[mixed + 1 :]) - min(peaks[mixed + 1 :]),
     )
 
 

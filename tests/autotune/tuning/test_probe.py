@@ -11,7 +11,6 @@ from autotune.tuning import probe
 from autotune.tuning.probe import (
     LEAST_STEPS,
     MOST_STEPS,
-    REPEATED_STEPS,
     Load,
     measure,
     measure_evaluation,
@@ -138,10 +137,10 @@ def test_what_grows_with_the_size_is_read_before_anything_is_left_in_pieces() ->
 @pytest.mark.parametrize(
     ("grows", "safe", "steps"),
     [
-        (0, None, REPEATED_STEPS),
-        (0, 10**6, LEAST_STEPS),
+        (0, None, LEAST_STEPS + 2),
+        (0, 10**6, LEAST_STEPS + 1),
         (10, None, MOST_STEPS),
-        (10, 10**6, LEAST_STEPS),
+        (10, 10**6, LEAST_STEPS + 1),
         (10, 1, MOST_STEPS),
     ],
     ids=["settled", "far below the budget", "grows", "grows far below the budget", "grows near it"],
@@ -151,6 +150,20 @@ def test_steps_go_on_until_the_peak_has_settled(grows: int, safe: int | None, st
     _, taken = measured(Growing(grows), safe)
 
     assert taken == steps
+
+
+def test_without_a_cache_the_mix_comes_first_and_the_worst_case_once_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It leaves nothing for the mix to break up, and every step shows the peak of each phase."""
+    monkeypatch.setattr(CachingMemory, "caches", False)
+
+    near, far = measured(Growing(10)), measured(Growing(), 10**6)
+
+    assert near[0].activation_peak == MODEL + 8 * SAMPLE + 10
+    assert far[1] == LEAST_STEPS
+    assert len(far[0].seconds) == 1
+    assert measured(Growing())[1] == LEAST_STEPS + 1
 
 
 @pytest.mark.parametrize(("grows", "spread"), [(0, 0), (10, 10 * (MOST_STEPS - 3))])
