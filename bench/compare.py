@@ -60,7 +60,7 @@ def how(document: Document) -> str:
     """Minutes, commit, and how much others did meanwhile."""
     measured: Mapping[str, float] = document.get("measured", {})
     if not measured:
-        return "not told how busy the machine was"
+        return "load unknown"
     return (
         f"{measured['seconds'] / 60:.1f} min at {measured['code'] or 'no commit'}, others took "
         f"{measured['others_share']:.0%}"
@@ -68,7 +68,7 @@ def how(document: Document) -> str:
 
 
 def was_busy(document: Document | None) -> bool:
-    """Whether others took so much that speeds tell little; not where it is not told."""
+    """Whether others took so much CPU that speeds tell little; False where the load is unknown."""
     measured = (document or {}).get("measured", {})
     return bool(measured.get("others_share", 0.0) > BUSY)
 

@@ -108,7 +108,7 @@ def test_without_an_old_file_the_new_figures_are_shown(
 
     assert code() is None
     assert nothing == "there are no result files"
-    assert found.splitlines()[0] == "peers-cpu: not told how busy the machine was"
+    assert found.splitlines()[0] == "peers-cpu: load unknown"
     assert found.splitlines()[1].endswith("new")
 
 
