@@ -104,7 +104,6 @@ class Held:
 
     device: str
     resident: int
-    outside: Outside = Outside()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,4 +130,4 @@ class Report:
 
     @property
     def held(self) -> Held:
-        return Held(device=self.device, resident=self.resident, outside=self.outside)
+        return Held(device=self.device, resident=self.resident)

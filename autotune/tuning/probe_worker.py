@@ -37,7 +37,7 @@ def main() -> None:
         workload: Workload = build(request.settings)
         memory = workload.memory
         memory.release_cached()
-        held = Held(device=memory.device, resident=memory.resident(), outside=memory.outside())
+        held = Held(device=memory.device, resident=memory.resident())
         wire.send(messages.Ready(workload_info=dict(workload.workload_info), held=held))
         while True:
             request = wire.receive()
