@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from autotune.devices.allocator import is_out_of_memory
 from trainer.model.chunked_loss import LogitsForm, chunked_loss
 
 TOKENS = 8
@@ -33,6 +34,7 @@ class Unfit(StrEnum):
     OTHER_LOGITS = "other logits"
     OTHER_WEIGHTS = "other weights"
     OTHER_RANK = "other rank"
+    REFUSED = "refused"
 
 
 REASONS = {
@@ -40,6 +42,7 @@ REASONS = {
     Unfit.OTHER_LOGITS: "its logits are not the output of its head, scaled, shifted or capped",
     Unfit.OTHER_RANK: "another process cannot do without",
     Unfit.OTHER_WEIGHTS: "its logits depend on trained weights beside those of its head",
+    Unfit.REFUSED: f"it does not take the {TOKENS} tokens on which its head is tried",
 }
 
 
@@ -93,13 +96,19 @@ class OutputHead:
 def find_head(model: PreTrainedModel) -> OutputHead | Unfit:
     """The model's output head, checked against the model's own logits; or why it has none.
 
-    Draws no random numbers and changes no state. Every rank of a sharded model calls it.
+    Draws no random numbers and changes no state. Every rank of a sharded model calls it. Raises only what
+    `is_out_of_memory` knows.
     """
     whole: Any = model
     linear = whole.get_output_embeddings()
     if type(linear) is not nn.Linear:  # an adapter's and a quantised layer compute more
         return Unfit.NO_LINEAR
-    found = _trial(model, linear)
+    try:
+        found = _trial(model, linear)
+    except Exception as error:  # a model of someone's own may raise anything
+        if is_out_of_memory(error):
+            raise
+        return Unfit.REFUSED
     if found is None:
         return Unfit.OTHER_LOGITS
     inputs, logits = found

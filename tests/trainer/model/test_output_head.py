@@ -78,6 +78,21 @@ def with_keyword() -> Any:
     return model
 
 
+class Picky(LlamaForCausalLM):  # type: ignore[no-untyped-call]
+    """A model of someone's own that wants more than tokens, or has no memory for them."""
+
+    wish: Exception
+
+    def forward(self, **inputs: Any) -> Any:
+        raise self.wish
+
+
+def picky(wish: Exception) -> Any:
+    model = heads.with_head("llama")
+    model.__class__, model.wish = Picky, wish
+    return model
+
+
 def rectified(_: Any, logits: torch.Tensor) -> torch.Tensor:
     """Logits that are never negative."""
     return logits.relu()
@@ -90,6 +105,7 @@ UNFIT: list[tuple[str, Any, Unfit]] = [
     ("a cut vocabulary", lambda: changed(lambda _, x: x[..., :200]), Unfit.OTHER_LOGITS),
     ("a softmax", lambda: changed(lambda _, x: x.log_softmax(-1)), Unfit.OTHER_LOGITS),
     ("a keyword", with_keyword, Unfit.OTHER_LOGITS),
+    ("another input", lambda: picky(ValueError("pixel_values")), Unfit.REFUSED),
     (
         "a layer of its own",
         lambda: with_other_head(heads.with_head("llama"), Custom(32, heads.VOCABULARY)),
@@ -124,6 +140,12 @@ def test_why_is_told_and_the_logits_are_trained(make: Any, words: str) -> None:
     assert own.notice == f"the loss builds logits, which takes more memory: {words}"
     assert asked.notice is None
     assert losses[0] == losses[1]
+
+
+def test_a_check_without_memory_is_out_of_memory() -> None:
+    """It says nothing of the head."""
+    with pytest.raises(MemoryError):
+        find_head(picky(MemoryError()))
 
 
 def test_an_adapter_on_the_head_is_trained_with_logits() -> None:
