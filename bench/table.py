@@ -79,10 +79,22 @@ def sentences() -> dict[str, str]:
     simulated = read("search-simulated")
     probes = simulated["algorithms"]["chatlm"]["all"]["probes_mean"]
     real = simulated["real_cards"]["algorithms"]["chatlm"]["probes_mean"]
+    cards = simulated["real_cards"]["algorithms"]["chatlm"]["oom_per_tuning"]
+    fastest = simulated["real_cards"]["throughput"]
+    mean, low, worst, more = (
+        fastest[key] for key in ("speed_mean", "speed_p5", "speed_min", "more_probes_mean")
+    )
     minutes = math.ceil(read("demo-cpu")["seconds"] / 60)
     return {
         r"after [0-9.]+ on average in simulation, and [0-9.]+ on": (
             f"after {probes:.1f} on average in simulation, and {real:.1f} on"
+        ),
+        r"5 % of the card above the target; [0-9.]+ a": (
+            f"5 % of the card above the target; {cards:.2f} a"
+        ),
+        r"[0-9.]+% of the best speed on average, .* probes more": (
+            f"{mean:.1%} of the best speed on average, {low:.1%} at the 5th percentile and {worst:.0%} at "
+            f"worst, with {more:.1f} probes more"
         ),
         r"takes under [0-9]+ minutes on two": f"takes under {minutes} minutes on two",
     }
