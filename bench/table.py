@@ -270,7 +270,7 @@ def loss_rows(document: dict[str, Any]) -> list[Row]:
         (
             f"{found['model']}, loss without logits: micro-batch on an emulated card of {found['limit']}",
             f"{found['logits']['micro_batch']} → {found['chunked']['micro_batch']}; "
-            f"{found['speed_ratio']:.2f} × as fast at {found['logits']['micro_batch']}",
+            f"{words(loss.speeds(found))} as fast at {found['logits']['micro_batch']}",
             "loss-cpu",
         )
         for found in document["models"]
