@@ -19,9 +19,10 @@ from trainer.batching.collator import IGNORED
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**29}
 """A chunk's logits in float32, by device. On a GPU the head's gradient, which each chunk adds to, is read
 from further away."""
-LEAST_TOKENS = 128
-"""Of a chunk: with fewer, adding to the head's gradient takes longer than the products. A vocabulary of
-152,000 and a width of 256 on 2 cores: 1.9 s with 27 tokens, 1.2 s with 110, 1.1 s with more."""
+LEAST_TOKENS = 256
+"""Of a chunk: with fewer, adding to the head's gradient takes longer than the products. On 2 cores, beside
+other work: a vocabulary of 152,000 and a width of 256, 1.9 s with 27 tokens, 1.2 s with 110, 1.1 s with more;
+of 29,298 and 768, 2.9 s with 128, 2.3 s with 256, 2.2 s with 512, and 2.7 s with logits."""
 SLICE_BYTES = 2**26
 """Of a product that is added to a gradient of higher precision."""
 
