@@ -138,8 +138,7 @@ def test_where_activations_set_the_peak_a_resume_takes_no_more_than_a_fresh_star
 
     assert not [event for event in events if isinstance(event, ProbeStarted)]
     peaks = [record["device_peak_bytes"] for record in steps(tmp_path / "run")]
-    (weights, *_) = (tmp_path / "run").glob("checkpoint-*/model.safetensors")
-    assert max(peaks[STOPPED + 1 :]) < max(peaks[:STOPPED]) + weights.stat().st_size
+    assert max(peaks[STOPPED + 1 :]) == pytest.approx(max(peaks[:STOPPED]), rel=0.05)
     assert max(peaks[STOPPED + 1 :]) <= 2**30
 
 
