@@ -1,6 +1,6 @@
 """`make demo`: tunes, trains, and says in a few lines what that was good for.
 
-Everything is what a user would type. Without an NVIDIA GPU the CPU plays a card of 2 GiB.
+Everything is what a user would type. Without an NVIDIA GPU the CPU plays a card of 1 GiB.
 """
 
 import argparse
@@ -27,9 +27,9 @@ def main() -> None:
     options = parser.parse_args()
     started = time.monotonic()
     device = ("--device", options.device)
-    # on a large card the tiny model's effective batch would grow to thousands: too few steps to learn
+    # on a larger card the effective batch of the tiny model grows with it: too few steps to learn
     emulated = not has_gpu(options.device)
-    card = ("--vram-limit", "2GiB") if emulated else ("--effective-batch", "64")
+    card = ("--vram-limit", "1GiB") if emulated else ("--effective-batch", "64")
     tuning, training = Path("logs/demo_autotune.jsonl"), Path("logs/demo_train.jsonl")
     Path("logs").mkdir(exist_ok=True)
     run("autotune", "--target-vram", "0.6", *card, *device, "--events", str(tuning))
@@ -126,7 +126,7 @@ def summary(document: dict[str, Any]) -> str:
     speeds = {
         (turn["name"], turn["cut"]): turn["median_samples_per_second"] for turn in document["turns"]
     }
-    card = "an emulated 2 GiB card (CPU)" if document["emulated"] else "the GPU"
+    card = "an emulated 1 GiB card (CPU)" if document["emulated"] else "the GPU"
     gib = 2**30
     return f"""
   chatlm demo, on {card}

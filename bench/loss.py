@@ -21,7 +21,7 @@ from typing import Any
 
 from autotune.workers.launch import worker_environment
 from bench.commands import run_json, write_result
-from bench.paired import Ratio, words
+from bench.paired import of_rounds, words
 from trainer.reading.readers import bundled
 
 ROUNDS = 5
@@ -265,12 +265,6 @@ def losses() -> list[dict[str, Any]]:
     return [compare(2048, 128, 2048), compare(29298, 128, 1024)]
 
 
-def speeds(found: Mapping[str, Any]) -> Ratio:
-    """Chunks' speed to that of logits, at one size."""
-    rounds = found["speed_ratios"]
-    return Ratio(median=statistics.median(rounds), least=min(rounds), most=max(rounds))
-
-
 def table(document: Mapping[str, Any]) -> str:
     """Markdown for the docs, one row a model."""
     lines = [
@@ -285,7 +279,7 @@ def table(document: Mapping[str, Any]) -> str:
             f"| {old['micro_batch']} → {new['micro_batch']}: {bound}{found['micro_batch_ratio']:.2f} × "
             f"| {old['bytes_a_sample'] / MIB:.1f} → {new['bytes_a_sample'] / MIB:.1f} MiB "
             f"| {old['samples_per_second']:.1f} → {new['samples_per_second']:.1f} "
-            f"| {words(speeds(found))} |"
+            f"| {words(of_rounds(found['speed_ratios']))} |"
         )
     return "\n".join(lines)
 

@@ -15,7 +15,11 @@ class Ratio(TypedDict):
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     """Ours to theirs, round by round; raises ValueError where they are not as many."""
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    return of_rounds([one / other for one, other in zip(ours, theirs, strict=True)])
+
+
+def of_rounds(ratios: Sequence[float]) -> Ratio:
+    """The ratios of the rounds as one."""
     return Ratio(median=statistics.median(ratios), least=min(ratios), most=max(ratios))
 
 

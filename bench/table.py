@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import accumulation, exactness, loss, padding, peers, presets, sft, simulate, trainers
-from bench.paired import words
+from bench.paired import of_rounds, words
 
 RESULTS = Path(__file__).parent / "results"
 PAGES = tuple(
@@ -78,11 +78,11 @@ def sentences() -> dict[str, str]:
     """Figures within a sentence: a pattern of the words, and the words with the figure of today."""
     simulated = read("search-simulated")
     probes = simulated["algorithms"]["chatlm"]["all"]["probes_mean"]
-    real = simulated["real_cards"]["algorithms"]["chatlm"]["probes_mean"]
-    cards = simulated["real_cards"]["algorithms"]["chatlm"]["oom_per_tuning"]
-    fastest = simulated["real_cards"]["throughput"]
+    cards = simulated["real_cards"]
+    real, beyond = (cards["algorithms"]["chatlm"][key] for key in ("probes_mean", "oom_per_tuning"))
     mean, low, worst, more = (
-        fastest[key] for key in ("speed_mean", "speed_p5", "speed_min", "more_probes_mean")
+        cards["throughput"][key]
+        for key in ("speed_mean", "speed_p5", "speed_min", "more_probes_mean")
     )
     minutes = math.ceil(read("demo-cpu")["seconds"] / 60)
     return {
@@ -90,7 +90,7 @@ def sentences() -> dict[str, str]:
             f"after {probes:.1f} on average in simulation, and {real:.1f} on"
         ),
         r"5 % of the card above the target; [0-9.]+ a": (
-            f"5 % of the card above the target; {cards:.2f} a"
+            f"5 % of the card above the target; {beyond:.2f} a"
         ),
         r"[0-9.]+% of the best speed on average, .* probes more": (
             f"{mean:.1%} of the best speed on average, {low:.1%} at the 5th percentile and {worst:.0%} at "
@@ -270,7 +270,7 @@ def loss_rows(document: dict[str, Any]) -> list[Row]:
         (
             f"{found['model']}, loss without logits: micro-batch on an emulated card of {found['limit']}",
             f"{found['logits']['micro_batch']} → {found['chunked']['micro_batch']}; "
-            f"{words(loss.speeds(found))} as fast at {found['logits']['micro_batch']}",
+            f"{words(of_rounds(found['speed_ratios']))} as fast at {found['logits']['micro_batch']}",
             "loss-cpu",
         )
         for found in document["models"]

@@ -42,7 +42,7 @@ REASONS = {
     Unfit.OTHER_LOGITS: "its logits are not the output of its head, scaled, shifted or capped",
     Unfit.OTHER_RANK: "another process cannot do without",
     Unfit.OTHER_WEIGHTS: "its logits depend on trained weights beside those of its head",
-    Unfit.REFUSED: f"it does not take the {TOKENS} tokens on which its head is tried",
+    Unfit.REFUSED: f"the model refuses the {TOKENS} tokens on which its head is tried",
 }
 
 
