@@ -24,7 +24,7 @@ from bench.commands import run_json, write_result
 from bench.paired import of_rounds, words
 from trainer.reading.readers import bundled
 
-ROUNDS = 5
+ROUNDS = 11
 """Steps of each way, in turns, after one that warms up."""
 MIB = 2**20
 MOST = 64

@@ -106,7 +106,7 @@ class SftWorkload:
             waited += time.perf_counter() - started
         return waited / TIMED_STEPS, loaders_memory()
 
-    def one_sided_step(self, size: int, side: int) -> bool:
+    def dry_run(self, size: int, side: int | None) -> bool:
         batch = self._collator.one_sided(size, side)
         if batch is not None:
             self.engine.dry_run([batch])

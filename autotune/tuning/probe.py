@@ -66,10 +66,10 @@ class Workload(MeasuredStep, Protocol):
     def data_wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         """Seconds that a step of `busy` seconds waits for its data, and the loaders' bytes."""
 
-    def one_sided_step(self, size: int, side: int) -> bool:
-        """Forward and backward of `size` sequences, longest on that side and shortest on the other.
+    def dry_run(self, size: int, side: int | None) -> bool:
+        """Forward and backward of one micro-batch, longest on that side alone, or on both.
 
-        Side 0 is the source, side 1 the target. False where both are padded as one.
+        Side 0 is the source, side 1 the target. False, and nothing ran, where both are padded as one.
         """
 
 
@@ -136,18 +136,17 @@ def measure_memory_fractions(workload: Workload, size: int) -> list[float] | Non
     """The shares of source and target in a micro-batch's tensor memory; None if padded as one."""
     memory = workload.memory
 
-    def growth(run: Callable[[], object]) -> int:
+    def growth(side: int | None) -> int:
         memory.release_cached()
         before = memory.allocated()
         memory.reset_peak()
-        run()
+        workload.dry_run(size, side)
         memory.synchronize()
         return max(0, memory.peak_allocated() - before)
 
-    if not workload.one_sided_step(1, 0):
+    if not workload.dry_run(1, 0):
         return None
-    whole = growth(lambda: workload.forward_backward(size))
-    sides = [growth(lambda side=side: workload.one_sided_step(size, side)) for side in (0, 1)]  # type: ignore[misc]
+    whole, *sides = (growth(side) for side in (None, 0, 1))
     memory.release_cached()
     return [part / whole for part in sides] if whole else None
 

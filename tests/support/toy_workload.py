@@ -120,7 +120,7 @@ class ToyWorkload:
     def data_wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         return 0.0, loaders * MIB
 
-    def one_sided_step(self, size: int, side: int) -> bool:
+    def dry_run(self, size: int, side: int | None) -> bool:
         return False
 
     def any_rank(self, claim: bool) -> bool:

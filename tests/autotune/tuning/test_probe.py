@@ -94,9 +94,10 @@ class Growing:
     def data_wait(self, size: int, *, loaders: int, busy: float) -> tuple[float, int]:
         raise AssertionError("no probe waits")
 
-    def one_sided_step(self, size: int, side: int) -> bool:
+    def dry_run(self, size: int, side: int | None) -> bool:
         if self.sides is not None:
-            self._memory.take(int(SAMPLE * size * self.sides[side]))
+            share = 1.0 if side is None else self.sides[side]
+            self._memory.take(int(SAMPLE * size * share))
         return self.sides is not None
 
     def any_rank(self, claim: bool) -> bool:

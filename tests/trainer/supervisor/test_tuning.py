@@ -10,7 +10,7 @@ import profiles
 from autotune.tuning.prober import WorkerProber
 from trainer.config.options import AutotuneOptions
 from trainer.supervisor.job import open_tune_job
-from trainer.supervisor.tuning import run_tuning
+from trainer.supervisor.tuning import fraction_size, run_tuning
 
 
 def test_ctrl_c_while_the_workers_are_ended_loses_no_answer(
@@ -38,3 +38,13 @@ def test_ctrl_c_while_the_workers_are_ended_loses_no_answer(
         run_tuning(job)
 
     assert profiles.load("profiles/tuned.toml").batch.micro_batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "expected"),
+    [(184, "cuda", 184), (3, "cuda", 3), (184, "cpu", 46), (20, "cpu", 8), (6, "cpu", 6)],
+)
+def test_fractions_are_measured_with_a_part_of_the_answer_on_a_cpu_alone(
+    size: int, kind: str, expected: int
+) -> None:
+    assert fraction_size(size, kind) == expected
