@@ -62,11 +62,12 @@ class SftWorkload:
     def mixed_lengths_step(self, size: int) -> None:
         """Runs micro-batches of shuffled rows, each padded to its own longest: full size, half, one row.
 
-        Without a caching allocator the full size leaves nothing behind and is left out.
+        Without a caching allocator they leave nothing behind: peaks after an eighth and one row, which warm
+        up, are within 0.1 % of those after half (t5-8m, 184 sequences; chatlm-tiny, 398).
         """
         rows = len(self._collator.store)
         shuffled = SampleOrder(rows, MIXED_LENGTHS_SEED).take(0, min(size, rows))
-        counts = (size, size // 2, 1) if self.memory.caches else (size // 2, 1)
+        counts = (size, size // 2, 1) if self.memory.caches else (size // 8, 1)
         batches = [self._collator.batch(shuffled[: max(1, count)]) for count in counts]
         self.engine.forward_backward(batches, target_tokens=sum(b.target_tokens for b in batches))
 

@@ -69,11 +69,11 @@ def shape(batch: Batch) -> tuple[int, int, int]:
     return batch.samples, batch.inputs["input_ids"].shape[1], batch.labels.shape[1]
 
 
-@pytest.mark.parametrize(("caches", "samples"), [(True, [32, 16, 1]), (False, [16, 1])])
+@pytest.mark.parametrize(("caches", "samples"), [(True, [32, 16, 1]), (False, [4, 1])])
 def test_a_probe_mixes_short_and_long_none_beyond_the_worst(
     caches: bool, samples: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They leave an allocator's cache in pieces; where nothing stays cached, the largest leaves none."""
+    """They leave an allocator's cache in pieces; where nothing stays cached, few are enough to warm up."""
     settings = {**WorkloadSettings().as_json(), "effective": 1, "effective_fixed": False}
     workload = build(settings)
     ran: list[tuple[int, int, int]] = []
