@@ -62,8 +62,8 @@ class SftWorkload:
     def mixed_lengths_step(self, size: int) -> None:
         """Runs micro-batches of shuffled rows, each padded to its own longest: full size, half, one row.
 
-        Without a caching allocator they leave nothing behind: peaks after an eighth and one row, which warm
-        up, are within 0.1 % of those after half (t5-8m, 184 sequences; chatlm-tiny, 398).
+        Without a caching allocator they leave nothing behind and only warm up, so an eighth and one row are
+        enough: later peaks are within 0.1 % of those after half (t5-8m, 184 sequences; chatlm-tiny, 398).
         """
         rows = len(self._collator.store)
         shuffled = SampleOrder(rows, MIXED_LENGTHS_SEED).take(0, min(size, rows))

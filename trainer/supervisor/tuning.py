@@ -159,9 +159,10 @@ def measure_extras(job: TuneJob, prober: WorkerProber, trial: Trial) -> Extras:
 def fraction_size(size: int, kind: str) -> int:
     """How many sequences the memory fractions are measured with, on `cuda` or `cpu`.
 
-    On a GPU the answer itself: the loss's chunk is a fixed amount, which a smaller size makes much of. On a CPU a
-    quarter, since a step takes seconds: within 2 % of half the answer (t5-8m, 256 + 256 and 256 + 32 tokens;
-    chatlm-tiny, answers of 184 and 199). Few sequences are taken whole: noise would drown a part.
+    On a GPU the answer itself: a chunk of the loss has a fixed size there, and its share is larger beside fewer
+    sequences. On a CPU, where a step takes seconds, a quarter: the fractions are within 2 % of those of half
+    (t5-8m at 184 sequences, 256 + 256 and 256 + 32 tokens; chatlm-tiny at 199). At least eight, or all of a
+    smaller answer, since noise is large beside few.
     """
     return size if kind == "cuda" else min(size, max(8, size // 4))
 
