@@ -19,7 +19,7 @@ MOST_STEPS = 8
 """Used while the peak has not settled or the steps are too short to time."""
 SETTLED = 1.02
 """The peak has settled when a step is at most this factor above the highest before it. On a CPU equal
-steps differ by 0.1 % (t5-8m, 184 sequences of 256; chatlm-tiny, 398)."""
+steps differ by less than 0.1 % (t5-8m, 184 sequences of 256; chatlm-tiny, 398)."""
 TIMED = 0.3
 """A speed needs at least this many seconds of timed steps."""
 
@@ -67,9 +67,9 @@ class Workload(MeasuredStep, Protocol):
         """Seconds that a step of `busy` seconds waits for its data, and the loaders' bytes."""
 
     def dry_run(self, size: int, side: int | None) -> bool:
-        """Forward and backward of one micro-batch, longest on that side alone, or on both.
+        """Forward and backward of `size` sequences, longest on that side alone; with None on both sides.
 
-        Side 0 is the source, side 1 the target. False, and nothing ran, where both are padded as one.
+        Side 0 is the source, side 1 the target. False for a side of data that are padded as one: nothing ran.
         """
 
 

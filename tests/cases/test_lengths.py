@@ -94,6 +94,18 @@ def test_a_probe_mixes_short_and_long_none_beyond_the_worst(
     assert all(seen <= most for one in mixed for seen, most in zip(one, worst, strict=True))
 
 
+def test_a_dry_run_is_longest_on_one_side_or_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuning takes the memory of one side as a share of that of both."""
+    workload = build({**WorkloadSettings().as_json(), "effective": 1, "effective_fixed": False})
+    ran: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(workload.engine, "dry_run", lambda batches: ran.extend(map(shape, batches)))
+    source, target = workload._collator.longest()
+
+    assert all(workload.dry_run(3, side) for side in (None, 0, 1))
+
+    assert ran == [(3, source, target), (3, source, 1), (3, 1, target)]
+
+
 def test_what_a_step_takes_more_after_a_mix_is_in_the_peak(tmp_path: Path) -> None:
     """The worst batch runs again in the memory that short and long ones have left in pieces."""
     with prober_of(tmp_path, toy(scattered=30 * MIB), target=0.8) as prober:

@@ -90,16 +90,14 @@ class Collator:
         """Tokens of the longest on each side that is padded apart: source and target, or both as one."""
         return tuple(tokens for _, tokens in self._longest_rows())
 
-    def one_sided(self, size: int, side: int | None) -> Batch | None:
+    def one_sided(self, size: int, side: int) -> Batch | None:
         """`size` sequences, longest on one side and one token on the other; None for a causal model.
 
-        Without a side they are longest on both. Use only its shape: its numbers of tokens are those of the worst-case batch.
+        Use only its shape: its numbers of tokens are those of the worst-case batch.
         """
         if self._is_causal:
             return None
         batch = self.worst_case_batch(size)
-        if side is None:
-            return batch
         short = ("decoder_input_ids",) if side == 0 else ("input_ids", "attention_mask")
         inputs = {k: v[:, :1] if k in short else v for k, v in batch.inputs.items()}
         labels = batch.labels[:, :1] if side == 0 else batch.labels
